@@ -1,0 +1,1 @@
+"""Recording activations in the training process without touching the training."""

@@ -1,0 +1,1 @@
+"""Distances between operators, spread of models, similarity of activations."""

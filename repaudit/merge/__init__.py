@@ -1,0 +1,1 @@
+"""Merging diffusion operators of several models."""

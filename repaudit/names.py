@@ -1,0 +1,69 @@
+"""Names of groups, variables, dimensions and attributes, and the safe keys that stand for them on disk."""
+
+from __future__ import annotations
+
+from typing import Final
+from urllib.parse import quote, unquote
+
+FORMAT_VERSION: Final = 1
+"""Version of the on-disk format that this library writes."""
+
+ATTRS: Final = "repaudit"
+"""The attribute of a group under which repaudit keeps its own metadata."""
+
+MODELS: Final = "models"
+PROBE: Final = "probe"
+
+MODEL: Final = "model"
+LAYER: Final = "layer"
+STEP: Final = "step"
+SAMPLE: Final = "sample"
+TOKEN: Final = "token"
+FEATURE: Final = "feature"
+NEIGHBOR: Final = "neighbor"
+COMPONENT: Final = "component"
+
+EPOCH: Final = "epoch"
+WALL_TIME: Final = "wall_time"
+TRIGGER: Final = "trigger"
+LOSS: Final = "loss"
+LABEL: Final = "label"
+TEXT: Final = "text"
+
+STEP_COORDINATES: Final = (STEP, EPOCH, WALL_TIME, TRIGGER, LOSS)
+"""Variables of a model that describe its steps; every other variable on dim ``step`` is a layer."""
+
+_RESERVED: Final = frozenset({"", ".", "..", "zarr.json", *STEP_COORDINATES, SAMPLE, LABEL, TEXT, TOKEN, FEATURE})
+_UNRESERVED: Final = "@:+=,[]() "
+
+
+def encode_name(name: str) -> str:
+    """Turn any name into one safe Zarr key segment; the real name belongs in the attributes.
+
+    Percent-encodes separators, control characters and everything outside printable ASCII, a leading dot or
+    underscore pair that Zarr reserves, and whole names that the format itself uses.
+
+    Examples
+    --------
+    >>> encode_name("model.layers.3")
+    'model.layers.3'
+    >>> encode_name("../escape"), encode_name("zarr.json")
+    ('%2E%2E%2Fescape', '%7A%61%72%72%2E%6A%73%6F%6E')
+    """
+    if name in _RESERVED:
+        return "".join(f"%{byte:02X}" for byte in name.encode()) or "%"
+    key = quote(name, safe=_UNRESERVED)
+    if key.startswith((".", "__", " ")) or key.endswith((".", " ")):
+        return "".join(f"%{byte:02X}" if chr(byte) in "._ " else chr(byte) for byte in key.encode())
+    return key
+
+
+def decode_name(key: str) -> str:
+    """Give back the name that :func:`encode_name` made a key of.
+
+    Examples
+    --------
+    >>> decode_name(encode_name("a/b c")) == "a/b c"
+    True
+    """
+    return "" if key == "%" else unquote(key)

@@ -1,0 +1,1 @@
+"""The trajectory store: layout, writer, reader, verification."""
