@@ -1,0 +1,147 @@
+"""The gauge: activations in, diffusion operator out."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any, Final, Literal
+
+import torch
+from torch import Tensor
+
+from repaudit import __version__
+from repaudit.errors import ActivationError
+from repaudit.gauge.differentiable import differentiable_operator
+from repaudit.gauge.distance import cloud, full_precision, squared_distances_
+from repaudit.gauge.kernel import bandwidth, kernel_, markov_, refuse_isolated
+from repaudit.gauge.labelled import Activations, read
+from repaudit.gauge.spectrum import DiffusionOperator
+
+KNN: Final = {"gaussian": 15, "alpha_decay": 5}
+
+
+@dataclass(frozen=True)
+class DiffusionGauge:
+    """Turn activations ``(sample, feature)`` into a diffusion operator ``P (sample, neighbor)``.
+
+    ``K = exp(-d_ij² / (s_i s_j))`` for ``kernel="gaussian"``, with ``s_i`` the distance to the ``knn``-th neighbour, or
+    ``exp(-d² / (2 s²))`` with a ``bandwidth``; ``K = 1/2 [exp(-(d/s_i)^decay) + exp(-(d/s_j)^decay)]`` for
+    ``"alpha_decay"``. Then ``K <- K_ij / (q_i q_j)^alpha`` with ``q`` the row sums, and ``P = D^-1 K``.
+
+    Parameters
+    ----------
+    kernel
+        "gaussian" or "alpha_decay".
+    knn
+        The neighbour, the sample itself excluded, whose distance is the local scale. ``None``: 15 (gaussian) or 5
+        (alpha_decay), or all others where there are fewer; the attrs tell which. A given ``knn`` that the number of
+        samples does not allow is an error.
+    bandwidth
+        One scale for all samples, a distance, or "median", the median distance between samples; takes the place of knn.
+    decay
+        Exponent of the alpha-decay kernel.
+    alpha
+        Density correction, 0 (none) to 1 (geometry alone).
+    metric
+        "euclidean", or "cosine", the Euclidean distance of unit vectors.
+    standardize
+        Divide each feature by its standard deviation first. This changes the metric.
+    self_loops
+        Whether a sample is its own neighbour.
+    neighbors
+        Keep this many nearest neighbours a sample (an entry stays where either side has it): a sparse operator.
+
+    Source: Coifman and Lafon, Diffusion maps (2006); Moon et al., PHATE (2019), for the alpha-decay kernel.
+
+    Examples
+    --------
+    >>> points = torch.tensor([[0.0], [1.0], [3.0]])
+    >>> operator = DiffusionGauge(bandwidth=1.0, alpha=0.0)(points)
+    >>> [f"{p:.4f}" for p in operator.matrix[0]]
+    ['0.6182', '0.3749', '0.0069']
+    """
+
+    kernel: Literal["gaussian", "alpha_decay"] = "gaussian"
+    knn: int | None = None
+    bandwidth: float | Literal["median"] | None = None
+    decay: float = 40.0
+    alpha: float = 1.0
+    metric: Literal["euclidean", "cosine"] = "euclidean"
+    standardize: bool = False
+    self_loops: bool = True
+    neighbors: int | None = None
+
+    def __post_init__(self) -> None:
+        _one_of("kernel", self.kernel, KNN)
+        _one_of("metric", self.metric, ("euclidean", "cosine"))
+        for name in ("knn", "neighbors"):
+            value = getattr(self, name)
+            if value is not None and (isinstance(value, bool) or int(value) != value or value < 1):
+                raise ValueError(f"{name} is a number of neighbours, 1 or more; found {value!r}")
+        if not 0 <= self.alpha <= 1:
+            raise ValueError(f"alpha lies between 0 and 1; found {self.alpha!r}")
+        if not 0 < self.decay < float("inf"):
+            raise ValueError(f"decay is a positive number; found {self.decay!r}")
+        if self.bandwidth not in {None, "median"} and not (
+            not isinstance(self.bandwidth, str) and 0 < float(self.bandwidth or 0) < float("inf")
+        ):
+            raise ValueError(f"bandwidth is a positive distance, 'median' or None; found {self.bandwidth!r}")
+
+    def __call__(self, X: Any) -> DiffusionOperator:
+        """Compute the operator of activations ``(sample, feature)``: ndarray, tensor (CPU, CUDA) or DataArray.
+
+        The matrix has the dtype of float64 input, else float32. A tensor that requires a gradient gives an operator
+        that carries it.
+
+        Raises
+        ------
+        ActivationError
+            The activations are not finite, too few for ``knn``, or not ``(sample, feature)``.
+        """
+        if self.neighbors is not None:
+            raise NotImplementedError("kNN-sparse operators are not built yet")
+        activations = read(X)
+        samples = activations.samples
+        knn = self._neighbourhood(activations)
+        if samples.requires_grad and torch.is_grad_enabled():
+            matrix, degrees, counts = differentiable_operator(samples, self, knn)
+        else:
+            with torch.no_grad(), full_precision(samples.device):
+                matrix, degrees, counts = self._dense(samples, knn)
+        return DiffusionOperator(
+            matrix, degrees, attrs=self._attrs(activations, knn), diagnostics=counts, samples=activations.ids
+        )
+
+    def _dense(self, samples: Tensor, knn: int) -> tuple[Tensor, Tensor, dict[str, Any]]:
+        points = cloud(samples, self.metric, self.standardize)
+        matrix = torch.empty(len(samples), len(samples), dtype=samples.dtype, device=samples.device)
+        squared_distances_(matrix, points)
+        fixed = self.bandwidth * points.unit if isinstance(self.bandwidth, int | float) else self.bandwidth
+        local = bandwidth(matrix, knn, fixed)
+        collapsed = not bool(matrix.any())
+        decay = self.decay if self.kernel == "alpha_decay" else None
+        sums = kernel_(matrix, local.scale, decay, self.bandwidth is None, self.self_loops)
+        if not self.self_loops:
+            refuse_isolated(sums, matrix.dtype)
+        degrees = markov_(matrix, sums, self.alpha)
+        return matrix, degrees, {"duplicates": local.duplicates, "collapsed": collapsed, "floored": local.floored}
+
+    def _neighbourhood(self, activations: Activations) -> int:
+        count = len(activations.samples)
+        for name, value in (("knn", self.knn if self.bandwidth is None else None), ("neighbors", self.neighbors)):
+            if value is not None and value >= count:
+                at = f" at {activations.where()}" if activations.place else ""
+                raise ActivationError(
+                    f"{name}={value} needs at least {value + 1} samples, found {count}{at}; "
+                    f"give {name}={count - 1} or less, or more samples"
+                )
+        return min(self.knn or KNN[self.kernel], count - 1)
+
+    def _attrs(self, activations: Activations, knn: int) -> dict[str, Any]:
+        used = {**asdict(self), "knn": knn if self.bandwidth is None else None}
+        versions = {"repaudit_version": __version__, "torch_version": str(torch.__version__)}
+        return {**used, **versions, **activations.place}
+
+
+def _one_of(name: str, value: str, known: Any) -> None:
+    if value not in known:
+        raise ValueError(f"{name} is one of {', '.join(map(repr, known))}; found {value!r}")

@@ -1,0 +1,93 @@
+"""Activations as they come in, an array, a tensor or a DataArray, and what their labels say of where they are from."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+import xarray as xr
+from numpy.typing import NDArray
+from torch import Tensor
+
+from repaudit.errors import ActivationError
+from repaudit.names import LAYER, MODEL, SAMPLE, STEP
+
+
+@dataclass(frozen=True)
+class Activations:
+    """Samples ``(sample, feature)`` in float32 or float64, the sample ids if known, and the place they are from."""
+
+    samples: Tensor
+    ids: NDArray[Any] | None = None
+    place: dict[str, Any] = field(default_factory=dict)
+
+    def where(self) -> str:
+        return ", ".join(f"{key} {value}" for key, value in self.place.items())
+
+
+def read(X: Any) -> Activations:
+    """Take activations ``(sample, feature)`` of any kind; refuse what has another shape or is not finite.
+
+    Raises
+    ------
+    ActivationError
+        Naming the samples, and the model, layer and step where a DataArray's coordinates or attrs carry them.
+    """
+    found = _from_dataarray(X) if isinstance(X, xr.DataArray) else Activations(_tensor(X))
+    shape = tuple(found.samples.shape)
+    if len(shape) != 2:
+        raise ActivationError(f"expected activations (sample, feature), found shape {shape}{_at(found)}")
+    if shape[0] < 2 or shape[1] < 1:
+        raise ActivationError(f"expected at least 2 samples of 1 feature, found shape {shape}{_at(found)}")
+    _refuse_not_finite(found)
+    return found
+
+
+def _from_dataarray(array: xr.DataArray) -> Activations:
+    place = {}
+    for key in (MODEL, LAYER, STEP):
+        if key in array.coords and array.coords[key].ndim == 0:
+            place[key] = array.coords[key].item()
+        elif key in array.attrs:
+            place[key] = array.attrs[key]
+    if LAYER not in place and array.name is not None:
+        place[LAYER] = array.name
+    if SAMPLE in array.dims:
+        array = array.transpose(SAMPLE, ...)
+    if array.ndim != 2:
+        raise ActivationError(
+            f"expected activations on (sample, feature), found dims {array.dims}: select one step (and token) first, "
+            "or map the gauge over the tree"
+        )
+    ids = array.coords[SAMPLE].values if SAMPLE in array.coords else None
+    return Activations(_tensor(array.values), ids, place)
+
+
+def _tensor(X: Any) -> Tensor:
+    if not isinstance(X, Tensor):
+        array = np.asarray(X)
+        if array.dtype.kind not in "fiub" and array.dtype.name != "bfloat16":
+            raise ActivationError(f"expected activations of numbers, found dtype {array.dtype}")
+        X = torch.from_numpy(np.array(array, dtype=array.dtype if array.dtype == np.float64 else np.float32, copy=True))
+    if X.is_complex():
+        raise ActivationError(f"expected real activations, found {X.dtype}")
+    tensor: Tensor = X if X.dtype in {torch.float32, torch.float64} else X.float()
+    return tensor
+
+
+def _refuse_not_finite(found: Activations) -> None:
+    bad = ~torch.isfinite(found.samples.detach()).all(1)
+    rows = bad.nonzero()[:, 0].tolist()
+    if rows:
+        names = [f"{row}" if found.ids is None else f"{row} ({found.ids[row]!s})" for row in rows[:5]]
+        more = ", ..." if len(rows) > 5 else ""
+        raise ActivationError(
+            f"NaN or infinite activations in {len(rows)} of {len(bad)} samples: sample {', '.join(names)}{more}"
+            f"{_at(found)}; no operator can be made of them: leave those samples out, or look for the overflow"
+        )
+
+
+def _at(found: Activations) -> str:
+    return f" at {found.where()}" if found.place else ""

@@ -1,0 +1,114 @@
+"""Properties that every merge keeps, and what is refused."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import repaudit as ra
+from repaudit.errors import OperatorError, WeightError
+
+STRATEGIES = ["weighted", "frobenius"]
+
+
+def operators(seed, n, count=3, dtype=np.float64):
+    rng = np.random.default_rng(seed)
+    return {f"m{i}": ra.DiffusionGauge()(rng.standard_normal((n, 4)).astype(dtype)) for i in range(count)}
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+@settings(max_examples=15, deadline=None)
+@given(seed=st.integers(0, 2**31), n=st.integers(3, 25), count=st.integers(1, 4))
+def test_properties(strategy, seed, n, count):
+    given_ = operators(seed, n, count)
+    before = {name: operator.matrix.clone() for name, operator in given_.items()}
+    merging = ra.DiffusionMerging(strategy)
+    merged = merging.merge(given_)
+    torch.testing.assert_close(merged.matrix.sum(1), torch.ones(n, dtype=torch.float64), rtol=0, atol=1e-9)
+    for name, operator in given_.items():
+        assert torch.equal(operator.matrix, before[name])
+    assert torch.equal(merging.merge(dict(reversed(given_.items()))).matrix, merged.matrix)
+    order = np.random.default_rng(seed).permutation(n)
+    permuted = merging.merge({name: operator.matrix[order][:, order] for name, operator in given_.items()})
+    torch.testing.assert_close(permuted.matrix, merged.matrix[order][:, order], rtol=1e-6, atol=1e-9)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_merging_identical_operators_gives_that_operator(strategy, dtype):
+    operator = operators(0, 30, 1, dtype)["m0"]
+    merged = ra.DiffusionMerging(strategy).merge({"a": operator, "b": operator, "c": operator})
+    torch.testing.assert_close(merged.matrix, operator.matrix, rtol=1e-6, atol=1e-7)
+    assert merged.matrix.dtype == operator.matrix.dtype
+
+
+def test_weighted_is_the_weighted_mean():
+    found = operators(1, 20, 2)
+    merged = ra.DiffusionMerging("weighted", weights={"m0": 1, "m1": 3}).merge(found)
+    truth = (found["m0"].matrix + 3 * found["m1"].matrix) / 4
+    torch.testing.assert_close(merged.matrix, truth)
+    assert merged.attrs["weights"] == {"m0": 0.25, "m1": 0.75}
+    assert merged.attrs["merge"] == "weighted"
+    assert merged.attrs["kernel"] == "gaussian"
+
+
+def test_frobenius_minimises_the_summed_squared_distance():
+    found = operators(2, 15)
+    merged = ra.DiffusionMerging("frobenius").merge(found).matrix
+    cost = lambda P: sum(float((P - o.matrix).square().sum()) for o in found.values())  # noqa: E731
+    rng = np.random.default_rng(0)
+    for _ in range(20):
+        other = torch.from_numpy(rng.dirichlet(np.ones(15), 15))
+        assert cost(merged) < cost(0.99 * merged + 0.01 * other)
+    torch.testing.assert_close(ra.DiffusionMerging("weighted").merge(found).matrix, merged)
+
+
+@pytest.mark.parametrize(
+    ("weights", "message"),
+    [
+        ({"m0": 1, "other": 1}, r"no operator named \['other'\] and no weight for \['m1', 'm2'\]"),
+        ({"m0": 1}, r"no weight for \['m1', 'm2'\]"),
+        ({"m0": 0, "m1": 0, "m2": 0}, "all weights are zero"),
+    ],
+)
+def test_weights_that_do_not_fit(weights, message):
+    with pytest.raises(WeightError, match=message):
+        ra.DiffusionMerging("weighted", weights=weights).merge(operators(0, 5))
+
+
+@pytest.mark.parametrize("weight", [-1.0, float("nan"), float("inf")])
+def test_weights_that_are_none(weight):
+    with pytest.raises(WeightError, match="m0"):
+        ra.DiffusionMerging("weighted", weights={"m0": weight})
+
+
+def test_frobenius_takes_no_weights():
+    with pytest.raises(WeightError, match="weighted"):
+        ra.DiffusionMerging("frobenius", weights={"a": 1})
+
+
+def test_operators_that_do_not_go_together():
+    merging = ra.DiffusionMerging()
+    with pytest.raises(OperatorError, match="none"):
+        merging.merge({})
+    with pytest.raises(OperatorError, match="model name"):
+        merging.merge([np.eye(2)])
+    with pytest.raises(OperatorError, match="same samples"):
+        merging.merge({"a": np.eye(2), "b": np.eye(3)})
+    with pytest.raises(OperatorError, match=r"operator 'b'.*row 0"):
+        merging.merge({"a": np.eye(2), "b": np.ones((2, 2))})
+    a, b = (ra.DiffusionOperator(torch.eye(2), samples=np.array(ids)) for ids in (["x", "y"], ["y", "x"]))
+    with pytest.raises(OperatorError, match="'x' in 'a' and 'y' in 'b' at position 0"):
+        merging.merge({"a": a, "b": b})
+    with pytest.raises(ValueError, match="strategy"):
+        ra.DiffusionMerging("median")
+
+
+def test_inputs_of_every_kind_and_gradients():
+    P = torch.tensor([[0.7, 0.3], [0.1, 0.9]], dtype=torch.float64, requires_grad=True)
+    merged = ra.DiffusionMerging().merge({"a": P, "b": np.eye(2)})
+    merged.matrix[0, 1].backward()
+    assert P.grad.tolist() == [[0.0, 0.5], [0.0, 0.0]]
