@@ -1,0 +1,219 @@
+"""The report's figures with plotly: each function makes one figure of one layer, in theme-neutral colours."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from html import escape
+from typing import Any
+
+import numpy as np
+import plotly.graph_objects as go
+import xarray as xr
+
+from repaudit import plots, style
+from repaudit.names import COMPONENT, MODEL, SAMPLE, STEP
+
+Phase = Mapping[str, Any]
+"""One entry of a layer's ``phases`` in the summary: ``from``, ``to`` and ``direction``."""
+
+
+def spread_figure(spread: xr.Dataset, layer: str, phases: Sequence[Phase] = ()) -> go.Figure:
+    """Draw one layer's spread over steps: 95% band tinted by phase, the null line at 1, the other layers in grey."""
+    axis = style.StepAxis.of(spread[STEP].values)
+    figure = _figure()
+    for other in plots.names_of(spread, "layer"):
+        if other != layer:
+            found = plots.curve(spread, other)
+            _line(figure, axis.position(found["step"]), found["spread"], color="rgba(128,134,140,0.35)", width=1)
+    found = plots.curve(spread, layer)
+    for phase in phases or [{"from": -np.inf, "to": np.inf, "direction": "flat"}]:
+        _phase(figure, axis, found, phase)
+    hover = [
+        f"step {step:,}<br>spread {value:.3f}<br>95% {low:.3f} to {high:.3f}"
+        for step, value, low, high in zip(*(found[k] for k in ("step", "spread", "low", "high")), strict=True)
+    ]
+    figure.add_scatter(
+        x=axis.position(found["step"]), y=found["spread"], mode="lines+markers", meta={"ink": True},
+        line={"width": 2}, marker={"size": 5}, hovertext=hover, hoverinfo="text",
+    )  # fmt: skip
+    figure.add_hline(y=1, line={"width": 1, "dash": "dot", "color": "rgba(128,134,140,0.9)"})
+    figure.add_annotation(x=1, xref="paper", y=1, text="unrelated", showarrow=False, xanchor="right", yanchor="bottom")
+    top = max([1.1, *(found["high"][np.isfinite(found["high"])] * 1.05), *(found["spread"] * 1.1)])
+    figure.update_yaxes(range=[0, float(top)], title="spread")
+    return _step_axis(figure, axis)
+
+
+def trajectory_figure(trajectories: xr.Dataset, layer: str, variable: str = "trajectory") -> go.Figure:
+    """Draw all models' trajectories in one layer: colour is the step, the marker the model, a ring the last step."""
+    axis = style.StepAxis.of(trajectories[STEP].values)
+    figure = _figure()
+    models = plots.names_of(trajectories, MODEL)
+    for index, model in enumerate(models):
+        symbol, name = style.PLOTLY_SYMBOLS[index % len(style.PLOTLY_SYMBOLS)], literal(style.visible(model, 40))
+        points = plots.path(trajectories, layer, model, variable)
+        steps = np.asarray(points[STEP].values)
+        if not len(steps):
+            continue
+        x, y = _two(points)
+        colors = [style.blend(style.STEP_COLORS, fraction) for fraction in axis.fraction(steps)]
+        sizes = np.where(np.arange(len(steps)) == len(steps) - 1, 13, 8)
+        figure.add_scatter(
+            x=x, y=y, mode="lines+markers", legendgroup=str(index), showlegend=False,
+            line={"width": 1.2, "color": "rgba(128,134,140,0.55)"},
+            marker={"size": sizes, "color": colors, "symbol": symbol, "line": {"width": 0.7}}, meta={"edge": True},
+            hovertext=[f"{name}<br>step {step:,}" for step in steps], hoverinfo="text",
+        )  # fmt: skip
+        figure.add_scatter(
+            x=[None], y=[None], mode="markers", name=name, legendgroup=str(index),
+            marker={"size": 8, "symbol": symbol, "color": "#80868c"},
+        )  # fmt: skip
+    _colorbar(figure, axis)
+    return _bare(figure, legend=len(models) > 1)
+
+
+def embedding_figure(merged: xr.Dataset, layer: str) -> go.Figure:
+    """Draw the merged operator's embedding of the samples, coloured by label.
+
+    In place of hover texts, which all layers share, a trace carries ``meta.group``, its place in :func:`sample_texts`.
+    """
+    points = plots.one_layer(merged, layer)["embedding"].transpose(SAMPLE, COMPONENT)
+    x, y = _two(points)
+    figure = _figure()
+    groups = style.label_groups(plots.labels_of(merged), len(x))
+    for number, group in enumerate(groups):
+        figure.add_scatter(
+            x=x[group.index], y=y[group.index], mode="markers", name=literal(style.visible(group.name, 40)),
+            marker={"size": 6, "color": group.color, "symbol": style.PLOTLY_SYMBOLS[group.marker], "opacity": 0.85},
+            hoverinfo="text", meta={"group": number},
+        )  # fmt: skip
+    return _bare(figure, legend=len(groups) > 1)
+
+
+def sample_texts(merged: xr.Dataset) -> list[list[str]]:
+    """Hover text of every sample, in the groups and the order in which :func:`embedding_figure` draws them."""
+    ids = [str(sample) for sample in merged[SAMPLE].values]
+    labels = plots.labels_of(merged)
+    texts = [str(text) for text in merged["text"].values] if "text" in merged.variables else None
+    hover = []
+    for index, name in enumerate(ids):
+        lines = [f"<b>{literal(style.visible(name, 64))}</b>"]
+        if labels is not None and labels[index] not in name:
+            lines.append(literal(style.visible(labels[index], 64)))
+        if texts is not None:
+            lines += [literal(line) for line in style.wrapped(texts[index])]
+        hover.append("<br>".join(lines))
+    return [[hover[k] for k in group.index] for group in style.label_groups(labels, len(ids))]
+
+
+def diagnostic_figure(diagnostics: xr.Dataset, layer: str, variable: str) -> go.Figure:
+    """Draw one diagnostic of one layer over steps, a line for each model."""
+    axis = style.StepAxis.of(diagnostics[STEP].values)
+    one = plots.one_layer(diagnostics, layer)[variable].transpose(MODEL, STEP)
+    figure = _figure()
+    for index, model in enumerate(plots.names_of(diagnostics, MODEL)):
+        values = one.values[index].astype(float)
+        known = np.isfinite(values)
+        steps = diagnostics[STEP].values[known]
+        name = literal(style.visible(model, 40))
+        figure.add_scatter(
+            x=axis.position(steps), y=values[known], mode="lines+markers", meta={"ink": True}, line={"width": 1.2},
+            marker={"size": 5, "symbol": style.PLOTLY_SYMBOLS[index % len(style.PLOTLY_SYMBOLS)]}, hoverinfo="text",
+            hovertext=[f"{name}<br>step {a:,}<br>{b:.4g}" for a, b in zip(steps, values[known], strict=True)],
+        )  # fmt: skip
+    figure.update_layout(
+        title={
+            "text": plots.DIAGNOSTICS.get(variable, literal(variable)),
+            "x": 0,
+            "xref": "paper",
+            "y": 0.97,
+            "yanchor": "top",
+        },
+        margin={"t": 28},
+    )
+    return _step_axis(figure, axis)
+
+
+def literal(text: str) -> str:
+    """Text that plotly shows as it is: it reads a small HTML in every text it draws."""
+    return escape(text, quote=False)
+
+
+def _figure() -> go.Figure:
+    figure = go.Figure()
+    figure.update_layout(
+        template=None, showlegend=False, paper_bgcolor="rgba(0,0,0,0)", plot_bgcolor="rgba(0,0,0,0)",
+        margin={"l": 44, "r": 12, "t": 12, "b": 40}, hovermode="closest",
+    )  # fmt: skip
+    return figure
+
+
+def _line(figure: go.Figure, x: Any, y: Any, *, color: str, width: float) -> None:
+    figure.add_scatter(x=x, y=y, mode="lines", line={"color": color, "width": width}, hoverinfo="skip")
+
+
+def _phase(figure: go.Figure, axis: style.StepAxis, found: Mapping[str, Any], phase: Phase) -> None:
+    """Tint the interval's band over one phase with the colour of its direction."""
+    direction = str(phase["direction"])
+    during = (found["step"] >= phase["from"]) & (found["step"] <= phase["to"]) & np.isfinite(found["low"])
+    if not during.any():
+        return
+    x = axis.position(found["step"][during])
+    color = style.DIRECTIONS.get(direction, style.OTHER)
+    figure.add_scatter(
+        x=np.concatenate([x, x[::-1]]), y=np.concatenate([found["high"][during], found["low"][during][::-1]]),
+        mode="lines", line={"width": 0}, fill="toself", fillcolor=style.translucent(color, 0.25), hoverinfo="skip",
+    )  # fmt: skip
+    if np.isfinite(float(phase["from"])):
+        figure.add_annotation(
+            x=float(x.mean()), y=0, yanchor="bottom", text=literal(direction), showarrow=False, font={"color": color}
+        )
+
+
+def _step_axis(figure: go.Figure, axis: style.StepAxis) -> go.Figure:
+    ticks = axis.ticks()
+    figure.update_xaxes(
+        tickvals=axis.position(ticks),
+        ticktext=[f"{tick:,}" for tick in ticks],
+        title="step",
+        showgrid=False,
+        zeroline=False,
+    )
+    figure.update_yaxes(showgrid=False, zeroline=False)
+    return figure
+
+
+def _bare(figure: go.Figure, *, legend: bool) -> go.Figure:
+    """Leave an embedding with neither ticks nor frame: its units mean nothing, its proportions do."""
+    figure.update_xaxes(visible=False)
+    figure.update_yaxes(visible=False, scaleanchor="x", scaleratio=1)
+    figure.update_layout(
+        showlegend=legend, margin={"l": 8, "r": 8, "t": 8, "b": 8},
+        legend={"orientation": "h", "yanchor": "top", "y": -0.02, "x": 0, "itemsizing": "constant"},
+    )  # fmt: skip
+    return figure
+
+
+def _colorbar(figure: go.Figure, axis: style.StepAxis) -> None:
+    """Colours from the first to the last step, spaced as the axis of steps is."""
+    if len(axis.steps) < 2:
+        return
+    ticks = axis.ticks(6)
+    first, last = (float(end) for end in axis.position([axis.steps[0], axis.steps[-1]]))
+    bar = {
+        "title": {"text": "step", "side": "top"}, "thickness": 8, "len": 0.7, "outlinewidth": 0, "ticks": "",
+        "tickvals": axis.position(ticks), "ticktext": [f"{tick:,}" for tick in ticks], "xpad": 4,
+    }  # fmt: skip
+    scale = [[k / (len(style.STEP_COLORS) - 1), color] for k, color in enumerate(style.STEP_COLORS)]
+    marker = {"color": [first], "cmin": first, "cmax": last, "colorscale": scale, "showscale": True, "colorbar": bar}
+    figure.add_scatter(x=[None], y=[None], mode="markers", marker=marker, showlegend=False, hoverinfo="skip")
+
+
+def _two(points: xr.DataArray) -> tuple[Any, Any]:
+    values = np.asarray(points.values, dtype=np.float32)
+    return values[:, 0], values[:, 1] if values.shape[1] > 1 else np.zeros(len(values), np.float32)
+
+
+def as_data(figure: go.Figure) -> Any:
+    """Return the figure as plain data: arrays in plotly's own binary form, NaN as null."""
+    return json.loads(figure.to_json())

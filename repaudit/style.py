@@ -1,0 +1,184 @@
+"""How results look, whatever draws them: colours, markers, the axis of steps, groups of labels, lines of text."""
+
+from __future__ import annotations
+
+import textwrap
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+VERDICTS: Final = {
+    "converging": "#0f7fc0",
+    "diverging": "#d55e00",
+    "unrelated": "#b0609a",
+    "unchanged": "#6f7780",
+    "undecided": "#8a8f96",
+}
+"""Colour of each verdict; each keeps a contrast of 3 or more on white and on near-black."""
+
+DIRECTIONS: Final = {"falls": VERDICTS["converging"], "rises": VERDICTS["diverging"], "flat": VERDICTS["unchanged"]}
+"""Colour of the phases of a spread curve, those of the verdict that each would give."""
+
+LABEL_COLORS: Final = (
+    *("#0072b2", "#e69f00", "#009e73", "#d55e00", "#cc79a7"),
+    *("#56b4e9", "#999933", "#a0446a", "#44aa99", "#8c6bb1"),
+)
+"""Colours that stay apart for colour-blind readers (after Okabe and Ito, and Tol)."""
+
+OTHER: Final = "#9aa0a6"
+MATPLOTLIB_MARKERS: Final = ("o", "s", "D", "^", "v", "P", "X", "*")
+PLOTLY_SYMBOLS: Final = ("circle", "square", "diamond", "triangle-up", "triangle-down", "cross", "x", "star")
+STEP_COLORS: Final = ("#482576", "#3b528b", "#2a788e", "#22a884", "#5ec962", "#a5db36")
+"""Early to late: viridis without its two ends, which vanish on black and on white."""
+DEPTH_COLORS: Final = ("#5b2ea6", "#8f2fb0", "#c03a83", "#e06a52", "#ee9b2e")
+"""First to last layer: a second sequence, so that depth is never taken for time."""
+
+
+@dataclass(frozen=True)
+class StepAxis:
+    """An axis of training steps: linear, or asinh(step / unit) where the steps are spaced like logarithms.
+
+    asinh is linear near 0 and logarithmic far from it, so that step 0 has its place on the axis; ``unit`` is the
+    smallest step above 0.
+
+    Examples
+    --------
+    >>> StepAxis.of([0, 10, 20, 30]).log, StepAxis.of([0, 1, 2, 4, 8, 16, 32]).log
+    (False, True)
+    """
+
+    steps: tuple[int, ...]
+    log: bool
+    unit: float
+
+    @classmethod
+    def of(cls, steps: ArrayLike) -> StepAxis:
+        """Choose the axis on which the gaps between these steps are more even."""
+        found = np.unique(np.asarray(steps, dtype=np.int64))
+        positive = found[found > 0]
+        unit = float(positive[0]) if positive.size else 1.0
+        linear, logarithmic = np.diff(found.astype(float)), np.diff(np.arcsinh(found / unit))
+        log = found.size > 3 and _unevenness(logarithmic) < 0.8 * _unevenness(linear)
+        return cls(tuple(int(step) for step in found), bool(log), unit)
+
+    def position(self, steps: ArrayLike) -> NDArray[np.float64]:
+        """Where these steps lie on the axis."""
+        values = np.asarray(steps, dtype=np.float64)
+        return np.arcsinh(values / self.unit) if self.log else values
+
+    def fraction(self, steps: ArrayLike) -> NDArray[np.float64]:
+        """Where these steps lie between the first (0) and the last (1)."""
+        if not self.steps or self.steps[0] == self.steps[-1]:
+            return np.zeros(np.shape(steps))
+        first, last = self.position([self.steps[0], self.steps[-1]])
+        return np.asarray((self.position(steps) - first) / (last - first))
+
+    def ticks(self, count: int = 7) -> list[int]:
+        """Return at most ``count`` of the steps, the first and the last among them, spread evenly over the axis."""
+        if len(self.steps) <= 2:
+            return list(self.steps)
+        where = self.fraction(self.steps)
+        gap = 1 / max(1, count - 1)
+        chosen = [0]
+        for index in range(1, len(self.steps) - 1):
+            if where[index] - where[chosen[-1]] >= gap * 0.95 and 1 - where[index] >= gap * 0.95:
+                chosen.append(index)
+        return [self.steps[index] for index in [*chosen, len(self.steps) - 1]]
+
+
+def _unevenness(gaps: NDArray[np.float64]) -> float:
+    return float(gaps.std() / gaps.mean()) if gaps.size else 0.0
+
+
+@dataclass(frozen=True)
+class LabelGroup:
+    """Samples drawn alike: those of one label, or of all the labels too rare to have a colour of their own."""
+
+    name: str
+    index: NDArray[np.int64]
+    color: str
+    marker: int
+
+
+def label_groups(labels: Sequence[str] | None, n_samples: int) -> list[LabelGroup]:
+    """Group samples by label, the twenty most frequent labels each with a colour and a marker of its own.
+
+    Examples
+    --------
+    >>> [(group.name, len(group.index)) for group in label_groups(["b", "a", "b"], 3)]
+    [('b', 2), ('a', 1)]
+    """
+    everything = np.arange(n_samples)
+    counts = Counter(labels or [])
+    if len(counts) <= 1 or len(counts) == n_samples:
+        return [LabelGroup(f"{n_samples} samples", everything, LABEL_COLORS[0], 0)]
+    most = 2 * len(LABEL_COLORS)
+    ranked = [name for name, _ in sorted(counts.items(), key=lambda item: (-item[1], item[0]))]
+    names = np.asarray(labels, dtype=object)
+    groups = [
+        LabelGroup(name, np.flatnonzero(names == name), LABEL_COLORS[i % 10], 2 * (i // 10))
+        for i, name in enumerate(ranked[:most])
+    ]
+    rest = ranked[most:]
+    if rest:
+        groups.insert(0, LabelGroup(f"{len(rest)} other labels", np.flatnonzero(np.isin(names, rest)), OTHER, 0))
+    return groups
+
+
+def blend(colors: Sequence[str], fraction: float) -> str:
+    """Colour at a fraction, 0 to 1, of a sequence of colours.
+
+    Examples
+    --------
+    >>> blend(["#000000", "#ffffff"], 0.5)
+    '#808080'
+    """
+    rgb = np.array([[int(color[k : k + 2], 16) for k in (1, 3, 5)] for color in colors], dtype=float)
+    where = np.linspace(0, 1, len(colors))
+    return "#" + "".join(f"{round(float(np.interp(fraction, where, rgb[:, k]))):02x}" for k in range(3))
+
+
+def depth_color(index: int, count: int) -> str:
+    """Colour of the layer ``index`` of ``count``, in the order of the results."""
+    return blend(DEPTH_COLORS, index / (count - 1) if count > 1 else 0.0)
+
+
+def translucent(color: str, opacity: float) -> str:
+    """Colour with an opacity, as CSS and plotly write it.
+
+    Examples
+    --------
+    >>> translucent("#0f7fc0", 0.25)
+    'rgba(15,127,192,0.25)'
+    """
+    red, green, blue = (int(color[k : k + 2], 16) for k in (1, 3, 5))
+    return f"rgba({red},{green},{blue},{opacity:g})"
+
+
+def visible(text: str, limit: int | None = None) -> str:
+    """Text with control and direction characters shown as escapes, cut in the middle when longer than ``limit``.
+
+    Examples
+    --------
+    >>> visible("a\\nb", None), visible("model.layers.12.mlp", 11)
+    ('a\\\\nb', 'model…2.mlp')
+    """
+    shown = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+    if limit is None or len(shown) <= limit:
+        return shown
+    half = (limit - 1) // 2
+    return f"{shown[: limit - 1 - half]}…{shown[-half:]}"
+
+
+def wrapped(text: str, width: int = 64, lines: int = 6) -> list[str]:
+    """Lines of a text as they stand in it, wrapped, with a mark where more were left out."""
+    found = [
+        part
+        for line in text.expandtabs(4).splitlines()
+        for part in textwrap.wrap(visible(line), width, drop_whitespace=False, replace_whitespace=False) or [""]
+    ]
+    return found if len(found) <= lines else [*found[: lines - 1], "…"]

@@ -1,0 +1,182 @@
+"""The report as text: what it says, in what order, and that nothing in the results can break out of it."""
+
+from __future__ import annotations
+
+import base64
+import json
+import re
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+import xarray as xr
+
+from repaudit.report import write_report
+
+HOSTILE = '</script><script>window.broken=1</script><img src=x onerror="window.broken=1">'
+
+
+class Page(HTMLParser):
+    """Elements and visible text of a page, and the content of its scripts."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.scripts: list[tuple[dict[str, str | None], str]] = []
+        self.words: list[str] = []
+        self._raw: dict[str, str | None] | None = None
+        self.feed(html)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+        self._raw = dict(attrs) if tag in ("script", "style") else None
+        if tag == "script":
+            self.scripts.append((dict(attrs), ""))
+
+    def handle_endtag(self, tag):
+        self._raw = None
+
+    def handle_data(self, data):
+        if self._raw is None:
+            self.words.append(data)
+        elif self.scripts:
+            attrs, text = self.scripts[-1]
+            self.scripts[-1] = (attrs, text + data)
+
+    @property
+    def text(self) -> str:
+        return re.sub(r"\s+", " ", " ".join(self.words))
+
+    def data(self, name: str):
+        return json.loads(next(text for attrs, text in self.scripts if attrs.get("id") == name))
+
+
+def numbers(array) -> np.ndarray:
+    """Values of an array of a figure, which plotly writes in base64."""
+    if isinstance(array, dict):
+        return np.frombuffer(base64.b64decode(array["bdata"]), dtype=array["dtype"]).astype(float)
+    return np.array(array, dtype=float)
+
+
+@pytest.fixture
+def page(make_results, tmp_path):
+    def make(**options) -> Page:
+        tree, summary = make_results(**options)
+        return Page(write_report(tree, summary, tmp_path / "new" / "report.html").read_text(encoding="utf-8"))
+
+    return make
+
+
+def test_opens_with_the_headline_and_a_sentence_for_each_layer(page):
+    text = page().text
+    places = [text.index("The 3 replicas converge in every layer.", 60)]
+    places += [
+        text.index(f"{layer}: the replicas part") for layer in ("model.layers.0", "model.layers.1", "model.norm")
+    ]
+    places += [text.index(title) for title in ("Parameters", "Fingerprint", "Versions")]
+    assert places == sorted(places)
+
+
+def test_every_layer_has_its_figures_with_the_values_of_the_results(make_results, page):
+    tree, _ = make_results()
+    figures = page().data("figures")
+    assert len(figures) == 3
+    for number, layer in enumerate(tree["spread"]["layer"].values):
+        found = figures[f"layer-{number}"]
+        assert {"spread", "trajectory", "mds", "embedding", "effective_neighbors"} <= set(found)
+        curve = next(trace for trace in found["spread"]["data"] if trace.get("meta") == {"ink": True})
+        np.testing.assert_allclose(numbers(curve["y"]), tree["spread"]["spread"].sel(layer=layer))
+        assert found["spread"]["layout"]["shapes"][0]["y0"] == 1
+        drawn = np.concatenate([numbers(trace["x"]) for trace in found["embedding"]["data"]])
+        assert sorted(drawn) == sorted(tree["merged"]["embedding"].sel(layer=layer)[:, 0].values.astype(np.float32))
+
+
+def test_hover_texts_stand_in_the_order_of_the_points(make_results, page):
+    tree, _ = make_results()
+    shown = page()
+    texts = shown.data("texts")
+    for trace in shown.data("figures")["layer-0"]["embedding"]["data"]:
+        x = numbers(trace["x"])
+        for value, text in zip(x, texts[trace["meta"]["group"]], strict=True):
+            at = int(np.argmin(np.abs(tree["merged"]["embedding"][0, :, 0].values - value)))
+            assert str(tree["merged"]["sample"].values[at]) in text
+            assert f"parse_{at}(" in text
+
+
+def test_nothing_is_asked_of_the_network(page):
+    shown = page()
+    for tag, attrs in shown.tags:
+        assert tag not in ("iframe", "object", "embed", "base")
+        assert not attrs.get("src"), (tag, attrs)
+        assert attrs.get("href", "#")[:1] == "#" or attrs["href"] == "data:,"
+    policy = next(attrs["content"] for tag, attrs in shown.tags if attrs.get("http-equiv"))
+    assert policy.startswith("default-src 'none'")
+    assert sum("plotly.js v" in text for _, text in shown.scripts) == 1
+
+
+def test_hostile_names_stay_text(page):
+    shown = page(layers=(HOSTILE, "norm"), models=(HOSTILE, "b\u2028c"), labels=(HOSTILE, "<b>bold</b>"))
+    assert [tag for tag, _ in shown.tags].count("script") == 4
+    assert "img" not in [tag for tag, _ in shown.tags]
+    assert HOSTILE in shown.text
+    names = [trace.get("name", "") for trace in shown.data("figures")["layer-0"]["embedding"]["data"]]
+    assert "&lt;b&gt;bold&lt;/b&gt;" in names
+    assert not any("<img" in text or "<script" in text for group in shown.data("texts") for text in group)
+
+
+def test_a_single_model_gets_what_there_is_and_is_told_what_is_not(page):
+    shown = page(models=("only",))
+    assert "No spread: it needs at least two models" in shown.text
+    figures = shown.data("figures")["layer-0"]
+    assert "spread" not in figures
+    assert {"trajectory", "embedding"} <= set(figures)
+
+
+@pytest.mark.parametrize("group", ["spread", "trajectories", "merged", "diagnostics"])
+def test_a_missing_group_leaves_the_others(make_results, tmp_path, group):
+    tree, summary = make_results()
+    del tree[group]
+    shown = Page(write_report(tree, summary, tmp_path / "report.html").read_text())
+    assert len(shown.data("figures")["layer-0"]) >= 2
+
+
+def test_unhealthy_operators_are_named(make_results, tmp_path):
+    tree, summary = make_results()
+    tree["diagnostics"]["isolated"][1, 2, 3] = 7
+    text = Page(write_report(tree, summary, tmp_path / "report.html").read_text()).text
+    assert "isolated samples: in 1 of 33 operators, at most 7 (seed2; steps 4 to 4)" in text
+
+
+def test_what_was_left_out_and_nested_parameters_are_shown(make_results, tmp_path):
+    tree, summary = make_results()
+    summary["left_out"] = [{"model": "seed2", "step": 0, "reason": "no other model has it"}]
+    text = Page(write_report(tree, summary, tmp_path / "report.html").read_text()).text
+    assert text.index("no other model has it") > text.index("Left out")
+    assert re.search(r"kernel\s+gaussian", text)
+
+
+def _as_objects(group):
+    """Text of any length, which is what Zarr has a specification for."""
+    return {name: group[name].astype(object) for name in group.coords if group[name].dtype.kind == "U"}
+
+
+def test_results_read_back_from_disk_give_the_same_page(make_results, tmp_path):
+    tree, summary = make_results()
+    tree.attrs = {name: json.dumps(value) for name, value in tree.attrs.items()}
+    objects = tree.map_over_datasets(lambda group: group.assign_coords(_as_objects(group)))
+    objects.attrs = tree.attrs
+    objects.to_zarr(tmp_path / "results.zarr", zarr_format=3, consolidated=False)
+    back = xr.open_datatree(tmp_path / "results.zarr", engine="zarr", consolidated=False, chunks={})
+    first = write_report(tree, summary, tmp_path / "a.html").read_bytes()
+    assert write_report(back, summary, tmp_path / "b.html").read_bytes() == first
+
+
+def test_a_failed_report_leaves_the_old_one(make_results, tmp_path):
+    tree, summary = make_results()
+    path = write_report(tree, summary, tmp_path / "report.html")
+    before = path.read_bytes()
+    summary["layers"]["model.norm"]["start"] = "not a number"
+    with pytest.raises(TypeError, match="real number"):
+        write_report(tree, summary, path)
+    assert path.read_bytes() == before
+    assert [file.name for file in tmp_path.iterdir()] == ["report.html"]
