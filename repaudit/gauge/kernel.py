@@ -71,7 +71,7 @@ def median_distance(squared: Tensor) -> float:
     total = count * (count - 1)
     # entries of the full matrix come in pairs, after the zeros of the diagonal
     low, high = count + (total // 2 - 1) // 2 * 2, count + (total // 2) // 2 * 2
-    middle = [float(order_statistic(squared, rank)) ** 0.5 for rank in (low, high)]
+    middle = [math.sqrt(float(order_statistic(squared, rank))) for rank in (low, high)]
     return sum(middle) / 2
 
 
