@@ -9,7 +9,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
-    from repaudit.analysis import analyze as analyze
+    from repaudit.pipeline import analyze as analyze
     from repaudit.capture.extractor import ActivationExtractor as ActivationExtractor
     from repaudit.capture.huggingface import AuditTrainerCallback as AuditTrainerCallback
     from repaudit.capture.layers import LayerSpec as LayerSpec
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES: Final = {
-    "analyze": "repaudit.analysis",
+    "analyze": "repaudit.pipeline",
     "ActivationExtractor": "repaudit.capture.extractor",
     "AuditTrainerCallback": "repaudit.capture.huggingface",
     "LayerSpec": "repaudit.capture.layers",

@@ -1,0 +1,1 @@
+"""From a trajectory store to labelled results: selection, operators, results, summary."""

@@ -1,0 +1,123 @@
+"""Labelled results of an analysis: spread over steps, trajectories, the merged operator's embedding, diagnostics."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+import xarray as xr
+from numpy.typing import NDArray
+
+from repaudit.analysis.operators import LayerOperators
+from repaudit.analysis.selection import Selection
+from repaudit.embed import mds_embedding, phate_embedding, phate_trajectories
+from repaudit.measure.distances import operator_distances
+from repaudit.measure.spread import spread
+from repaudit.merge.merging import DiffusionMerging
+from repaudit.names import COMPONENT, LABEL, LAYER, MODEL, SAMPLE, STEP
+
+TRAJECTORY_METRIC = "calibrated"
+"""The distance that trajectories are drawn from: unlike the raw one it does not grow as operators sharpen."""
+
+SPREAD_VARIABLES = ("spread", "spread_raw", "null", "low", "high", "hellinger")
+
+
+def spread_dataset(operators: LayerOperators, steps: list[int], seed: int = 0) -> xr.Dataset:
+    """Spread of the models at every step that at least two of them share; NaN elsewhere."""
+    values = {name: np.full(len(steps), np.nan) for name in SPREAD_VARIABLES}
+    n_models = np.zeros(len(steps), dtype=np.int64)
+    for i, step in enumerate(steps):
+        here = operators.at(step)
+        n_models[i] = len(here)
+        if len(here) < 2:
+            continue
+        result = spread(here, seed=seed)
+        found = (result.value, result.raw, result.null, result.low, result.high, result.hellinger)
+        for name, value in zip(SPREAD_VARIABLES, found, strict=True):
+            values[name][i] = value
+    data = {name: (STEP, value) for name, value in values.items()}
+    return _with_layer(xr.Dataset({**data, "n_models": (STEP, n_models)}, coords={STEP: steps}), operators.layer)
+
+
+def trajectory_dataset(
+    operators: LayerOperators, models: Iterable[str], steps: list[int], *, memory: str, seed: int = 0
+) -> xr.Dataset:
+    """PHATE and classical-MDS coordinates of every operator of the layer; NaN where a model lacks a step."""
+    distances = operator_distances(operators.matrices, metric=TRAJECTORY_METRIC, memory=memory)
+    phate = phate_trajectories(distances, n_components=2, seed=seed)
+    mds = mds_embedding(distances, n_components=2)
+    models = list(models)
+    coords = {MODEL: np.array(models, dtype=object), STEP: steps, COMPONENT: [0, 1]}
+    dims = (MODEL, STEP, COMPONENT)
+    dataset = xr.Dataset(
+        {
+            "trajectory": (dims, _on_grid(np.asarray(phate), operators, models, steps)),
+            "mds": (dims, _on_grid(np.asarray(mds), operators, models, steps)),
+            "stress": ((), float(phate.attrs["stress"])),
+        },
+        coords=coords,
+        attrs={"metric": TRAJECTORY_METRIC, "seed": seed},
+    )
+    return _with_layer(dataset, operators.layer)
+
+
+def merged_dataset(
+    operators: LayerOperators, selection: Selection, samples: xr.Dataset, *, merge: str, seed: int = 0
+) -> xr.Dataset:
+    """PHATE of the merged operator P* at the last step that all models share (one model: its own last operator)."""
+    step = _last_common_step(operators, selection)
+    here = operators.at(step)
+    merged = DiffusionMerging(merge).merge(here)
+    embedding = phate_embedding(merged, n_components=2, seed=seed)
+    dataset = xr.Dataset(
+        {
+            "embedding": ((SAMPLE, COMPONENT), np.asarray(embedding)),
+            "stress": ((), float(embedding.attrs["stress"])),
+            "merged_step": ((), step),
+            "merged_models": ((), len(here)),
+        },
+        coords={SAMPLE: samples[SAMPLE].values, COMPONENT: [0, 1]},
+        attrs={"merge": merge, "seed": seed},
+    )
+    for name in (LABEL, "text"):
+        if name in samples:
+            dataset = dataset.assign_coords({name: (SAMPLE, samples[name].values)})
+    return _with_layer(dataset, operators.layer)
+
+
+def diagnostics_dataset(operators: LayerOperators, models: Iterable[str], steps: list[int]) -> xr.Dataset:
+    """Every diagnostic of every operator; NaN where a model lacks a step, ``failed`` where P could not be computed."""
+    models = list(models)
+    names = list(next(iter(operators.diagnostics.values())))
+    shape = (len(models), len(steps))
+    data: dict[str, NDArray[Any]] = {name: np.full(shape, np.nan) for name in names}
+    failed = np.zeros(shape, dtype=np.int64)
+    for (model, step), found in operators.diagnostics.items():
+        for name in names:
+            data[name][models.index(model), steps.index(step)] = found[name]
+    for model, step in operators.failed:
+        failed[models.index(model), steps.index(step)] = 1
+    variables = {name: ((MODEL, STEP), value) for name, value in {**data, "failed": failed}.items()}
+    coords = {MODEL: np.array(models, dtype=object), STEP: steps}
+    return _with_layer(xr.Dataset(variables, coords=coords), operators.layer)
+
+
+def _last_common_step(operators: LayerOperators, selection: Selection) -> int:
+    models = [model for model in selection.models if any(model == m for m, _ in operators.keys)]
+    common = set.intersection(*({s for m, s in operators.keys if m == model} for model in models))
+    return max(common) if common else max(step for _, step in operators.keys)
+
+
+def _on_grid(points: NDArray[Any], operators: LayerOperators, models: list[str], steps: list[int]) -> NDArray[Any]:
+    grid = np.full((len(models), len(steps), points.shape[1]), np.nan)
+    for point, (model, step) in zip(points, operators.keys, strict=True):
+        grid[models.index(model), steps.index(step)] = point
+    return grid
+
+
+def _with_layer(dataset: xr.Dataset, layer: str) -> xr.Dataset:
+    varying = [name for name in dataset.data_vars if name != "n_models"]
+    return dataset.assign(
+        {name: dataset[name].expand_dims({LAYER: np.array([layer], dtype=object)}) for name in varying}
+    )

@@ -1,0 +1,240 @@
+"""The whole analysis: a store in; results, summary, figures and report out."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import xarray as xr
+
+from repaudit.analysis.operators import LayerOperators, compute_operators
+from repaudit.analysis.results import diagnostics_dataset, merged_dataset, spread_dataset, trajectory_dataset
+from repaudit.analysis.selection import Selection, select
+from repaudit.analysis.summary import headline, layer_summary
+from repaudit.errors import AnalysisError
+from repaudit.gauge.diffusion import DiffusionGauge
+from repaudit.merge.merging import DiffusionMerging
+from repaudit.names import ATTRS, LAYER, STEP
+from repaudit.plots import save_figures
+from repaudit.report import write_report
+from repaudit.store.reader import open_store
+
+Progress = Callable[[str, int, int], None]
+"""Called with what is being done, how much of it is done, and how much there is."""
+
+GROUPS = ("spread", "trajectories", "merged", "diagnostics")
+PACKAGES = ("repaudit", "torch", "numpy", "xarray", "zarr", "phate", "pot")
+
+
+def analyze(
+    url: str | os.PathLike[str],
+    out: str | os.PathLike[str] | None = None,
+    models: Sequence[str] | None = None,
+    layers: Sequence[str] | None = None,
+    steps: Sequence[int] | None = None,
+    merge: str = "frobenius",
+    memory: str = "2GB",
+    scheduler: str | None = None,
+    *,
+    gauge: DiffusionGauge | None = None,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> xr.DataTree:
+    """Say whether the models of a store converge, layer by layer, and write it down beside the store.
+
+    For every layer the activations of each (model, step) become a diffusion operator; from these follow the calibrated
+    spread of the models over steps, PHATE trajectories of all operators, and the PHATE embedding of the operator
+    merged over models at the last step they share. The store is never written to.
+
+    Parameters
+    ----------
+    url
+        The store: a path or an fsspec URL.
+    out
+        Folder for ``results.zarr``, ``summary.json``, ``report.html`` and ``figures/``;
+        ``<store>.analysis`` by default.
+    models, layers, steps
+        What to look at; everything by default.
+    merge
+        Merge strategy, see :class:`repaudit.DiffusionMerging`.
+    memory
+        Budget for what is held in memory at once, e.g. ``"2GB"``.
+    scheduler
+        Address of a Dask scheduler; threads on this machine by default.
+    gauge
+        How activations become operators; ``DiffusionGauge()`` by default.
+    seed
+        Seed of every random choice: resampling and embeddings.
+    progress
+        Called with (what, done, total) as the work goes on.
+
+    Returns
+    -------
+    xarray.DataTree
+        Groups ``spread``, ``trajectories``, ``merged`` and ``diagnostics``; the summary is in
+        ``attrs["summary"]`` as JSON.
+
+    Raises
+    ------
+    StoreError
+        When there is no store of ours at ``url``.
+    AnalysisError
+        When the selection is empty or names what is not there.
+
+    Examples
+    --------
+    >>> import repaudit as ra
+    >>> results = ra.analyze("store.zarr")  # doctest: +SKIP
+    >>> results["spread"]["spread"].sel(layer="model.layers.2")  # doctest: +SKIP
+    """
+    report = progress or (lambda _what, _done, _total: None)
+    if scheduler is not None:
+        raise AnalysisError(
+            f"scheduler={scheduler!r}: this version analyses with threads on one machine; leave scheduler out"
+        )
+    _check_merge(merge)
+    tree = open_store(url)
+    selection = select(tree, models, layers, steps)
+    folder = Path(out) if out is not None else default_folder(url)
+    folder.mkdir(parents=True, exist_ok=True)
+    gauge = gauge or DiffusionGauge()
+    parts = _analyze_layers(tree, selection, gauge, merge=merge, memory=memory, seed=seed, folder=folder, report=report)
+    parameters = {"url": os.fspath(url), "merge": merge, "memory": memory, "seed": seed, "gauge": asdict(gauge)}
+    summary = _summary(parts["spread"], selection, tree, parameters)
+    provenance = {name: json.dumps(summary[name]) for name in ("parameters", "versions")} | {
+        "fingerprint": summary["fingerprint"]
+    }
+    groups = {name: part.assign_attrs({**part.attrs, **provenance}) for name, part in parts.items()}
+    results = xr.DataTree.from_dict(
+        {"/": xr.Dataset(attrs={"summary": json.dumps(_finite(summary)), **provenance}), **groups}
+    )
+    report("writing", 0, 1)
+    _write(results, summary, folder)
+    report("writing", 1, 1)
+    return results
+
+
+def default_folder(url: str | os.PathLike[str]) -> Path:
+    """``store.zarr`` -> ``store.analysis``, beside a local store and in the working directory for a remote one."""
+    text = os.fspath(url).rstrip("/")
+    scheme, separator, rest = text.partition("://")
+    path = Path(text if not separator else rest)
+    path = path if not separator or scheme in ("file", "local") else Path(path.name)
+    return path.with_name((path.name.removesuffix(".zarr") or path.name) + ".analysis")
+
+
+def _check_merge(merge: str) -> None:
+    """Refuse an unknown strategy before any work."""
+    try:
+        DiffusionMerging(merge)
+    except ValueError as error:
+        raise AnalysisError(f"merge: {error}") from None
+
+
+def _analyze_layers(
+    tree: xr.DataTree,
+    selection: Selection,
+    gauge: DiffusionGauge,
+    *,
+    merge: str,
+    memory: str,
+    seed: int,
+    folder: Path,
+    report: Progress,
+) -> dict[str, xr.Dataset]:
+    steps = selection.all_steps()
+    total = sum(len(selection.keys(layer)) for layer in selection.layers)
+    done = 0
+    rows: dict[str, list[xr.Dataset]] = {group: [] for group in GROUPS}
+    for i, layer in enumerate(selection.layers):
+        with tempfile.TemporaryDirectory(prefix=".operators-", dir=folder) as spill:
+
+            def advance() -> None:
+                nonlocal done
+                done += 1
+                report("operators", done, total)
+
+            operators = compute_operators(
+                tree, layer, selection.keys(layer), gauge, folder=Path(spill), memory=memory, advance=advance
+            )
+            for row, dataset in _layer_results(operators, selection, tree, steps, merge, memory, seed).items():
+                rows[row].append(dataset)
+        selection.left_out.extend(
+            f"layer {layer}, {model} at step {step}: {why}" for (model, step), why in operators.failed.items()
+        )
+        report("layers", i + 1, len(selection.layers))
+    return {
+        group: xr.concat(found, dim=LAYER, data_vars="minimal", coords="minimal", compat="override", join="outer")
+        for group, found in rows.items()
+    }
+
+
+def _layer_results(
+    operators: LayerOperators,
+    selection: Selection,
+    tree: xr.DataTree,
+    steps: list[int],
+    merge: str,
+    memory: str,
+    seed: int,
+) -> dict[str, xr.Dataset]:
+    samples = tree.to_dataset()
+    return {
+        "spread": spread_dataset(operators, steps, seed=seed),
+        "trajectories": trajectory_dataset(operators, selection.models, steps, memory=memory, seed=seed),
+        "merged": merged_dataset(operators, selection, samples, merge=merge, seed=seed),
+        "diagnostics": diagnostics_dataset(operators, selection.models, steps),
+    }
+
+
+def _summary(spread: xr.Dataset, selection: Selection, tree: xr.DataTree, parameters: dict[str, Any]) -> dict[str, Any]:
+    layers = {str(name): layer_summary(spread.sel({LAYER: name})) for name in spread[LAYER].values}
+    return {
+        "headline": headline(layers, len(selection.models)),
+        "layers": layers,
+        "models": list(selection.models),
+        "steps": [int(step) for step in spread[STEP].values],
+        "left_out": selection.left_out,
+        "parameters": parameters,
+        "fingerprint": tree.attrs[ATTRS]["fingerprint"],
+        "versions": {name: version(name) for name in PACKAGES},
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+
+
+def _write(results: xr.DataTree, summary: dict[str, Any], folder: Path) -> None:
+    """Put each result in place whole: an interrupted analysis leaves the earlier one readable."""
+    with tempfile.TemporaryDirectory(prefix=".writing-", dir=folder) as scratch:
+        fresh = Path(scratch)
+        results.to_zarr(fresh / "results.zarr", zarr_format=3, consolidated=False)
+        (fresh / "summary.json").write_text(
+            json.dumps(_finite(summary), indent=2, allow_nan=False) + "\n", encoding="utf-8"
+        )
+        save_figures(results, fresh / "figures")
+        write_report(results, summary, fresh / "report.html")
+        for made in sorted(fresh.iterdir()):
+            _replace(made, folder / made.name)
+
+
+def _replace(made: Path, place: Path) -> None:
+    if place.is_dir() and not place.is_symlink():
+        shutil.rmtree(place)
+    made.replace(place)
+
+
+def _finite(value: Any) -> Any:
+    """NaN and infinity as ``null``: JSON has neither."""
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

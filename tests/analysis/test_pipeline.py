@@ -1,0 +1,173 @@
+"""The whole analysis on stores whose truth is planted."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import xarray as xr
+
+import repaudit as ra
+from repaudit.errors import AnalysisError, NotAStoreError, StoreNotFoundError
+from repaudit.pipeline import default_folder
+
+
+def files_of(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def test_planted_convergence_is_found_and_everything_is_written(planted_store, tmp_path):
+    url = planted_store()
+    before = files_of(url)
+    results = ra.analyze(url)
+    out = tmp_path / "store.analysis"
+    assert files_of(url) == before, "analysis wrote into the store"
+    assert (out / "report.html").stat().st_size > 10_000
+    assert len(list((out / "figures").glob("*.png"))) >= 4
+    assert not [path for path in out.iterdir() if path.name.startswith(".")], "scratch left behind"
+
+    summary = json.loads((out / "summary.json").read_text())
+    assert set(summary["layers"]) == {"first", "second"}
+    for layer in summary["layers"].values():
+        assert layer["verdict"] == "converging"
+        assert layer["start"] > 0.8
+        assert layer["end"] < 0.05
+        assert layer["phases"][-1]["direction"] in ("falls", "flat")
+    assert summary["fingerprint"] == ra.open_store(url).attrs["repaudit"]["fingerprint"]
+    assert summary["left_out"] == []
+    assert {"repaudit", "torch", "zarr", "xarray"} <= set(summary["versions"])
+
+    with xr.open_datatree(out / "results.zarr", engine="zarr") as stored:
+        xr.testing.assert_allclose(stored["spread"].to_dataset(), results["spread"].to_dataset())
+        assert stored["spread"]["spread"].dims == ("layer", "step")
+        assert set(stored["spread"].data_vars) >= {"spread", "spread_raw", "low", "high", "hellinger"}
+        assert stored["trajectories"]["trajectory"].dims == ("layer", "model", "step", "component")
+        assert stored["trajectories"]["stress"].dims == ("layer",)
+        assert stored["merged"]["embedding"].dims == ("layer", "sample", "component")
+        assert stored["merged"]["label"].dims == ("sample",)
+        assert np.isfinite(stored["trajectories"]["trajectory"]).all()
+        assert (stored["diagnostics"]["components"] >= 1).all()
+
+
+def test_spread_is_the_formula_on_the_stored_activations(planted_store):
+    url = planted_store(layers=("only",))
+    results = ra.analyze(url)
+    tree = ra.open_store(url)
+    gauge = ra.DiffusionGauge()
+    P = [gauge(tree[f"models/seed{m}"]["only"].sel(step=4).values).to_numpy().astype(float) for m in range(3)]
+    ratios = []
+    for i, j in ((0, 1), (0, 2), (1, 2)):
+        p, q, n = P[i], P[j], len(P[i])
+        trace_p, trace_q = np.trace(p), np.trace(q)
+        inner = trace_p * trace_q / n + (n - trace_p) * (n - trace_q) / (n * (n - 1))
+        null = (p**2).sum() + (q**2).sum() - 2 * inner
+        ratios.append(((p - q) ** 2).sum() / null)
+    np.testing.assert_allclose(results["spread"]["spread"].sel(layer="only", step=4), np.mean(ratios), rtol=1e-5)
+
+
+def test_the_same_seed_gives_the_same_results(planted_store, tmp_path):
+    url = planted_store(layers=("only",))
+    first, second = (ra.analyze(url, tmp_path / name, seed=3) for name in ("a", "b"))
+    for group in ("spread", "trajectories", "merged", "diagnostics"):
+        xr.testing.assert_identical(first[group].to_dataset(), second[group].to_dataset())
+
+
+def test_one_model_gives_a_reduced_result(planted_store, tmp_path):
+    results = ra.analyze(planted_store(models=1), tmp_path / "out")
+    summary = json.loads((tmp_path / "out" / "summary.json").read_text())
+    assert np.isnan(results["spread"]["spread"]).all()
+    assert np.isfinite(results["trajectories"]["trajectory"]).all()
+    assert "One model" in summary["headline"]
+    assert summary["layers"]["first"]["verdict"] == "undecided"
+    assert summary["layers"]["first"]["end"] is None
+    assert (tmp_path / "out" / "report.html").exists()
+
+
+def test_one_model_one_step(planted_store, tmp_path):
+    ra.analyze(planted_store(models=1, steps=(7,)), tmp_path / "out")
+    assert json.loads((tmp_path / "out" / "summary.json").read_text())["steps"] == [7]
+
+
+def test_selection_keeps_what_was_asked_for(planted_store, tmp_path):
+    url = planted_store()
+    results = ra.analyze(url, tmp_path / "out", models=["seed2", "seed0"], layers=["second"], steps=[0, 16])
+    assert list(results["trajectories"]["model"].values) == ["seed0", "seed2"]
+    assert list(results["spread"]["layer"].values) == ["second"]
+    assert list(results["spread"]["step"].values) == [0, 16]
+
+
+@pytest.mark.parametrize(
+    ("selection", "named"),
+    [
+        ({"models": ["seed9"]}, "seed9"),
+        ({"layers": ["third"]}, "third"),
+        ({"steps": [5]}, "5"),
+        ({"merge": "sum"}, "sum"),
+    ],
+)
+def test_a_selection_that_is_not_there_names_itself(planted_store, tmp_path, selection, named):
+    with pytest.raises(ValueError, match=named):
+        ra.analyze(planted_store(), tmp_path / "out", **selection)
+
+
+def test_models_that_share_few_steps_are_reported_not_aligned_by_index(planted_store, tmp_path, probe_set):
+    url = planted_store(models=2, steps=(0, 2, 4), layers=("only",))
+    tree = ra.open_store(url)
+    values = tree["models/seed0"]["only"].values
+    with ra.TrajectoryWriter(
+        url, model_name="late", probe_set=probe_set, layers={"only": (values.shape[1:], "float32")}
+    ) as writer:
+        writer.append(2, {"only": values[1]})
+        writer.append(3, {"only": values[2]})
+    results = ra.analyze(url, tmp_path / "out")
+    assert list(results["spread"]["step"].values) == [0, 2, 3, 4]
+    assert list(results["spread"]["n_models"].values) == [2, 3, 1, 2]
+    assert np.isnan(results["spread"]["spread"].sel(step=3)).all()
+    left_out = json.loads((tmp_path / "out" / "summary.json").read_text())["left_out"]
+    assert any("late" in line and "0, 4" in line for line in left_out)
+
+
+def test_activations_that_are_not_finite_are_counted(planted_store, tmp_path, probe_set):
+    url = planted_store(models=2, steps=(0, 1), layers=("only",))
+    broken = np.ones((48, 12), dtype=np.float32)
+    broken[5, 3] = np.nan
+    with ra.TrajectoryWriter(
+        url, model_name="broken", probe_set=probe_set, layers={"only": (broken.shape, "float32")}
+    ) as writer:
+        writer.append(0, {"only": np.random.default_rng(5).normal(size=broken.shape).astype(np.float32)})
+        writer.append(1, {"only": broken})
+    results = ra.analyze(url, tmp_path / "out")
+    assert results["diagnostics"]["failed"].sel(model="broken").values.tolist() == [[0, 1]]
+    assert results["spread"]["n_models"].values.tolist() == [3, 2]
+    left_out = json.loads((tmp_path / "out" / "summary.json").read_text())["left_out"]
+    assert any("broken" in line and "step 1" in line for line in left_out)
+
+
+def test_places_that_are_no_store(tmp_path):
+    with pytest.raises(StoreNotFoundError, match="nowhere"):
+        ra.analyze(tmp_path / "nowhere.zarr")
+    xr.Dataset({"a": ("x", [1, 2])}).to_zarr(tmp_path / "foreign.zarr", zarr_format=3, consolidated=False)
+    with pytest.raises(NotAStoreError, match=r"foreign\.zarr"):
+        ra.analyze(tmp_path / "foreign.zarr")
+    assert not (tmp_path / "foreign.analysis").exists()
+
+
+def test_a_budget_too_small_for_one_operator_is_refused(planted_store, tmp_path):
+    with pytest.raises(AnalysisError, match="memory"):
+        ra.analyze(planted_store(), tmp_path / "out", memory="10kB")
+
+
+@pytest.mark.parametrize(
+    ("url", "folder"),
+    [
+        ("runs/store.zarr", "runs/store.analysis"),
+        ("runs/store.zarr/", "runs/store.analysis"),
+        ("runs/plain", "runs/plain.analysis"),
+        ("s3://bucket/deep/store.zarr", "store.analysis"),
+        ("file:///data/store.zarr", "/data/store.analysis"),
+    ],
+)
+def test_default_folder(url, folder):
+    assert default_folder(url) == Path(folder)

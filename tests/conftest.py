@@ -1,0 +1,50 @@
+"""Stores and probe sets that several parts' tests share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import repaudit as ra
+
+SAMPLES, WIDTH = 48, 12
+
+
+@pytest.fixture
+def probe_set() -> ra.ProbeSet:
+    """48 samples of 5 tokens in 4 labelled groups."""
+    ids = torch.arange(SAMPLES * 5).reshape(SAMPLES, 5) % 17
+    labels = [f"group {i % 4}" for i in range(SAMPLES)]
+    return ra.ProbeSet.from_tensors({"input_ids": ids, "attention_mask": torch.ones_like(ids)}, labels=labels)
+
+
+@pytest.fixture
+def planted_store(tmp_path: Path, probe_set: ra.ProbeSet) -> Callable[..., Path]:
+    """Make a store of models whose geometries converge, each in a rotated frame of its own."""
+
+    def make(
+        models: int = 3,
+        steps: tuple[int, ...] = (0, 1, 2, 4, 8, 16),
+        layers: tuple[str, ...] = ("first", "second"),
+        name: str = "store.zarr",
+    ) -> Path:
+        url = tmp_path / name
+        common = np.random.default_rng(99).normal(size=(SAMPLES, WIDTH))
+        for m in range(models):
+            rng = np.random.default_rng(m)
+            own, (rotation, _) = rng.normal(size=(SAMPLES, WIDTH)), np.linalg.qr(rng.normal(size=(WIDTH, WIDTH)))
+            shapes = dict.fromkeys(layers, ((SAMPLES, WIDTH), "float32"))
+            with ra.TrajectoryWriter(
+                url, model_name=f"seed{m}", probe_set=probe_set, layers=shapes, durable=False
+            ) as writer:
+                for i, step in enumerate(steps):
+                    share = i / max(1, len(steps) - 1)
+                    mixed = (share * common + (1 - share) * own) @ rotation
+                    writer.append(step, {layer: mixed.astype(np.float32) for layer in layers}, loss=1.0 / (i + 1))
+        return url
+
+    return make

@@ -1,0 +1,95 @@
+"""The command line as a user meets it: real processes, exit codes, one clear line."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import xarray as xr
+
+COMMAND = str(Path(sys.executable).with_name("repaudit"))
+
+
+def repaudit(*args: object) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([COMMAND, *map(str, args)], capture_output=True, text=True, timeout=200, check=False)
+
+
+def test_info_names_models_layers_and_steps(planted_store):
+    url = planted_store(models=2)
+    shown = repaudit("info", url)
+    assert shown.returncode == 0
+    assert "seed0" in shown.stdout
+    assert "first 12" in shown.stdout
+    found = json.loads(repaudit("info", url, "--json").stdout)
+    assert found["samples"] == 48
+    assert found["models"][1]["name"] == "seed1"
+    assert found["models"][1]["steps"] == [0, 1, 2, 4, 8, 16]
+    assert [layer["name"] for layer in found["models"][0]["layers"]] == ["first", "second"]
+
+
+def test_info_does_not_import_torch(planted_store):
+    script = (
+        "import sys; from typer.testing import CliRunner; from repaudit.cli import app; "
+        "run = CliRunner().invoke(app, ['info', sys.argv[1]]); assert run.exit_code == 0, run.output; "
+        "sys.exit('torch' in sys.modules)"
+    )
+    run = subprocess.run(
+        [sys.executable, "-c", script, str(planted_store(models=1))], capture_output=True, text=True, check=False
+    )
+    assert run.returncode == 0, run.stderr
+
+
+def test_analyze_prints_the_answer_and_the_report(planted_store, tmp_path):
+    run = repaudit("analyze", planted_store(layers=("only",)), "--steps", "0:4,16", "--models", "seed0,seed2")
+    assert run.returncode == 0, run.stderr
+    assert "converg" in run.stdout
+    report = tmp_path / "store.analysis" / "report.html"
+    assert str(report) in run.stdout
+    assert report.exists()
+    summary = json.loads((tmp_path / "store.analysis" / "summary.json").read_text())
+    assert summary["steps"] == [0, 1, 2, 4, 16]
+
+
+def test_analyze_json_is_all_there_is_on_stdout(planted_store, tmp_path):
+    run = repaudit("analyze", planted_store(models=1, layers=("only",)), "--json", "--out", tmp_path / "elsewhere")
+    assert run.returncode == 0, run.stderr
+    assert json.loads(run.stdout)["layers"]["only"]["verdict"] == "undecided"
+    assert (tmp_path / "elsewhere" / "report.html").exists()
+
+
+@pytest.fixture
+def foreign(tmp_path: Path) -> Path:
+    xr.Dataset({"a": ("x", [1, 2])}).to_zarr(tmp_path / "foreign.zarr", zarr_format=3, consolidated=False)
+    return tmp_path / "foreign.zarr"
+
+
+@pytest.mark.parametrize("command", ["info", "analyze"])
+def test_bad_places_get_one_line(command, foreign, tmp_path):
+    for place, code in ((tmp_path / "missing.zarr", 2), (foreign, 3), (Path(__file__), 3)):
+        run = repaudit(command, place)
+        assert run.returncode == code, (place, run.stderr)
+        assert run.stdout == ""
+        assert run.stderr.startswith("error: ")
+        assert run.stderr.count("\n") == 1, run.stderr
+        assert place.name in run.stderr
+        assert "Traceback" not in run.stderr
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["--layers", "third"], "third"),
+        (["--models", "x,y"], "x, y"),
+        (["--steps", "abc"], "abc"),
+        (["--memory", "lots"], "lots"),
+        (["--merge", "sum"], "sum"),
+    ],
+)
+def test_wrong_usage_exits_with_2(planted_store, flags, said):
+    run = repaudit("analyze", planted_store(models=1), *flags)
+    assert run.returncode == 2, run.stderr
+    assert said in run.stderr
+    assert "Traceback" not in run.stderr
