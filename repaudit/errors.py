@@ -72,3 +72,22 @@ class WeightError(RepauditError, ValueError):
 
 class AnalysisError(RepauditError, ValueError):
     """The store holds too little, or something else, than the analysis asked for."""
+
+
+class ForeignPathError(StoreError, ValueError):
+    """A key or a symbolic link leads out of the store."""
+
+
+class LayoutError(StoreError, ValueError):
+    """The layers, shapes or dtypes at hand are not those that the model in the store was made with."""
+
+
+class ModelExistsError(StoreError, FileExistsError):
+    """The model is already in the store, and the writer was told not to touch it."""
+
+    def __str__(self) -> str:
+        return str(self.args[0]) if self.args else ""
+
+
+class WriterClosedError(StoreError, RuntimeError):
+    """The writer takes no more steps."""

@@ -27,13 +27,14 @@ EPOCH: Final = "epoch"
 WALL_TIME: Final = "wall_time"
 TRIGGER: Final = "trigger"
 LOSS: Final = "loss"
+CHECKSUM: Final = "checksum"
 LABEL: Final = "label"
 TEXT: Final = "text"
 
 STEP_COORDINATES: Final = (STEP, EPOCH, WALL_TIME, TRIGGER, LOSS)
 """Variables of a model that describe its steps; every other variable on dim ``step`` is a layer."""
 
-_RESERVED: Final = frozenset({"", ".", "..", "zarr.json", *STEP_COORDINATES, SAMPLE, LABEL, TEXT, TOKEN, FEATURE})
+_RESERVED: Final = frozenset({"", ".", "..", "zarr.json", *STEP_COORDINATES, SAMPLE, LABEL, TEXT, TOKEN, FEATURE, LAYER, CHECKSUM})
 _UNRESERVED: Final = "@:+=,[]() "
 
 

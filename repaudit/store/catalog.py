@@ -1,0 +1,91 @@
+"""What a store holds, by real names: models, layers, steps, activations."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import xarray as xr
+
+from repaudit.names import ATTRS, LABEL, LAYER, MODELS, SAMPLE, STEP
+
+
+def models(tree: xr.DataTree) -> list[str]:
+    """Give the names of the models, sorted.
+
+    Examples
+    --------
+    >>> models(xr.DataTree())
+    []
+    """
+    return sorted(_groups(tree))
+
+
+def layers(tree: xr.DataTree, model: str) -> list[str]:
+    """Give the names of a model's layers, in the order they were recorded."""
+    dataset = model_dataset(tree, model)
+    recorded = [str(name) for name in dataset[LAYER].values] if LAYER in dataset.coords else []
+    present = [str(array.attrs[LAYER]) for array in dataset.data_vars.values() if LAYER in array.attrs]
+    return sorted(present, key=lambda name: (recorded.index(name) if name in recorded else len(recorded), name))
+
+
+def steps(tree: xr.DataTree, model: str) -> list[int]:
+    """Give a model's committed steps."""
+    return [int(step) for step in model_dataset(tree, model)[STEP].values]
+
+
+def gaps(tree: xr.DataTree, model: str) -> list[dict[str, Any]]:
+    """Give the steps that the recorder noted as not stored."""
+    return list(model_dataset(tree, model).attrs[ATTRS].get("gaps", []))
+
+
+def activations(tree: xr.DataTree, model: str, layer: str) -> xr.DataArray:
+    """Give the lazy activations (step, sample[, token], feature) of one layer, with the sample's coordinates."""
+    for array in model_dataset(tree, model).data_vars.values():
+        if array.attrs.get(LAYER) == layer:
+            return array
+    raise KeyError(f"Model {model!r} has no layer {layer!r}: it has {', '.join(layers(tree, model))}.")
+
+
+def model_dataset(tree: xr.DataTree, model: str) -> xr.Dataset:
+    """Give the dataset of one model, with the sample ids of the root."""
+    groups = _groups(tree)
+    if model not in groups:
+        raise KeyError(f"The store has no model {model!r}: it has {', '.join(sorted(groups)) or 'none'}.")
+    return groups[model].to_dataset()
+
+
+def _groups(tree: xr.DataTree) -> dict[str, xr.DataTree]:
+    if MODELS not in tree.children:
+        return {}
+    groups = {}
+    for key, node in tree.children[MODELS].children.items():
+        own = node.attrs.get(ATTRS)
+        groups[str(own["name"]) if isinstance(own, dict) and "name" in own else key] = node
+    return groups
+
+
+def describe(tree: xr.DataTree) -> dict[str, Any]:
+    """Give what a store holds in plain types: what ``repaudit info`` prints."""
+    own = tree.attrs[ATTRS]
+    labels = tree.to_dataset()[LABEL].values if LABEL in tree.variables else ()
+    return {
+        "version": own["version"],
+        "fingerprint": own["fingerprint"],
+        "created": own.get("created"),
+        "samples": tree.sizes.get(SAMPLE, 0),
+        "labels": sorted({str(label) for label in labels}),
+        "models": [_describe_model(tree, model) for model in models(tree)],
+    }
+
+
+def _describe_model(tree: xr.DataTree, model: str) -> dict[str, Any]:
+    arrays = {layer: activations(tree, model, layer) for layer in layers(tree, model)}
+    return {
+        "name": model,
+        "steps": steps(tree, model),
+        "gaps": gaps(tree, model),
+        "layers": [
+            {"name": layer, "dims": list(array.dims), "shape": list(array.shape), "dtype": str(array.dtype)}
+            for layer, array in arrays.items()
+        ],
+    }

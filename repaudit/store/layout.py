@@ -1,0 +1,265 @@
+"""What a store looks like: array and group documents, dimension names, and what a probe set must offer."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from hashlib import sha256
+from typing import Any, Final, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from repaudit.errors import LayoutError
+from repaudit.names import (
+    ATTRS,
+    CHECKSUM,
+    EPOCH,
+    FEATURE,
+    LAYER,
+    LOSS,
+    MODELS,
+    SAMPLE,
+    STEP,
+    TOKEN,
+    TRIGGER,
+    WALL_TIME,
+    encode_name,
+)
+from repaudit.store.encoding import COORDINATE_CHUNK, STORED_DTYPES, Codec, StepGrid
+
+DOCUMENT: Final = "zarr.json"
+LEASE: Final = ".lease"
+_LONGEST_KEY: Final = 180
+
+
+class ProbeSetLike(Protocol):
+    """What the store asks of a probe set."""
+
+    @property
+    def fingerprint(self) -> str: ...
+    @property
+    def ids(self) -> Sequence[str]: ...
+    @property
+    def labels(self) -> Sequence[str] | None: ...
+    @property
+    def texts(self) -> Sequence[str] | None: ...
+    def arrays(self) -> Mapping[str, NDArray[Any]]: ...
+    def __len__(self) -> int: ...
+
+
+def safe_key(name: str) -> str:
+    """Give the key of a model or layer; one too long for a file system ends in a hash instead."""
+    key = encode_name(name)
+    if len(key) <= _LONGEST_KEY:
+        return key
+    return f"{key[:100].rstrip('%. ')}~{sha256(name.encode()).hexdigest()[:32]}"
+
+
+def model_key(model_name: str) -> str:
+    """Give the group of a model."""
+    return f"{MODELS}/{safe_key(model_name)}"
+
+
+def chunk_key(*indices: int) -> str:
+    """Give the key of a chunk below its array: one file each in the array's own directory."""
+    return ".".join(["c", *map(str, indices)])
+
+
+@dataclass(frozen=True)
+class Column:
+    """A coordinate of the steps: its dtype on disk, the fill of rows not written, and how xarray shows it."""
+
+    dtype: str
+    fill: Any
+    attributes: Mapping[str, str]
+
+    @property
+    def numpy_dtype(self) -> np.dtype[Any]:
+        return np.dtype(object) if self.dtype == "string" else np.dtype(self.dtype).newbyteorder("<")
+
+
+STEP_COLUMNS: Final[Mapping[str, Column]] = {
+    STEP: Column("int64", -1, {"long_name": "optimizer step", "units": "1"}),
+    EPOCH: Column("float64", "NaN", {"long_name": "epoch of training", "units": "1"}),
+    WALL_TIME: Column(
+        "int64", 0, {"long_name": "time of the audit", "units": "microseconds since 1970-01-01", "calendar": "standard"}
+    ),
+    TRIGGER: Column("string", "", {"long_name": "what asked for the audit"}),
+    LOSS: Column("float64", "NaN", {"long_name": "training loss", "units": "1"}),
+}
+
+
+@dataclass(frozen=True)
+class LayerLayout:
+    """One layer of a model: its key on disk, the shape of one step, its dtypes and codec."""
+
+    name: str
+    key: str
+    shape: tuple[int, ...]
+    source_dtype: str
+    dimensions: tuple[str, ...]
+    codec: Codec
+    attributes: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """The dtype on disk, little-endian."""
+        return np.dtype(STORED_DTYPES[self.source_dtype]).newbyteorder("<")
+
+    @property
+    def grid(self) -> StepGrid:
+        return StepGrid.fit(self.shape, self.dtype.itemsize)
+
+    def step_key(self, index: int) -> str:
+        """Give the key, below the model, of the object that holds the step at `index`."""
+        return f"{self.key}/{chunk_key(index, *(0 for _ in self.shape))}"
+
+    def document(self, steps: int) -> dict[str, Any]:
+        """Give the array's Zarr metadata with `steps` steps."""
+        codec = {"codec": self.codec.preset} | ({"keepbits": self.codec.keepbits} if self.codec.keepbits else {})
+        attributes = {"long_name": f"activation of {self.name}", "units": "1", **self.attributes}
+        return array_document(
+            (steps, *self.shape),
+            self.dtype.name,
+            self.grid.object_shape,
+            (STEP, *self.dimensions),
+            fill="NaN",
+            codecs=self.grid.metadata(self.codec, self.dtype.itemsize),
+            attributes={**attributes, LAYER: self.name, "source_dtype": self.source_dtype, **codec},
+        )
+
+
+def lay_out_layers(
+    layers: Mapping[str, tuple[Sequence[int], str]],
+    n_samples: int,
+    *,
+    codec: str = "auto",
+    keepbits: int | None = None,
+    attributes: Mapping[str, Mapping[str, Any]] | None = None,
+) -> list[LayerLayout]:
+    """Settle keys, dimension names and codecs of a model's layers.
+
+    `feature` (and `token`) are the dimensions where all layers share one width (one length), else each layer has
+    ``feature_<width>`` (``token_<length>``).
+    """
+    if not layers:
+        raise LayoutError("A model needs at least one layer: `layers` is empty.")
+    shapes = {name: _checked_shape(name, shape, dtype, n_samples) for name, (shape, dtype) in layers.items()}
+    widths = {shape[-1] for shape in shapes.values()}
+    lengths = {shape[1] for shape in shapes.values() if len(shape) == 3}
+    laid_out = []
+    taken: set[str] = {STEP, SAMPLE, LAYER, CHECKSUM}
+    for name, shape in shapes.items():
+        feature = FEATURE if len(widths) == 1 else f"{FEATURE}_{shape[-1]}"
+        token = [TOKEN if len(lengths) == 1 else f"{TOKEN}_{shape[1]}"] if len(shape) == 3 else []
+        taken |= {feature, *token}
+        laid_out.append((name, shape, (SAMPLE, *token, feature)))
+    extra = attributes or {}
+    return [
+        LayerLayout(
+            name,
+            _layer_key(name, taken),
+            shape,
+            layers[name][1],
+            dimensions,
+            Codec.choose(codec, layers[name][1], keepbits),
+            dict(extra.get(name, {})),
+        )
+        for name, shape, dimensions in laid_out
+    ]
+
+
+def _layer_key(name: str, taken: set[str]) -> str:
+    """Keep a layer that is called like a dimension from being read as that dimension's coordinate."""
+    key = safe_key(name)
+    return "".join(f"%{byte:02X}" for byte in key.encode()) if key in taken else key
+
+
+def _checked_shape(name: str, shape: Sequence[int], dtype: str, n_samples: int) -> tuple[int, ...]:
+    shape = tuple(int(size) for size in shape)
+    if dtype not in STORED_DTYPES:
+        raise LayoutError(f"Layer {name!r} has dtype {dtype!r}: expected one of {', '.join(STORED_DTYPES)}.")
+    if len(shape) not in {2, 3} or min(shape) < 1:
+        raise LayoutError(f"Layer {name!r} has shape {shape}: expected (sample[, token], feature), none of them 0.")
+    if shape[0] != n_samples:
+        raise LayoutError(f"Layer {name!r} has {shape[0]} samples: the probe set has {n_samples}.")
+    return shape
+
+
+def array_document(
+    shape: Sequence[int],
+    data_type: str,
+    chunk_shape: Sequence[int],
+    dimensions: Sequence[str],
+    *,
+    fill: Any,
+    codecs: list[dict[str, Any]],
+    attributes: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Give a Zarr v3 array document with one object a chunk, each a file in the array's own directory."""
+    return {
+        "zarr_format": 3,
+        "node_type": "array",
+        "shape": list(shape),
+        "data_type": data_type,
+        "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": list(chunk_shape)}},
+        "chunk_key_encoding": {"name": "default", "configuration": {"separator": "."}},
+        "fill_value": fill,
+        "codecs": codecs,
+        "dimension_names": list(dimensions),
+        "storage_transformers": [],
+        "attributes": dict(attributes or {}),
+    }
+
+
+def column_document(
+    shape: Sequence[int],
+    data_type: str,
+    chunk_shape: Sequence[int],
+    dimensions: Sequence[str],
+    fill: Any,
+    attributes: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Give the document of a coordinate: uncompressed, with a checksum a chunk."""
+    serializer: dict[str, Any] = {"name": "vlen-utf8", "configuration": {}}
+    if data_type != "string":
+        serializer = {"name": "bytes", "configuration": {"endian": "little"}}
+    codecs: list[dict[str, Any]] = [serializer, {"name": "crc32c"}]
+    return array_document(shape, data_type, chunk_shape, dimensions, fill=fill, codecs=codecs, attributes=attributes)
+
+
+def model_arrays(layers: Sequence[LayerLayout], steps: int) -> dict[str, dict[str, Any]]:
+    """Give the documents of all arrays of a model with `steps` steps, by key."""
+    arrays = {
+        name: column_document((steps,), column.dtype, (COORDINATE_CHUNK,), (STEP,), column.fill, column.attributes)
+        for name, column in STEP_COLUMNS.items()
+    }
+    crc = {"long_name": "CRC-32C of a step's values in C order, little-endian"}
+    arrays[CHECKSUM] = column_document(
+        (steps, len(layers)), "uint32", (COORDINATE_CHUNK, len(layers)), (STEP, LAYER), 0, crc
+    )
+    arrays[LAYER] = column_document((len(layers),), "string", (len(layers),), (LAYER,), "", {"long_name": "layer"})
+    return arrays | {layer.key: layer.document(steps) for layer in layers}
+
+
+def group_document(
+    attributes: Mapping[str, Any], arrays: Mapping[str, Mapping[str, Any]] | None = None
+) -> dict[str, Any]:
+    """Give a Zarr v3 group document; with `arrays` it carries their consolidated metadata."""
+    document: dict[str, Any] = {"zarr_format": 3, "node_type": "group", "attributes": dict(attributes)}
+    if arrays is not None:
+        document["consolidated_metadata"] = {"kind": "inline", "must_understand": False, "metadata": dict(arrays)}
+    return document
+
+
+def model_document(attributes: Mapping[str, Any], layers: Sequence[LayerLayout], steps: int) -> dict[str, Any]:
+    """Give the document of a model, the one that a commit puts."""
+    described = " ".join([*(name for name in STEP_COLUMNS if name != STEP), CHECKSUM])
+    return group_document({ATTRS: dict(attributes), "coordinates": described}, model_arrays(layers, steps))
+
+
+def dump(document: Mapping[str, Any]) -> bytes:
+    """Write a document as JSON; NaN is no JSON and is refused."""
+    return json.dumps(document, allow_nan=False, separators=(",", ":")).encode()

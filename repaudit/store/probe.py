@@ -1,0 +1,34 @@
+"""A probe set as it lies in a store, without the tokenizer or the tensors it came from."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from numpy.typing import NDArray
+
+
+@dataclass(frozen=True)
+class StoredProbeSet:
+    """Inputs, ids, labels and previews of the samples of a store, with the fingerprint they were recorded under.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> len(StoredProbeSet("abc", ["a", "b"], {"x": np.zeros((2, 3))}))
+    2
+    """
+
+    fingerprint: str
+    ids: Sequence[str]
+    inputs: Mapping[str, NDArray[Any]]
+    labels: Sequence[str] | None = None
+    texts: Sequence[str] | None = None
+
+    def arrays(self) -> Mapping[str, NDArray[Any]]:
+        """Give the inputs, over samples first."""
+        return self.inputs
+
+    def __len__(self) -> int:
+        return len(self.ids)

@@ -1,0 +1,75 @@
+"""Open a store: lazy, committed steps only, and only if it is ours, of a known version and of believable size."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import xarray as xr
+
+from repaudit.errors import CorruptStoreError, NotAStoreError, StoreError, StoreNotFoundError
+from repaudit.names import MODELS, PROBE
+from repaudit.schema import unbelievable
+from repaudit.store.layout import DOCUMENT
+from repaudit.store.root import read_document, store_attributes
+from repaudit.store.storage import LocalStorage, Storage, open_storage
+
+
+def open_store(url: str | os.PathLike[str], storage_options: Mapping[str, Any] | None = None) -> xr.DataTree:
+    """Open a trajectory store as a lazy tree of datasets.
+
+    ``tree["models/seed0"]["model.layers.3"]`` is a DataArray (step, sample[, token], feature) over dask chunks of one
+    step each; sample ids, labels and text previews are at the root.
+
+    Parameters
+    ----------
+    url : path or URL
+        A local path, or any URL that fsspec knows.
+    storage_options : mapping, optional
+        Handed to fsspec.
+
+    Raises
+    ------
+    StoreNotFoundError, NotAStoreError, UnknownVersionError, CorruptStoreError
+    """
+    storage = open_storage(url, storage_options)
+    if store_attributes(storage) is None:
+        raise _nothing_there(storage)
+    check_documents(storage)
+    place = storage.url if isinstance(storage, LocalStorage) else os.fspath(url)
+    options = None if isinstance(storage, LocalStorage) else dict(storage_options or {})
+    return xr.open_datatree(place, engine="zarr", consolidated=False, chunks={}, storage_options=options)
+
+
+def check_documents(storage: Storage) -> None:
+    """Refuse metadata that would make a reader allocate absurd amounts, before anything is opened."""
+    for name in storage.children():
+        document = read_document(storage, f"{name}/{DOCUMENT}")
+        if document is not None and document.get("node_type") == "array":
+            _refuse_unbelievable(storage, name, document)
+    for key in [PROBE, *(f"{MODELS}/{name}" for name in storage.children(MODELS) if name != DOCUMENT)]:
+        document = read_document(storage, f"{key}/{DOCUMENT}")
+        if document is None:
+            continue
+        consolidated = document.get("consolidated_metadata")
+        arrays = consolidated.get("metadata") if isinstance(consolidated, dict) else None
+        if not isinstance(arrays, dict):
+            raise CorruptStoreError(
+                f"{storage.url}: {key}/{DOCUMENT} has no consolidated metadata, so no committed record."
+            )
+        for name, array in arrays.items():
+            _refuse_unbelievable(storage, f"{key}/{name}", array)
+
+
+def _refuse_unbelievable(storage: Storage, key: str, document: Mapping[str, Any]) -> None:
+    reason = unbelievable(document)
+    if reason is not None:
+        raise CorruptStoreError(f"{storage.url}: the metadata of {key} cannot be right: {reason}. Nothing was read.")
+
+
+def _nothing_there(storage: Storage) -> StoreError:
+    if storage.children() or (isinstance(storage, LocalStorage) and Path(storage.url).exists()):
+        return NotAStoreError(f"{storage.url} is no repaudit store: expected a Zarr group, whose root has a zarr.json.")
+    return StoreNotFoundError(f"There is no store at {storage.url}.")

@@ -1,0 +1,183 @@
+"""The root of a store: one probe set, written once, before any model."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from repaudit.errors import CorruptStoreError, FingerprintError, LeaseError, NotAStoreError, UnknownVersionError
+from repaudit.names import ATTRS, FORMAT_VERSION, LABEL, MODELS, PROBE, SAMPLE, TEXT, TOKEN, encode_name
+from repaudit.store.encoding import encode_column
+from repaudit.store.layout import (
+    DOCUMENT,
+    LEASE,
+    ProbeSetLike,
+    chunk_key,
+    column_document,
+    dump,
+    group_document,
+)
+from repaudit.store.lease import Lease
+from repaudit.store.storage import Parts, Storage
+
+ROOT_WAIT: Final = 60.0
+"""Seconds to wait for another process that is just creating the store."""
+
+_PACKAGES: Final = ("repaudit", "zarr", "numpy", "numcodecs", "xarray", "torch", "transformers", "lightning")
+_DOCUMENT_BYTES: Final = 256 * 2**20
+_KINDS: Final = {"f": "NaN", "i": 0, "u": 0, "b": False}
+
+
+def package_versions() -> dict[str, str]:
+    """Give the versions of the packages that shape a record, without importing them."""
+    found = {}
+    for package in _PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def now() -> str:
+    """Give the present time in ISO 8601, UTC."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def read_document(storage: Storage, key: str) -> dict[str, Any] | None:
+    """Read a Zarr document, refusing one that is no JSON object or absurdly large before it is loaded."""
+    size = storage.size(key)
+    if size is None:
+        return None
+    if size > _DOCUMENT_BYTES:
+        raise CorruptStoreError(f"{storage.url}: {key} has {size} bytes, more than any document of a store needs.")
+    try:
+        document = json.loads(storage.get(key) or b"")
+    except (ValueError, RecursionError) as error:
+        raise CorruptStoreError(f"{storage.url}: {key} is not JSON ({error}).") from error
+    if not isinstance(document, dict):
+        raise CorruptStoreError(f"{storage.url}: {key} holds {type(document).__name__}, expected a JSON object.")
+    return document
+
+
+def store_attributes(storage: Storage) -> dict[str, Any] | None:
+    """Give the root's own attributes, or None where there is no Zarr v3 group.
+
+    Raises
+    ------
+    NotAStoreError
+        If a Zarr hierarchy is there that is not ours.
+    UnknownVersionError
+        If the store has a format version that this library does not know.
+    """
+    document = read_document(storage, DOCUMENT)
+    if document is None:
+        return None
+    attributes = document.get("attributes")
+    own = attributes.get(ATTRS) if isinstance(attributes, dict) else None
+    if document.get("node_type") != "group" or not isinstance(own, dict) or "version" not in own:
+        raise NotAStoreError(f"{storage.url} is a Zarr hierarchy, but not a repaudit store: no attribute {ATTRS!r}.")
+    if own["version"] != FORMAT_VERSION:
+        raise UnknownVersionError(
+            f"{storage.url} has format version {own['version']!r}; this repaudit reads version {FORMAT_VERSION}. "
+            f"Use a repaudit that knows it."
+        )
+    return own
+
+
+def ensure_root(storage: Storage, probe_set: ProbeSetLike, *, wait: float = ROOT_WAIT) -> dict[str, Any]:
+    """Create the store for a probe set, or check that the store at hand was made with the same one."""
+    deadline = time.monotonic() + wait
+    while (own := store_attributes(storage)) is None:
+        try:
+            lease = Lease(storage, f"{PROBE}/{LEASE}", f"The new store {storage.url}")
+        except LeaseError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.05)
+            continue
+        try:
+            if store_attributes(storage) is None:
+                _refuse_foreign(storage)
+                _create_root(storage, probe_set)
+        finally:
+            lease.release()
+    if own.get("fingerprint") != probe_set.fingerprint:
+        raise FingerprintError(
+            f"{storage.url} was made with the probe set {own.get('fingerprint')}, this one is {probe_set.fingerprint}: "
+            f"one store holds one probe set. Record with the same inputs, or into another store."
+        )
+    return own
+
+
+def _refuse_foreign(storage: Storage) -> None:
+    """Refuse to settle among somebody else's files."""
+    ours = {PROBE, MODELS, SAMPLE, LABEL, TEXT}
+    foreign = [name for name in storage.children() if name not in ours]
+    if foreign:
+        raise NotAStoreError(
+            f"{storage.url} exists and is not a repaudit store: it holds {', '.join(map(repr, foreign[:5]))}. "
+            f"Expected an empty or new place."
+        )
+
+
+def _create_root(storage: Storage, probe_set: ProbeSetLike) -> None:
+    """Write the probe set and, last of all, the root document that makes it a store."""
+    objects: dict[str, Parts] = {}
+    strings = {SAMPLE: probe_set.ids, LABEL: probe_set.labels, TEXT: probe_set.texts}
+    for name, texts in strings.items():
+        if texts is not None:
+            column = np.array([str(text) for text in texts], dtype=object)
+            if len(column) != len(probe_set):
+                raise FingerprintError(f"The probe set has {len(probe_set)} samples but {len(column)} of {name!r}.")
+            _add_array(objects, name, column, (SAMPLE,), {"long_name": name})
+    beside = [name for name in (LABEL, TEXT) if strings[name] is not None]
+    described = {"coordinates": " ".join(beside)} if beside else {}
+    inputs: dict[str, dict[str, Any]] = {}
+    arrays = {name: np.asarray(values) for name, values in probe_set.arrays().items()}
+    for name, values in arrays.items():
+        key = encode_name(name)
+        dimensions = probe_dimensions(name, arrays)
+        inputs[key] = _add_array(objects, f"{PROBE}/{key}", values, dimensions, {"long_name": name, "input": name})
+    objects[f"{PROBE}/{DOCUMENT}"] = [dump(group_document({}, inputs))]
+    objects[f"{MODELS}/{DOCUMENT}"] = [dump(group_document({}))]
+    storage.put_many(objects)
+    own = {
+        "version": FORMAT_VERSION,
+        "fingerprint": probe_set.fingerprint,
+        "samples": len(probe_set),
+        "created": now(),
+        "versions": package_versions(),
+    }
+    storage.put(DOCUMENT, [dump(group_document({ATTRS: own, **described}))])
+
+
+def _add_array(
+    objects: dict[str, Parts], key: str, values: NDArray[Any], dimensions: tuple[str, ...], attributes: dict[str, Any]
+) -> dict[str, Any]:
+    """Add a whole array as one chunk with its document."""
+    text = values.dtype.kind == "O"
+    if not text:
+        values = np.ascontiguousarray(values, dtype=values.dtype.newbyteorder("<"))
+    fill = "" if text else _KINDS[values.dtype.kind]
+    data_type = "string" if text else values.dtype.name
+    document = column_document(values.shape, data_type, values.shape, dimensions, fill, attributes)
+    objects[f"{key}/{DOCUMENT}"] = [dump(document)]
+    objects[f"{key}/{chunk_key(*(0 for _ in values.shape))}"] = encode_column(values, len(values), "" if text else 0)
+    return document
+
+
+def probe_dimensions(name: str, arrays: Mapping[str, NDArray[Any]]) -> tuple[str, ...]:
+    """Name the dimensions of one input: `token` where all two-dimensional integer inputs share one length."""
+    values = arrays[name]
+    lengths = {other.shape[1] for other in arrays.values() if other.ndim == 2 and other.dtype.kind in "iub"}
+    if values.ndim == 2 and lengths == {values.shape[1]}:
+        return (SAMPLE, TOKEN)
+    return (SAMPLE, *(f"{encode_name(name)}_{axis}" for axis in range(1, values.ndim)))

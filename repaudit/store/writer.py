@@ -1,0 +1,333 @@
+"""The trajectory writer: takes steps from the training thread and commits them from its own."""
+
+from __future__ import annotations
+
+import logging
+import os
+import queue
+import threading
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from types import TracebackType
+from typing import Any, Final, Self
+
+from numpy.typing import NDArray
+from tenacity import Retrying, retry_if_exception, stop_after_attempt, wait_random_exponential
+
+from repaudit.errors import LayoutError, RepauditError, StepOrderError, StoreError, WriterClosedError
+from repaudit.names import EPOCH, LOSS, STEP, TRIGGER, WALL_TIME
+from repaudit.store.layout import ProbeSetLike, lay_out_layers
+from repaudit.store.record import ModelRecord, StepRow
+from repaudit.store.root import ensure_root
+from repaudit.store.storage import Storage, open_storage
+from repaudit.store.values import stored_values
+
+_LOGGER = logging.getLogger(__name__)
+
+QUEUE_LENGTH: Final = 2
+"""Steps that may wait; then `append` blocks, so that memory stays bounded."""
+
+ATTEMPTS: Final = 5
+"""Attempts at one step before it counts as lost."""
+
+
+class StoreWarning(UserWarning):
+    """A step could not be stored; the training goes on."""
+
+
+@dataclass
+class _Queued:
+    row: StepRow
+    arrays: Mapping[str, NDArray[Any]]
+
+
+@dataclass
+class _Truncation:
+    after_step: int
+    done: threading.Event = field(default_factory=threading.Event)
+
+
+class TrajectoryWriter:
+    """Append a model's activations, step by step, to a trajectory store.
+
+    `append` returns as soon as the step is queued; a background thread writes the chunks and then makes all layers
+    of the step visible at once, by one atomic put of the model's ``zarr.json``. Readers, plain
+    ``xarray.open_datatree`` included, see committed steps and nothing else, also after a crash.
+
+    Parameters
+    ----------
+    store : path, URL or Storage
+        Where the store is or is to be.
+    model_name : str
+        The model's name in the store; one writer a model at a time.
+    probe_set : ProbeSetLike
+        The inputs that were forwarded; a store holds one probe set.
+    layers : mapping
+        Layer name to ``((sample[, token], feature), dtype)`` of one step.
+    durable : bool
+        Whether each commit is forced to the device before it counts.
+    if_exists : {"resume", "error", "replace"}
+        What to do with a model that is already there.
+    truncate_after : int, optional
+        First drop all committed steps beyond this one: what a run resumed from an older checkpoint needs.
+    force : bool
+        Take the model over from another writer that is known to be dead.
+    codec : {"auto", "raw", "compact", "lossy"}
+        How chunks are encoded, see :class:`repaudit.store.encoding.Codec`.
+    keepbits : int, optional
+        Mantissa bits kept by ``lossy`` (default 10).
+    layer_attrs, model_attrs : mapping, optional
+        More attributes of the layers and of the model.
+    on_store_error : {"raise", "warn"}
+        What to do when a step cannot be stored after several attempts: raise at the next call, or warn, record the
+        gap and go on.
+    storage_options : mapping, optional
+        Handed to fsspec.
+
+    Raises
+    ------
+    LeaseError, FingerprintError, LayoutError, NotAStoreError, UnknownVersionError, ModelExistsError
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from repaudit.store.probe import StoredProbeSet
+    >>> probe_set = StoredProbeSet("abc", ["s0", "s1"], {"input_ids": np.array([[1, 2], [3, 4]])})
+    >>> with TrajectoryWriter("memory://example.zarr", model_name="seed0", probe_set=probe_set,
+    ...                       layers={"layer.0": ((2, 3), "float32")}) as writer:
+    ...     writer.append(10, {"layer.0": np.ones((2, 3), "float32")}, loss=1.5)
+    ...     writer.flush()
+    ...     writer.committed
+    [10]
+    """
+
+    def __init__(
+        self,
+        store: str | os.PathLike[str] | Storage,
+        *,
+        model_name: str,
+        probe_set: ProbeSetLike,
+        layers: Mapping[str, tuple[Sequence[int], str]],
+        durable: bool = True,
+        if_exists: str = "resume",
+        truncate_after: int | None = None,
+        force: bool = False,
+        codec: str = "auto",
+        keepbits: int | None = None,
+        layer_attrs: Mapping[str, Mapping[str, Any]] | None = None,
+        model_attrs: Mapping[str, Any] | None = None,
+        on_store_error: str = "raise",
+        storage_options: Mapping[str, Any] | None = None,
+    ) -> None:
+        if on_store_error not in {"raise", "warn"}:
+            raise LayoutError(f"on_store_error={on_store_error!r}: expected 'raise' or 'warn'.")
+        self.on_store_error = on_store_error
+        self.model_name = model_name
+        laid_out = lay_out_layers(layers, len(probe_set), codec=codec, keepbits=keepbits, attributes=layer_attrs)
+        storage = store if isinstance(store, Storage) else open_storage(store, storage_options, durable=durable)
+        ensure_root(storage, probe_set)
+        self._record = ModelRecord.claim(
+            storage, model_name, laid_out, model_attrs or {}, if_exists=if_exists, force=force
+        )
+        self._layers = {layer.name: layer for layer in self._record.layers}
+        try:
+            if truncate_after is not None:
+                self._record.truncate(truncate_after)
+        except BaseException:
+            self._record.lease.release()
+            raise
+        self._steps = self._record.steps
+        self._committed = self._record.steps
+        self._gaps = self._record.gaps
+        self._unnoted: list[tuple[int, str]] = []
+        self._told = 0
+        self._error: BaseException | None = None
+        self._closed = False
+        self._queue: queue.Queue[_Queued | _Truncation | None] = queue.Queue(QUEUE_LENGTH)
+        self._thread = threading.Thread(target=self._work, name=f"repaudit-writer-{model_name}", daemon=True)
+        self._thread.start()
+
+    @property
+    def steps(self) -> list[int]:
+        """The steps committed and queued."""
+        return list(self._steps)
+
+    @property
+    def committed(self) -> list[int]:
+        """The steps that every reader sees."""
+        return list(self._committed)
+
+    @property
+    def gaps(self) -> list[dict[str, Any]]:
+        """The steps that could not be stored, each with its reason."""
+        return [dict(gap) for gap in self._gaps]
+
+    def append(
+        self,
+        step: int,
+        arrays: Mapping[str, Any],
+        *,
+        epoch: float | None = None,
+        loss: float | None = None,
+        trigger: str | None = None,
+        wall_time: float | None = None,
+        copy: bool = True,
+    ) -> None:
+        """Queue one step; blocks only while the queue is full.
+
+        Parameters
+        ----------
+        step : int
+            Optimizer step, greater than all before.
+        arrays : mapping
+            Layer name to array or CPU tensor (sample[, token], feature), in the declared shape and dtype.
+        epoch, loss, trigger : optional
+            Recorded with the step where known.
+        wall_time : float, optional
+            Seconds since 1970-01-01 UTC; the present time if not given.
+        copy : bool
+            False hands the arrays over: the caller must never write into them again.
+
+        Raises
+        ------
+        StepOrderError, LayoutError, WriterClosedError
+        StoreError
+            If an earlier step could not be stored and ``on_store_error="raise"``.
+        """
+        self._check_open()
+        step = int(step)
+        if step < 0 or (self._steps and step <= self._steps[-1]):
+            last = f"the last one is {self._steps[-1]}" if self._steps else "it must not be negative"
+            raise StepOrderError(
+                f"Step {step} of model {self.model_name!r}: {last}; steps must increase. To go back to an older "
+                f"checkpoint, pass truncate_after."
+            )
+        self._check_names(arrays)
+        values = {name: stored_values(layer, arrays[name], copy=copy) for name, layer in self._layers.items()}
+        row = {STEP: step, EPOCH: epoch, LOSS: loss, TRIGGER: trigger, WALL_TIME: wall_time}
+        self._steps.append(step)
+        self._queue.put(_Queued(row, values))
+
+    def _check_names(self, arrays: Mapping[str, Any]) -> None:
+        missing, unknown = self._layers.keys() - arrays.keys(), arrays.keys() - self._layers.keys()
+        if missing or unknown:
+            raise LayoutError(
+                f"Model {self.model_name!r}: expected the layers {sorted(self._layers)}, "
+                f"missing {sorted(missing)}, unknown {sorted(unknown)}."
+            )
+
+    def flush(self) -> None:
+        """Wait until every queued step is committed, or noted as a gap."""
+        self._queue.join()
+        self._surface()
+
+    def truncate(self, after_step: int) -> None:
+        """Commit a record that ends at `after_step`; steps beyond it are dropped and may be recorded anew."""
+        self._check_open()
+        request = _Truncation(int(after_step))
+        self._queue.put(request)
+        request.done.wait()
+        self._surface()
+        self._steps = [step for step in self._steps if step <= after_step]
+
+    def close(self) -> None:
+        """Flush, finalise, and give the model's lease back; a second call does nothing."""
+        if self._closed:
+            return
+        self._closed = True
+        self._queue.put(None)
+        self._thread.join()
+        self._surface()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise WriterClosedError(f"The writer of model {self.model_name!r} is closed.")
+        self._surface()
+
+    def _surface(self) -> None:
+        """Tell the caller's thread what went wrong in the writer's."""
+        for gap in self._gaps[self._told :] if self.on_store_error == "warn" else []:
+            self._told += 1
+            warnings.warn(
+                f"Step {gap[STEP]} of model {self.model_name!r} is not in the store ({gap['reason']}); "
+                f"{len(self._gaps)} missing so far.",
+                StoreWarning,
+                stacklevel=3,
+            )
+        if self._error is not None:
+            error, self._error = self._error, None
+            self._closed = True
+            raise error
+
+    def _work(self) -> None:
+        while True:
+            item = self._queue.get()
+            try:
+                if item is None:
+                    self._guard(self._record.finalise, None)
+                    return
+                if isinstance(item, _Truncation):
+                    self._guard(partial(self._truncate, item.after_step), None)
+                    item.done.set()
+                elif self._error is None:
+                    self._guard(partial(self._store, item), item.row[STEP])
+            finally:
+                self._queue.task_done()
+
+    def _store(self, item: _Queued) -> None:
+        _retrying()(self._record.append, item.row, item.arrays)
+        self._committed = self._record.steps
+        if self._unnoted:
+            self._note_gaps()
+
+    def _truncate(self, after_step: int) -> None:
+        _retrying()(self._record.truncate, after_step)
+        self._committed = self._record.steps
+
+    def _note_gaps(self) -> None:
+        while self._unnoted:
+            self._record.record_gap(*self._unnoted[0])
+            del self._unnoted[0]
+        self._gaps = self._record.gaps
+
+    def _guard(self, action: Any, step: int | None) -> None:
+        """Run one action of the background thread; a failure is kept for the caller's thread or becomes a gap."""
+        try:
+            action()
+        except Exception as error:  # noqa: BLE001 - whatever a store raises must reach the training thread, not kill this one
+            _LOGGER.warning("Model %r, step %s: %s", self.model_name, step, error)
+            if self.on_store_error == "raise" or isinstance(error, RepauditError):
+                self._error = _as_store_error(error, self.model_name, step)
+            elif step is not None:
+                reason = f"{type(error).__name__}: {error}"
+                self._unnoted.append((step, reason))
+                self._gaps = [*self._gaps, {STEP: step, "reason": reason}]
+
+
+def _as_store_error(error: Exception, model_name: str, step: int | None) -> BaseException:
+    if isinstance(error, RepauditError):
+        return error
+    at = "finalising" if step is None else f"step {step}"
+    wrapped = StoreError(f"Model {model_name!r}, {at}: the store failed ({type(error).__name__}: {error}).")
+    wrapped.__cause__ = error
+    return wrapped
+
+
+def _retrying() -> Retrying:
+    """Try again after what may pass; our own errors will not."""
+    return Retrying(
+        stop=stop_after_attempt(ATTEMPTS),
+        wait=wait_random_exponential(multiplier=0.1, max=5),
+        retry=retry_if_exception(lambda error: isinstance(error, Exception) and not isinstance(error, RepauditError)),
+        reraise=True,
+    )

@@ -1,0 +1,190 @@
+"""The writer commits what it was given, in order, and refuses what would make the record wrong."""
+
+from __future__ import annotations
+
+import warnings
+
+import ml_dtypes
+import numpy as np
+import pytest
+import torch
+import xarray as xr
+
+import repaudit as ra
+from repaudit.errors import (
+    FingerprintError,
+    LayoutError,
+    LeaseError,
+    ModelExistsError,
+    StepOrderError,
+    WriterClosedError,
+)
+from repaudit.store import catalog
+from repaudit.store.probe import StoredProbeSet
+
+
+def plain(url, group=None, **keywords):
+    """Open a store as any xarray user would, without repaudit."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Failed to open Zarr store with consolidated", RuntimeWarning)
+        if group:
+            return xr.open_zarr(url, group=group, **keywords)
+        return xr.open_datatree(url, engine="zarr", **keywords)
+
+
+def open_writer(url, probe_set, layers, **keywords):
+    return ra.TrajectoryWriter(url, **({"model_name": "seed0", "probe_set": probe_set, "layers": layers} | keywords))
+
+
+@pytest.mark.parametrize("place", ["local", "memory"])
+def test_recorded_steps_read_back_bit_exactly(place, url, probe_set, layers, step_arrays):
+    url = url if place == "local" else "memory://exact.zarr"
+    with open_writer(url, probe_set, layers) as writer:
+        for step in (0, 3, 9):
+            writer.append(step, step_arrays(step), epoch=0.5, loss=2.0, trigger="every_n_steps", wall_time=12.5)
+    tree = ra.open_store(url)
+    assert catalog.models(tree) == ["seed0"]
+    assert catalog.layers(tree, "seed0") == list(layers)
+    assert catalog.steps(tree, "seed0") == [0, 3, 9]
+    for name in layers:
+        array = catalog.activations(tree, "seed0", name)
+        assert array.dims == ("step", "sample", "feature")
+        for step in (0, 3, 9):
+            np.testing.assert_array_equal(array.sel(step=step).values, step_arrays(step)[name])
+    dataset = catalog.model_dataset(tree, "seed0")
+    assert dataset.epoch.values.tolist() == [0.5] * 3
+    assert dataset.trigger.values.tolist() == ["every_n_steps"] * 3
+    assert dataset.wall_time.values[0] == np.datetime64("1970-01-01T00:00:12.5")
+    assert tree["sample"].values.tolist() == list(probe_set.ids)
+    assert tree["label"].values.tolist() == list(probe_set.labels)
+    np.testing.assert_array_equal(tree["probe/input_ids"].values, probe_set.inputs["input_ids"])
+
+
+def test_plain_xarray_sees_only_layers_as_variables(url, probe_set, layers, step_arrays):
+    with open_writer(url, probe_set, layers) as writer:
+        writer.append(1, step_arrays(1))
+    node = plain(url)["models/seed0"]
+    assert sorted(node.data_vars) == sorted(layers)
+    assert node["model.layers.1"].dtype == np.float32
+    dataset = plain(url, group="models/seed0")
+    np.testing.assert_array_equal(dataset["model.layers.1"][0].values, step_arrays(1)["model.layers.1"])
+
+
+def test_a_queued_buffer_may_be_reused_by_the_caller(url, probe_set, layers, step_arrays):
+    buffers = step_arrays(0)
+    with open_writer(url, probe_set, layers) as writer:
+        for step in range(5):
+            for name, values in step_arrays(step).items():
+                buffers[name][:] = values
+            writer.append(step, buffers)
+    tree = ra.open_store(url)
+    for name in layers:
+        for step in range(5):
+            np.testing.assert_array_equal(
+                catalog.activations(tree, "seed0", name).sel(step=step).values, step_arrays(step)[name]
+            )
+
+
+def test_resume_goes_on_where_the_record_ends(url, probe_set, layers, step_arrays):
+    with open_writer(url, probe_set, layers) as writer:
+        writer.append(1, step_arrays(1))
+    with open_writer(url, probe_set, layers) as writer:
+        assert writer.committed == [1]
+        with pytest.raises(StepOrderError, match=r"Step 1 .* last one is 1"):
+            writer.append(1, step_arrays(1))
+        writer.append(2, step_arrays(2))
+    assert catalog.steps(ra.open_store(url), "seed0") == [1, 2]
+
+
+def test_truncation_drops_later_steps_and_their_chunks(url, probe_set, layers, step_arrays, tmp_path):
+    with open_writer(url, probe_set, layers) as writer:
+        for step in range(5):
+            writer.append(step, step_arrays(step))
+    with open_writer(url, probe_set, layers, truncate_after=2) as writer:
+        assert writer.steps == [0, 1, 2]
+        assert not list((tmp_path / "store.zarr/models/seed0/model.layers.0").glob("c.3*"))
+        writer.append(3, step_arrays(33))
+        writer.truncate(1)
+        writer.append(2, step_arrays(22))
+    tree = ra.open_store(url)
+    assert catalog.steps(tree, "seed0") == [0, 1, 2]
+    array = catalog.activations(tree, "seed0", "model.layers.0")
+    np.testing.assert_array_equal(array.sel(step=2).values, step_arrays(22)["model.layers.0"])
+
+
+def test_bfloat16_is_stored_exactly_as_float32(url, probe_set):
+    values = np.random.default_rng(0).normal(size=(6, 64)).astype(ml_dtypes.bfloat16)
+    tensor = torch.from_numpy(values.astype(np.float32)).to(torch.bfloat16)
+    layers = {"numpy": ((6, 64), "bfloat16"), "torch": ((6, 64), "bfloat16")}
+    with open_writer(url, probe_set, layers) as writer:
+        writer.append(0, {"numpy": values, "torch": tensor})
+    for name in layers:
+        array = catalog.activations(ra.open_store(url), "seed0", name)
+        assert array.attrs["source_dtype"] == "bfloat16"
+        assert array.dtype == np.float32
+        np.testing.assert_array_equal(array[0].values, values.astype(np.float32))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda arrays: arrays.popitem(), "missing"),
+        (lambda arrays: arrays.update(other=np.zeros(3)), "unknown"),
+        (lambda arrays: arrays.update({"model.layers.0": np.zeros((6, 4), "f4")}), "expected shape"),
+        (lambda arrays: arrays.update({"model.layers.0": np.zeros((6, 3))}), "expected float32, found float64"),
+        (lambda arrays: arrays.update({"model.layers.0": np.zeros((6, 3), "i4")}), "found int32"),
+    ],
+)
+def test_arrays_that_do_not_fit_are_refused(url, probe_set, layers, step_arrays, change, message):
+    arrays = step_arrays(0)
+    change(arrays)
+    with open_writer(url, probe_set, layers) as writer:
+        with pytest.raises(LayoutError, match=message):
+            writer.append(0, arrays)
+        assert writer.steps == []
+
+
+def test_another_probe_set_is_refused_with_both_fingerprints(url, probe_set, layers):
+    open_writer(url, probe_set, layers).close()
+    other = StoredProbeSet("e" * 64, probe_set.ids, probe_set.inputs)
+    with pytest.raises(FingerprintError, match=f"{'f' * 64}.*{'e' * 64}"):
+        open_writer(url, other, layers, model_name="seed1")
+
+
+def test_a_second_writer_of_a_model_is_refused_until_the_first_closes(url, probe_set, layers):
+    first = open_writer(url, probe_set, layers)
+    with pytest.raises(LeaseError, match="another writer"):
+        open_writer(url, probe_set, layers)
+    open_writer(url, probe_set, layers, model_name="seed1").close()
+    first.close()
+    open_writer(url, probe_set, layers).close()
+
+
+def test_if_exists(url, probe_set, layers, step_arrays):
+    with open_writer(url, probe_set, layers) as writer:
+        writer.append(5, step_arrays(5))
+    with pytest.raises(ModelExistsError, match="seed0"):
+        open_writer(url, probe_set, layers, if_exists="error")
+    with open_writer(url, probe_set, {"other": ((6, 2), "float64")}, if_exists="replace") as writer:
+        assert writer.steps == []
+        writer.append(1, {"other": np.ones((6, 2))})
+    tree = ra.open_store(url)
+    assert catalog.layers(tree, "seed0") == ["other"]
+    assert catalog.steps(tree, "seed0") == [1]
+
+
+def test_other_layers_are_refused_on_resume(url, probe_set, layers, step_arrays):
+    with open_writer(url, probe_set, layers) as writer:
+        writer.append(5, step_arrays(5))
+    with pytest.raises(LayoutError, match="keeps its layers"):
+        open_writer(url, probe_set, {"other": ((6, 2), "float64")})
+    with pytest.raises(LayoutError, match="shape"):
+        open_writer(url, probe_set, dict.fromkeys(layers, ((6, 4), "float32")))
+
+
+def test_a_closed_writer_takes_no_steps(url, probe_set, layers, step_arrays):
+    writer = open_writer(url, probe_set, layers)
+    writer.close()
+    writer.close()
+    with pytest.raises(WriterClosedError):
+        writer.append(0, step_arrays(0))
