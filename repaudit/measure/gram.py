@@ -1,0 +1,146 @@
+"""Squared distances of many operators from one streamed Gram matrix."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from dask.utils import parse_bytes
+from numpy.typing import NDArray
+
+from repaudit.errors import OperatorError
+from repaudit.measure.stack import OperatorStack
+
+BAND_BYTES = 16 * 2**20
+"""A band is kept to about the size of the processor's cache, where centring and multiplying it is cheapest."""
+
+GEMM_COLUMNS = 8192
+"""Longest sum left to single precision before it is added up in float64."""
+
+CANCELLATION = 1e-2
+"""Pairs with d^2 below this share of their squared norms are recomputed; above it rounding costs d less than 1e-5."""
+
+Transform = Callable[[torch.Tensor], Any]
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class Gram:
+    """Squared Frobenius distances (T, T), and the trace, sum and squared norm of every operator, each (T,)."""
+
+    squared_distances: NDArray[np.float64]
+    trace: NDArray[np.float64]
+    total: NDArray[np.float64]
+    square: NDArray[np.float64]
+    recomputed: int
+
+
+def stream_gram(
+    stack: OperatorStack,
+    *,
+    memory: str | int = "2GB",
+    transform: Transform | None = None,
+    progress: Progress | None = None,
+) -> Gram:
+    """Squared distances of all pairs, reading bands of rows of all operators and keeping none.
+
+    ``d_ij^2 = G_ii + G_jj - 2 G_ij`` with G the Gram matrix of the flattened operators *less their mean*: the
+    distances are the same, and what cancels is the spread about the mean rather than the operators themselves. Products
+    run in the operators' own precision over short sums, which are added in float64; pairs so close that rounding would
+    still show are recomputed as differences in a second pass.
+
+    Parameters
+    ----------
+    stack : OperatorStack
+    memory : bytes, or text such as "2GB"
+        Bound on what is held beyond the operators' own storage: the (T, T) results and one band.
+    transform : function of a band, in place, optional
+        Applied to the entries first, for example a square root.
+    progress : function of (rows done, rows in all), optional
+    """
+    rows = _band_rows(stack, memory)
+    size = len(stack)
+    gram = torch.zeros((size, size), dtype=torch.float64)
+    moments = torch.zeros((3, size), dtype=torch.float64)
+    for start, band in stack.bands(rows):
+        if transform is not None:
+            transform(band)
+        _add_moments(moments, band, start)
+        _add_gram(gram, _centred(band))
+        if progress is not None:
+            progress(start + band.shape[1], stack.samples)
+    _check_finite(moments)
+    norms = gram.diagonal().clone()
+    squared = gram.mul_(-2).add_(norms[:, None]).add_(norms[None, :]).clamp_(min=0)
+    close = _close_pairs(squared, norms)
+    if len(close):
+        _recompute(squared, close, stack, rows, transform)
+    squared.fill_diagonal_(0)
+    trace, total, square = moments.numpy()
+    return Gram(squared.numpy(), trace, total, square, len(close))
+
+
+def _band_rows(stack: OperatorStack, memory: str | int) -> int:
+    budget = parse_bytes(memory)
+    row = len(stack) * stack.samples * stack.dtype.itemsize
+    fixed = 3 * 8 * len(stack) ** 2
+    if budget < fixed + 2 * row:
+        raise OperatorError(
+            f"expected a memory budget of at least {(fixed + 2 * row) / 1e6:.0f} MB for {len(stack)} operators of "
+            f"{stack.samples} samples, found {budget / 1e6:.0f} MB: raise `memory` or choose fewer steps"
+        )
+    return int(max(1, min(stack.samples, BAND_BYTES // row, (budget - fixed) // (2 * row))))
+
+
+def _add_moments(moments: torch.Tensor, band: torch.Tensor, start: int) -> None:
+    diagonal = torch.diagonal(band[:, :, start : start + band.shape[1]], dim1=1, dim2=2)
+    moments[0] += diagonal.sum(1, dtype=torch.float64)
+    moments[1] += band.sum(2).sum(1, dtype=torch.float64)
+    moments[2] += torch.linalg.vector_norm(band, dim=2).to(torch.float64).square().sum(1)
+
+
+def _centred(band: torch.Tensor) -> torch.Tensor:
+    flat = band.view(band.shape[0], -1) if band.is_contiguous() else band.reshape(band.shape[0], -1)
+    return flat.sub_(flat.mean(0))
+
+
+def _add_gram(gram: torch.Tensor, flat: torch.Tensor) -> None:
+    for columns in _short_sums(flat):
+        gram += columns @ columns.T
+
+
+def _check_finite(moments: torch.Tensor) -> None:
+    bad = (~torch.isfinite(moments).all(0)).nonzero().ravel().tolist()
+    if bad:
+        where = f"operators {bad[:8]} of {moments.shape[1]}"
+        raise OperatorError(f"expected finite entries, found NaN or infinity in {where}: leave them out")
+
+
+def _close_pairs(squared: torch.Tensor, norms: torch.Tensor) -> NDArray[np.int64]:
+    close = squared <= CANCELLATION * (norms[:, None] + norms[None, :])
+    return close.triu_(1).nonzero().numpy()
+
+
+def _recompute(
+    squared: torch.Tensor, pairs: NDArray[np.int64], stack: OperatorStack, rows: int, transform: Transform | None
+) -> None:
+    firsts, starts = np.unique(pairs[:, 0], return_index=True)
+    partners = [torch.from_numpy(part) for part in np.split(pairs[:, 1], starts[1:])]
+    sums = [torch.zeros(len(part), dtype=torch.float64) for part in partners]
+    for _, band in stack.bands(rows):
+        if transform is not None:
+            transform(band)
+        for columns in _short_sums(band.reshape(band.shape[0], -1)):
+            for first, others, total in zip(firsts, partners, sums, strict=True):
+                difference = columns[others].sub_(columns[first])
+                total.add_(torch.linalg.vector_norm(difference, dim=1).to(torch.float64).square_())
+    for first, others, total in zip(firsts, partners, sums, strict=True):
+        squared[first, others] = total
+        squared[others, first] = total
+
+
+def _short_sums(flat: torch.Tensor) -> Iterator[torch.Tensor]:
+    return (flat[:, start : start + GEMM_COLUMNS] for start in range(0, flat.shape[1], GEMM_COLUMNS))

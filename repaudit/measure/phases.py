@@ -1,0 +1,189 @@
+"""The curve of the spread over steps read as a sequence of phases, each significant against its interval."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from itertools import pairwise
+from typing import Literal
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy import stats
+
+from repaudit.errors import AnalysisError
+
+Direction = Literal["falls", "rises", "flat"]
+Verdict = Literal["converging", "diverging", "unrelated", "unchanged", "undecided"]
+
+UNRELATED = 0.95
+"""The end counts as unrelated where its interval reaches this share of the null."""
+UNINFORMATIVE = 0.5
+"""An interval of the end wider than this says nothing between related and unrelated."""
+SMALLEST_CHANGE = 0.01
+"""A change below this is none, however sharp the interval: one percent of the way from identical to unrelated."""
+SHOULDER = 0.1
+"""A flat stretch before or after a change is where less than this share of it happens."""
+SHORTEST_SHOULDER = 3
+
+
+@dataclass(frozen=True)
+class Phase:
+    """A stretch of steps over which the spread falls, rises or stays."""
+
+    start: int
+    end: int
+    direction: Direction
+
+
+def phases(steps: Sequence[int] | ArrayLike, value: ArrayLike, low: ArrayLike, high: ArrayLike) -> list[Phase]:
+    """Cut a curve with intervals into phases that fall, rise, or are flat.
+
+    A change between two steps is significant where it exceeds both half-widths facing it, taken together as
+    ``sqrt(a^2 + b^2)`` and widened for the number of steps looked at (Tukey's studentized range), and 0.01. A turn is
+    reported once the curve has moved significantly away from its last extreme. Flat stretches at the ends of a
+    change, of at least three further steps in which less than a tenth of it happens, are phases of their own.
+
+    Parameters
+    ----------
+    steps, value, low, high : (step,)
+        Steps with a NaN value are passed over; an unknown interval makes no change significant.
+
+    Returns
+    -------
+    list of Phase
+        In order, each beginning where the last one ends; one flat phase where nothing is significant.
+
+    Raises
+    ------
+    AnalysisError
+        Different lengths, steps that do not increase, or a value outside its interval.
+
+    Examples
+    --------
+    >>> curve = np.array([0.1, 0.7, 0.4, 0.15])
+    >>> [(p.start, p.end, p.direction) for p in phases([0, 40, 200, 600], curve, curve - 0.05, curve + 0.05)]
+    [(0, 40, 'rises'), (40, 600, 'falls')]
+    """
+    at, v, below, above = _curve(steps, value, low, high)
+    if len(v) == 0:
+        return []
+    pivots = _pivots(v, below, above)
+    if not pivots:
+        return [Phase(int(at[0]), int(at[-1]), "flat")]
+    stretches = _with_shoulders(v, pivots)
+    return [Phase(int(at[a]), int(at[b]), direction) for a, b, direction in stretches]
+
+
+def verdict(steps: Sequence[int] | ArrayLike, value: ArrayLike, low: ArrayLike, high: ArrayLike) -> Verdict:
+    """Say in one word what became of the spread.
+
+    ``undecided``: fewer than two steps, no interval at the end, or one that reaches .95 and is wider than .5.
+    ``unrelated``: the end's interval reaches .95. ``converging`` or ``diverging``: the last significant phase falls or
+    rises. ``unchanged``: no phase is significant.
+
+    Parameters
+    ----------
+    steps, value, low, high : (step,)
+        As in :func:`phases`.
+
+    Examples
+    --------
+    >>> verdict([0, 100], [0.9, 0.2], [0.8, 0.1], [0.93, 0.3])
+    'converging'
+    """
+    at, v, below, above = _curve(steps, value, low, high)
+    if len(v) < 2 or not math.isfinite(below[-1] + above[-1]):
+        return "undecided"
+    if v[-1] + above[-1] >= UNRELATED:
+        return "unrelated" if below[-1] + above[-1] <= UNINFORMATIVE else "undecided"
+    changes = [phase.direction for phase in phases(at, v, v - below, v + above) if phase.direction != "flat"]
+    if not changes:
+        return "unchanged"
+    return "converging" if changes[-1] == "falls" else "diverging"
+
+
+Curve = tuple[NDArray[np.int64], NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]
+
+
+def _curve(steps: Sequence[int] | ArrayLike, value: ArrayLike, low: ArrayLike, high: ArrayLike) -> Curve:
+    """Steps, values and the half-widths below and above, where the value is known."""
+    at = np.asarray(steps)
+    v, low, high = (np.asarray(x, dtype=np.float64) for x in (value, low, high))
+    if not (at.shape == v.shape == low.shape == high.shape) or at.ndim != 1:
+        shapes = f"{at.shape}, {v.shape}, {low.shape}, {high.shape}"
+        raise AnalysisError(f"expected one value, low and high for each step, found shapes {shapes}")
+    if (np.diff(at) <= 0).any():
+        raise AnalysisError("expected strictly increasing steps: sort them, one value a step")
+    outside = (low > v) | (high < v)
+    if outside.any():
+        raise AnalysisError(f"expected low <= value <= high, found otherwise at step {at[outside.argmax()]}")
+    known = np.isfinite(v)
+    return at[known].astype(np.int64), v[known], (v - low)[known], (high - v)[known]
+
+
+def _pivots(v: NDArray[np.float64], below: NDArray[np.float64], above: NDArray[np.float64]) -> list[int]:
+    """Indices of the extremes between which the curve changes significantly, first and last included; empty if none."""
+    widen = _widening(len(v))
+
+    def falls(a: int, b: int) -> bool:
+        return bool(v[a] - v[b] > max(SMALLEST_CHANGE, widen * math.hypot(below[a], above[b])))
+
+    def rises(a: int, b: int) -> bool:
+        return bool(v[b] - v[a] > max(SMALLEST_CHANGE, widen * math.hypot(above[a], below[b])))
+
+    turns: list[int] = []
+    high = low = 0
+    direction = ""
+    for i in range(1, len(v)):
+        high, low = (i if v[i] > v[high] else high), (i if v[i] < v[low] else low)
+        if direction != "falls" and falls(high, i):
+            turns.append(high)
+            direction, low = "falls", high + int(v[high : i + 1].argmin())
+        elif direction != "rises" and rises(low, i):
+            turns.append(low)
+            direction, high = "rises", low + int(v[low : i + 1].argmax())
+    if not turns:
+        return []
+    return _to_the_ends([*turns, low if direction == "falls" else high], len(v))
+
+
+@cache
+def _widening(steps: int) -> float:
+    """What a 95% interval of one difference grows by when the largest among all pairs of steps is what is looked at."""
+    if steps < 3:
+        return 1.0
+    return float(stats.studentized_range.ppf(0.95, steps, np.inf) / stats.studentized_range.ppf(0.95, 2, np.inf))
+
+
+def _to_the_ends(pivots: list[int], length: int) -> list[int]:
+    """Move the outermost pivots to the ends of the curve where hardly a step lies between."""
+    first = 0 if pivots[0] < SHORTEST_SHOULDER else pivots[0]
+    last = length - 1 if length - 1 - pivots[-1] < SHORTEST_SHOULDER else pivots[-1]
+    return [first, *pivots[1:-1], last]
+
+
+def _with_shoulders(v: NDArray[np.float64], pivots: list[int]) -> list[tuple[int, int, Direction]]:
+    """Changes between pivots with their flat ends cut off, and the flat stretches between them."""
+    stretches: list[tuple[int, int, Direction]] = []
+    reached = 0
+    for a, b in pairwise(pivots):
+        start, end = _steep_part(v, a, b)
+        if start > reached:
+            stretches.append((reached, start, "flat"))
+        stretches.append((start, end, "falls" if v[b] < v[a] else "rises"))
+        reached = end
+    if reached < len(v) - 1:
+        stretches.append((reached, len(v) - 1, "flat"))
+    return stretches
+
+
+def _steep_part(v: NDArray[np.float64], a: int, b: int) -> tuple[int, int]:
+    done = (v[a : b + 1] - v[a]) / (v[b] - v[a])
+    start = a + int(np.flatnonzero(done <= SHOULDER)[-1])
+    end = a + int(np.flatnonzero(done >= 1 - SHOULDER)[0])
+    if end <= start:
+        return a, b
+    return (start if start - a >= SHORTEST_SHOULDER else a), (end if b - end >= SHORTEST_SHOULDER else b)

@@ -1,0 +1,248 @@
+"""Dispersion of several models' operators at one step, against what unrelated operators would give."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import stats
+
+from repaudit.errors import OperatorError
+from repaudit.measure.null import NO_STRUCTURE, null_inner
+from repaudit.measure.stack import Operator, dense
+
+LEVEL = 0.95
+GROUPS = 20
+"""The samples are dealt into this many groups; a random half of the groups is one subsample."""
+HALVES = 400
+
+Array = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Spread of K models' operators.
+
+    Attributes
+    ----------
+    value : float
+        Mean over the model pairs of ``|P_i - P_j|_F^2 / null_ij``: 0 identical, 1 unrelated. NaN for fewer than two
+        models, or where relabelling changes nothing (uniform operators), so that no answer exists.
+    raw : float
+        Mean over the pairs of ``|P_i - P_j|_F``.
+    null : float
+        Mean over the pairs of ``null_ij = E|P_i - R P_j R'|_F^2``, R a random relabelling of the samples.
+    low, high : float
+        95% interval of `value`; its half-width is the larger one of `models_error` and `samples_error`, each times its
+        quantile.
+    hellinger : float
+        Mean over the pairs of the squared row-Hellinger distance over its null: also 0 identical, 1 unrelated.
+    n_models : int
+    models_error : float
+        Standard error by the jackknife over models (Student's t, K - 1 degrees of freedom); NaN for fewer than three.
+    samples_error : float
+        Standard error by halves of the samples drawn without replacement; NaN for fewer than 8 samples.
+    """
+
+    value: float
+    raw: float
+    null: float
+    low: float
+    high: float
+    hellinger: float
+    n_models: int
+    models_error: float
+    samples_error: float
+
+
+def spread(operators: Mapping[str, Operator] | Sequence[Operator], *, seed: int = 0) -> Spread:
+    """Calibrated dispersion of the models' operators at one step, with a 95% interval.
+
+    ``spread = mean over pairs i < j of |P_i - P_j|_F^2 / null_ij`` with
+    ``null_ij = |P_i|^2 + |P_j|^2 - 2 E<P_i, R P_j R'>`` in closed form. The raw distance grows as operators sharpen,
+    even while models converge; the ratio does not.
+
+    Two sources of uncertainty are weighed and the wider one makes the interval. *Models*: the jackknife over the K
+    models (leave one out), whose sample size is the number of models. *Samples*: the variance over random halves of
+    the samples drawn without replacement, which equals that of the whole set (half of the data missing doubles the
+    variance, half of the population seen halves it again). With two models a jackknife does not exist: the interval
+    then speaks of these two models on other samples, not of further models.
+
+    Parameters
+    ----------
+    operators : mapping of model name to operator (sample, neighbor), or sequence of operators
+        On the same samples in the same order.
+    seed : int
+        Of the halves.
+
+    Raises
+    ------
+    OperatorError
+        Operators of different sizes, not square, or not finite.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> ring = np.roll(np.eye(8), 1, axis=1)
+    >>> spread({"seed0": ring, "seed1": ring}).value
+    0.0
+    >>> round(spread({"seed0": ring, "seed1": np.eye(8)}).value, 3)
+    1.0
+
+    References
+    ----------
+    Efron and Stein (1981), The jackknife estimate of variance. Politis, Romano and Wolf (1999), Subsampling.
+    """
+    matrices = _matrices(operators)
+    names = list(matrices)
+    if len(names) < 2:
+        nan = math.nan
+        return Spread(nan, nan, nan, nan, nan, nan, len(names), nan, nan)
+    halves = _halves(next(iter(matrices.values())).shape[0], seed)
+    tallies = [_Tally.of(matrix, halves.groups) for matrix in matrices.values()]
+    pairs = list(combinations(range(len(names)), 2))
+    found = [_pair(tallies[i], tallies[j], halves) for i, j in pairs]
+    ratios, raws, nulls, hellingers, resampled = (np.array(column) for column in zip(*found, strict=True))
+    value = float(ratios.mean())
+    models_error = jackknife_error(ratios, pairs, len(names))
+    samples_error = float(resampled.mean(0).std()) if len(halves.picks) else math.nan
+    low, high = _interval(value, models_error, samples_error, len(names))
+    return Spread(
+        value=value,
+        raw=float(raws.mean()),
+        null=float(nulls.mean()),
+        low=low,
+        high=high,
+        hellinger=float(hellingers.mean()),
+        n_models=len(names),
+        models_error=models_error,
+        samples_error=samples_error,
+    )
+
+
+def jackknife_error(pair_values: Array, pairs: Sequence[tuple[int, int]], models: int) -> float:
+    """Standard error of a mean over model pairs by leaving one model out at a time; NaN for fewer than three models.
+
+    ``se^2 = (K - 1) / K * sum over k of (theta_(-k) - mean theta_(-k))^2``.
+
+    Examples
+    --------
+    >>> round(jackknife_error(np.array([1.0, 2.0, 3.0]), [(0, 1), (0, 2), (1, 2)], 3), 4)
+    1.1547
+    """
+    if models < 3:
+        return math.nan
+    members = np.array(pairs)
+    left_out = np.array([pair_values[~(members == k).any(1)].mean() for k in range(models)])
+    return float(np.sqrt((models - 1) * left_out.var()))
+
+
+def _matrices(operators: Mapping[str, Operator] | Sequence[Operator]) -> dict[str, Array]:
+    named = operators if isinstance(operators, Mapping) else {str(i): operator for i, operator in enumerate(operators)}
+    matrices = {}
+    for name, operator in named.items():
+        try:
+            matrices[str(name)] = dense(operator)
+        except OperatorError as error:
+            raise OperatorError(f"model {name!r}: {error}") from error
+    sizes = {name: matrix.shape[0] for name, matrix in matrices.items()}
+    if len(set(sizes.values())) > 1:
+        raise OperatorError(f"expected operators on the same samples, found {sizes}: compare models on one probe set")
+    return matrices
+
+
+@dataclass(frozen=True)
+class _Halves:
+    """Groups of samples as an indicator (N, G), and random halves of the groups as an indicator (B, G)."""
+
+    groups: Array
+    picks: Array
+
+    def within(self, table: Array) -> Array:
+        """Sum of a (G, G) table over the rows and columns of every half, (B,)."""
+        found: Array = ((self.picks @ table) * self.picks).sum(1)
+        return found
+
+    def along(self, row: Array) -> Array:
+        """Sum of a (G,) row over the groups of every half, (B,)."""
+        found: Array = self.picks @ row
+        return found
+
+
+def _halves(samples: int, seed: int) -> _Halves:
+    rng = np.random.default_rng(seed)
+    count = min(GROUPS, samples // 2 * 2)
+    groups = np.zeros((samples, count))
+    groups[rng.permutation(samples), np.arange(samples) % count] = 1
+    if samples < 8:
+        return _Halves(groups, np.zeros((0, count)))
+    picks = np.zeros((HALVES, count))
+    for row in picks:
+        row[rng.choice(count, count // 2, replace=False)] = 1
+    return _Halves(groups, picks)
+
+
+@dataclass(frozen=True)
+class _Tally:
+    """One operator less 1/N, its square root, and the sums of its entries by groups of samples."""
+
+    matrix: Array
+    root: Array
+    groups: Array
+    diagonal: Array
+    entries: Array
+    squares: Array
+
+    @classmethod
+    def of(cls, matrix: Array, groups: Array) -> _Tally:
+        root = np.sqrt(np.clip(matrix, 0, None))
+        centred = matrix - 1 / len(matrix)  # changes neither distances nor null, and spares the null a cancellation
+        tables = groups.T @ np.diag(centred), _by_group(centred, groups), _by_group(centred**2, groups)
+        return cls(centred, root, groups, *tables)
+
+
+def _by_group(matrix: Array, groups: Array) -> Array:
+    table: Array = groups.T @ (matrix @ groups)
+    return table
+
+
+def _pair(p: _Tally, q: _Tally, halves: _Halves) -> tuple[float, float, float, float, Array]:
+    """Ratio, raw distance, null and Hellinger ratio of a pair, and its ratio in every half of the samples."""
+    apart, squares = _by_group((p.matrix - q.matrix) ** 2, p.groups), p.squares + q.squares
+    distance, size = float(apart.sum()), len(p.matrix)
+    whole = (p.diagonal.sum(), p.entries.sum(), q.diagonal.sum(), q.entries.sum())
+    null = _null(*whole, squares.sum(), size)
+    halved = (halves.along(p.diagonal), halves.within(p.entries), halves.along(q.diagonal), halves.within(q.entries))
+    nulls = _null(*halved, halves.within(squares), halves.along(p.groups.sum(0)))
+    resampled = _ratio(halves.within(apart), nulls)
+    return float(_ratio(distance, null)), math.sqrt(distance), float(null), _hellinger_ratio(p.root, q.root), resampled
+
+
+def _null(trace_p: Any, total_p: Any, trace_q: Any, total_q: Any, squares: Any, side: Any) -> Any:
+    return squares - 2 * null_inner(trace_p, total_p, trace_q, total_q, side)
+
+
+def _ratio(distance: Any, null: Any) -> Array:
+    null = np.asarray(null, dtype=np.float64)
+    found = np.full(null.shape, math.nan)
+    np.divide(distance, null, out=found, where=null > NO_STRUCTURE)
+    return found
+
+
+def _hellinger_ratio(p: Array, q: Array) -> float:
+    """Squared row-Hellinger distance of two operators over its expected value under random relabelling."""
+    null = _null(np.trace(p), p.sum(), np.trace(q), q.sum(), np.vdot(p, p) + np.vdot(q, q), len(p))
+    return float(_ratio(np.sum((p - q) ** 2), null))
+
+
+def _interval(value: float, models_error: float, samples_error: float, models: int) -> tuple[float, float]:
+    quantile = (1 + LEVEL) / 2
+    by_models = models_error * stats.t.ppf(quantile, models - 1) if models > 2 else math.nan
+    by_samples = samples_error * stats.norm.ppf(quantile)
+    half = np.fmax(by_models, by_samples)
+    return float(np.maximum(value - half, 0)), float(value + half)

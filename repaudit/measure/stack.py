@@ -1,0 +1,128 @@
+"""Many operators read a band of rows at a time, wherever they live: a list, one 3-D array, a memory map."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any, TypeAlias
+
+import numpy as np
+import torch
+
+from repaudit.errors import OperatorError
+
+Operator: TypeAlias = Any
+"""Anything with ``.matrix``, or a square array: NumPy, torch (dense or sparse), scipy sparse, DataArray."""
+
+
+def matrix_of(operator: Operator) -> Any:
+    """The matrix that an operator holds; arrays are their own."""
+    inner = getattr(operator, "matrix", operator)
+    return getattr(inner, "values", inner) if hasattr(inner, "dims") else inner
+
+
+def dense(operator: Operator) -> np.ndarray[Any, np.dtype[np.float64]]:
+    """One operator as a float64 array (N, N), checked to be square and finite.
+
+    Raises
+    ------
+    OperatorError
+        The operator is not square, or holds NaN or infinity.
+    """
+    matrix = matrix_of(operator)
+    _side(matrix, "the operator")
+    array = _band(matrix, 0, matrix.shape[0]).to(torch.float64).cpu().numpy()
+    if not np.isfinite(array).all():
+        raise OperatorError("expected finite entries, found NaN or infinity in the operator: leave this step out")
+    return array
+
+
+class OperatorStack:
+    """T operators on the same N samples, of which only a band of rows is in memory at any time.
+
+    Parameters
+    ----------
+    operators : sequence of operators, or array (T, N, N)
+        Items are asked for once per band, so access should be cheap: a list, a memory map, a Zarr or HDF5 array.
+    """
+
+    def __init__(self, operators: Sequence[Operator] | Any) -> None:
+        self._operators: Any = operators
+        self._cube = getattr(operators, "ndim", None) == 3 and not hasattr(operators, "matrix")
+        self.size = len(operators)
+        if self.size == 0:
+            raise OperatorError("expected at least one operator, found none")
+        first = matrix_of(self._operators[0])
+        self.samples = _side(first, "operator 0")
+        self.dtype = torch.float64 if _is_double(first) else torch.float32
+
+    def __len__(self) -> int:
+        return self.size
+
+    def __getitem__(self, index: int) -> Any:
+        return matrix_of(self._operators[index])
+
+    def bands(self, rows: int) -> Iterator[tuple[int, torch.Tensor]]:
+        """Give ``(first row, buffer)`` for every band, the buffer (T, rows, N) being reused and free to be changed."""
+        buffer = torch.empty((self.size, min(rows, self.samples), self.samples), dtype=self.dtype)
+        for start in range(0, self.samples, rows):
+            stop = min(start + rows, self.samples)
+            part = buffer[:, : stop - start]
+            self._fill(part, start, stop)
+            yield start, part
+
+    def _fill(self, part: torch.Tensor, start: int, stop: int) -> None:
+        if self._cube:
+            part.copy_(_tensor(self._operators[:, start:stop]))
+            return
+        for index in range(self.size):
+            matrix = self[index]
+            self._check(matrix, index)
+            part[index].copy_(_band(matrix, start, stop))
+
+    def _check(self, matrix: Any, index: int) -> None:
+        side = _side(matrix, f"operator {index}")
+        if side != self.samples:
+            raise OperatorError(f"expected operators on {self.samples} samples each, found {side} in operator {index}")
+        if self.dtype is torch.float32 and _is_double(matrix):
+            raise OperatorError(f"expected operators of one precision, found float64 in operator {index} after float32")
+
+
+def _side(matrix: Any, name: str) -> int:
+    shape = tuple(getattr(matrix, "shape", ()))
+    if len(shape) != 2 or shape[0] != shape[1] or shape[0] < 2:
+        raise OperatorError(f"expected a square (sample, neighbor) of at least 2 samples, found {shape} in {name}")
+    return int(shape[0])
+
+
+def _is_double(array: Any) -> bool:
+    return str(array.dtype).removeprefix("torch.") not in {"float32", "float16", "bfloat16"}
+
+
+def _band(matrix: Any, start: int, stop: int) -> torch.Tensor:
+    """Rows ``start`` to ``stop``, dense."""
+    if isinstance(matrix, torch.Tensor) and matrix.layout is torch.sparse_csr:
+        return _csr_band(matrix.detach(), start, stop)
+    if isinstance(matrix, torch.Tensor) and matrix.layout is torch.sparse_coo:
+        return matrix.detach().index_select(0, torch.arange(start, stop, device=matrix.device)).to_dense()
+    part = matrix[start:stop]
+    return _tensor(part.toarray() if hasattr(part, "toarray") else part)
+
+
+def _csr_band(matrix: torch.Tensor, start: int, stop: int) -> torch.Tensor:
+    pointers = matrix.crow_indices()[start : stop + 1]
+    inside = slice(int(pointers[0]), int(pointers[-1]))
+    band = torch.zeros((stop - start, matrix.shape[1]), dtype=matrix.dtype, device=matrix.device)
+    rows = torch.repeat_interleave(torch.arange(stop - start, device=matrix.device), pointers.diff())
+    band[rows, matrix.col_indices()[inside]] = matrix.values()[inside]
+    return band
+
+
+def _tensor(array: Any) -> torch.Tensor:
+    if isinstance(array, torch.Tensor):
+        return array.detach()
+    array = np.asarray(array)
+    if array.dtype.kind not in "fiub":
+        raise OperatorError(f"expected real numbers in an operator, found dtype {array.dtype}")
+    if not array.flags.writeable:
+        return torch.from_numpy(array.copy())
+    return torch.from_numpy(array)

@@ -1,0 +1,125 @@
+"""Embeddings against geometry that is known, and on the odd inputs that real runs give."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from scipy.spatial import procrustes
+from scipy.spatial.distance import pdist, squareform
+from scipy.stats import spearmanr
+
+from repaudit.embed import mds_embedding, phate_embedding, phate_trajectories
+from repaudit.errors import OperatorError
+
+
+def distances(points: np.ndarray) -> np.ndarray:
+    return squareform(pdist(points))
+
+
+def trajectories(models: int = 3, steps: int = 20) -> np.ndarray:
+    time = np.linspace(0, 1, steps)
+    return np.concatenate([np.c_[3 * time, k * (1 - time), 0.3 * np.sin(5 * time + k)] for k in range(models)])
+
+
+def chain(side: int) -> np.ndarray:
+    walk = np.eye(side) + np.eye(side, k=1) + np.eye(side, k=-1)
+    return walk / walk.sum(1, keepdims=True)
+
+
+def test_classical_mds_gives_planar_points_back() -> None:
+    points = np.random.default_rng(0).standard_normal((12, 2))
+    found = mds_embedding(distances(points))
+    np.testing.assert_allclose(distances(found.values), distances(points), atol=1e-10)
+    assert found.attrs["stress"] < 1e-10
+    assert found.dims == ("operator", "component")
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 4])
+def test_few_points_are_laid_out_by_their_distances(count: int) -> None:
+    points = trajectories()[:count]
+    known = distances(points) if count > 1 else np.zeros((1, 1))
+    found = phate_trajectories(known)
+    assert found.shape == (count, 2)
+    assert found.attrs["method"] == "mds"
+    if count < 4:  # three points always lie in a plane
+        np.testing.assert_allclose(distances(found.values), known, atol=1e-6)
+
+
+def test_trajectories_keep_the_order_of_steps() -> None:
+    found = phate_trajectories(distances(trajectories()))
+    assert found.attrs["method"] == "phate"
+    assert found.attrs["stress"] < 0.1
+    for points in found.values.reshape(3, 20, 2):
+        along = np.linalg.norm(points - points[0], axis=1)
+        assert spearmanr(along, np.arange(20)).statistic > 0.95
+
+
+def test_the_layout_is_phates_own() -> None:
+    import phate
+
+    known = distances(trajectories())
+    found = phate_trajectories(known)
+    reference = phate.PHATE(
+        knn=found.attrs["knn"], knn_dist="precomputed_distance", mds_solver="smacof", random_state=0, verbose=0
+    ).fit_transform(known)
+    assert procrustes(reference, found.values)[2] < 1e-3
+
+
+def test_groups_far_apart_are_connected_first() -> None:
+    rng = np.random.default_rng(0)
+    points = np.concatenate([rng.standard_normal((15, 3)), 1000 + rng.standard_normal((15, 3))])
+    found = phate_trajectories(distances(points))
+    assert found.attrs["knn"] > 5
+    assert np.isfinite(found.values).all()
+
+
+def test_identical_operators_are_one_point() -> None:
+    points = trajectories()
+    points[20:40] = points[:1]
+    found = phate_trajectories(distances(points)).values
+    assert np.isfinite(found).all()
+    assert (found[20:40] == found[0]).all()
+    assert not phate_trajectories(np.zeros((9, 9))).values.any()
+
+
+def test_the_same_seed_gives_the_same_layout_and_no_word_is_printed(capfd: pytest.CaptureFixture[str]) -> None:
+    known = distances(trajectories())
+    first, second = phate_trajectories(known, seed=3), phate_trajectories(known, seed=3)
+    np.testing.assert_array_equal(first.values, second.values)
+    np.testing.assert_array_equal(phate_embedding(chain(30)).values, phate_embedding(chain(30)).values)
+    assert capfd.readouterr() == ("", "")
+
+
+def test_samples_of_a_chain_lie_along_a_curve() -> None:
+    found = phate_embedding(chain(30), t=20)
+    assert found.dims == ("sample", "component")
+    assert found.attrs["t"] == 20
+    assert abs(spearmanr(found.values[:, 0], np.arange(30)).statistic) > 0.99
+
+
+def test_three_cliques_fall_into_three_places() -> None:
+    blocks = np.kron(np.eye(3), np.full((10, 10), 0.1))
+    found = phate_embedding(blocks).values.reshape(3, 10, 2)
+    assert np.ptp(found, axis=1).max() < 1e-6
+    assert pdist(found[:, 0]).min() > 1
+
+
+def test_the_operator_is_neither_changed_nor_made_symmetric() -> None:
+    one_way = 0.6 * np.roll(np.eye(20), 1, axis=1) + 0.4 * np.eye(20)
+    before = one_way.copy()
+    there, back = phate_embedding(one_way, t=3), phate_embedding((one_way + one_way.T) / 2, t=3)
+    np.testing.assert_array_equal(one_way, before)
+    assert not np.allclose(distances(there.values), distances(back.values), rtol=0.01)
+
+
+def test_bad_input_is_refused() -> None:
+    with pytest.raises(OperatorError, match="negative entries"):
+        phate_embedding(np.array([[1.5, -0.5], [0.0, 1.0]]))
+    with pytest.raises(ValueError, match="t='auto'"):
+        phate_embedding(chain(5), t=0)
+    with pytest.raises(OperatorError, match="2 that are not"):
+        phate_trajectories(np.array([[0, np.nan], [np.nan, 0]]))
+    with pytest.raises(OperatorError, match="symmetric"):
+        phate_trajectories(np.array([[0.0, 1.0], [2.0, 0.0]]))
+    with pytest.raises(OperatorError, match=r"\(2, 3\)"):
+        mds_embedding(np.ones((2, 3)))
