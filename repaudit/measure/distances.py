@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+from dask.utils import parse_bytes
 from numpy.typing import NDArray
+from scipy.spatial.distance import pdist, squareform
 
+from repaudit.errors import OperatorError
 from repaudit.measure.gram import Gram, Progress, stream_gram
+from repaudit.measure.invariants import diffusion_distances, spectrum, standardized
 from repaudit.measure.null import NO_STRUCTURE, null_inner
 from repaudit.measure.stack import Operator, OperatorStack
 
-METRICS = ("frobenius", "calibrated")
+Array = NDArray[np.float64]
 
 
 def operator_distances(
@@ -21,7 +27,7 @@ def operator_distances(
     *,
     memory: str | int = "2GB",
     progress: Progress | None = None,
-) -> NDArray[np.float64]:
+) -> Array:
     """Distances of all pairs of operators on the same samples.
 
     ============= ==========================================================================================
@@ -29,16 +35,22 @@ def operator_distances(
     ============= ==========================================================================================
     frobenius     ``|P - Q|_F``
     calibrated    ``sqrt(|P - Q|_F^2 / E|P - R Q R'|_F^2)``, R a random relabelling: 0 identical, 1 unrelated
+    hellinger     ``sqrt(1 - BC)``, BC the mean over rows of ``sum_j sqrt(P_ij Q_ij)``: 0 to 1
+    bhattacharyya ``-log BC``, infinite where no row of P and Q overlaps
+    spectrum      Euclidean distance of the sorted eigenvalues; blind to the order of the samples
+    rsa           ``1 - r``, Pearson's r of the off-diagonal diffusion distances at t = 8: 0 to 2
     ============= ==========================================================================================
 
     Parameters
     ----------
     operators : sequence of T operators (sample, neighbor), or array (T, sample, neighbor)
-        Operators, arrays or tensors; a lazy sequence is asked for every item once per band of rows.
+        Operators, arrays or tensors; a lazy sequence is asked for every item once per band of rows. Pages of a memory
+        map are handed back after reading.
     metric : str
     memory : bytes, or text such as "2GB"
         Bound on the memory used beside the operators themselves; it does not depend on T but for the (T, T) results.
-    progress : function of (rows done, rows in all), optional
+        "rsa" keeps more than fits in a temporary file.
+    progress : function of (done, all), optional
 
     Returns
     -------
@@ -57,24 +69,91 @@ def operator_distances(
     >>> operator_distances([np.eye(2), np.full((2, 2), 0.5)])
     array([[0., 1.],
            [1., 0.]])
+
+    References
+    ----------
+    Kriegeskorte, Mur and Bandettini (2008), Representational similarity analysis, Front. Syst. Neurosci. 2.
     """
     if metric not in METRICS:
         raise ValueError(f"expected a metric among {', '.join(METRICS)}, found {metric!r}")
-    stack = OperatorStack(operators)
-    if metric == "calibrated":
-        # A constant changes neither the distances nor their null, and without it near-uniform operators cancel nothing.
-        gram = stream_gram(stack, memory=memory, progress=progress, transform=lambda band: band.sub_(1 / stack.samples))
-        squares = _calibrated_squares(gram, stack.samples)
-    else:
-        squares = stream_gram(stack, memory=memory, progress=progress).squared_distances
-    distances: NDArray[np.float64] = np.sqrt(squares)
+    return METRICS[metric](OperatorStack(operators), memory, progress)
+
+
+def _frobenius(stack: OperatorStack, memory: str | int, progress: Progress | None) -> Array:
+    distances: Array = np.sqrt(stream_gram(stack, memory=memory, progress=progress).squared_distances)
     return distances
 
 
-def _calibrated_squares(gram: Gram, samples: int) -> NDArray[np.float64]:
+def _calibrated(stack: OperatorStack, memory: str | int, progress: Progress | None) -> Array:
+    # A constant changes neither the distances nor their null, and without it near-uniform operators cancel nothing.
+    gram = stream_gram(stack, memory=memory, progress=progress, transform=lambda band: band.sub_(1 / stack.samples))
+    distances: Array = np.sqrt(calibrated_squares(gram, stack.samples))
+    return distances
+
+
+def calibrated_squares(gram: Gram, samples: int) -> Array:
     """Squared distances over their null; 0 where the null itself is 0, which only identical operators have."""
     inner = null_inner(gram.trace[:, None], gram.total[:, None], gram.trace[None, :], gram.total[None, :], samples)
     null = gram.square[:, None] + gram.square[None, :] - 2 * inner
-    ratio: NDArray[np.float64] = np.zeros_like(gram.squared_distances)
+    ratio: Array = np.zeros_like(gram.squared_distances)
     np.divide(gram.squared_distances, null, out=ratio, where=null > NO_STRUCTURE)
     return ratio
+
+
+def _apart(stack: OperatorStack, memory: str | int, progress: Progress | None) -> Array:
+    """``1 - BC = |sqrt P - sqrt Q|_F^2 / 2N`` of row-stochastic operators."""
+    gram = stream_gram(stack, memory=memory, progress=progress, transform=lambda band: band.sqrt_())
+    return np.clip(gram.squared_distances / (2 * stack.samples), 0, 1)
+
+
+def _hellinger(stack: OperatorStack, memory: str | int, progress: Progress | None) -> Array:
+    distances: Array = np.sqrt(_apart(stack, memory, progress))
+    return distances
+
+
+def _bhattacharyya(stack: OperatorStack, memory: str | int, progress: Progress | None) -> Array:
+    with np.errstate(divide="ignore"):
+        distances: Array = -np.log1p(-_apart(stack, memory, progress))
+    return distances
+
+
+def _spectrum(stack: OperatorStack, memory: str | int, progress: Progress | None) -> Array:
+    values = np.empty((len(stack), stack.samples), dtype=np.complex128)
+    for index in range(len(stack)):
+        values[index] = spectrum(stack[index])
+        if progress is not None:
+            progress(index + 1, len(stack))
+    distances: Array = squareform(pdist(np.concatenate([values.real, values.imag], axis=1)))
+    return distances
+
+
+def _rsa(stack: OperatorStack, memory: str | int, progress: Progress | None) -> Array:
+    shape = (len(stack), stack.samples, stack.samples)
+    held = 4 * int(np.prod(shape)) <= parse_bytes(memory) // 2
+    with tempfile.TemporaryDirectory(prefix="repaudit-") as folder:
+        name = Path(folder, "distances.npy")
+        cube = np.empty(shape, np.float32) if held else np.lib.format.open_memmap(name, "w+", np.float32, shape)
+        profiles = OperatorStack(cube)
+        flat = []
+        for index in range(len(stack)):
+            profile = standardized(diffusion_distances(stack[index]))
+            cube[index] = profile
+            profiles.release()
+            flat += [] if profile.any() else [index]
+            if progress is not None:
+                progress(index + 1, len(stack))
+        if flat:
+            raise OperatorError(f"rsa needs distances that differ: all samples are equally far in operators {flat[:8]}")
+        gram = stream_gram(profiles, memory=parse_bytes(memory) // 2)
+        del profiles, cube
+    return gram.squared_distances / 2
+
+
+METRICS: dict[str, Callable[[OperatorStack, str | int, Progress | None], Array]] = {
+    "frobenius": _frobenius,
+    "calibrated": _calibrated,
+    "hellinger": _hellinger,
+    "bhattacharyya": _bhattacharyya,
+    "spectrum": _spectrum,
+    "rsa": _rsa,
+}

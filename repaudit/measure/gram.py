@@ -115,8 +115,8 @@ def _add_gram(gram: torch.Tensor, flat: torch.Tensor) -> None:
 def _check_finite(moments: torch.Tensor) -> None:
     bad = (~torch.isfinite(moments).all(0)).nonzero().ravel().tolist()
     if bad:
-        where = f"operators {bad[:8]} of {moments.shape[1]}"
-        raise OperatorError(f"expected finite entries, found NaN or infinity in {where}: leave them out")
+        where = f"operators {bad[:8]} of {moments.shape[1]}: leave them out"
+        raise OperatorError(f"expected finite entries (and none negative under a root), found others in {where}")
 
 
 def _close_pairs(squared: torch.Tensor, norms: torch.Tensor) -> NDArray[np.int64]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 from collections.abc import Iterator, Sequence
 from typing import Any, TypeAlias
 
@@ -48,6 +49,8 @@ class OperatorStack:
     def __init__(self, operators: Sequence[Operator] | Any) -> None:
         self._operators: Any = operators
         self._cube = getattr(operators, "ndim", None) == 3 and not hasattr(operators, "matrix")
+        # Private changes to a copy-on-write map live in its pages alone.
+        self._shared = isinstance(operators, np.memmap) and operators.mode != "c"
         self.size = len(operators)
         if self.size == 0:
             raise OperatorError("expected at least one operator, found none")
@@ -68,7 +71,16 @@ class OperatorStack:
             stop = min(start + rows, self.samples)
             part = buffer[:, : stop - start]
             self._fill(part, start, stop)
+            self.release()
             yield start, part
+
+    def release(self) -> None:
+        """Hand the pages of a memory map back: what was read of a file need not stay in memory, nor what is written."""
+        pages = self._operators
+        while pages is not None and not isinstance(pages, mmap.mmap):
+            pages = getattr(pages, "base", None)
+        if pages is not None and self._shared:
+            pages.madvise(mmap.MADV_DONTNEED)
 
     def _fill(self, part: torch.Tensor, start: int, stop: int) -> None:
         if self._cube:

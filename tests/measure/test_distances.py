@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
+import scipy.linalg
 import scipy.sparse
 import torch
 import xarray as xr
-from scipy.spatial.distance import cdist
+from scipy.spatial.distance import cdist, pdist
 
 from repaudit.errors import OperatorError
-from repaudit.measure.distances import operator_distances
+from repaudit.measure.distances import METRICS, operator_distances
 from repaudit.measure.gram import stream_gram
 from repaudit.measure.null import null_squared_distance
 from repaudit.measure.stack import OperatorStack
@@ -93,6 +96,77 @@ def test_calibrated_divides_by_the_null_of_each_pair() -> None:
     np.testing.assert_allclose(operator_distances(cube, "calibrated"), expected, rtol=1e-9, atol=1e-12)
 
 
+def reversible(count: int, side: int, seed: int = 0) -> np.ndarray:
+    kernel = np.random.default_rng(seed).random((count, side, side)) ** 4
+    kernel = kernel + kernel.transpose(0, 2, 1)
+    return kernel / kernel.sum(2, keepdims=True)
+
+
+def pairwise(function: Callable[[np.ndarray, np.ndarray], float], cube: np.ndarray) -> np.ndarray:
+    return np.array([[function(p, q) for q in cube] for p in cube])
+
+
+def overlap(p: np.ndarray, q: np.ndarray) -> float:
+    return float(np.mean([np.sum(np.sqrt(a * b)) for a, b in zip(p, q, strict=True)]))
+
+
+def diffusion_map_distances(p: np.ndarray, t: int = 8) -> np.ndarray:
+    """Off-diagonal distances in diffusion coordinates, from the eigenvectors of a reversible P."""
+    values, left = scipy.linalg.eig(p, left=True, right=False)
+    stationary = np.abs(left[:, values.real.argmax()].real)
+    root = np.sqrt(stationary / stationary.sum())
+    values, vectors = np.linalg.eigh((root[:, None] * p / root + (root[:, None] * p / root).T) / 2)
+    return pdist(vectors / root[:, None] * values**t)
+
+
+def test_hellinger_and_bhattacharyya_are_their_definitions() -> None:
+    cube = random_operators(4, 15)
+    np.testing.assert_allclose(
+        operator_distances(cube, "hellinger"), np.sqrt(1 - pairwise(overlap, cube)), rtol=1e-6, atol=1e-7
+    )
+    np.testing.assert_allclose(
+        operator_distances(cube, "bhattacharyya"), -np.log(pairwise(overlap, cube)), rtol=1e-6, atol=1e-12
+    )
+
+
+def test_rows_that_never_overlap_are_as_far_as_can_be() -> None:
+    apart = [np.eye(6), np.roll(np.eye(6), 1, axis=1)]
+    assert operator_distances(apart, "hellinger")[0, 1] == pytest.approx(1)
+    assert operator_distances(apart, "bhattacharyya")[0, 1] == np.inf
+
+
+def test_rsa_is_one_less_pearsons_r_of_diffusion_distances() -> None:
+    cube = reversible(4, 15)
+    profiles = [diffusion_map_distances(p) for p in cube]
+    expected = 1 - np.corrcoef(profiles)
+    for memory in ("2GB", "60kB"):
+        np.testing.assert_allclose(operator_distances(cube, "rsa", memory=memory), expected, rtol=1e-4, atol=1e-6)
+
+
+def test_rsa_of_alike_distances_is_refused() -> None:
+    with pytest.raises(OperatorError, match=r"equally far in operators \[1\]"):
+        operator_distances([reversible(1, 6)[0], np.full((6, 6), 1 / 6)], "rsa")
+
+
+def test_spectrum_is_the_distance_of_sorted_eigenvalues_and_blind_to_order() -> None:
+    cube = reversible(3, 12)
+    order = np.random.default_rng(0).permutation(12)
+    cube = np.concatenate([cube, cube[:1][:, order][:, :, order]])
+    values = np.sort(np.linalg.eigvals(cube).real, axis=1)
+    found = operator_distances(cube, "spectrum")
+    np.testing.assert_allclose(found, cdist(values, values), rtol=1e-6, atol=1e-9)
+    assert found[0, 3] < 1e-12
+    assert operator_distances(cube)[0, 3] > 0.1
+
+
+@pytest.mark.parametrize("metric", list(METRICS))
+def test_every_metric_is_a_symmetric_matrix_with_a_zero_diagonal(metric: str) -> None:
+    found = operator_distances(random_operators(5, 12).astype(np.float32), metric)
+    np.testing.assert_array_equal(found, found.T)
+    assert (np.diag(found) == 0).all()
+    assert (found[~np.eye(5, dtype=bool)] > 0).all()
+
+
 def test_uniform_operators_are_at_distance_zero_and_never_nan() -> None:
     uniform = np.full((2, 10, 10), 0.1, dtype=np.float32)
     np.testing.assert_array_equal(operator_distances(uniform, "calibrated"), np.zeros((2, 2)))
@@ -110,7 +184,7 @@ def test_progress_ends_at_the_number_of_samples() -> None:
         ([], "at least one operator"),
         ([np.eye(3), np.eye(4)], "expected operators on 3 samples each, found 4 in operator 1"),
         ([np.ones((3, 4))], r"\(3, 4\) in operator 0"),
-        ([np.eye(3), np.full((3, 3), np.nan)], r"NaN or infinity in operators \[1\] of 2"),
+        ([np.eye(3), np.full((3, 3), np.nan)], r"expected finite entries .* operators \[1\] of 2"),
         ([np.eye(3, dtype=np.float32), np.eye(3)], "float64 in operator 1"),
     ],
 )
