@@ -79,14 +79,19 @@ def _names(text: str | None) -> list[str] | None:
 def _progress(quiet: bool) -> Iterator[Any]:
     columns = (TextColumn("{task.description:>10}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     tasks: dict[str, TaskID] = {}
-    with Progress(*columns, console=Console(stderr=True), disable=quiet) as bars:
+    bars = Progress(*columns, console=Console(stderr=True), disable=quiet)
 
-        def report(what: str, done: int, total: int) -> None:
-            if what not in tasks:
-                tasks[what] = bars.add_task(what, total=total)
-            bars.update(tasks[what], completed=done, total=total)
+    def report(what: str, done: int, total: int) -> None:
+        if what not in tasks:
+            tasks[what] = bars.add_task(what, total=total)
+            bars.start()  # only once there is something to show: an error before that stays one line
+        bars.update(tasks[what], completed=done, total=total)
 
+    try:
         yield report
+    finally:
+        if tasks:
+            bars.stop()
 
 
 @app.callback(invoke_without_command=True)
@@ -114,7 +119,7 @@ def info(store: Store, as_json: AsJson = False) -> None:
 
 
 def _print_info(found: dict[str, Any]) -> None:
-    console = Console()
+    console = Console(soft_wrap=True)
     console.print(
         f"[bold]{escape(found['url'])}[/]  format {found['version']}, {found['samples']} samples, "
         f"probe set {found['fingerprint'][:12]}",

@@ -7,6 +7,7 @@ import math
 import os
 import shutil
 import tempfile
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
@@ -215,7 +216,10 @@ def _write(results: xr.DataTree, summary: dict[str, Any], folder: Path) -> None:
     """Put each result in place whole: an interrupted analysis leaves the earlier one readable."""
     with tempfile.TemporaryDirectory(prefix=".writing-", dir=folder) as scratch:
         fresh = Path(scratch)
-        results.to_zarr(fresh / "results.zarr", zarr_format=3, consolidated=False)
+        with warnings.catch_warnings():
+            # zarr says that other readers may pass over consolidated metadata, which does no harm
+            warnings.filterwarnings("ignore", message="Consolidated metadata")
+            results.to_zarr(fresh / "results.zarr", zarr_format=3, consolidated=True)
         (fresh / "summary.json").write_text(
             json.dumps(_finite(summary), indent=2, allow_nan=False) + "\n", encoding="utf-8"
         )

@@ -115,7 +115,7 @@ def train_replica(
         model_name=f"seed{seed}",
         probe_set=probe_set,
         layer_specs=["model.embed_tokens", "model.layers[*]", "model.norm"],
-        trigger=ra.AuditTrigger(at_start=True, log_spaced=16, at_steps=[steps]),
+        trigger=ra.AuditTrigger(at_start=True, log_spaced=5, at_steps=[steps]),
     )
     losses = LossCurve()
     trainer = lightning.Trainer(

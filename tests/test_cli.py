@@ -22,7 +22,7 @@ def test_info_names_models_layers_and_steps(planted_store):
     shown = repaudit("info", url)
     assert shown.returncode == 0
     assert "seed0" in shown.stdout
-    assert "first 12" in shown.stdout
+    assert "first (12), second (12)" in shown.stdout
     found = json.loads(repaudit("info", url, "--json").stdout)
     assert found["samples"] == 48
     assert found["models"][1]["name"] == "seed1"
