@@ -1,0 +1,120 @@
+"""Distances of T operators against the bare Gram product of the same shape: time and peak memory.
+
+Each row is measured in a process of its own, so that the peak is its own. The bare product is ``F @ F.T`` of the
+flattened operators, in memory and in their precision; the distances read the same operators from a file.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import psutil
+import torch
+
+from repaudit.measure.distances import operator_distances
+from repaudit.measure.gram import stream_gram
+from repaudit.measure.stack import OperatorStack
+
+
+def write_operators(path: Path, count: int, side: int) -> None:
+    """A trajectory that comes to rest, as training does: 3 models between random operators and a common one."""
+    rng = np.random.default_rng(0)
+    cube = np.lib.format.open_memmap(path, "w+", np.float32, (count, side, side))
+    ends = rng.random((4, side, side), dtype=np.float32) ** 8
+    for index in range(count):
+        share = np.float32(np.exp(-3 * (index // 3) * 3 / count))
+        kernel = share * ends[index % 3] + (1 - share) * ends[3] + np.float32(0.02) * rng.random((side, side), np.float32)
+        cube[index] = kernel / kernel.sum(1, keepdims=True)
+
+
+def seconds(function: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    function()
+    return time.perf_counter() - start
+
+
+class Peak:
+    """Largest resident memory while the block runs, less what was resident before it."""
+
+    def __enter__(self) -> Peak:
+        self.process, self.done = psutil.Process(), threading.Event()
+        self.start = self.most = self.process.memory_info().rss
+        self.thread = threading.Thread(target=self.watch)
+        self.thread.start()
+        return self
+
+    def watch(self) -> None:
+        while not self.done.wait(0.002):
+            self.most = max(self.most, self.process.memory_info().rss)
+
+    def __exit__(self, *error: object) -> None:
+        self.done.set()
+        self.thread.join()
+        self.megabytes = (self.most - self.start) / 1e6
+
+
+def measure(path: Path, repeats: int, memory: str) -> dict[str, float]:
+    mapped = np.load(path, mmap_mode="r")
+    operator_distances(mapped[:2])
+    with Peak() as peak:
+        operator_distances(mapped, memory=memory)
+    flat = torch.from_numpy(np.load(path).reshape(len(mapped), -1))
+    held = list(flat.view(mapped.shape).numpy())
+    rounds = [
+        (
+            seconds(lambda: flat @ flat.T),
+            seconds(lambda: operator_distances(mapped, memory=memory)),
+            seconds(lambda: operator_distances(held, memory=memory)),
+        )
+        for _ in range(repeats)
+    ]
+    recomputed = stream_gram(OperatorStack(mapped), memory=memory).recomputed
+    return {
+        "operators": len(mapped),
+        "gemm_s": statistics.median(r[0] for r in rounds),
+        "file_ratio": statistics.median(r[1] / r[0] for r in rounds),
+        "memory_ratio": statistics.median(r[2] / r[0] for r in rounds),
+        "peak_mb": peak.megabytes,
+        "recomputed": recomputed,
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="analyze", description=__doc__)
+    parser.add_argument("--operators", type=int, nargs="+", default=[50, 200, 1000])
+    parser.add_argument("--samples", type=int, default=1000)
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--memory", default="500MB")
+    parser.add_argument("--one", type=Path, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.one:
+        print(json.dumps(measure(options.one, options.repeats, options.memory)))
+        return
+    print(f"{options.samples} samples, float32, {os.cpu_count()} cores, budget {options.memory}")
+    print(f"{'operators':>10}{'GEMM s':>10}{'from file':>12}{'from memory':>12}{'peak MB':>10}{'recomputed':>12}")
+    with tempfile.TemporaryDirectory() as folder:
+        for count in options.operators:
+            path = Path(folder, f"{count}.npy")
+            write_operators(path, count, options.samples)
+            command = [sys.executable, __file__, "--one", str(path), "--repeats", str(options.repeats), "--memory", options.memory]
+            row = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+            path.unlink()
+            print(
+                f"{row['operators']:>10}{row['gemm_s']:>10.3f}{row['file_ratio']:>12.2f}{row['memory_ratio']:>12.2f}"
+                f"{row['peak_mb']:>10.0f}{row['recomputed']:>12}"
+            )
+
+
+if __name__ == "__main__":
+    main()
