@@ -12,7 +12,7 @@ import plotly.graph_objects as go
 import xarray as xr
 
 from repaudit import plots, style
-from repaudit.names import COMPONENT, MODEL, SAMPLE, STEP
+from repaudit.names import COMPONENT, LAYER, MODEL, SAMPLE, STEP
 
 Phase = Mapping[str, Any]
 """One entry of a layer's ``phases`` in the summary: ``from``, ``to`` and ``direction``."""
@@ -22,10 +22,7 @@ def spread_figure(spread: xr.Dataset, layer: str, phases: Sequence[Phase] = ()) 
     """Draw one layer's spread over steps: 95% band tinted by phase, the null line at 1, the other layers in grey."""
     axis = style.StepAxis.of(spread[STEP].values)
     figure = _figure()
-    for other in plots.names_of(spread, "layer"):
-        if other != layer:
-            found = plots.curve(spread, other)
-            _line(figure, axis.position(found["step"]), found["spread"], color="rgba(128,134,140,0.35)", width=1)
+    _others(figure, axis, [plots.curve(spread, name) for name in plots.names_of(spread, LAYER) if name != layer])
     found = plots.curve(spread, layer)
     for phase in phases or [{"from": -np.inf, "to": np.inf, "direction": "flat"}]:
         _phase(figure, axis, found, phase)
@@ -42,6 +39,30 @@ def spread_figure(spread: xr.Dataset, layer: str, phases: Sequence[Phase] = ()) 
     top = max([1.1, *(found["high"][np.isfinite(found["high"])] * 1.05), *(found["spread"] * 1.1)])
     figure.update_yaxes(range=[0, float(top)], title="spread")
     return _step_axis(figure, axis)
+
+
+def overview_figure(spread: xr.Dataset) -> go.Figure:
+    """Draw the spread of every layer at every step as a map: steps to the right, layers downward."""
+    axis = style.StepAxis.of(spread[STEP].values)
+    layers = plots.names_of(spread, LAYER)
+    values = spread["spread"].transpose(LAYER, STEP).values.astype(np.float32)
+    order = np.argsort(np.asarray(spread[STEP].values), kind="stable")
+    names = [literal(style.visible(name, 30)) for name in layers]
+    hover = [
+        [f"{name}<br>step {step:,}<br>spread {value:.3f}" for step, value in zip(axis.steps, row, strict=True)]
+        for name, row in zip(names, values[:, order], strict=True)
+    ]
+    figure = _figure()
+    figure.add_heatmap(
+        x=axis.edges(), y=np.arange(len(layers) + 1) - 0.5, z=values[:, order], zmin=0, zmax=1, ygap=1,
+        colorscale=[[k / 2, color] for k, color in enumerate(style.SPREAD_COLORS)], hovertext=hover, hoverinfo="text",
+        hoverongaps=False, colorbar=_bar("spread", [0, 0.5, 1], ["0", "0.5", "1"]),
+    )  # fmt: skip
+    _step_axis(figure, axis)
+    every = range(0, len(layers), max(1, round(len(layers) / 15)))
+    figure.update_yaxes(autorange="reversed", tickvals=list(every), ticktext=[names[k] for k in every], title=None)
+    figure.update_layout(margin={"l": 8})
+    return figure
 
 
 def trajectory_figure(trajectories: xr.Dataset, layer: str, variable: str = "trajectory") -> go.Figure:
@@ -143,13 +164,18 @@ def _figure() -> go.Figure:
     figure = go.Figure()
     figure.update_layout(
         template=None, showlegend=False, paper_bgcolor="rgba(0,0,0,0)", plot_bgcolor="rgba(0,0,0,0)",
-        margin={"l": 44, "r": 12, "t": 12, "b": 40}, hovermode="closest",
+        margin={"l": 48, "r": 12, "t": 12, "b": 40}, hovermode="closest",
     )  # fmt: skip
     return figure
 
 
-def _line(figure: go.Figure, x: Any, y: Any, *, color: str, width: float) -> None:
-    figure.add_scatter(x=x, y=y, mode="lines", line={"color": color, "width": width}, hoverinfo="skip")
+def _others(figure: go.Figure, axis: style.StepAxis, curves: Sequence[Mapping[str, Any]]) -> None:
+    """Draw the other layers' curves in one grey trace, a gap between each and the next."""
+    if curves:
+        x = np.concatenate([np.append(axis.position(found["step"]), np.nan) for found in curves])
+        y = np.concatenate([np.append(found["spread"], np.nan) for found in curves])
+        line = {"color": "rgba(128,134,140,0.35)", "width": 1}
+        figure.add_scatter(x=x, y=y, mode="lines", line=line, hoverinfo="skip")
 
 
 def _phase(figure: go.Figure, axis: style.StepAxis, found: Mapping[str, Any], phase: Phase) -> None:
@@ -179,7 +205,7 @@ def _step_axis(figure: go.Figure, axis: style.StepAxis) -> go.Figure:
         showgrid=False,
         zeroline=False,
     )
-    figure.update_yaxes(showgrid=False, zeroline=False)
+    figure.update_yaxes(showgrid=False, zeroline=False, automargin=True, nticks=6)
     return figure
 
 
@@ -200,13 +226,17 @@ def _colorbar(figure: go.Figure, axis: style.StepAxis) -> None:
         return
     ticks = axis.ticks(6)
     first, last = (float(end) for end in axis.position([axis.steps[0], axis.steps[-1]]))
-    bar = {
-        "title": {"text": "step", "side": "top"}, "thickness": 8, "len": 0.7, "outlinewidth": 0, "ticks": "",
-        "tickvals": axis.position(ticks), "ticktext": [f"{tick:,}" for tick in ticks], "xpad": 4,
-    }  # fmt: skip
+    bar = _bar("step", axis.position(ticks), [f"{tick:,}" for tick in ticks])
     scale = [[k / (len(style.STEP_COLORS) - 1), color] for k, color in enumerate(style.STEP_COLORS)]
     marker = {"color": [first], "cmin": first, "cmax": last, "colorscale": scale, "showscale": True, "colorbar": bar}
     figure.add_scatter(x=[None], y=[None], mode="markers", marker=marker, showlegend=False, hoverinfo="skip")
+
+
+def _bar(title: str, values: Any, texts: Sequence[str]) -> dict[str, Any]:
+    return {
+        "title": {"text": title, "side": "top"}, "thickness": 8, "len": 0.7, "outlinewidth": 0, "ticks": "", "xpad": 4,
+        "tickvals": values, "ticktext": texts,
+    }  # fmt: skip
 
 
 def _two(points: xr.DataArray) -> tuple[Any, Any]:

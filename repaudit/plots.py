@@ -31,12 +31,12 @@ _STEPS: Final = LinearSegmentedColormap.from_list("repaudit_steps", list(style.S
 DIAGNOSTICS: Final = {
     "effective_neighbors": "effective neighbours",
     "entropy": "diffusion spectral entropy",
-    "uniformity": "uniformity of P",
     "components": "connected components",
     "isolated": "isolated samples",
     "duplicates": "duplicate samples",
-    "collapsed": "collapsed",
+    "collapsed": "collapsed operators",
     "floored": "bandwidths at the floor",
+    "failed": "operators that failed",
 }
 """Variables of the group ``diagnostics`` and the words for them, in the order in which they are shown."""
 
@@ -233,6 +233,17 @@ def plot_diagnostics(
     return ax
 
 
+def varying(diagnostics: xr.Dataset) -> list[str]:
+    """Names of the diagnostics that differ between operators, in the order in which they are shown."""
+    found = []
+    for name in DIAGNOSTICS:
+        values = np.asarray(diagnostics[name].values, dtype=float) if name in diagnostics else np.array([])
+        known = values[np.isfinite(values)]
+        if known.size and np.ptp(known) > 0:
+            found.append(name)
+    return found
+
+
 def labels_of(merged: xr.Dataset) -> list[str] | None:
     """Labels of the samples, None where the probe set had none."""
     return [str(label) for label in merged[LABEL].values] if LABEL in merged.variables else None
@@ -317,8 +328,8 @@ def _spread_figure(spread: xr.Dataset, verdicts: Mapping[str, Any]) -> Figure:
 
 
 def _diagnostics_figure(diagnostics: xr.Dataset) -> Figure:
-    variables = [name for name in DIAGNOSTICS if name in diagnostics]
-    columns = min(4, len(variables)) or 1
+    variables = varying(diagnostics) or [name for name in DIAGNOSTICS if name in diagnostics][:1]
+    columns = min(3, len(variables)) or 1
     rows = math.ceil(len(variables) / columns) or 1
     figure = Figure(figsize=(3.0 * columns, 2.1 * rows + 0.5), layout="constrained")
     axes = figure.subplots(rows, columns, squeeze=False).ravel()

@@ -11,7 +11,7 @@ import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import xarray as xr
@@ -33,10 +33,20 @@ class LayerView:
     numbers: dict[str, str]
     sparkline: Markup | None = None
     figures: dict[str, Any] = field(default_factory=dict)
-    diagnostics: list[str] = field(default_factory=list)
+    diagnostics: dict[str, str] = field(default_factory=dict)
     findings: list[str] = field(default_factory=list)
     table: list[dict[str, str]] = field(default_factory=list)
     stress: dict[str, str] = field(default_factory=dict)
+    merged: str = "the merged operator"
+
+
+MANY_LAYERS: Final = 7
+"""From so many layers on, the page opens with a map of them and shows one at a time."""
+
+HEALTHY: Final = {
+    "isolated": 0, "duplicates": 0, "collapsed": 0, "components": 1, "floored": 0, "failed": 0, "uniformity": 0.9,
+}  # fmt: skip
+"""What each diagnostic is at most where nothing is wrong with an operator."""
 
 
 def write_report(results: xr.DataTree, summary: Mapping[str, Any], path: str | Path) -> Path:
@@ -67,10 +77,12 @@ def write_report(results: xr.DataTree, summary: Mapping[str, Any], path: str | P
     html = environment.get_template("report.html.jinja").render(
         summary=summary,
         layers=layers,
-        figures={
+        figures=_overview(results, layers)
+        | {
             view.anchor: {kind: interactive.as_data(figure) for kind, figure in view.figures.items()} for view in layers
         },
         texts=_texts(results),
+        many=len(layers) >= MANY_LAYERS,
         samples=_samples(results),
         span=_span(summary),
         has_spread=plots.has_spread(results),
@@ -80,6 +92,13 @@ def write_report(results: xr.DataTree, summary: Mapping[str, Any], path: str | P
         **{name: Markup(text) for name, text in assets.items()},  # noqa: S704 - files of ours and of plotly's
     )
     return _replace(Path(path), html)
+
+
+def _overview(results: xr.DataTree, layers: Sequence[LayerView]) -> dict[str, Any]:
+    """Map of all layers, where there are too many to take in from their curves."""
+    if len(layers) < MANY_LAYERS or not plots.has_spread(results):
+        return {}
+    return {"overview": {"map": interactive.as_data(interactive.overview_figure(results["spread"].to_dataset()))}}
 
 
 def _assets(environment: Environment) -> dict[str, str]:
@@ -136,7 +155,7 @@ def _layers(results: xr.DataTree, summary: Mapping[str, Any]) -> list[LayerView]
             name,
             f"layer-{index}",
             str(entry.get("verdict") or "undecided"),
-            str(entry.get("sentence") or ""),
+            _sentence(entry),
             _numbers(entry),
         )
         _add_spread(view, results, entry)
@@ -161,6 +180,12 @@ def _numbers(entry: Mapping[str, Any]) -> dict[str, str]:
     if _finite(entry.get("end")):
         found["end"] = f"{entry['end']:.2f}" + _interval(entry)
     return found
+
+
+def _sentence(entry: Mapping[str, Any]) -> str:
+    """Return the layer's sentence without the verdict, which stands before it in colour."""
+    text = str(entry.get("sentence") or "").removeprefix(f"{entry.get('verdict')}: ")
+    return text[:1].upper() + text[1:]
 
 
 def _interval(entry: Mapping[str, Any]) -> str:
@@ -244,7 +269,15 @@ def _add_embeddings(view: LayerView, results: xr.DataTree) -> None:
     if merged is not None and view.name in plots.names_of(merged, LAYER):
         if _known(plots.one_layer(merged, view.name)["embedding"]):
             view.figures["embedding"] = interactive.embedding_figure(merged, view.name)
+            view.merged = _merged_words(plots.one_layer(merged, view.name))
         view.stress |= _stress(merged, view.name, "embedding")
+
+
+def _merged_words(one: xr.Dataset) -> str:
+    """Say of how many models, at which step, as far as the results tell."""
+    models = f" of {int(one['merged_models'])} models" if "merged_models" in one else ""
+    step = f" at step {int(one['merged_step']):,}" if "merged_step" in one else ""
+    return f"the merged operator{models}{step}"
 
 
 def _known(values: xr.DataArray) -> bool:
@@ -264,30 +297,26 @@ def _add_diagnostics(view: LayerView, results: xr.DataTree) -> None:
     if diagnostics is None or view.name not in plots.names_of(diagnostics, LAYER):
         return
     one = plots.one_layer(diagnostics, view.name)
-    for variable in plots.DIAGNOSTICS:
-        if variable not in one:
-            continue
-        values = one[variable].transpose(MODEL, STEP).values.astype(float)
-        known = values[np.isfinite(values)]
-        if known.size and np.ptp(known) > 0:
-            view.diagnostics.append(variable)
-            view.figures[variable] = interactive.diagnostic_figure(diagnostics, view.name, variable)
-        view.findings += _finding(variable, one, values)
+    view.diagnostics = {variable: plots.DIAGNOSTICS[variable] for variable in plots.varying(one)}
+    for variable in view.diagnostics:
+        view.figures[variable] = interactive.diagnostic_figure(diagnostics, view.name, variable)
+    for variable in HEALTHY:
+        if variable in one:
+            view.findings += _finding(variable, one)
 
 
-def _finding(variable: str, one: xr.Dataset, values: Any) -> list[str]:
-    """Say where a count is not what a healthy operator has: 0, or 1 component."""
-    healthy = {"isolated": 0, "duplicates": 0, "collapsed": 0, "components": 1, "floored": 0}
-    if variable not in healthy:
-        return []
-    bad = np.isfinite(values) & (values > healthy[variable])
+def _finding(variable: str, one: xr.Dataset) -> list[str]:
+    """Say where a diagnostic exceeds what a healthy operator has."""
+    values = one[variable].transpose(MODEL, STEP).values.astype(float)
+    bad = np.isfinite(values) & (values > HEALTHY[variable])
     if not bad.any():
         return []
     models = [name for name, row in zip(plots.names_of(one, MODEL), bad, strict=True) if row.any()]
     steps = one[STEP].values[bad.any(axis=0)]
-    worst = "" if variable == "collapsed" else f", at most {_number(values[bad].max())}"
+    worst = "" if variable in {"collapsed", "failed"} else f", at most {_number(values[bad].max())}"
+    words = plots.DIAGNOSTICS.get(variable, "nothing told apart (uniformity of P)")
     return [
-        f"{plots.DIAGNOSTICS[variable]}: in {bad.sum()} of {np.isfinite(values).sum()} operators{worst} "
+        f"{words}: in {bad.sum()} of {np.isfinite(values).sum()} operators{worst} "
         f"({', '.join(models)}; steps {int(steps.min()):,} to {int(steps.max()):,})"
     ]
 

@@ -38,6 +38,10 @@ DEPTH_COLORS: Final = ("#5b2ea6", "#8f2fb0", "#c03a83", "#e06a52", "#ee9b2e")
 """First to last layer: a second sequence, so that depth is never taken for time."""
 
 
+SPREAD_COLORS: Final = (VERDICTS["converging"], "#e9e6df", VERDICTS["diverging"])
+"""Spread from 0 (identical) to 1 (unrelated): the same hues as the verdicts that end there."""
+
+
 @dataclass(frozen=True)
 class StepAxis:
     """An axis of training steps: linear, or asinh(step / unit) where the steps are spaced like logarithms.
@@ -76,6 +80,14 @@ class StepAxis:
             return np.zeros(np.shape(steps))
         first, last = self.position([self.steps[0], self.steps[-1]])
         return np.asarray((self.position(steps) - first) / (last - first))
+
+    def edges(self) -> NDArray[np.float64]:
+        """Return the bounds of cells around the steps, one more than there are steps, halfway between neighbours."""
+        where = self.position(self.steps)
+        if len(where) < 2:
+            return np.array([where[0] - 0.5, where[0] + 0.5]) if len(where) else where
+        between = (where[1:] + where[:-1]) / 2
+        return np.array([2 * where[0] - between[0], *between, 2 * where[-1] - between[-1]])
 
     def ticks(self, count: int = 7) -> list[int]:
         """Return at most ``count`` of the steps, the first and the last among them, spread evenly over the axis."""

@@ -27,12 +27,24 @@
   }
 
   function draw(place) {
-    const figure = (figures[place.dataset.layer] || {})[place.dataset.figure];
-    if (!figure) return;
+    const figure = figures[place.dataset.layer][place.dataset.figure];
     const { data, layout } = themed(figure);
     place.dataset.drawn = "yes";
     Plotly.react(place, data, layout, { responsive: true, displaylogo: false, displayModeBar: false });
   }
+
+  // A button in the caption puts another view of the same data in the figure's place, and back.
+  document.querySelectorAll(".swap").forEach((button) => {
+    const place = button.closest("figure").querySelector(".plot");
+    const [first, words] = [place.dataset.figure, button.textContent];
+    button.addEventListener("click", () => {
+      const swapped = place.dataset.figure === first;
+      place.dataset.figure = swapped ? button.dataset.other : first;
+      button.textContent = swapped ? "Back to PHATE" : words;
+      button.setAttribute("aria-pressed", String(swapped));
+      draw(place);
+    });
+  });
 
   const places = [...document.querySelectorAll(".plot")];
   const shown = (place) => place.offsetParent !== null;

@@ -108,7 +108,7 @@ def _summary(spread: xr.Dataset, models: list[str]) -> dict[str, Any]:
                 {"from": steps[0], "to": steps[top], "direction": "rises"},
                 {"from": steps[top], "to": steps[-1], "direction": "falls"},
             ],
-            "sentence": f"{name}: the replicas part until step {steps[top]}, then converge to {end:.2f}.",
+            "sentence": f"converging: spread {start:.2f} at step 0, peak at step {steps[top]}, {end:.2f} in {name}.",
         }
     return {
         "headline": f"The {len(models)} replicas converge in every layer.",

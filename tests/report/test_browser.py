@@ -1,0 +1,322 @@
+"""The report in a real Chromium, headless, opened from a file: what it draws, says and asks for."""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import re
+import select
+import shutil
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Self
+
+import pytest
+
+from repaudit.report import write_report
+
+HOSTILE = '</script><script>window.broken=1</script><img src=x onerror="window.broken=1">'
+NAMES = ("chromium", "chromium-browser", "google-chrome", "chrome")
+FLAGS = (
+    "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
+    "--disable-background-networking", "--disable-component-update", "--disable-sync", "--hide-scrollbars",
+    "--force-device-scale-factor=1", "--remote-debugging-pipe",
+)  # fmt: skip
+
+
+def find() -> str | None:
+    return next(filter(None, map(shutil.which, NAMES)), None)
+
+
+class Browser:
+    """One page of one browser with a profile of its own; ``events`` are all that it reported so far."""
+
+    def __init__(self, program: str, *, patience: float = 60.0) -> None:
+        self.patience = patience
+        self.events: list[dict[str, Any]] = []
+        self._program, self._last, self._rest, self._session = program, 0, b"", None
+
+    def __enter__(self) -> Self:
+        self._profile = tempfile.TemporaryDirectory(ignore_cleanup_errors=True)
+        (inward, self._write), (self._read, outward) = os.pipe(), os.pipe()
+        # Chromium reads commands from descriptor 3 and writes to 4, each message ended by a zero byte.
+        script = f'exec 3<&{inward} 4>&{outward}; exec "$0" "$@"'
+        command = [self._program, *FLAGS, f"--user-data-dir={self._profile.name}", "about:blank"]
+        self._process = subprocess.Popen(
+            ["bash", "-c", script, *command],
+            pass_fds=(inward, outward),
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        os.close(inward)
+        os.close(outward)
+        target = next(t for t in self.call("Target.getTargets")["targetInfos"] if t["type"] == "page")
+        self._session = self.call("Target.attachToTarget", targetId=target["targetId"], flatten=True)["sessionId"]
+        for domain in ("Page", "Runtime", "Network", "Log"):
+            self.call(f"{domain}.enable")
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        os.close(self._write)
+        self._process.terminate()
+        self._process.wait(timeout=self.patience)
+        os.close(self._read)
+        self._profile.cleanup()
+
+    def call(self, method: str, **params: Any) -> dict[str, Any]:
+        """Send one command and wait for its answer."""
+        self._last += 1
+        message = {"id": self._last, "method": method, "params": params}
+        if self._session:
+            message["sessionId"] = self._session
+        data = json.dumps(message).encode() + b"\0"
+        while data:
+            data = data[os.write(self._write, data) :]
+        found: list[dict[str, Any]] = []
+        self.wait(lambda: bool(found) or self._take(found, self._last), f"an answer to {method}")
+        if "error" in found[0]:
+            raise RuntimeError(f"{method}: {found[0]['error']}")
+        return found[0]["result"]
+
+    def _take(self, found: list[dict[str, Any]], number: int) -> bool:
+        ready, _, _ = select.select([self._read], [], [], 0.1)
+        if ready:
+            chunk = os.read(self._read, 1 << 20)
+            if not chunk:
+                raise RuntimeError("the browser is gone")
+            *whole, self._rest = (self._rest + chunk).split(b"\0")
+            for message in map(json.loads, whole):
+                (found if message.get("id") == number else self.events).append(message)
+        return bool(found)
+
+    def wait(self, condition: Callable[[], bool], what: str) -> None:
+        """Wait until something is so; fail when patience ends."""
+        end = time.monotonic() + self.patience
+        while not condition():
+            if time.monotonic() > end:
+                raise TimeoutError(f"waited {self.patience:.0f} s for {what}")
+
+    def evaluate(self, expression: str) -> Any:
+        """Value of a JavaScript expression in the page."""
+        answer = self.call("Runtime.evaluate", expression=expression, returnByValue=True, awaitPromise=True)
+        if "exceptionDetails" in answer:
+            raise RuntimeError(answer["exceptionDetails"])
+        return answer["result"].get("value")
+
+    def until(self, expression: str) -> None:
+        """Wait until a JavaScript expression is true."""
+        self.wait(lambda: self.evaluate(f"Boolean({expression})"), expression)
+
+    def view(self, width: int, height: int, *, scheme: str = "light") -> None:
+        """Set the size of the window and the theme that the reader prefers."""
+        self.call(
+            "Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=width < 600
+        )
+        self.call("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": scheme}])
+
+    def open(self, page: Path) -> None:
+        """Open a file and wait until it is loaded."""
+        self.call("Page.navigate", url=page.resolve().as_uri())
+        self.until(f"document.readyState === 'complete' && location.href.startsWith({page.resolve().as_uri()!r})")
+
+    def hover(self, x: float, y: float) -> None:
+        self.call("Input.dispatchMouseEvent", type="mouseMoved", x=x, y=y)
+
+    def screenshot(self, file: Path, *, whole: bool = True) -> None:
+        data = self.call(
+            "Page.captureScreenshot", captureBeyondViewport=whole, **({"clip": self._page()} if whole else {})
+        )
+        file.write_bytes(base64.b64decode(data["data"]))
+
+    def _page(self) -> dict[str, Any]:
+        size = self.call("Page.getLayoutMetrics")["cssContentSize"]
+        return {"x": 0, "y": 0, "width": size["width"], "height": size["height"], "scale": 1}
+
+    def complaints(self) -> list[str]:
+        """Errors and warnings of the console, exceptions, refusals by the security policy."""
+        found = []
+        for event in self.events:
+            params = event.get("params", {})
+            if event.get("method") == "Runtime.exceptionThrown":
+                found.append(json.dumps(params["exceptionDetails"]))
+            elif event.get("method") == "Runtime.consoleAPICalled" and params["type"] in {"error", "warning", "assert"}:
+                found.append(json.dumps(params["args"]))
+            elif event.get("method") == "Log.entryAdded" and params["entry"]["level"] in {"error", "warning"}:
+                found.append(params["entry"]["text"])
+        return found
+
+    def requests(self) -> list[str]:
+        """Every address that the page asked for, itself included; data in the page itself is none."""
+        sent = [e["params"]["request"]["url"] for e in self.events if e.get("method") == "Network.requestWillBeSent"]
+        return [url for url in sent if not url.startswith("data:")]
+
+
+@pytest.fixture(scope="module")
+def chromium():
+    program = find()
+    if program is None:
+        pytest.skip(f"no browser on this machine: none of {', '.join(NAMES)} is on the path")
+    with Browser(program) as browser:
+        yield browser
+
+
+@pytest.fixture(scope="module")
+def reports():
+    """Reports already written, by the options of their results."""
+    return {}
+
+
+@pytest.fixture
+def show(chromium, reports, make_results, tmp_path):
+    """Write the report of some results, open it, and wait until everything in an open layer is drawn."""
+
+    def make(*, width: int = 1150, scheme: str = "light", **options: Any) -> Browser:
+        key = repr(options)
+        if key not in reports:
+            reports[key] = write_report(*make_results(**options), tmp_path / "report.html")
+        chromium.call("Page.navigate", url="about:blank")
+        chromium.events.clear()
+        chromium.view(width, 900, scheme=scheme)
+        chromium.open(reports[key])
+        chromium.until(DRAWN)
+        return chromium
+
+    return make
+
+
+SHOWN = "[...document.querySelectorAll('.plot')].filter(place => place.offsetParent)"
+DRAWN = f"{SHOWN}.length > 0 && {SHOWN}.every(place => place.querySelector('svg.main-svg'))"
+
+
+def quiet(browser: Browser) -> None:
+    assert browser.complaints() == []
+    assert len(browser.requests()) == 1
+    assert browser.requests()[0].startswith("file://")
+
+
+def test_everything_is_drawn_without_a_word_or_a_request(show):
+    page = show()
+    drawn = page.evaluate(
+        f"{SHOWN}.map(p => [p.dataset.layer, p.dataset.figure, p.querySelectorAll('.scatterlayer path.point').length])"
+    )
+    counts = {(layer, figure): points for layer, figure, points in drawn}
+    assert len(counts) == 3 * 5
+    for layer in ("layer-0", "layer-1", "layer-2"):
+        assert counts[layer, "spread"] == 11
+        assert counts[layer, "embedding"] == 120
+        assert counts[layer, "effective_neighbors"] == 33
+    assert (counts["layer-0", "trajectory"], counts["layer-2", "trajectory"]) == (33, 32)
+    assert page.evaluate("document.querySelectorAll('.answer .spark polyline').length") == 3
+    quiet(page)
+
+
+def test_step_zero_and_the_null_line_are_in_sight(show):
+    page = show()
+    plot = "document.querySelector('[data-layer=layer-0][data-figure=spread]')"
+    ticks = page.evaluate(f"[...{plot}.querySelectorAll('.xtick text')].map(t => t.textContent)")
+    assert ticks[0] == "0"
+    assert ticks[-1] == "512"
+    low, high = page.evaluate(f"{plot}._fullLayout.yaxis.range")
+    assert low <= 0
+    assert high > 1
+    assert page.evaluate(f"{plot}.querySelectorAll('.shapelayer path').length") == 1
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_a_phone_shows_it_without_scrolling_sideways(show, scheme):
+    page = show(width=390, scheme=scheme)
+    assert page.evaluate("document.documentElement.scrollWidth") == 390
+    widths = page.evaluate(f"{SHOWN}.map(place => place.querySelector('svg.main-svg').clientWidth)")
+    assert max(widths) <= 390
+    quiet(page)
+
+
+def test_the_theme_is_followed_while_the_page_is_open(show):
+    page = show()
+    ink = "document.querySelector('[data-figure=spread] .lines path.js-line:last-child').style.stroke"
+    paper = "getComputedStyle(document.body).backgroundColor"
+    before = page.evaluate(ink), page.evaluate(paper)
+    page.view(1150, 900, scheme="dark")
+    page.until(f"{paper} !== {before[1]!r}")
+    plot = "document.querySelector('[data-figure=spread]')"
+    page.until(f"{plot}._fullLayout.font.color === '#9aa2aa'")
+    assert page.evaluate(f"{plot}.data.filter(t => t.meta && t.meta.ink)[0].line.color") == "#e4e6e8"
+    quiet(page)
+
+
+def test_a_hovered_point_tells_its_sample(show):
+    page = show(labels=(HOSTILE, "json", "<b>bold</b>"))
+    place = "document.querySelector('[data-layer=layer-0][data-figure=embedding]')"
+    page.evaluate(f"{place}.scrollIntoView({{block: 'center', behavior: 'instant'}})")
+    x, y = page.evaluate(
+        f"(() => {{ const r = {place}.querySelector('path.point').getBoundingClientRect();"
+        " return [r.x + r.width / 2, r.y + r.height / 2]; })()"
+    )
+    page.hover(x - 40, y - 40)
+    page.hover(x, y)
+    page.until(f"{place}.querySelector('.hovertext')")
+    said = page.evaluate(f"{place}.querySelector('.hovertext').textContent")
+    assert re.search(r"def\sparse_\d+\(source\):", said)
+    assert HOSTILE[:20] in said
+    assert page.evaluate("window.broken") is None
+    quiet(page)
+
+
+def test_hostile_names_are_shown_and_not_run(show):
+    page = show(layers=(HOSTILE, "norm"), models=(HOSTILE, "b\u2028c"), labels=(HOSTILE, "<b>bold</b>"))
+    assert page.evaluate("window.broken") is None
+    assert page.evaluate("document.querySelectorAll('img').length") == 0
+    assert page.evaluate("document.querySelector('h2').textContent") == HOSTILE
+    legend = page.evaluate(
+        "[...document.querySelectorAll('#layer-0 [data-figure=embedding] .legendtext')].map(t => t.textContent)"
+    )
+    assert "<b>bold</b>" in legend
+    quiet(page)
+
+
+def test_the_policy_of_the_page_refuses_any_other_script(show):
+    page = show()
+    page.evaluate(
+        "document.body.append(Object.assign(document.createElement('script'), {textContent: 'window.broken = 1'}))"
+    )
+    page.evaluate("document.body.insertAdjacentHTML('beforeend', '<img src=x onerror=\"window.broken = 1\">')")
+    page.evaluate("fetch('https://example.org').catch(() => 0)")
+    assert page.evaluate("window.broken") is None
+    assert len(page.complaints()) >= 3
+
+
+def test_many_layers_open_with_a_map_and_one_layer_and_a_click_opens_another(show):
+    page = show(layers=tuple(f"model.layers.{k}" for k in range(12)))
+    assert page.evaluate("document.querySelectorAll('.map .heatmaplayer image').length") == 1
+    assert page.evaluate("document.querySelectorAll('details.layer[open]').length") == 1
+    assert page.evaluate("document.querySelectorAll('.answer li').length") == 12
+    page.evaluate("document.querySelectorAll('.answer li a')[9].click()")
+    page.until("document.querySelector('#layer-9').open")
+    page.until(DRAWN)
+    assert page.evaluate("document.querySelectorAll('#layer-9 svg.main-svg').length") > 4
+    quiet(page)
+
+
+def test_classical_scaling_takes_the_place_of_phate_and_gives_it_back(show):
+    page = show()
+    place = "document.querySelector('[data-layer=layer-0][data-figure=trajectory]')"
+    page.evaluate(f"void (window.place = {place})")
+    phate = page.evaluate("Array.from(place._fullData[0].x)")
+    page.evaluate("place.closest('figure').querySelector('.swap').click()")
+    page.until("place.dataset.figure === 'mds'")
+    assert page.evaluate("Array.from(place._fullData[0].x)") != phate
+    page.evaluate("place.closest('figure').querySelector('.swap').click()")
+    assert page.evaluate("Array.from(place._fullData[0].x)") == phate
+    quiet(page)
+
+
+def test_a_single_model_gets_its_trajectory_and_embedding(show):
+    page = show(models=("only",))
+    figures = page.evaluate("[...document.querySelectorAll('#layer-0 .plot')].map(place => place.dataset.figure)")
+    assert figures[:2] == ["trajectory", "embedding"]
+    assert "at least two models" in page.evaluate("document.querySelector('.answer').textContent")
+    quiet(page)
