@@ -13,7 +13,7 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
-from repaudit.gauge.distance import row_panels
+from repaudit.gauge.cloud import row_panels
 
 ALONE: Final = 1e-6
 _PANEL: Final = 256

@@ -11,7 +11,8 @@ from torch import Tensor
 from repaudit import __version__
 from repaudit.errors import ActivationError
 from repaudit.gauge.differentiable import differentiable_operator
-from repaudit.gauge.distance import cloud, full_precision, squared_distances_
+from repaudit.gauge.cloud import cloud
+from repaudit.gauge.distance import full_precision, squared_distances_
 from repaudit.gauge.kernel import bandwidth, kernel_, markov_, refuse_isolated
 from repaudit.gauge.labelled import Activations, read
 from repaudit.gauge.spectrum import DiffusionOperator
@@ -116,14 +117,13 @@ class DiffusionGauge:
         matrix = torch.empty(len(samples), len(samples), dtype=samples.dtype, device=samples.device)
         squared_distances_(matrix, points)
         fixed = self.bandwidth * points.unit if isinstance(self.bandwidth, int | float) else self.bandwidth
-        local = bandwidth(matrix, knn, fixed)
-        collapsed = not bool(matrix.any())
+        local = bandwidth(matrix, knn, fixed, points.spread)
         decay = self.decay if self.kernel == "alpha_decay" else None
         sums = kernel_(matrix, local.scale, decay, self.bandwidth is None, self.self_loops)
         if not self.self_loops:
             refuse_isolated(sums, matrix.dtype)
         degrees = markov_(matrix, sums, self.alpha)
-        return matrix, degrees, {"duplicates": local.duplicates, "collapsed": collapsed, "floored": local.floored}
+        return matrix, degrees, {"duplicates": local.duplicates, "collapsed": local.collapsed, "floored": local.floored}
 
     def _neighbourhood(self, activations: Activations) -> int:
         count = len(activations.samples)

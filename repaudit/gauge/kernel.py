@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final
 
@@ -10,27 +11,35 @@ import torch
 from torch import Tensor
 
 from repaudit.errors import ActivationError
-from repaudit.gauge.distance import row_panels
+from repaudit.gauge.cloud import row_panels
 
 FLOOR: Final = 1e-6
 """Smallest bandwidth, as a fraction of the root mean square distance of the samples from their mean."""
 
 FAR: Final = {torch.float32: -80.0, torch.float64: -600.0}
-"""Exponents below this give zero: their exponential is lost beside 1, and denormal numbers are slow."""
+"""Exponents up to this give zero: lost beside 1, and the exponentials of what lies below are denormal, thus slow."""
 
-PANEL: Final = 256
+_PANEL_ENTRIES: Final = {"cpu": 2**18, "cuda": 2**25}
+_SUM: Final = 512
 
 
 @dataclass(frozen=True)
 class Bandwidth:
-    """Local scale of each sample, with what was seen on the way: floored scales and samples with an exact duplicate."""
+    """Local scale of each sample, with what was seen on the way."""
 
     scale: Tensor
     floored: int
     duplicates: int
+    collapsed: bool
 
 
-def bandwidth(squared: Tensor, knn: int, fixed: float | str | None) -> Bandwidth:
+def panels(matrix: Tensor, times: int = 1) -> Iterator[slice]:
+    """Ranges of rows that stay in cache from one step to the next."""
+    entries = times * _PANEL_ENTRIES.get(matrix.device.type, 2**18)
+    return row_panels(len(matrix), max(1, entries // max(1, matrix.shape[1])))
+
+
+def bandwidth(squared: Tensor, knn: int, fixed: float | str | None, spread: float) -> Bandwidth:
     """Local scale of each sample, ``(sample)`` in float64, from squared distances ``(sample, sample)``.
 
     ``fixed=None``: the distance to the ``knn``-th neighbour, the sample itself excluded; a number: that number;
@@ -38,14 +47,16 @@ def bandwidth(squared: Tensor, knn: int, fixed: float | str | None) -> Bandwidth
     """
     count = squared.shape[0]
     if fixed is None:
-        nearest = torch.cat([_nearest(squared[panel], knn) for panel in row_panels(count, PANEL)])
+        nearest = torch.cat([smallest(squared[part], knn + 1) for part in panels(squared, 4)])
         scale = nearest.amax(1).double().sqrt()
-        duplicates = int(((nearest == 0).sum(1) > 1).sum())
+        zeros = (nearest == 0).sum(1)
     else:
         value = median_distance(squared) if fixed == "median" else float(fixed)
         scale = torch.full((count,), value, dtype=torch.float64, device=squared.device)
-        duplicates = sum(int(((squared[panel] == 0).sum(1) > 1).sum()) for panel in row_panels(count, PANEL))
-    return Bandwidth(*floored(scale, _spread(squared)), duplicates)
+        zeros = torch.cat([(squared[part] == 0).sum(1) for part in panels(squared)])
+    duplicates = int((zeros > 1).sum())
+    collapsed = duplicates == count and not bool(squared.any())
+    return Bandwidth(*floored(scale, 0.0 if collapsed else spread), duplicates, collapsed)
 
 
 def floored(scale: Tensor, spread: float) -> tuple[Tensor, int]:
@@ -55,14 +66,20 @@ def floored(scale: Tensor, spread: float) -> tuple[Tensor, int]:
     return torch.where(low, floor, scale), int(low.sum())
 
 
-def _nearest(squared: Tensor, knn: int) -> Tensor:
-    return squared.topk(knn + 1, largest=False, sorted=False).values
+def smallest(rows: Tensor, k: int) -> Tensor:
+    """The ``k`` smallest entries of each row, in no order, ``(row, k)``.
 
-
-def _spread(squared: Tensor) -> float:
-    """Root mean square distance from the mean, ``sqrt(sum_ij d_ij² / 2) / N``."""
-    total = sum(squared[panel].sum(dtype=torch.float64).item() for panel in row_panels(len(squared), PANEL))
-    return float(math.sqrt(total / 2) / len(squared))
+    The k groups of columns with the smallest minima hold them all, so that few entries are looked at twice.
+    """
+    size = math.isqrt(rows.shape[1] // k)
+    if size < 4:
+        return rows.topk(k, largest=False, sorted=False).values
+    width = rows.shape[1] // size
+    rest = rows[:, width * size :]
+    groups = rows[:, : width * size].unflatten(1, (size, width))
+    chosen = groups.amin(1).topk(k, largest=False, sorted=False).indices
+    held = groups.gather(2, chosen[:, None].expand(-1, size, -1)).flatten(1)
+    return torch.cat([held, rest], 1).topk(k, largest=False, sorted=False).values
 
 
 def median_distance(squared: Tensor) -> float:
@@ -84,7 +101,7 @@ def order_statistic(values: Tensor, rank: int) -> Tensor:
     low, high = 0, int(bits.max())
     while low < high:
         middle = (low + high) // 2
-        if sum(int((bits[panel] <= middle).sum()) for panel in row_panels(len(bits), PANEL)) > rank:
+        if sum(int((bits[part] <= middle).sum()) for part in panels(bits)) > rank:
             high = middle
         else:
             low = middle + 1
@@ -97,24 +114,31 @@ def kernel_(squared: Tensor, scale: Tensor, decay: float | None, adaptive: bool,
     Gaussian (``decay=None``): ``exp(-d_ij² / (s_i s_j))`` for adaptive scales, ``exp(-d² / (2 s²))`` for a fixed one.
     Alpha decay: ``1/2 [exp(-(d_ij / s_i)^decay) + exp(-(d_ij / s_j)^decay)]``.
     """
-    far = FAR[squared.dtype]
-    inverse = (1 / scale if adaptive or decay is not None else 0.5**0.5 / scale).to(squared.dtype)
+    inverse = (1 / scale if adaptive or decay is not None else math.sqrt(0.5) / scale).to(squared.dtype)
     sums = torch.empty_like(scale)
-    for panel in row_panels(len(squared), PANEL):
-        rows = squared[panel]
+    for part in panels(squared):
+        rows, own = squared[part], inverse[part, None]
         if decay is None:
-            rows.mul_(inverse).mul_(inverse[panel, None].neg())
-            torch.threshold_(rows, far, -torch.inf).exp_()
+            exp_(rows.mul_(inverse).mul_(-own))
         else:
-            other = rows * inverse.square()
-            rows.mul_(inverse[panel, None].square())
-            for part in (rows, other):
-                torch.threshold_(part.pow_(decay / 2).neg_(), far, -torch.inf).exp_()
-            rows.add_(other).mul_(0.5)
+            other = rows * inverse * inverse
+            exp_(rows.mul_(own).mul_(own).pow_(decay / 2).neg_())
+            rows.add_(exp_(other.pow_(decay / 2).neg_())).mul_(0.5)
         if not self_loops:
-            rows.diagonal(panel.start).zero_()
-        sums[panel] = rows.sum(1, dtype=torch.float64)
+            rows.diagonal(part.start).zero_()
+        sums[part] = row_sums(rows)
     return sums
+
+
+def exp_(exponent: Tensor) -> Tensor:
+    """Exponential in place, exactly zero at and below :data:`FAR`."""
+    far = FAR[exponent.dtype]
+    return torch.threshold_(exponent.clamp_(min=far).exp_(), math.exp(far) * (1 + 1e-5), 0.0)
+
+
+def row_sums(rows: Tensor) -> Tensor:
+    """Sums over columns, float64: short stretches in the rows' own precision, these together in float64."""
+    return torch.stack([part.sum(1) for part in rows.tensor_split(-(-rows.shape[1] // _SUM), 1)]).double().sum(0)
 
 
 def markov_(kernel: Tensor, sums: Tensor, alpha: float) -> Tensor:
@@ -125,13 +149,13 @@ def markov_(kernel: Tensor, sums: Tensor, alpha: float) -> Tensor:
     weight = sums.pow(-alpha)
     narrow = weight.to(kernel.dtype)
     degrees = torch.empty_like(sums)
-    for panel in row_panels(len(kernel), PANEL):
-        rows = kernel[panel]
+    for part in panels(kernel):
+        rows = kernel[part]
         if alpha:
             rows.mul_(narrow)
-        total = rows.sum(1, dtype=torch.float64) if alpha else sums[panel]
+        total = row_sums(rows) if alpha else sums[part]
         rows.mul_(total.reciprocal()[:, None].to(rows.dtype))
-        degrees[panel] = total * weight[panel]
+        degrees[part] = total * weight[part]
     return degrees
 
 

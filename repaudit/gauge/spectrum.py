@@ -14,7 +14,8 @@ from torch import Tensor
 
 from repaudit.errors import OperatorError
 from repaudit.gauge import diagnostics as seen
-from repaudit.gauge.distance import cloud, squared_distances_
+from repaudit.gauge.cloud import cloud
+from repaudit.gauge.distance import squared_distances_
 from repaudit.gauge.stationary import stationary_distribution
 from repaudit.names import NEIGHBOR, SAMPLE
 
