@@ -18,6 +18,9 @@ from repaudit.store.storage import Storage
 TERM: Final = 60.0
 """Seconds after its last heartbeat for which a lease holds where its process cannot be looked up."""
 
+_HELD: Final[set[str]] = set()
+"""Tokens of the leases that this process holds; a lease of this process that is not among them was lost on the way."""
+
 
 @dataclass(frozen=True)
 class Holder:
@@ -49,6 +52,8 @@ class Holder:
     def stale(self) -> bool:
         """Whether the holder is gone: its process on this host, or its heartbeat elsewhere."""
         if self.host == _host():
+            if self.pid == os.getpid() and self.process_start == _process_start(self.pid):
+                return self.token not in _HELD
             return _process_start(self.pid) != self.process_start
         return time.time() - self.heartbeat > self.term
 
@@ -85,6 +90,7 @@ class Lease:
         self._lost = False
         self._stop = threading.Event()
         self._acquire(force)
+        _HELD.add(self.holder.token)
         self._thread = threading.Thread(target=self._beat, name="repaudit-lease", daemon=True)
         self._thread.start()
 
@@ -141,6 +147,7 @@ class Lease:
         """Give the lease back, if it is still ours."""
         self._stop.set()
         self._thread.join()
+        _HELD.discard(self.holder.token)
         if self._lost:
             return
         try:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -206,12 +205,17 @@ class ModelRecord:
 
     def _grown(self, count: int, **own: Any) -> dict[str, Any]:
         """Give the model's document with `count` steps."""
-        document = copy.deepcopy(self.document)
-        document["attributes"][ATTRS] |= {"committed": count, **own}
-        for array in document["consolidated_metadata"]["metadata"].values():
-            if array["dimension_names"][0] == STEP:
-                array["shape"][0] = count
-        return document
+        attributes = self.document["attributes"]
+        consolidated = self.document["consolidated_metadata"]
+        arrays = {
+            name: {**array, "shape": [count, *array["shape"][1:]]} if array["dimension_names"][0] == STEP else array
+            for name, array in consolidated["metadata"].items()
+        }
+        return {
+            **self.document,
+            "attributes": {**attributes, ATTRS: {**attributes[ATTRS], "committed": count, **own}},
+            "consolidated_metadata": {**consolidated, "metadata": arrays},
+        }
 
     def _commit(self, document: dict[str, Any]) -> None:
         self.lease.check()

@@ -21,6 +21,7 @@ from repaudit.names import EPOCH, LOSS, STEP, TRIGGER, WALL_TIME
 from repaudit.store.layout import ProbeSetLike, lay_out_layers
 from repaudit.store.record import ModelRecord, StepRow
 from repaudit.store.root import ensure_root
+from repaudit.store.shutdown import forget, postponed, watch
 from repaudit.store.storage import Storage, open_storage
 from repaudit.store.values import stored_values
 
@@ -145,9 +146,11 @@ class TrajectoryWriter:
         self._told = 0
         self._error: BaseException | None = None
         self._closed = False
+        self._failed = False
         self._queue: queue.Queue[_Queued | _Truncation | None] = queue.Queue(QUEUE_LENGTH)
         self._thread = threading.Thread(target=self._work, name=f"repaudit-writer-{model_name}", daemon=True)
         self._thread.start()
+        watch(self)
 
     @property
     def steps(self) -> list[int]:
@@ -207,8 +210,9 @@ class TrajectoryWriter:
         self._check_names(arrays)
         values = {name: stored_values(layer, arrays[name], copy=copy) for name, layer in self._layers.items()}
         row = {STEP: step, EPOCH: epoch, LOSS: loss, TRIGGER: trigger, WALL_TIME: wall_time}
-        self._steps.append(step)
-        self._queue.put(_Queued(row, values))
+        with postponed():
+            self._steps.append(step)
+            self._queue.put(_Queued(row, values))
 
     def _check_names(self, arrays: Mapping[str, Any]) -> None:
         missing, unknown = self._layers.keys() - arrays.keys(), arrays.keys() - self._layers.keys()
@@ -220,15 +224,17 @@ class TrajectoryWriter:
 
     def flush(self) -> None:
         """Wait until every queued step is committed, or noted as a gap."""
-        self._queue.join()
+        with postponed():
+            self._queue.join()
         self._surface()
 
     def truncate(self, after_step: int) -> None:
         """Commit a record that ends at `after_step`; steps beyond it are dropped and may be recorded anew."""
         self._check_open()
         request = _Truncation(int(after_step))
-        self._queue.put(request)
-        request.done.wait()
+        with postponed():
+            self._queue.put(request)
+            request.done.wait()
         self._surface()
         self._steps = [step for step in self._steps if step <= after_step]
 
@@ -236,9 +242,11 @@ class TrajectoryWriter:
         """Flush, finalise, and give the model's lease back; a second call does nothing."""
         if self._closed:
             return
-        self._closed = True
-        self._queue.put(None)
-        self._thread.join()
+        with postponed():
+            self._closed = True
+            self._queue.put(None)
+            self._thread.join()
+        forget(self)
         self._surface()
 
     def __enter__(self) -> Self:
@@ -247,12 +255,18 @@ class TrajectoryWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        self.close()
+        try:
+            self.close()
+        except Exception as problem:
+            if error is None:
+                raise
+            error.add_note(f"Besides, the writer of model {self.model_name!r} failed: {problem}")
 
     def _check_open(self) -> None:
-        if self._closed:
-            raise WriterClosedError(f"The writer of model {self.model_name!r} is closed.")
         self._surface()
+        if self._closed or self._failed:
+            why = "failed earlier; close it and open another" if self._failed else "is closed"
+            raise WriterClosedError(f"The writer of model {self.model_name!r} {why}.")
 
     def _surface(self) -> None:
         """Tell the caller's thread what went wrong in the writer's."""
@@ -266,7 +280,7 @@ class TrajectoryWriter:
             )
         if self._error is not None:
             error, self._error = self._error, None
-            self._closed = True
+            self._failed = True
             raise error
 
     def _work(self) -> None:
@@ -279,7 +293,7 @@ class TrajectoryWriter:
                 if isinstance(item, _Truncation):
                     self._guard(partial(self._truncate, item.after_step), None)
                     item.done.set()
-                elif self._error is None:
+                elif self._error is None and not self._failed:
                     self._guard(partial(self._store, item), item.row[STEP])
             finally:
                 self._queue.task_done()

@@ -1,0 +1,110 @@
+"""Close open writers when the interpreter exits, and flush them when the process is asked to stop (SIGTERM)."""
+
+from __future__ import annotations
+
+import atexit
+import logging
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any, Final, Protocol
+
+_LOGGER = logging.getLogger(__name__)
+
+
+class Closable(Protocol):
+    """What is to be brought to safety."""
+
+    def flush(self) -> None: ...
+    def close(self) -> None: ...
+
+
+class _Shutdown:
+    """The writers open in this process, and the signal handler that stands while there are any."""
+
+    def __init__(self) -> None:
+        self.open: dict[Closable, int] = {}
+        self.previous: Any = None
+        self.installed = False
+        self.depth = 0
+        self.pending = False
+
+    def own(self) -> list[Closable]:
+        """The writers opened by this very process: a forked child has none of their threads."""
+        return [writer for writer, process in list(self.open.items()) if process == os.getpid()]
+
+    def install(self) -> None:
+        if self.installed or threading.current_thread() is not threading.main_thread():
+            return
+        previous = signal.getsignal(signal.SIGTERM)
+        if previous is None or previous is signal.SIG_IGN:  # set outside Python, or not to be disturbed
+            return
+        self.previous = previous
+        signal.signal(signal.SIGTERM, self.handle)
+        self.installed = True
+
+    def remove(self) -> None:
+        if not self.installed or threading.current_thread() is not threading.main_thread():
+            return
+        if signal.getsignal(signal.SIGTERM) == self.handle:  # else somebody chained to ours: leave it in place
+            signal.signal(signal.SIGTERM, self.previous)
+            self.installed = False
+
+    def handle(self, number: int, frame: FrameType | None) -> None:
+        """Bring queued steps to the store, then do what would have been done without us."""
+        if self.depth:
+            self.pending = True
+            return
+        if callable(self.previous):  # another handler decides whether the process goes on
+            _for_each(self.own(), "flush")
+            self.previous(number, frame)
+            return
+        _for_each(self.own(), "close")
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    @contextmanager
+    def postponed(self) -> Iterator[None]:
+        """Let a signal that arrives within wait, because its handler would need a lock that is held here."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        self.depth += 1
+        try:
+            yield
+        finally:
+            self.depth -= 1
+            if self.pending and not self.depth:
+                self.pending = False
+                self.handle(signal.SIGTERM, None)
+
+
+def _for_each(writers: list[Closable], action: str) -> None:
+    for writer in writers:
+        try:
+            method: Callable[[], None] = getattr(writer, action)
+            method()
+        except Exception as error:  # noqa: BLE001 - the next writer must still be brought to safety
+            _LOGGER.error("At the end of the process: %s", error)
+
+
+_SHUTDOWN: Final = _Shutdown()
+atexit.register(lambda: _for_each(_SHUTDOWN.own(), "close"))
+
+postponed = _SHUTDOWN.postponed
+
+
+def watch(writer: Closable) -> None:
+    """Close `writer` at interpreter exit and flush it on SIGTERM, until :func:`forget`."""
+    _SHUTDOWN.open[writer] = os.getpid()
+    _SHUTDOWN.install()
+
+
+def forget(writer: Closable) -> None:
+    """Leave a closed writer alone; with the last one the signal handler goes too."""
+    _SHUTDOWN.open.pop(writer, None)
+    if not _SHUTDOWN.own():
+        _SHUTDOWN.remove()
