@@ -1,0 +1,311 @@
+"""Hooks that record activations during a forward, and the extraction of a whole probe set."""
+
+from __future__ import annotations
+
+import inspect
+import weakref
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from typing import Any
+
+import torch
+from torch import nn
+
+from repaudit.capture.hidden import HiddenStates
+from repaudit.capture.inputs import forward_arguments
+from repaudit.capture.isolation import eager, undisturbed
+from repaudit.capture.layers import Layer, LayerSpec, as_spec, resolve_layers
+from repaudit.capture.pooling import pool
+from repaudit.capture.probe import ATTENTION_MASK, ProbeSet
+from repaudit.capture.wrappers import config_of, is_offloaded, is_sharded, layers_root, network
+from repaudit.errors import ActivationTypeError, CaptureError
+
+
+class _Stop(BaseException):
+    """Ends a forward once every requested layer has fired; no ``except Exception`` on the way may swallow it."""
+
+
+class ActivationExtractor:
+    """Records the activations of the layers that specs name.
+
+    Parameters
+    ----------
+    layer_specs
+        Layer specs, or plain paths.
+
+    Examples
+    --------
+    >>> from repaudit import ProbeSet
+    >>> model = nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 1))
+    >>> extractor = ActivationExtractor(["[0]", LayerSpec("[-1]", extraction_point="input")])
+    >>> activations = extractor.extract(model, ProbeSet.from_tensors({"input": torch.eye(2)}))
+    >>> {name: tuple(value.shape) for name, value in activations.items()}
+    {'0': (2, 3), '2@input': (2, 3)}
+    """
+
+    def __init__(self, layer_specs: Sequence[LayerSpec | str] | LayerSpec | str) -> None:
+        specs = [layer_specs] if isinstance(layer_specs, str | LayerSpec) else list(layer_specs)
+        self.layer_specs = [as_spec(spec) for spec in specs]
+        self.activations: dict[str, torch.Tensor] = {}
+        self.source_dtypes: dict[str, str] = {}
+        self._seen_whole: weakref.WeakSet[nn.Module] = weakref.WeakSet()
+
+    def extract(
+        self,
+        model: nn.Module,
+        probe_set: ProbeSet,
+        batch_size: int = 32,
+        forward: Callable[..., Any] | None = None,
+    ) -> dict[str, torch.Tensor]:
+        """Forward the probe set through the model, which ends as it began, and give the pooled activations.
+
+        The model runs in evaluation mode, eagerly, without gradients, and only as deep as the deepest layer asked
+        for. The first batch ever seen of a model runs whole, so that a layer which fires again later is found.
+
+        Parameters
+        ----------
+        model
+            The model as it is trained, wrapped or not; it is not moved.
+        probe_set
+            The inputs.
+        batch_size
+            Samples a forward; the result does not depend on it.
+        forward
+            What to call with a batch's inputs instead of the network itself.
+
+        Returns
+        -------
+        dict of str to torch.Tensor
+            For each layer a CPU tensor ``(sample[, token], feature)``.
+
+        Raises
+        ------
+        LayerPathError
+            When a path does not resolve.
+        CaptureError
+            When a hook fired several times in one forward, or never, or what it saw cannot be pooled.
+        """
+        layers = resolve_layers(model, self.layer_specs)
+        net = network(model)
+        whole = is_sharded(net) or is_offloaded(net)
+        pieces = _Pieces(len(probe_set))
+        with undisturbed(model), _Recording(model, layers) as recording:
+            for batch in probe_set.batches(batch_size):
+                stop_early = not whole and net in self._seen_whole
+                recording.forward(batch, stop_early=stop_early, call=forward or net)
+                self._seen_whole.add(net)
+                pieces.add(recording.pooled(batch))
+        self.source_dtypes = recording.source_dtypes
+        self.activations = pieces.finish()
+        return dict(self.activations)
+
+    @contextmanager
+    def capture(self, model: nn.Module, *, detach: bool = True) -> Iterator[ActivationExtractor]:
+        """Record the forwards that are run inside the block; afterwards :attr:`activations` holds them.
+
+        The model's mode and gradients are the caller's. Compiled models run eagerly inside the block, since hooks
+        would not fire otherwise. Several forwards are joined along the samples. The mask comes from the forward's own
+        ``attention_mask``.
+
+        Parameters
+        ----------
+        model
+            The model that is forwarded inside the block.
+        detach
+            Copy to the CPU without gradients; False keeps device and graph, for objectives on activations.
+
+        Raises
+        ------
+        CaptureError
+            When a hook fired never, or several times in one forward.
+        """
+        layers = resolve_layers(model, self.layer_specs)
+        net = network(model)
+        joined: dict[str, list[torch.Tensor]] = {layer.name: [] for layer in layers}
+        self.activations = {}
+
+        def after(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], _output: Any) -> None:
+            recording.check()
+            for name, value in recording.pooled(_named(net, args, kwargs)).items():
+                joined[name].append(value.detach().cpu() if detach else value)
+            recording.reset()
+
+        with ExitStack() as stack:
+            stack.enter_context(eager())
+            recording = stack.enter_context(_Recording(model, layers))
+            stack.callback(net.register_forward_hook(after, with_kwargs=True).remove)
+            yield self
+            if not all(joined.values()):
+                recording.check()
+                after(net, (), {}, None)
+        self.source_dtypes = recording.source_dtypes
+        self.activations = {name: torch.cat(values) for name, values in joined.items()}
+
+
+def _named(net: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    return dict(zip(inspect.signature(net.forward).parameters, args, strict=False)) | dict(kwargs)
+
+
+def _mask(value: Any) -> torch.Tensor | None:
+    return value if isinstance(value, torch.Tensor) and value.ndim == 2 else None
+
+
+def _decoder_parts(net: nn.Module) -> set[nn.Module]:
+    """The modules of an encoder-decoder's decoder."""
+    if not getattr(config_of(net), "is_encoder_decoder", False):
+        return set()
+    decoder = getattr(net, "get_decoder", lambda: None)() or getattr(net, "decoder", None)
+    return set(decoder.modules()) if isinstance(decoder, nn.Module) else set()
+
+
+def as_activation(value: Any, layer: Layer) -> torch.Tensor:
+    """The tensor of what a hook saw: itself, the first of a tuple, or the first of a model output.
+
+    Raises
+    ------
+    ActivationTypeError
+        For anything else, naming the layer.
+    """
+    first = value
+    if isinstance(value, Mapping):
+        first = value.get("last_hidden_state", next(iter(value.values()), None))
+    elif isinstance(value, tuple | list) and value:
+        first = value[0]
+    if isinstance(first, torch.Tensor):
+        return first
+    raise ActivationTypeError(
+        f"layer {layer.name!r} ({type(layer.module).__name__}): expected a tensor, a tuple that starts with one, or a "
+        f"model output, found {type(value).__name__}"
+        + ("" if first is value else f" starting with {type(first).__name__}")
+    )
+
+
+class _Pieces:
+    """The activations of all samples, filled batch by batch into CPU tensors that are made anew for every audit."""
+
+    def __init__(self, n_samples: int) -> None:
+        self._n = n_samples
+        self._start = 0
+        self._whole: dict[str, torch.Tensor] = {}
+        self._devices: set[torch.device] = set()
+
+    def add(self, batch: Mapping[str, torch.Tensor]) -> None:
+        size = len(next(iter(batch.values())))
+        for name, value in batch.items():
+            target = self._whole.get(name)
+            if target is None:
+                target = torch.empty(
+                    (self._n, *value.shape[1:]), dtype=value.dtype, pin_memory=value.device.type == "cuda"
+                )
+                self._whole[name] = target
+            if value.shape[1:] != target.shape[1:]:
+                raise CaptureError(
+                    f"layer {name!r}: samples {self._start} on have shape {tuple(value.shape[1:])}, those before "
+                    f"{tuple(target.shape[1:])}: one layer must have one shape"
+                )
+            target[self._start : self._start + size].copy_(value, non_blocking=True)
+            if value.device.type != "cpu":
+                self._devices.add(value.device)
+        self._start += size
+
+    def finish(self) -> dict[str, torch.Tensor]:
+        for device in self._devices:
+            torch.get_device_module(device.type).synchronize(device)
+        return self._whole
+
+
+class _Recording:
+    """The hooks of one extraction, and what they saw in the current forward."""
+
+    def __init__(self, model: nn.Module, layers: list[Layer]) -> None:
+        self.model, self.layers = model, layers
+        self.net = network(model)
+        self.source_dtypes: dict[str, str] = {}
+        self._hidden = HiddenStates(
+            layers_root(model), [x for x in layers if x.spec.extraction_point == "hidden_states"]
+        )
+        self._decoder = _decoder_parts(self.net)
+        self._stop_early = False
+        self._n_samples: int | None = None
+        self.reset()
+
+    def reset(self) -> None:
+        self._seen: dict[str, torch.Tensor] = {}
+        self._fired: dict[str, int] = {layer.name: 0 for layer in self.layers}
+
+    def __enter__(self) -> _Recording:
+        self._stack = ExitStack()
+        for layer in self.layers:
+            if layer.spec.extraction_point == "output":
+                handle = layer.module.register_forward_hook(self._on_output(layer))
+            elif layer.spec.extraction_point == "input":
+                handle = layer.module.register_forward_pre_hook(self._on_input(layer), with_kwargs=True)
+            else:
+                continue
+            self._stack.callback(handle.remove)
+        self._stack.enter_context(self._hidden.hooks(self._record))
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+
+    def forward(self, batch: Mapping[str, torch.Tensor], *, stop_early: bool, call: Callable[..., Any]) -> None:
+        """Run one forward and see that every hook fired once."""
+        self.reset()
+        self._stop_early = stop_early
+        self._n_samples = len(next(iter(batch.values())))
+        args, kwargs = forward_arguments(self.net, batch)
+        with suppress(_Stop):
+            call(*args, **kwargs)
+        self.check()
+
+    def check(self) -> None:
+        for layer in self.layers:
+            count = self._fired[layer.name]
+            if count == 0:
+                raise CaptureError(
+                    f"layer {layer.name!r} ({type(layer.module).__name__}) never fired in a forward of "
+                    f"{type(self.net).__name__}: nothing called it; record a module that the forward does call"
+                )
+            if count > 1:
+                raise CaptureError(
+                    f"layer {layer.name!r} ({type(layer.module).__name__}) fired {count} times in one forward: a "
+                    "shared or reused layer has no single activation; record the modules around it"
+                )
+
+    def pooled(self, inputs: Mapping[str, Any]) -> dict[str, torch.Tensor]:
+        """The pooled activations of this forward; a decoder's tokens are masked by its own mask."""
+        mask = _mask(inputs.get(ATTENTION_MASK))
+        own_tokens = inputs.get("decoder_input_ids") is not None
+        decoder_mask = _mask(inputs.get("decoder_attention_mask", None if own_tokens else mask))
+        result = {}
+        for layer in self.layers:
+            value = self._seen.pop(layer.name)
+            own_mask = decoder_mask if layer.module in self._decoder else mask
+            result[layer.name] = pool(value, own_mask, layer.spec.reduce, layer.name)
+        return result
+
+    def _on_output(self, layer: Layer) -> Callable[..., None]:
+        def hook(_module: nn.Module, _args: Any, output: Any) -> None:
+            self._record(layer, output)
+
+        return hook
+
+    def _on_input(self, layer: Layer) -> Callable[..., None]:
+        def hook(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            self._record(layer, args[0] if args else next(iter(kwargs.values()), None))
+
+        return hook
+
+    def _record(self, layer: Layer, value: Any) -> None:
+        tensor = as_activation(value, layer)
+        if self._n_samples is not None and (tensor.ndim == 0 or len(tensor) != self._n_samples):
+            raise CaptureError(
+                f"layer {layer.name!r}: expected {self._n_samples} samples along the first dim, found "
+                f"{tuple(tensor.shape)}"
+            )
+        self._fired[layer.name] += 1
+        self._seen[layer.name] = tensor
+        self.source_dtypes[layer.name] = str(tensor.dtype).removeprefix("torch.")
+        if self._stop_early and all(self._fired.values()):
+            raise _Stop

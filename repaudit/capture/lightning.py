@@ -1,0 +1,241 @@
+"""Lightning: a callback that audits, and a training module for Hugging Face models."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from os import PathLike
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from torch import nn
+
+from repaudit.capture.layers import LayerSpec
+from repaudit.capture.probe import ProbeSet
+from repaudit.capture.recorder import Recorder
+from repaudit.capture.session import AuditSession
+from repaudit.capture.trigger import ON_CHECKPOINT, ON_VALIDATION_END, AuditTrigger
+
+
+class RepresentationAuditCallback(pl.Callback):
+    """Records the representations of the model in training, and never changes the training.
+
+    Weights after training are bit-identical with and without it. Before the first step it tries everything once:
+    layer paths, hooks, shapes and the store, and raises what is wrong there.
+
+    Parameters
+    ----------
+    store, model_name, probe_set, layer_specs, batch_size, gauge, durable, on_store_error
+        As of :class:`repaudit.Recorder`, as are the further keywords. Layer paths start at the module's ``.network``
+        where it has one, else at the module.
+    trigger
+        When to audit; without one, at the start and at the end of every epoch.
+
+    Examples
+    --------
+    >>> from repaudit import AuditTrigger, ProbeSet
+    >>> callback = RepresentationAuditCallback(
+    ...     store="run.zarr", model_name="seed0", layer_specs=["model.layers[*]"],
+    ...     probe_set=ProbeSet.from_tensors({"input_ids": torch.tensor([[1, 2], [3, 4]])}),
+    ...     trigger=AuditTrigger(every_n_steps=10, at_start=True))
+    >>> callback.trajectory
+    []
+    """
+
+    def __init__(
+        self,
+        store: str | PathLike[str],
+        model_name: str,
+        probe_set: ProbeSet,
+        layer_specs: Sequence[LayerSpec | str] | LayerSpec | str,
+        trigger: AuditTrigger | None = None,
+        batch_size: int = 64,
+        gauge: Callable[[torch.Tensor], Any] | None = None,
+        durable: bool = True,
+        on_store_error: str = "warn",
+        **options: Any,
+    ) -> None:
+        self.recorder = Recorder(
+            store, model_name, probe_set, layer_specs, None, batch_size, gauge, durable, on_store_error, **options
+        )
+        self.session = AuditSession(self.recorder, trigger or AuditTrigger(at_start=True, every_n_epochs=1))
+
+    @property
+    def state_key(self) -> str:
+        """The key of this callback's state in a checkpoint; one a model, so that several callbacks do not collide."""
+        return self._generate_state_key(store=str(self.recorder.store), model_name=self.recorder.model_name)
+
+    @property
+    def trajectory(self) -> list[tuple[int, dict[str, Any]]]:
+        """With a ``gauge``: a list of (step, {layer: operator})."""
+        return self.recorder.trajectory
+
+    def state_dict(self) -> dict[str, Any]:
+        return self.session.state_dict()
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.session.load_state_dict(state_dict)
+
+    def on_load_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        if trainer.state.fn == "fit":
+            self.session.mark_resumed()
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if not trainer.is_global_zero:
+            return
+        if trainer.fast_dev_run:  # type: ignore[attr-defined]
+            with self._context(trainer)():
+                self.recorder.rehearse(pl_module)
+            return
+        self.session.start(pl_module, trainer.global_step, epoch=trainer.current_epoch, context=self._context(trainer))
+
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        self.session.hand_over()
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        self.session.after_step(
+            pl_module,
+            trainer.global_step,
+            epoch=trainer.current_epoch,
+            loss=_loss(outputs),
+            context=self._context(trainer),
+        )
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._event(trainer, pl_module, self.session.trigger.due_at_epoch(trainer.current_epoch + 1))
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if self.session.trigger.on_validation_end and not trainer.sanity_checking and trainer.state.fn == "fit":
+            self._event(trainer, pl_module, (ON_VALIDATION_END,))
+
+    def on_save_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        if self.session.trigger.on_checkpoint:
+            self._event(trainer, pl_module, (ON_CHECKPOINT,))
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.recorder.flush()
+
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        self.session.close()
+
+    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        if stage == "fit":
+            self.session.close()
+
+    def _event(self, trainer: pl.Trainer, pl_module: pl.LightningModule, triggers: tuple[str, ...]) -> None:
+        self.session.event(
+            pl_module,
+            trainer.global_step,
+            triggers,
+            epoch=trainer.current_epoch,
+            loss=_loss(trainer.callback_metrics.get("train_loss")),
+            context=self._context(trainer),
+        )
+
+    @staticmethod
+    def _context(trainer: pl.Trainer) -> Callable[[], AbstractContextManager[Any]]:
+        """The precision that the model is trained in."""
+        context: Callable[[], AbstractContextManager[Any]] = trainer.precision_plugin.forward_context
+        return context
+
+
+def _loss(outputs: Any) -> float | None:
+    value = outputs.get("loss") if isinstance(outputs, Mapping) else outputs
+    return float(value.detach()) if isinstance(value, torch.Tensor) and value.numel() == 1 else None
+
+
+class HFTrainerModule(pl.LightningModule):
+    """Trains a Hugging Face model on its own loss; :attr:`network` is the model.
+
+    Parameters
+    ----------
+    config_or_model_or_path
+        A config (a new model, randomly initialised), a model, or a path or hub id of a pretrained one.
+    learning_rate, weight_decay
+        Of AdamW.
+    auto_class
+        The ``AutoModelFor...`` class that builds the model; causal language models by default.
+    model_options
+        Keywords for ``from_config`` or ``from_pretrained``.
+
+    Notes
+    -----
+    A batch is what the model's ``forward`` takes. Without ``labels`` in it, a causal language model learns its own
+    ``input_ids``, masked tokens left out. The loss is logged as ``train_loss`` (and ``val_loss``).
+
+    Examples
+    --------
+    >>> from transformers import GPT2Config
+    >>> module = HFTrainerModule(GPT2Config(n_layer=1, n_embd=8, n_head=2, vocab_size=16, n_positions=8))
+    >>> type(module.network).__name__
+    'GPT2LMHeadModel'
+    """
+
+    def __init__(
+        self,
+        config_or_model_or_path: Any,
+        learning_rate: float = 3e-4,
+        weight_decay: float = 0.01,
+        auto_class: Any = None,
+        **model_options: Any,
+    ) -> None:
+        super().__init__()
+        self.learning_rate, self.weight_decay = learning_rate, weight_decay
+        self.network: nn.Module = _build(config_or_model_or_path, auto_class, model_options)
+        self.network.train()
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        return self.network(*args, **kwargs)
+
+    def training_step(self, batch: Mapping[str, torch.Tensor], batch_idx: int) -> torch.Tensor:
+        return self._logged_loss("train_loss", batch)
+
+    def validation_step(self, batch: Mapping[str, torch.Tensor], batch_idx: int) -> torch.Tensor:
+        return self._logged_loss("val_loss", batch)
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        parameters = [parameter for parameter in self.network.parameters() if parameter.requires_grad]
+        return torch.optim.AdamW(parameters, lr=self.learning_rate, weight_decay=self.weight_decay)
+
+    def _logged_loss(self, name: str, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        loss: torch.Tensor = self.network(**_with_labels(batch)).loss
+        size = len(next(iter(batch.values())))
+        self.log(name, loss, prog_bar=True, batch_size=size)
+        return loss
+
+
+def _with_labels(batch: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    inputs = dict(batch)
+    if "labels" not in inputs and "input_ids" in inputs:
+        labels = inputs["input_ids"]
+        if "attention_mask" in inputs:
+            labels = labels.masked_fill(inputs["attention_mask"] == 0, -100)
+        inputs["labels"] = labels
+    return inputs
+
+
+def _build(source: Any, auto_class: Any, options: dict[str, Any]) -> nn.Module:
+    from transformers import AutoModelForCausalLM, PretrainedConfig
+
+    auto = auto_class or AutoModelForCausalLM
+    if isinstance(source, nn.Module):
+        return source
+    if isinstance(source, PretrainedConfig):
+        built: nn.Module = auto.from_config(source, **options)
+        return built
+    if isinstance(source, str | PathLike):
+        loaded: nn.Module = auto.from_pretrained(source, **options)
+        return loaded
+    raise TypeError(
+        f"config_or_model_or_path: expected a Hugging Face config, a model, or a path or hub id, found "
+        f"{type(source).__name__}"
+    )

@@ -1,0 +1,228 @@
+"""The probe set: fixed inputs that are forwarded at every audit."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, Final
+
+import numpy as np
+import torch
+
+from repaudit.errors import ProbeSetError
+
+ATTENTION_MASK: Final = "attention_mask"
+PREVIEW: Final = 200
+"""Characters of each text that travel with the probe set."""
+
+_PADDING: Final = {ATTENTION_MASK: 0, "token_type_ids": 0}
+
+
+class ProbeSet:
+    """Fixed inputs over dim ``sample``, with ids, labels and a fingerprint.
+
+    Build one with :meth:`from_texts` or :meth:`from_tensors`. The inputs are copied, so later changes of the caller's
+    tensors do not reach them. Two probe sets with the same inputs have the same fingerprint, whatever their ids,
+    labels, and the order of their inputs' names.
+
+    Raises
+    ------
+    ProbeSetError
+        When there is no sample, when lengths differ, when ids repeat, when an input holds NaN, or when a sample has
+        no unmasked token.
+
+    Examples
+    --------
+    >>> import torch
+    >>> probe_set = ProbeSet.from_tensors({"x": torch.eye(3)}, labels=["a", "b", "a"])
+    >>> len(probe_set), probe_set.ids, probe_set.labels
+    (3, ['0', '1', '2'], ['a', 'b', 'a'])
+    """
+
+    def __init__(
+        self,
+        inputs: Mapping[str, torch.Tensor],
+        *,
+        ids: Sequence[Any] | None = None,
+        labels: Sequence[Any] | None = None,
+        texts: Sequence[str] | None = None,
+    ) -> None:
+        self._inputs = {name: _checked_input(name, value) for name, value in inputs.items()}
+        n = _n_samples(self._inputs)
+        _check_mask(self._inputs.get(ATTENTION_MASK))
+        self.ids = [str(i) for i in (range(n) if ids is None else ids)]
+        self.labels = None if labels is None else [str(label) for label in labels]
+        self.texts = None if texts is None else [text[:PREVIEW] for text in texts]
+        for what, values in (("ids", self.ids), ("labels", self.labels), ("texts", self.texts)):
+            if values is not None and len(values) != n:
+                raise ProbeSetError(f"{what}: expected one a sample, {n} in all, found {len(values)}")
+        if len(set(self.ids)) != n:
+            repeated = next(i for k, i in enumerate(self.ids) if i in self.ids[:k])
+            raise ProbeSetError(f"ids must be unique: {repeated!r} comes more than once")
+        self.fingerprint = _fingerprint(self._inputs)
+
+    @classmethod
+    def from_texts(
+        cls,
+        texts: Sequence[str],
+        tokenizer: Callable[..., Any],
+        max_length: int = 64,
+        ids: Sequence[Any] | None = None,
+        labels: Sequence[Any] | None = None,
+    ) -> ProbeSet:
+        """Tokenize texts, cut them to ``max_length`` tokens and pad them to the longest, on the tokenizer's own side.
+
+        Parameters
+        ----------
+        texts
+            One string a sample.
+        tokenizer
+            A Hugging Face tokenizer, which is not changed: without a padding token, its end token (or 0) pads, masked.
+        max_length
+            Tokens kept of each text.
+        ids, labels
+            One a sample; ids default to the position.
+
+        Raises
+        ------
+        ProbeSetError
+            When a text has no token, or something other than strings was given.
+        """
+        if isinstance(texts, str) or not all(isinstance(text, str) for text in texts):
+            raise ProbeSetError("texts: expected a sequence of strings, one a sample")
+        texts = list(texts)
+        if not texts:
+            raise ProbeSetError("a probe set needs at least one sample, found no texts")
+        if max_length < 1:
+            raise ProbeSetError(f"max_length: expected at least 1 token, found {max_length}")
+        return cls(_tokenized(texts, tokenizer, max_length), ids=ids, labels=labels, texts=texts)
+
+    @classmethod
+    def from_tensors(
+        cls,
+        tensors: Mapping[str, torch.Tensor],
+        ids: Sequence[Any] | None = None,
+        labels: Sequence[Any] | None = None,
+    ) -> ProbeSet:
+        """Take a mapping of input names to tensors (or arrays) whose first dim is ``sample``.
+
+        The names are those of the model's ``forward``. ``attention_mask (sample, token)``, where given, also says
+        which tokens count when activations are pooled.
+        """
+        return cls(tensors, ids=ids, labels=labels)
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def __repr__(self) -> str:
+        inputs = ", ".join(f"{name} {tuple(value.shape)}" for name, value in self._inputs.items())
+        return f"ProbeSet({len(self)} samples: {inputs}; fingerprint {self.fingerprint[:12]})"
+
+    @property
+    def inputs(self) -> dict[str, torch.Tensor]:
+        """The inputs by name, on the CPU."""
+        return dict(self._inputs)
+
+    @property
+    def padding_side(self) -> str | None:
+        """``"left"``, ``"right"``, or None where nothing is masked at an end."""
+        mask = self._inputs.get(ATTENTION_MASK)
+        if mask is None or bool(mask.all()):
+            return None
+        if not bool(mask[:, 0].all()):
+            return "left"
+        return "right" if not bool(mask[:, -1].all()) else None
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """The inputs as arrays, for the store; bfloat16 becomes float32, exactly."""
+        return {name: _to_numpy(value) for name, value in self._inputs.items()}
+
+    def batches(self, batch_size: int) -> Iterator[dict[str, torch.Tensor]]:
+        """Yield the inputs in order, ``batch_size`` samples at a time (views, the last one may be smaller)."""
+        if batch_size < 1:
+            raise ValueError(f"batch_size: expected at least 1, found {batch_size}")
+        for start in range(0, len(self), batch_size):
+            yield {name: value[start : start + batch_size] for name, value in self._inputs.items()}
+
+    def select(self, start: int, stop: int) -> ProbeSet:
+        """The samples from ``start`` up to ``stop``, as a probe set of their own."""
+        cut = slice(start, stop)
+        return ProbeSet(
+            {name: value[cut] for name, value in self._inputs.items()},
+            ids=self.ids[cut],
+            labels=None if self.labels is None else self.labels[cut],
+            texts=None if self.texts is None else self.texts[cut],
+        )
+
+
+def _checked_input(name: str, value: Any) -> torch.Tensor:
+    if not isinstance(name, str) or not name:
+        raise ProbeSetError(f"inputs: expected names, found the key {name!r}")
+    try:
+        tensor = torch.as_tensor(value).detach().to("cpu", copy=True).contiguous()
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ProbeSetError(f"input {name!r}: expected a tensor over samples, found {type(value).__name__}") from error
+    if tensor.ndim == 0:
+        raise ProbeSetError(f"input {name!r}: expected a first dim over samples, found a scalar")
+    if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+        row = int((~torch.isfinite(tensor)).flatten(1).any(1).nonzero()[0]) if tensor.ndim > 1 else 0
+        raise ProbeSetError(f"input {name!r}: sample {row} holds NaN or infinite values")
+    return tensor
+
+
+def _n_samples(inputs: Mapping[str, torch.Tensor]) -> int:
+    lengths = {name: len(value) for name, value in inputs.items()}
+    if not lengths or 0 in lengths.values():
+        raise ProbeSetError(f"a probe set needs at least one sample, found {lengths or 'no inputs'}")
+    if len(set(lengths.values())) > 1:
+        raise ProbeSetError(f"inputs must have one length over samples, found {lengths}")
+    return next(iter(lengths.values()))
+
+
+def _check_mask(mask: torch.Tensor | None) -> None:
+    if mask is None:
+        return
+    if mask.ndim != 2 or not bool(((mask == 0) | (mask == 1)).all()):
+        raise ProbeSetError(
+            f"{ATTENTION_MASK}: expected zeros and ones of shape (sample, token), found {tuple(mask.shape)}, "
+            f"values {mask.min().item()} to {mask.max().item()}"
+        )
+    empty = (mask.sum(1) == 0).nonzero().flatten().tolist()
+    if empty:
+        raise ProbeSetError(f"samples {empty[:10]} have no unmasked token (an empty text?): leave them out")
+
+
+def _tokenized(texts: list[str], tokenizer: Callable[..., Any], max_length: int) -> dict[str, torch.Tensor]:
+    encoded = dict(tokenizer(texts, truncation=True, max_length=max_length))
+    rows = [list(row)[:max_length] for row in encoded["input_ids"]]
+    encoded.setdefault(ATTENTION_MASK, [[1] * len(row) for row in rows])
+    pad_id = getattr(tokenizer, "pad_token_id", None)
+    if pad_id is None:
+        pad_id = getattr(tokenizer, "eos_token_id", None) or 0
+    left = getattr(tokenizer, "padding_side", "right") == "left"
+    length = max(len(row) for row in rows)
+    inputs = {}
+    for name in ("input_ids", ATTENTION_MASK, "token_type_ids"):
+        if name in encoded:
+            filler = _PADDING.get(name, pad_id)
+            inputs[name] = _padded([list(row)[:max_length] for row in encoded[name]], length, filler, left=left)
+    return inputs
+
+
+def _padded(rows: list[list[int]], length: int, filler: int, *, left: bool) -> torch.Tensor:
+    padding = [[filler] * (length - len(row)) for row in rows]
+    joined = [p + row if left else row + p for row, p in zip(rows, padding, strict=True)]
+    return torch.tensor(joined, dtype=torch.int64)
+
+
+def _to_numpy(value: torch.Tensor) -> np.ndarray:
+    return (value.float() if value.dtype == torch.bfloat16 else value).numpy()
+
+
+def _fingerprint(inputs: Mapping[str, torch.Tensor]) -> str:
+    digest = hashlib.sha256()
+    for name in sorted(inputs):
+        value = inputs[name]
+        digest.update(f"{name}\0{value.dtype}\0{tuple(value.shape)}\0".encode())
+        digest.update(value.reshape(-1).view(torch.uint8).numpy().tobytes() if value.numel() else b"")
+    return digest.hexdigest()

@@ -1,0 +1,280 @@
+"""One model's audits, from the live model to the store."""
+
+from __future__ import annotations
+
+import logging
+import time
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from os import PathLike
+from types import TracebackType
+from typing import Any, Self, TypeVar
+
+import torch
+from torch import nn
+
+from repaudit.capture.extractor import ActivationExtractor
+from repaudit.capture.layers import LayerSpec, resolve_layers
+from repaudit.capture.probe import ProbeSet
+from repaudit.capture.trigger import AuditTrigger
+from repaudit.errors import StepOrderError
+from repaudit.store.writer import TrajectoryWriter
+
+_LOGGER = logging.getLogger(__name__)
+Result = TypeVar("Result")
+
+
+class AuditWarning(UserWarning):
+    """An audit failed; the training goes on without its record."""
+
+
+@dataclass(frozen=True)
+class Audit:
+    """What was recorded of a model at one step, before it is handed to the store."""
+
+    step: int
+    activations: Mapping[str, torch.Tensor]
+    epoch: float | None
+    loss: float | None
+    wall_time: float
+
+
+class Recorder:
+    """Audits a model in one's own training loop.
+
+    Parameters
+    ----------
+    store
+        Path or URL of the trajectory store.
+    model_name
+        The model's name there.
+    probe_set
+        The inputs that are forwarded at every audit.
+    layer_specs
+        What to record.
+    trigger
+        With a trigger, :meth:`audit` does nothing at steps that are not due.
+    batch_size
+        Samples a forward.
+    gauge
+        A :class:`repaudit.DiffusionGauge`; each audit's operators are then kept in :attr:`trajectory`.
+    durable
+        Whether each commit is forced to the device.
+    on_store_error
+        ``"warn"``: a failure of an audit or of the store warns and is counted, and the training goes on; ``"raise"``.
+        What is wrong before the first audit (paths, shapes, an unwritable store) raises in any case.
+    if_exists
+        What to do with a model that the store holds already: ``"resume"``, ``"error"`` or ``"replace"``.
+    model_attrs
+        Facts to keep with the model (a config's hash, a seed).
+    writer_options
+        Further keywords of :class:`repaudit.TrajectoryWriter`, such as ``codec``, ``force`` and ``storage_options``.
+
+    Examples
+    --------
+    >>> import repaudit as ra
+    >>> model = nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 1))
+    >>> probe_set = ra.ProbeSet.from_tensors({"input": torch.eye(2)})
+    >>> with ra.Recorder(store="memory://loop.zarr", model_name="seed0", probe_set=probe_set, layer_specs=["[*]"]) as r:
+    ...     audited = [r.audit(model, step) for step in (0, 10)]
+    >>> r.steps
+    [0, 10]
+    """
+
+    def __init__(
+        self,
+        store: str | PathLike[str],
+        model_name: str,
+        probe_set: ProbeSet,
+        layer_specs: Sequence[LayerSpec | str] | LayerSpec | str,
+        trigger: AuditTrigger | None = None,
+        batch_size: int = 64,
+        gauge: Callable[[torch.Tensor], Any] | None = None,
+        durable: bool = True,
+        on_store_error: str = "warn",
+        *,
+        if_exists: str = "resume",
+        model_attrs: Mapping[str, Any] | None = None,
+        **writer_options: Any,
+    ) -> None:
+        if on_store_error not in {"warn", "raise"}:
+            raise ValueError(f"on_store_error: expected 'warn' or 'raise', found {on_store_error!r}")
+        if batch_size < 1:
+            raise ValueError(f"batch_size: expected at least 1, found {batch_size}")
+        self.store, self.model_name, self.probe_set = store, model_name, probe_set
+        self.trigger, self.batch_size, self.gauge = trigger, batch_size, gauge
+        self.durable, self.on_store_error, self.if_exists = durable, on_store_error, if_exists
+        self.extractor = ActivationExtractor(layer_specs)
+        self.trajectory: list[tuple[int, dict[str, Any]]] = []
+        self.failures: list[tuple[int, str]] = []
+        self._model_attrs, self._writer_options = dict(model_attrs or {}), writer_options
+        self._writer: TrajectoryWriter | None = None
+        self._previous: int | None = None
+        self._last_steps: list[int] = []
+
+    @property
+    def steps(self) -> list[int]:
+        """The steps of this model that are in the store, or on their way there."""
+        return self._last_steps if self._writer is None else self._writer.steps
+
+    @property
+    def is_open(self) -> bool:
+        """Whether a writer is alive."""
+        return self._writer is not None
+
+    def open(self, model: nn.Module, truncate_after: int | None = None) -> None:
+        """Try everything once, before a step is trained: paths, hooks, shapes, and the store.
+
+        Raises
+        ------
+        LayerPathError, CaptureError, ProbeSetError, StoreError
+            Whatever would make audits fail.
+        """
+        shapes = self.rehearse(model)
+        layers = resolve_layers(model, self.extractor.layer_specs)
+        attrs = {
+            layer.name: {
+                "module_path": layer.path,
+                "extraction_point": layer.spec.extraction_point,
+                "reduction": layer.spec.reduce,
+                "source_dtype": self.extractor.source_dtypes[layer.name],
+            }
+            for layer in layers
+        }
+        self._writer = TrajectoryWriter(
+            self.store,
+            model_name=self.model_name,
+            probe_set=self.probe_set,
+            layers=shapes,
+            durable=self.durable,
+            if_exists=self.if_exists,
+            truncate_after=truncate_after,
+            layer_attrs=attrs,
+            model_attrs=self._facts(),
+            on_store_error=self.on_store_error,
+            **self._writer_options,
+        )
+        self.if_exists = "resume"  # opened again in this process, it is the same record
+        self._previous = self._writer.steps[-1] if self._writer.steps else None
+
+    def rehearse(self, model: nn.Module) -> dict[str, tuple[tuple[int, ...], str]]:
+        """Forward the first batch whole, and give each layer's shape and dtype for the whole probe set."""
+        first = self.probe_set.select(0, self.batch_size)
+        n = len(self.probe_set)
+        return {
+            name: ((n, *value.shape[1:]), str(value.dtype).removeprefix("torch."))
+            for name, value in self.extractor.extract(model, first, self.batch_size).items()
+        }
+
+    def audit(
+        self,
+        model: nn.Module,
+        step: int,
+        *,
+        epoch: float | None = None,
+        loss: float | torch.Tensor | None = None,
+    ) -> bool:
+        """Record the model after optimizer step ``step``; returns whether it did.
+
+        A step that is recorded already is not recorded again. Call it on the model as you train it: wrapped,
+        compiled, in any mode, inside autocast or not.
+
+        Raises
+        ------
+        StepOrderError
+            When the step lies before the last one of the record.
+        """
+        if self._writer is None:
+            self.open(model)
+        triggers: tuple[str, ...] = ("manual",)
+        if self.trigger is not None:
+            triggers = self.trigger.due_at(step, self._previous)
+            self._previous = step
+        if not triggers or step in self.steps:
+            return False
+        if self.steps and step < self.steps[-1]:
+            raise StepOrderError(
+                f"model {self.model_name!r}: step {step} lies before the last recorded one, {self.steps[-1]}; "
+                "open the recorder with truncate_after to go back"
+            )
+        audit = self.take(model, step, epoch=epoch, loss=loss)
+        return audit is not None and self.hand_over(audit, triggers)
+
+    def take(
+        self, model: nn.Module, step: int, *, epoch: float | None = None, loss: float | torch.Tensor | None = None
+    ) -> Audit | None:
+        """Forward the probe set; None where that failed and failures are only counted."""
+        return self._attempt(step, lambda: self._taken(model, step, epoch, loss))
+
+    def _taken(self, model: nn.Module, step: int, epoch: float | None, loss: float | torch.Tensor | None) -> Audit:
+        activations = self.extractor.extract(model, self.probe_set, self.batch_size)
+        if self.gauge is not None:
+            self.trajectory.append((step, {name: self.gauge(value) for name, value in activations.items()}))
+        return Audit(step, activations, epoch, None if loss is None else float(loss), time.time())
+
+    def hand_over(self, audit: Audit, triggers: Sequence[str]) -> bool:
+        """Queue an audit for the store; False where that failed and failures are only counted."""
+        writer = self._writer
+
+        if writer is None:
+            return False
+
+        def append() -> bool:
+            writer.append(
+                audit.step,
+                audit.activations,
+                epoch=audit.epoch,
+                loss=audit.loss,
+                trigger=",".join(triggers),
+                wall_time=audit.wall_time,
+                copy=False,
+            )
+            return True
+
+        return bool(self._attempt(audit.step, append))
+
+    def flush(self) -> None:
+        """Wait until everything handed over is committed."""
+        if self._writer is not None:
+            self._attempt(None, self._writer.flush)
+
+    def close(self) -> None:
+        """Flush, and give the model's lease back; a later audit opens the record again."""
+        if self._writer is not None:
+            writer, self._writer = self._writer, None
+            self._attempt(None, writer.close)
+            self._last_steps = writer.steps
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _attempt(self, step: int | None, action: Callable[[], Result]) -> Result | None:
+        """Let a failure pass with a warning, unless failures are to be raised."""
+        try:
+            return action()
+        except Exception as error:
+            if self.on_store_error == "raise":
+                raise
+            reason = f"{type(error).__name__}: {error}"
+            at = "closing the store" if step is None else f"the audit at step {step}"
+            if step is not None:
+                self.failures.append((step, reason))
+            _LOGGER.warning("model %r: %s failed (%s)", self.model_name, at, reason)
+            warnings.warn(
+                f"model {self.model_name!r}: {at} failed ({reason}); the training goes on, "
+                f"{len(self.failures)} audits missing so far",
+                AuditWarning,
+                stacklevel=4,
+            )
+            return None
+
+    def _facts(self) -> dict[str, Any]:
+        side = self.probe_set.padding_side
+        versions = {"torch": str(torch.__version__)}
+        return {"versions": versions, **({"padding_side": side} if side else {}), **self._model_attrs}

@@ -1,0 +1,79 @@
+"""The network inside its wrappers: compiled, distributed, checkpointed, PEFT."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any, Final
+
+import torch
+from torch import nn
+
+WRAPPER_NAMES: Final = frozenset({"_orig_mod", "_checkpoint_wrapped_module", "_fsdp_wrapped_module"})
+"""Names that wrappers put into module paths; a layer path may hold them or not, with the same meaning."""
+
+_INNER: Final = (*WRAPPER_NAMES, "module")
+_MODULE_WRAPPERS: Final = frozenset(
+    {"DistributedDataParallel", "DataParallel", "FullyShardedDataParallel", "DeepSpeedEngine"}
+)
+
+
+def unwrap(module: nn.Module) -> nn.Module:
+    """Give the module inside compile, data-parallel, FSDP and checkpoint wrappers.
+
+    Examples
+    --------
+    >>> layer = nn.Linear(2, 2)
+    >>> unwrap(torch.nn.DataParallel(layer)) is layer
+    True
+    """
+    while (inner := _inner(module)) is not None:
+        module = inner
+    return module
+
+
+def _inner(module: nn.Module) -> nn.Module | None:
+    for name in WRAPPER_NAMES:
+        if isinstance(inner := module._modules.get(name), nn.Module):
+            return inner
+    if type(module).__name__ in _MODULE_WRAPPERS:
+        return module._modules.get("module")
+    return None
+
+
+def network(module: nn.Module) -> nn.Module:
+    """The network of a training module: its ``.network`` where it has one (see ``HFTrainerModule``), else itself."""
+    inner = unwrap(module)
+    held = inner._modules.get("network")
+    return unwrap(held) if isinstance(held, nn.Module) else inner
+
+
+def layers_root(module: nn.Module) -> nn.Module:
+    """Where layer paths start: the network, and below a PEFT model the model that its adapters were put into."""
+    root = network(module)
+    peft = sys.modules.get("peft")
+    if peft is not None and isinstance(root, peft.PeftModel):
+        root = unwrap(root.get_base_model())
+    return root
+
+
+def is_sharded(module: nn.Module) -> bool:
+    """Tell whether parameters are sharded over processes (FSDP, FSDP2, ZeRO), so that all ranks must forward whole."""
+    if type(module).__name__ == "FullyShardedDataParallel":
+        return True
+    return any(_is_sharded_tensor(parameter) for parameter in module.parameters()) or any(
+        type(part).__name__ == "FullyShardedDataParallel" for part in module.modules()
+    )
+
+
+def _is_sharded_tensor(parameter: torch.Tensor) -> bool:
+    return hasattr(parameter, "ds_id") or type(parameter).__name__ == "DTensor"
+
+
+def is_offloaded(module: nn.Module) -> bool:
+    """Tell whether hooks move weights in and out around each forward (accelerate's dispatch)."""
+    return any(getattr(part, "_hf_hook", None) is not None for part in module.modules())
+
+
+def config_of(module: nn.Module) -> Any:
+    """The Hugging Face config of a network, or None."""
+    return getattr(module, "config", None)
