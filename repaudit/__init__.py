@@ -60,6 +60,8 @@ __all__ = ["__version__", *_HOMES]  # noqa: PLE0604 - the names are the table's 
 def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module 'repaudit' has no attribute {name!r}")
+    if name in {"open_store", "analyze"}:
+        import_module("repaudit.accessor")  # registers .repaudit on what these return
     value = getattr(import_module(_HOMES[name]), name)
     globals()[name] = value
     return value
