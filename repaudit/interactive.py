@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from html import escape
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import plotly.graph_objects as go
@@ -14,6 +14,7 @@ import xarray as xr
 from repaudit import plots, style
 from repaudit.names import COMPONENT, LAYER, MODEL, SAMPLE, STEP
 
+_STEPS: Final = [[k / (len(style.STEP_COLORS) - 1), color] for k, color in enumerate(style.STEP_COLORS)]
 Phase = Mapping[str, Any]
 """One entry of a layer's ``phases`` in the summary: ``from``, ``to`` and ``direction``."""
 
@@ -26,13 +27,11 @@ def spread_figure(spread: xr.Dataset, layer: str, phases: Sequence[Phase] = ()) 
     found = plots.curve(spread, layer)
     for phase in phases or [{"from": -np.inf, "to": np.inf, "direction": "flat"}]:
         _phase(figure, axis, found, phase)
-    hover = [
-        f"step {step:,}<br>spread {value:.3f}<br>95% {low:.3f} to {high:.3f}"
-        for step, value, low, high in zip(*(found[k] for k in ("step", "spread", "low", "high")), strict=True)
-    ]
     figure.add_scatter(
         x=axis.position(found["step"]), y=found["spread"], mode="lines+markers", meta={"ink": True},
-        line={"width": 2}, marker={"size": 5}, hovertext=hover, hoverinfo="text",
+        line={"width": 2}, marker={"size": 5}, customdata=np.stack([found[k] for k in ("step", "low", "high")], axis=1),
+        hovertemplate="step %{customdata[0]:,}<br>spread %{y:.3f}"
+        "<br>95% %{customdata[1]:.3f} to %{customdata[2]:.3f}<extra></extra>",
     )  # fmt: skip
     figure.add_hline(y=1, line={"width": 1, "dash": "dot", "color": "rgba(128,134,140,0.9)"})
     figure.add_annotation(x=1, xref="paper", y=1, text="unrelated", showarrow=False, xanchor="right", yanchor="bottom")
@@ -66,10 +65,11 @@ def overview_figure(spread: xr.Dataset) -> go.Figure:
 
 
 def trajectory_figure(trajectories: xr.Dataset, layer: str, variable: str = "trajectory") -> go.Figure:
-    """Draw all models' trajectories in one layer: colour is the step, the marker the model, a ring the last step."""
+    """Draw all models' trajectories in one layer: colour is the step, the marker the model, larger at its last step."""
     axis = style.StepAxis.of(trajectories[STEP].values)
     figure = _figure()
     models = plots.names_of(trajectories, MODEL)
+    first, last = (float(end) for end in axis.position([min(axis.steps), max(axis.steps)]))
     for index, model in enumerate(models):
         symbol, name = style.PLOTLY_SYMBOLS[index % len(style.PLOTLY_SYMBOLS)], literal(style.visible(model, 40))
         points = plots.path(trajectories, layer, model, variable)
@@ -77,13 +77,13 @@ def trajectory_figure(trajectories: xr.Dataset, layer: str, variable: str = "tra
         if not len(steps):
             continue
         x, y = _two(points)
-        colors = [style.blend(style.STEP_COLORS, fraction) for fraction in axis.fraction(steps)]
+        color = {"color": axis.position(steps), "cmin": first, "cmax": last, "colorscale": _STEPS}
         sizes = np.where(np.arange(len(steps)) == len(steps) - 1, 13, 8)
         figure.add_scatter(
             x=x, y=y, mode="lines+markers", legendgroup=str(index), showlegend=False,
-            line={"width": 1.2, "color": "rgba(128,134,140,0.55)"},
-            marker={"size": sizes, "color": colors, "symbol": symbol, "line": {"width": 0.7}}, meta={"edge": True},
-            hovertext=[f"{name}<br>step {step:,}" for step in steps], hoverinfo="text",
+            line={"width": 1.2, "color": "rgba(128,134,140,0.55)"}, meta={"edge": True},
+            marker={"size": sizes, "symbol": symbol, "line": {"width": 0.7}, **color},
+            customdata=steps, hovertext=name, hovertemplate="%{hovertext}<br>step %{customdata:,}<extra></extra>",
         )  # fmt: skip
         figure.add_scatter(
             x=[None], y=[None], mode="markers", name=name, legendgroup=str(index),
@@ -136,11 +136,11 @@ def diagnostic_figure(diagnostics: xr.Dataset, layer: str, variable: str) -> go.
         values = one.values[index].astype(float)
         known = np.isfinite(values)
         steps = diagnostics[STEP].values[known]
-        name = literal(style.visible(model, 40))
         figure.add_scatter(
             x=axis.position(steps), y=values[known], mode="lines+markers", meta={"ink": True}, line={"width": 1.2},
-            marker={"size": 5, "symbol": style.PLOTLY_SYMBOLS[index % len(style.PLOTLY_SYMBOLS)]}, hoverinfo="text",
-            hovertext=[f"{name}<br>step {a:,}<br>{b:.4g}" for a, b in zip(steps, values[known], strict=True)],
+            marker={"size": 5, "symbol": style.PLOTLY_SYMBOLS[index % len(style.PLOTLY_SYMBOLS)]},
+            customdata=steps, hovertext=literal(style.visible(model, 40)),
+            hovertemplate="%{hovertext}<br>step %{customdata:,}<br>%{y:.4g}<extra></extra>",
         )  # fmt: skip
     figure.update_layout(
         title={
@@ -227,15 +227,14 @@ def _colorbar(figure: go.Figure, axis: style.StepAxis) -> None:
     ticks = axis.ticks(6)
     first, last = (float(end) for end in axis.position([axis.steps[0], axis.steps[-1]]))
     bar = _bar("step", axis.position(ticks), [f"{tick:,}" for tick in ticks])
-    scale = [[k / (len(style.STEP_COLORS) - 1), color] for k, color in enumerate(style.STEP_COLORS)]
-    marker = {"color": [first], "cmin": first, "cmax": last, "colorscale": scale, "showscale": True, "colorbar": bar}
+    marker = {"color": [first], "cmin": first, "cmax": last, "colorscale": _STEPS, "showscale": True, "colorbar": bar}
     figure.add_scatter(x=[None], y=[None], mode="markers", marker=marker, showlegend=False, hoverinfo="skip")
 
 
 def _bar(title: str, values: Any, texts: Sequence[str]) -> dict[str, Any]:
     return {
-        "title": {"text": title, "side": "top"}, "thickness": 8, "len": 0.7, "outlinewidth": 0, "ticks": "", "xpad": 4,
-        "tickvals": values, "ticktext": texts,
+        "title": {"text": f"{title}<br> ", "side": "top"}, "thickness": 8, "len": 0.7, "outlinewidth": 0,
+        "ticks": "", "xpad": 4, "tickvals": values, "ticktext": texts,
     }  # fmt: skip
 
 

@@ -35,6 +35,7 @@ class LayerView:
     figures: dict[str, Any] = field(default_factory=dict)
     diagnostics: dict[str, str] = field(default_factory=dict)
     findings: list[str] = field(default_factory=list)
+    checked: list[str] = field(default_factory=list)
     table: list[dict[str, str]] = field(default_factory=list)
     stress: dict[str, str] = field(default_factory=dict)
     merged: str = "the merged operator"
@@ -42,6 +43,8 @@ class LayerView:
 
 MANY_LAYERS: Final = 7
 """From so many layers on, the page opens with a map of them and shows one at a time."""
+MOST_ROWS: Final = 200
+"""A table of more steps shows so many of them, evenly chosen, and says so."""
 
 HEALTHY: Final = {
     "isolated": 0, "duplicates": 0, "collapsed": 0, "components": 1, "floored": 0, "failed": 0, "uniformity": 0.9,
@@ -83,6 +86,7 @@ def write_report(results: xr.DataTree, summary: Mapping[str, Any], path: str | P
         },
         texts=_texts(results),
         many=len(layers) >= MANY_LAYERS,
+        most_rows=MOST_ROWS,
         samples=_samples(results),
         span=_span(summary),
         has_spread=plots.has_spread(results),
@@ -212,8 +216,9 @@ def _add_spread(view: LayerView, results: xr.DataTree, entry: Mapping[str, Any])
 def _rows(one: xr.Dataset) -> Iterator[dict[str, str]]:
     """Table of the measures of one layer, a row for each step."""
     columns = ("spread", "low", "high", "spread_raw", "hellinger", "n_models")
-    for k, step in enumerate(one[STEP].values):
-        row = {"step": f"{int(step):,}"}
+    steps = one[STEP].values
+    for k in np.unique(np.linspace(0, len(steps) - 1, min(len(steps), MOST_ROWS)).astype(int)):
+        row = {"step": f"{int(steps[k]):,}"}
         for name in columns:
             if name in one and one[name].dims == (STEP,):
                 row[name] = _number(one[name].values[k])
@@ -300,9 +305,15 @@ def _add_diagnostics(view: LayerView, results: xr.DataTree) -> None:
     view.diagnostics = {variable: plots.DIAGNOSTICS[variable] for variable in plots.varying(one)}
     for variable in view.diagnostics:
         view.figures[variable] = interactive.diagnostic_figure(diagnostics, view.name, variable)
-    for variable in HEALTHY:
-        if variable in one:
-            view.findings += _finding(variable, one)
+    for variable in filter(one.__contains__, HEALTHY):
+        view.findings += _finding(variable, one)
+        view.checked.append(_diagnostic_words(variable))
+
+
+def _diagnostic_words(variable: str) -> str:
+    return {"components": "disconnected operators", "uniformity": f"uniformity above {HEALTHY['uniformity']:g}"}.get(
+        variable, plots.DIAGNOSTICS.get(variable, variable)
+    )
 
 
 def _finding(variable: str, one: xr.Dataset) -> list[str]:
@@ -314,9 +325,8 @@ def _finding(variable: str, one: xr.Dataset) -> list[str]:
     models = [name for name, row in zip(plots.names_of(one, MODEL), bad, strict=True) if row.any()]
     steps = one[STEP].values[bad.any(axis=0)]
     worst = "" if variable in {"collapsed", "failed"} else f", at most {_number(values[bad].max())}"
-    words = plots.DIAGNOSTICS.get(variable, "nothing told apart (uniformity of P)")
     return [
-        f"{words}: in {bad.sum()} of {np.isfinite(values).sum()} operators{worst} "
+        f"{_diagnostic_words(variable)}: in {bad.sum()} of {np.isfinite(values).sum()} operators{worst} "
         f"({', '.join(models)}; steps {int(steps.min()):,} to {int(steps.max()):,})"
     ]
 
