@@ -86,7 +86,10 @@ def _frobenius(stack: OperatorStack, memory: str | int, progress: Progress | Non
 
 def _calibrated(stack: OperatorStack, memory: str | int, progress: Progress | None) -> Array:
     # A constant changes neither the distances nor their null, and without it near-uniform operators cancel nothing.
-    gram = stream_gram(stack, memory=memory, progress=progress, transform=lambda band: band.sub_(1 / stack.samples))
+    constant = 1 / stack.samples
+    gram = stream_gram(
+        stack, memory=memory, progress=progress, moments=True, transform=lambda band: band.sub_(constant)
+    )
     distances: Array = np.sqrt(calibrated_squares(gram, stack.samples))
     return distances
 

@@ -17,11 +17,14 @@ from repaudit.measure.stack import OperatorStack
 BAND_BYTES = 16 * 2**20
 """A band is kept to about the size of the processor's cache, where centring and multiplying it is cheapest."""
 
-GEMM_COLUMNS = 8192
+GEMM_COLUMNS = 16384
 """Longest sum left to single precision before it is added up in float64."""
 
 CANCELLATION = 1e-2
 """Pairs with d^2 below this share of their squared norms are recomputed; above it rounding costs d less than 1e-5."""
+
+REFERENCES = 8
+"""Operators whose mean stands for the mean of all: the closer to it the less cancels, exact it need not be."""
 
 Transform = Callable[[torch.Tensor], Any]
 Progress = Callable[[int, int], None]
@@ -43,12 +46,13 @@ def stream_gram(
     *,
     memory: str | int = "2GB",
     transform: Transform | None = None,
+    moments: bool = False,
     progress: Progress | None = None,
 ) -> Gram:
     """Squared distances of all pairs, reading bands of rows of all operators and keeping none.
 
-    ``d_ij^2 = G_ii + G_jj - 2 G_ij`` with G the Gram matrix of the flattened operators *less their mean*: the
-    distances are the same, and what cancels is the spread about the mean rather than the operators themselves. Products
+    ``d_ij^2 = G_ii + G_jj - 2 G_ij`` with G the Gram matrix of the flattened operators *less their rough mean*: the
+    distances are the same, and what cancels is the spread about it rather than the operators themselves. Products
     run in the operators' own precision over short sums, which are added in float64; pairs so close that rounding would
     still show are recomputed as differences in a second pass.
 
@@ -59,28 +63,37 @@ def stream_gram(
         Bound on what is held beyond the operators' own storage: the (T, T) results and one band.
     transform : function of a band, in place, optional
         Applied to the entries first, for example a square root.
+    moments : bool
+        Whether trace, sum and squared norm are wanted too.
     progress : function of (rows done, rows in all), optional
     """
     rows = _band_rows(stack, memory)
     size = len(stack)
     gram = torch.zeros((size, size), dtype=torch.float64)
-    moments = torch.zeros((3, size), dtype=torch.float64)
-    for start, band in stack.bands(rows):
-        if transform is not None:
-            transform(band)
-        _add_moments(moments, band, start)
+    sums = torch.zeros((3, size), dtype=torch.float64)
+    for start, band in _bands(stack, rows, transform):
+        if moments:
+            _add_moments(sums, band, start)
         _add_gram(gram, _centred(band))
         if progress is not None:
             progress(start + band.shape[1], stack.samples)
-    _check_finite(moments)
     norms = gram.diagonal().clone()
+    if not torch.isfinite(norms).all():
+        _refuse_unsound(_bands(stack, rows, transform), len(stack))
     squared = gram.mul_(-2).add_(norms[:, None]).add_(norms[None, :]).clamp_(min=0)
     close = _close_pairs(squared, norms)
     if len(close):
-        _recompute(squared, close, stack, rows, transform)
+        _recompute(squared, close, _bands(stack, rows, transform))
     squared.fill_diagonal_(0)
-    trace, total, square = moments.numpy()
+    trace, total, square = sums.numpy()
     return Gram(squared.numpy(), trace, total, square, len(close))
+
+
+def _bands(stack: OperatorStack, rows: int, transform: Transform | None) -> Iterator[tuple[int, torch.Tensor]]:
+    for start, band in stack.bands(rows):
+        if transform is not None:
+            transform(band)
+        yield start, band
 
 
 def _band_rows(stack: OperatorStack, memory: str | int) -> int:
@@ -103,44 +116,37 @@ def _add_moments(moments: torch.Tensor, band: torch.Tensor, start: int) -> None:
 
 
 def _centred(band: torch.Tensor) -> torch.Tensor:
-    flat = band.view(band.shape[0], -1) if band.is_contiguous() else band.reshape(band.shape[0], -1)
-    return flat.sub_(flat.mean(0))
+    flat = band.view(len(band), -1)
+    return flat.sub_(flat[:: max(1, len(flat) // REFERENCES)].mean(0))
 
 
 def _add_gram(gram: torch.Tensor, flat: torch.Tensor) -> None:
-    for columns in _short_sums(flat):
+    for start in range(0, flat.shape[1], GEMM_COLUMNS):
+        columns = flat[:, start : start + GEMM_COLUMNS]
         gram += columns @ columns.T
 
 
-def _check_finite(moments: torch.Tensor) -> None:
-    bad = (~torch.isfinite(moments).all(0)).nonzero().ravel().tolist()
-    if bad:
-        where = f"operators {bad[:8]} of {moments.shape[1]}: leave them out"
-        raise OperatorError(f"expected finite entries (and none negative under a root), found others in {where}")
+def _refuse_unsound(bands: Iterator[tuple[int, torch.Tensor]], size: int) -> None:
+    bad: set[int] = set()
+    for _, band in bands:
+        bad.update((~torch.isfinite(band).flatten(1).all(1)).nonzero().ravel().tolist())
+    where = f"operators {sorted(bad)[:8]} of {size}: leave them out"
+    raise OperatorError(f"expected finite entries (and none negative under a root), found others in {where}")
 
 
-def _close_pairs(squared: torch.Tensor, norms: torch.Tensor) -> NDArray[np.int64]:
+def _close_pairs(squared: torch.Tensor, norms: torch.Tensor) -> torch.Tensor:
     close = squared <= CANCELLATION * (norms[:, None] + norms[None, :])
-    return close.triu_(1).nonzero().numpy()
+    return close.triu_(1).nonzero()
 
 
-def _recompute(
-    squared: torch.Tensor, pairs: NDArray[np.int64], stack: OperatorStack, rows: int, transform: Transform | None
-) -> None:
-    firsts, starts = np.unique(pairs[:, 0], return_index=True)
-    partners = [torch.from_numpy(part) for part in np.split(pairs[:, 1], starts[1:])]
-    sums = [torch.zeros(len(part), dtype=torch.float64) for part in partners]
-    for _, band in stack.bands(rows):
-        if transform is not None:
-            transform(band)
-        for columns in _short_sums(band.reshape(band.shape[0], -1)):
-            for first, others, total in zip(firsts, partners, sums, strict=True):
-                difference = columns[others].sub_(columns[first])
-                total.add_(torch.linalg.vector_norm(difference, dim=1).to(torch.float64).square_())
-    for first, others, total in zip(firsts, partners, sums, strict=True):
-        squared[first, others] = total
-        squared[others, first] = total
-
-
-def _short_sums(flat: torch.Tensor) -> Iterator[torch.Tensor]:
-    return (flat[:, start : start + GEMM_COLUMNS] for start in range(0, flat.shape[1], GEMM_COLUMNS))
+def _recompute(squared: torch.Tensor, pairs: torch.Tensor, bands: Iterator[tuple[int, torch.Tensor]]) -> None:
+    """Sum the squared differences of close pairs, as many pairs at a time as the band's own size allows."""
+    sums = torch.zeros(len(pairs), dtype=torch.float64)
+    for _, band in bands:
+        flat = band.view(len(band), -1)
+        for start in range(0, len(pairs), len(band)):
+            some = slice(start, start + len(band))
+            difference = flat[pairs[some, 0]].sub_(flat[pairs[some, 1]])
+            sums[some] += torch.linalg.vector_norm(difference, dim=1).to(torch.float64).square_()
+    squared[pairs[:, 0], pairs[:, 1]] = sums
+    squared[pairs[:, 1], pairs[:, 0]] = sums

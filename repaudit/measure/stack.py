@@ -31,7 +31,9 @@ def dense(operator: Operator) -> np.ndarray[Any, np.dtype[np.float64]]:
     """
     matrix = matrix_of(operator)
     _side(matrix, "the operator")
-    array = _band(matrix, 0, matrix.shape[0]).to(torch.float64).cpu().numpy()
+    band = torch.empty(matrix.shape, dtype=torch.float64)
+    _copy(band, _band(matrix, 0, matrix.shape[0]))
+    array = band.numpy()
     if not np.isfinite(array).all():
         raise OperatorError("expected finite entries, found NaN or infinity in the operator: leave this step out")
     return array
@@ -84,12 +86,12 @@ class OperatorStack:
 
     def _fill(self, part: torch.Tensor, start: int, stop: int) -> None:
         if self._cube:
-            part.copy_(_tensor(self._operators[:, start:stop]))
+            _copy(part, self._operators[:, start:stop])
             return
         for index in range(self.size):
             matrix = self[index]
             self._check(matrix, index)
-            part[index].copy_(_band(matrix, start, stop))
+            _copy(part[index], _band(matrix, start, stop))
 
     def _check(self, matrix: Any, index: int) -> None:
         side = _side(matrix, f"operator {index}")
@@ -110,14 +112,14 @@ def _is_double(array: Any) -> bool:
     return str(array.dtype).removeprefix("torch.") not in {"float32", "float16", "bfloat16"}
 
 
-def _band(matrix: Any, start: int, stop: int) -> torch.Tensor:
+def _band(matrix: Any, start: int, stop: int) -> Any:
     """Rows ``start`` to ``stop``, dense."""
     if isinstance(matrix, torch.Tensor) and matrix.layout is torch.sparse_csr:
         return _csr_band(matrix.detach(), start, stop)
     if isinstance(matrix, torch.Tensor) and matrix.layout is torch.sparse_coo:
         return matrix.detach().index_select(0, torch.arange(start, stop, device=matrix.device)).to_dense()
     part = matrix[start:stop]
-    return _tensor(part.toarray() if hasattr(part, "toarray") else part)
+    return part.toarray() if hasattr(part, "toarray") else part
 
 
 def _csr_band(matrix: torch.Tensor, start: int, stop: int) -> torch.Tensor:
@@ -129,12 +131,11 @@ def _csr_band(matrix: torch.Tensor, start: int, stop: int) -> torch.Tensor:
     return band
 
 
-def _tensor(array: Any) -> torch.Tensor:
-    if isinstance(array, torch.Tensor):
-        return array.detach()
-    array = np.asarray(array)
+def _copy(target: torch.Tensor, source: Any) -> None:
+    if isinstance(source, torch.Tensor):
+        target.copy_(source.detach())
+        return
+    array = np.asarray(source)
     if array.dtype.kind not in "fiub":
         raise OperatorError(f"expected real numbers in an operator, found dtype {array.dtype}")
-    if not array.flags.writeable:
-        return torch.from_numpy(array.copy())
-    return torch.from_numpy(array)
+    np.copyto(target.numpy(), array)
