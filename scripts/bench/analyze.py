@@ -34,7 +34,9 @@ def write_operators(path: Path, count: int, side: int) -> None:
     ends = rng.random((4, side, side), dtype=np.float32) ** 8
     for index in range(count):
         share = np.float32(np.exp(-3 * (index // 3) * 3 / count))
-        kernel = share * ends[index % 3] + (1 - share) * ends[3] + np.float32(0.02) * rng.random((side, side), np.float32)
+        kernel = (
+            share * ends[index % 3] + (1 - share) * ends[3] + np.float32(0.02) * rng.random((side, side), np.float32)
+        )
         cube[index] = kernel / kernel.sum(1, keepdims=True)
 
 
@@ -107,7 +109,16 @@ def main() -> None:
         for count in options.operators:
             path = Path(folder, f"{count}.npy")
             write_operators(path, count, options.samples)
-            command = [sys.executable, __file__, "--one", str(path), "--repeats", str(options.repeats), "--memory", options.memory]
+            command = [
+                sys.executable,
+                __file__,
+                "--one",
+                str(path),
+                "--repeats",
+                str(options.repeats),
+                "--memory",
+                options.memory,
+            ]
             row = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
             path.unlink()
             print(
