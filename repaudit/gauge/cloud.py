@@ -66,8 +66,8 @@ def cloud(samples: Tensor, metric: str = "euclidean", standardize: bool = False)
     """Prepare samples ``(sample, feature)`` for distances under a metric.
 
     ``metric="cosine"`` is the Euclidean distance of unit vectors, ``d² = 2 (1 - cos)``; ``standardize`` divides each
-    feature by its standard deviation (a constant feature stays as it is). The centre is the mean of the samples that are
-    not far out: a massive row would drag it away and spoil all other distances.
+    feature by its standard deviation (a constant feature stays as it is). The centre is the mean of the samples that
+    are not far out: a massive row would drag it away and spoil all other distances.
 
     Raises
     ------

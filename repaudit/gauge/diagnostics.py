@@ -22,7 +22,7 @@ _PANEL: Final = 256
 def diagnose(matrix: Tensor) -> dict[str, Any]:
     """The diagnostics that a matrix ``(sample, neighbor)`` tells by itself."""
     count = len(matrix)
-    neighbors = float(row_entropy(matrix).exp().median())
+    neighbors = float(row_entropy(matrix).exp().quantile(0.5))
     kept = matrix.diagonal().double()
     return {
         "isolated": int((kept >= 1 - ALONE).sum()) if count > 1 else 0,

@@ -10,11 +10,13 @@ from torch import Tensor
 
 from repaudit import __version__
 from repaudit.errors import ActivationError
-from repaudit.gauge.differentiable import differentiable_operator
 from repaudit.gauge.cloud import cloud
+from repaudit.gauge.differentiable import differentiable_operator
 from repaudit.gauge.distance import full_precision, squared_distances_
 from repaudit.gauge.kernel import bandwidth, kernel_, markov_, refuse_isolated
 from repaudit.gauge.labelled import Activations, read
+from repaudit.gauge.neighbors import Kernel, sparse_operator
+from repaudit.gauge.sparse import SparseDiffusionOperator
 from repaudit.gauge.spectrum import DiffusionOperator
 
 KNN: Final = {"gaussian": 15, "alpha_decay": 5}
@@ -86,6 +88,10 @@ class DiffusionGauge:
             not isinstance(self.bandwidth, str) and 0 < float(self.bandwidth or 0) < float("inf")
         ):
             raise ValueError(f"bandwidth is a positive distance, 'median' or None; found {self.bandwidth!r}")
+        if self.bandwidth == "median" and self.neighbors is not None:
+            raise ValueError(
+                "bandwidth='median' needs all distances, which neighbors= leaves out; give a number or knn"
+            )
 
     def __call__(self, X: Any) -> DiffusionOperator:
         """Compute the operator of activations ``(sample, feature)``: ndarray, tensor (CPU, CUDA) or DataArray.
@@ -98,19 +104,19 @@ class DiffusionGauge:
         ActivationError
             The activations are not finite, too few for ``knn``, or not ``(sample, feature)``.
         """
-        if self.neighbors is not None:
-            raise NotImplementedError("kNN-sparse operators are not built yet")
         activations = read(X)
         samples = activations.samples
         knn = self._neighbourhood(activations)
         if samples.requires_grad and torch.is_grad_enabled():
+            if self.neighbors is not None:
+                raise ValueError("a kNN-sparse operator carries no gradient; use neighbors=None, or detach the tensor")
             matrix, degrees, counts = differentiable_operator(samples, self, knn)
         else:
             with torch.no_grad(), full_precision(samples.device):
-                matrix, degrees, counts = self._dense(samples, knn)
-        return DiffusionOperator(
-            matrix, degrees, attrs=self._attrs(activations, knn), diagnostics=counts, samples=activations.ids
-        )
+                matrix, degrees, counts = (self._dense if self.neighbors is None else self._sparse)(samples, knn)
+        kind = DiffusionOperator if self.neighbors is None else SparseDiffusionOperator
+        attrs = self._attrs(activations, knn)
+        return kind(matrix, degrees, attrs=attrs, diagnostics=counts, samples=activations.ids)
 
     def _dense(self, samples: Tensor, knn: int) -> tuple[Tensor, Tensor, dict[str, Any]]:
         points = cloud(samples, self.metric, self.standardize)
@@ -118,12 +124,21 @@ class DiffusionGauge:
         squared_distances_(matrix, points)
         fixed = self.bandwidth * points.unit if isinstance(self.bandwidth, int | float) else self.bandwidth
         local = bandwidth(matrix, knn, fixed, points.spread)
-        decay = self.decay if self.kernel == "alpha_decay" else None
-        sums = kernel_(matrix, local.scale, decay, self.bandwidth is None, self.self_loops)
+        sums = kernel_(matrix, local.scale, self._decay, self.bandwidth is None, self.self_loops)
         if not self.self_loops:
             refuse_isolated(sums, matrix.dtype)
         degrees = markov_(matrix, sums, self.alpha)
         return matrix, degrees, {"duplicates": local.duplicates, "collapsed": local.collapsed, "floored": local.floored}
+
+    def _sparse(self, samples: Tensor, knn: int) -> tuple[Tensor, Tensor, dict[str, Any]]:
+        points = cloud(samples, self.metric, self.standardize)
+        fixed = None if self.bandwidth is None else float(self.bandwidth) * points.unit
+        kernel = Kernel(self._decay, self.alpha, self.bandwidth is None, self.self_loops)
+        return sparse_operator(points, kernel, fixed, knn, self.neighbors or knn)
+
+    @property
+    def _decay(self) -> float | None:
+        return self.decay if self.kernel == "alpha_decay" else None
 
     def _neighbourhood(self, activations: Activations) -> int:
         count = len(activations.samples)

@@ -47,7 +47,7 @@ def bandwidth(squared: Tensor, knn: int, fixed: float | str | None, spread: floa
     """
     count = squared.shape[0]
     if fixed is None:
-        nearest = torch.cat([smallest(squared[part], knn + 1) for part in panels(squared, 4)])
+        nearest = torch.cat([smallest(squared[part], knn + 1)[0] for part in panels(squared, 4)])
         scale = nearest.amax(1).double().sqrt()
         zeros = (nearest == 0).sum(1)
     else:
@@ -66,20 +66,24 @@ def floored(scale: Tensor, spread: float) -> tuple[Tensor, int]:
     return torch.where(low, floor, scale), int(low.sum())
 
 
-def smallest(rows: Tensor, k: int) -> Tensor:
-    """The ``k`` smallest entries of each row, in no order, ``(row, k)``.
+def smallest(rows: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """The ``k`` smallest entries of each row and their columns, in no order, ``(row, k)`` each.
 
     The k groups of columns with the smallest minima hold them all, so that few entries are looked at twice.
     """
     size = math.isqrt(rows.shape[1] // k)
     if size < 4:
-        return rows.topk(k, largest=False, sorted=False).values
-    width = rows.shape[1] // size
-    rest = rows[:, width * size :]
-    groups = rows[:, : width * size].unflatten(1, (size, width))
-    chosen = groups.amin(1).topk(k, largest=False, sorted=False).indices
-    held = groups.gather(2, chosen[:, None].expand(-1, size, -1)).flatten(1)
-    return torch.cat([held, rest], 1).topk(k, largest=False, sorted=False).values
+        values, columns = rows.topk(k, largest=False, sorted=False)
+        return values, columns
+    count, width = len(rows), rows.shape[1] // size
+    # a group is every width-th column; a few columns at the end belong to none
+    minima = rows[:, : width * size].reshape(count, size, width).amin(1)
+    first = minima.topk(k, largest=False, sorted=False).indices
+    member = torch.arange(0, width * size, width, device=rows.device)
+    rest = torch.arange(width * size, rows.shape[1], device=rows.device)
+    columns = torch.cat([(first[:, None] + member[:, None]).reshape(count, -1), rest.expand(count, -1)], 1)
+    values, place = rows.gather(1, columns).topk(k, largest=False, sorted=False)
+    return values, columns.gather(1, place)
 
 
 def median_distance(squared: Tensor) -> float:

@@ -19,7 +19,7 @@ from repaudit.gauge.distance import squared_distances_
 from repaudit.gauge.stationary import stationary_distribution
 from repaudit.names import NEIGHBOR, SAMPLE
 
-_ROUNDING: Final = {torch.float32: 2e-5, torch.float64: 1e-9}
+ROUNDING: Final = {torch.float32: 2e-5, torch.float64: 1e-9}
 """Relative asymmetry of the stationary flow up to which an operator counts as reversible."""
 
 _ROW_SUM: Final = 1e-4
@@ -66,6 +66,12 @@ class DiffusionOperator:
         """
         if isinstance(matrix, xr.DataArray):
             return _from_dataarray(matrix, attrs)
+        if is_sparse(matrix):
+            from repaudit.gauge.sparse import SparseDiffusionOperator, as_sparse
+
+            tensor = as_sparse(matrix)
+            check_stochastic(tensor)
+            return SparseDiffusionOperator(tensor, attrs=attrs)
         tensor = as_matrix(matrix)
         check_stochastic(tensor)
         return cls(tensor, attrs=attrs)
@@ -84,7 +90,7 @@ class DiffusionOperator:
         """Row sums of the density-corrected kernel, ``(sample)``, float64; of a foreign matrix, ``N π``."""
         if self._degrees is not None:
             return self._degrees
-        found = stationary_distribution(self.matrix.detach().double().cpu().numpy())
+        found = stationary_distribution(self.wide.detach().cpu().numpy())
         return torch.from_numpy(found).to(self.matrix.device) * self.n_samples
 
     @property
@@ -97,8 +103,8 @@ class DiffusionOperator:
         """Whether ``π_i P_ij = π_j P_ji`` to rounding: the symmetric conjugate is exact and the spectrum real."""
         if self._degrees is not None:
             return True
-        flow = self.stationary[:, None] * self.matrix.detach().double()
-        return float((flow - flow.mT).norm()) <= _ROUNDING.get(self.matrix.dtype, 2e-5) * float(flow.norm())
+        flow = self.stationary[:, None] * self.wide.detach()
+        return float((flow - flow.mT).norm()) <= ROUNDING[self.matrix.dtype] * float(flow.norm())
 
     @property
     def symmetric(self) -> Tensor:
@@ -109,16 +115,24 @@ class DiffusionOperator:
         OperatorError
             The operator is not reversible, so that no diagonal conjugation makes it symmetric.
         """
+        self._needs_reversible()
+        # a transient sample has no stationary mass, and in a reversible chain no transitions from others either
+        root = self.stationary.sqrt()
+        inverse = torch.where(root > 0, 1 / root, torch.zeros_like(root))
+        conjugate = root[:, None] * self.wide * inverse
+        return (conjugate + conjugate.mT) / 2
+
+    def _needs_reversible(self) -> None:
         if not self.reversible:
             raise OperatorError(
                 "the symmetric conjugate needs a reversible operator, and this one has a circulating flow "
                 "(a merged operator often does); use eigenpairs(), or a merge that keeps reversibility"
             )
-        # a transient sample has no stationary mass, and in a reversible chain no transitions from others either
-        root = self.stationary.sqrt()
-        inverse = torch.where(root > 0, 1 / root, torch.zeros_like(root))
-        conjugate = root[:, None] * self.matrix.double() * inverse
-        return (conjugate + conjugate.mT) / 2
+
+    @property
+    def wide(self) -> Tensor:
+        """The dense matrix in float64."""
+        return self.matrix.double()
 
     def power(self, t: int) -> DiffusionOperator:
         """``P^t``: where a walk of ``t`` transitions ends; same degrees.
@@ -128,11 +142,20 @@ class DiffusionOperator:
         >>> DiffusionOperator.from_matrix([[0.7, 0.3], [0.1, 0.9]]).power(2).matrix.numpy().round(6).tolist()
         [[0.52, 0.48], [0.16, 0.84]]
         """
-        if not isinstance(t, int | np.integer) or t < 0:
-            raise ValueError(f"the diffusion time t counts transitions: a whole number, 0 or more; found {t!r}")
-        raised = torch.linalg.matrix_power(self.matrix.double(), int(t)).to(self.matrix.dtype)
-        time = self.attrs.get("t", 1) * int(t)
+        time = self._check_time(t)
+        raised = torch.linalg.matrix_power(self.wide, int(t)).to(self.matrix.dtype)
         return DiffusionOperator(raised, self._degrees, attrs={**self.attrs, "t": time}, samples=self.samples)
+
+    def _check_time(self, t: int) -> int:
+        if isinstance(t, bool) or not isinstance(t, int | np.integer) or t < 0:
+            raise ValueError(f"the diffusion time t counts transitions: a whole number, 0 or more; found {t!r}")
+        return int(self.attrs.get("t", 1)) * int(t)
+
+    def _check_k(self, k: int | None) -> int:
+        k = self.n_samples if k is None else k
+        if not 1 <= k <= self.n_samples:
+            raise ValueError(f"k must be between 1 and the number of samples, {self.n_samples}; found {k}")
+        return k
 
     def eigenpairs(self, k: int | None = None) -> tuple[Tensor, Tensor]:
         """The ``k`` largest eigenvalues ``(k)`` and right eigenvectors ``(sample, k)``, float64; all for ``k=None``.
@@ -140,18 +163,16 @@ class DiffusionOperator:
         ``P ψ = λ ψ`` by way of the symmetric conjugate, ``ψ = π^-1/2 u``, so that ``Σ_i π_i ψ_i² = 1``. The eigenvalues
         of an operator that is not reversible may be complex: complex128, largest modulus first.
         """
-        k = self.n_samples if k is None else k
-        if not 1 <= k <= self.n_samples:
-            raise ValueError(f"k must be between 1 and the number of samples, {self.n_samples}; found {k}")
+        k = self._check_k(k)
         if not self.reversible:
             return self._complex_eigenpairs(k)
         values, vectors = torch.linalg.eigh(self.symmetric)
         values, vectors = values.flip(0)[:k], vectors.flip(1)[:, :k]
         vectors = vectors / self.stationary.sqrt()[:, None]
-        return values, vectors * _signs(vectors)
+        return values, vectors * signs(vectors)
 
     def _complex_eigenpairs(self, k: int) -> tuple[Tensor, Tensor]:
-        values, vectors = torch.linalg.eig(self.matrix.double())
+        values, vectors = torch.linalg.eig(self.wide)
         order = values.abs().argsort(descending=True, stable=True)[:k]
         vectors = vectors[:, order]
         return values[order], vectors / (self.stationary[:, None] * vectors.abs().square()).sum(0).sqrt()
@@ -161,7 +182,7 @@ class DiffusionOperator:
         if self.reversible:
             values: Tensor = torch.linalg.eigvalsh(self.symmetric)
         else:
-            values = torch.linalg.eigvals(self.matrix.double())
+            values = torch.linalg.eigvals(self.wide)
         return values.abs()
 
     def entropy(self, t: int = 1) -> float:
@@ -179,14 +200,15 @@ class DiffusionOperator:
 
         Source: Coifman and Lafon, Diffusion maps (2006), equation 9.
         """
-        profile = torch.linalg.matrix_power(self.matrix.detach().double(), t)
+        self._check_time(t)
+        profile = torch.linalg.matrix_power(self.wide.detach(), t)
         reached = profile.amax(0) > 0
         if bool((self.stationary[reached] <= 0).any()):
             raise OperatorError(
                 "the diffusion distance divides by the stationary mass, and transient samples have none"
             )
         profile = profile[:, reached] / self.stationary[reached].sqrt()
-        out = torch.empty_like(self.matrix, dtype=torch.float64)
+        out = torch.empty(self.n_samples, self.n_samples, dtype=torch.float64, device=profile.device)
         points = cloud(profile)
         return squared_distances_(out, points).sqrt_().div_(points.unit)
 
@@ -207,9 +229,12 @@ class DiffusionOperator:
         coords: dict[str, Any] = {DEGREE: (SAMPLE, self.degrees.cpu().numpy())}
         if self.samples is not None:
             coords |= {SAMPLE: self.samples, NEIGHBOR: (NEIGHBOR, self.samples)}
-        attrs = {"long_name": "diffusion operator", "units": "1", **self.attrs, "reversible": self.reversible}
-        attrs["diagnostics"] = self.diagnostics
+        attrs = self._array_attrs()
         return xr.DataArray(self.to_numpy(), dims=(SAMPLE, NEIGHBOR), coords=coords, attrs=attrs, name="operator")
+
+    def _array_attrs(self) -> dict[str, Any]:
+        named = {"long_name": "diffusion operator", "units": "1"}
+        return {**named, **self.attrs, "reversible": self.reversible, "diagnostics": self.diagnostics}
 
     def __repr__(self) -> str:
         shown = ", ".join(f"{key}={value}" for key, value in self.attrs.items() if key in {"kernel", "merge", "t"})
@@ -217,28 +242,35 @@ class DiffusionOperator:
 
 
 def _from_dataarray(array: xr.DataArray, attrs: Mapping[str, Any] | None) -> DiffusionOperator:
+    given = dict(array.attrs if attrs is None else attrs)
+    exact = given.pop("reversible", False) and DEGREE in array.coords
+    known = given.pop("diagnostics", {})
+    for key in ("long_name", "units"):
+        given.pop(key, None)
+    if array.ndim == 1 and "n_samples" in given:
+        from repaudit.gauge.sparse import sparse_from_dataarray
+
+        return sparse_from_dataarray(array, given, exact, known)
     if array.ndim != 2:
         raise OperatorError(f"expected one operator on (sample, neighbor), found dims {array.dims}; select one first")
     if set(array.dims) == {SAMPLE, NEIGHBOR}:
         array = array.transpose(SAMPLE, NEIGHBOR)
     tensor = as_matrix(array.values)
     check_stochastic(tensor)
-    given = dict(array.attrs if attrs is None else attrs)
-    reversible, known = given.pop("reversible", False), given.pop("diagnostics", {})
-    for key in ("long_name", "units"):
-        given.pop(key, None)
-    exact = reversible and DEGREE in array.coords
     degrees = torch.as_tensor(np.array(array.coords[DEGREE].values, dtype=np.float64)) if exact else None
     samples = array.coords[SAMPLE].values if SAMPLE in array.coords else None
     return DiffusionOperator(tensor, degrees, attrs=given, diagnostics=known, samples=samples)
+
+
+def is_sparse(matrix: Any) -> bool:
+    """Whether this is a sparse tensor or a scipy sparse matrix."""
+    return matrix.layout != torch.strided if isinstance(matrix, Tensor) else hasattr(matrix, "tocoo")
 
 
 def as_matrix(matrix: Any) -> Tensor:
     """Any array-like as a dense float32 or float64 tensor; a view where the dtype allows."""
     if isinstance(matrix, DiffusionOperator):
         return matrix.matrix
-    if hasattr(matrix, "toarray"):
-        matrix = matrix.toarray()
     if isinstance(matrix, Tensor):
         tensor = matrix
     else:
@@ -254,13 +286,17 @@ def check_stochastic(matrix: Tensor) -> None:
     if matrix.ndim != 2 or matrix.shape[0] != matrix.shape[1] or matrix.shape[0] == 0:
         raise OperatorError(f"expected a square matrix (sample, neighbor), found shape {tuple(matrix.shape)}")
     found = matrix.detach()
-    sums = found.sum(1, dtype=torch.float64)
+    if found.layout != torch.strided:
+        index, values = found.coalesce().indices()[0], found.coalesce().values()
+        sums = torch.zeros(len(found), dtype=torch.float64, device=found.device).index_add(0, index, values.double())
+        lowest = torch.zeros_like(sums).scatter_reduce(0, index, values.double(), "amin")
+    else:
+        sums, lowest = found.sum(1, dtype=torch.float64), found.amin(1)
     if not bool(torch.isfinite(sums).all()):
         row = int((~torch.isfinite(sums)).nonzero()[0])
         raise OperatorError(f"expected finite transition probabilities, found NaN or infinity in row {row}")
-    if float(found.amin()) < 0:
-        row = int(found.amin(1).argmin())
-        raise OperatorError(f"expected probabilities, found {float(found.amin()):.3g} in row {row}")
+    if float(lowest.amin()) < 0:
+        raise OperatorError(f"expected probabilities, found {float(lowest.amin()):.3g} in row {int(lowest.argmin())}")
     worst = int((sums - 1).abs().argmax())
     if abs(float(sums[worst]) - 1) > _ROW_SUM:
         raise OperatorError(
@@ -268,7 +304,7 @@ def check_stochastic(matrix: Tensor) -> None:
         )
 
 
-def _signs(vectors: Tensor) -> Tensor:
+def signs(vectors: Tensor) -> Tensor:
     """Make the largest entry of each eigenvector positive, so that equal operators give equal vectors."""
     largest = vectors.abs().argmax(0)
     return vectors.gather(0, largest[None]).sign()

@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Any, Final, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.sparse import csr_array
+from scipy.sparse import csr_array, eye_array, issparse
 from scipy.sparse.csgraph import connected_components
+from scipy.sparse.linalg import eigs, spsolve
 
 Array = NDArray[np.float64]
+Transition: TypeAlias = Any
+"""A dense array or a scipy sparse one."""
 
 _ABSENT: Final = 1e-14
 """Transitions weaker than this are within rounding of none."""
 
+_DIRECT: Final = 4000
+"""Chains of up to this many samples are solved directly, larger sparse ones by Arnoldi iteration."""
 
-def stationary_distribution(transition: Array) -> Array:
+
+def stationary_distribution(transition: Transition) -> Array:
     """Where a walk that starts at a uniformly drawn sample spends its time, ``(sample)``, summing to 1.
 
     Solves ``π = π P``. Where the chain falls into several closed classes ``π`` is not unique; each class then weighs as
@@ -28,45 +34,52 @@ def stationary_distribution(transition: Array) -> Array:
     >>> stationary_distribution(np.array([[0.7, 0.3], [0.1, 0.9]])).round(6).tolist()
     [0.25, 0.75]
     """
-    count = len(transition)
-    labels = _strong_classes(transition)
-    closed = _closed(transition, labels)
-    inside = np.isin(labels, closed)
-    start = np.full(count, 1 / count)
-    transient = np.flatnonzero(~inside)
-    if len(transient):
-        stay = transition[np.ix_(transient, transient)]
-        visits = np.linalg.solve((np.eye(len(transient)) - stay).T, start[transient])
-        start = np.where(inside, start, 0.0)
-        start[inside] += visits @ transition[np.ix_(transient, np.flatnonzero(inside))]
+    count = transition.shape[0]
+    labels, closed = _classes(transition)
+    start = _absorbed(transition, np.isin(labels, closed))
     result = np.zeros(count)
     for label in closed:
         members = np.flatnonzero(labels == label)
-        block = transition if len(members) == count else transition[np.ix_(members, members)]
+        block = transition if len(members) == count else transition[members][:, members]
         result[members] = start[members].sum() * _irreducible(block)
     return result
 
 
-def _irreducible(transition: Array) -> Array:
-    count = len(transition)
-    system = np.eye(count) - transition.T + 1.0 / count
-    found: Array = np.clip(np.linalg.solve(system, np.full(count, 1.0 / count)), 0.0, None)
-    found /= found.sum()
-    return found
+def _absorbed(transition: Transition, inside: NDArray[np.bool_]) -> Array:
+    """Where a uniform start first enters a closed class, ``(sample)``."""
+    count = transition.shape[0]
+    start = np.full(count, 1 / count)
+    transient = np.flatnonzero(~inside)
+    if len(transient) == 0:
+        return start
+    leave = transition[transient]
+    stay = leave[:, transient]
+    if issparse(stay):
+        visits = spsolve((eye_array(len(transient)) - stay).T.tocsc(), start[transient])
+    else:
+        visits = np.linalg.solve((np.eye(len(transient)) - stay).T, start[transient])
+    return np.where(inside, start + visits @ leave, 0.0)
 
 
-def _strong_classes(transition: Array) -> NDArray[np.int32]:
-    if transition.min() > _ABSENT:
-        return np.zeros(len(transition), dtype=np.int32)
+def _irreducible(transition: Transition) -> Array:
+    count = transition.shape[0]
+    if issparse(transition) and count > _DIRECT:
+        vector = eigs(transition.T, k=1, which="LR", v0=np.full(count, 1.0 / count))[1][:, 0]
+        found = np.abs(np.real(vector))
+    else:
+        dense = transition.toarray() if issparse(transition) else transition
+        system = np.eye(count) - dense.T + 1.0 / count
+        found = np.clip(np.linalg.solve(system, np.full(count, 1.0 / count)), 0.0, None)
+    result: Array = found / found.sum()
+    return result
+
+
+def _classes(transition: Transition) -> tuple[NDArray[np.int32], list[int]]:
+    """The communicating class of each sample, and which classes no transition leaves."""
+    if not issparse(transition) and transition.min() > _ABSENT:
+        return np.zeros(len(transition), dtype=np.int32), [0]
     links = csr_array(transition > _ABSENT)
-    labels: NDArray[np.int32] = connected_components(links, directed=True, connection="strong")[1]
-    return labels
-
-
-def _closed(transition: Array, labels: NDArray[np.int32]) -> list[int]:
-    """Classes that no transition leaves."""
-    if labels.max() == 0:
-        return [0]
-    rows, columns = np.nonzero(transition > _ABSENT)
+    labels = connected_components(links, directed=True, connection="strong")[1]
+    rows, columns = links.nonzero()
     leaving = labels[rows] != labels[columns]
-    return sorted(set(labels.tolist()) - set(labels[rows[leaving]].tolist()))
+    return labels, sorted(set(labels.tolist()) - set(labels[rows[leaving]].tolist()))
