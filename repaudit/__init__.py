@@ -23,10 +23,11 @@ if TYPE_CHECKING:
     from repaudit.gauge.diffusion import DiffusionGauge as DiffusionGauge
     from repaudit.gauge.spectrum import DiffusionOperator as DiffusionOperator
     from repaudit.measure.distances import operator_distances as operator_distances
+    from repaudit.measure.similarity import similarity as similarity
     from repaudit.measure.spread import spread as spread
     from repaudit.merge.merging import DiffusionMerging as DiffusionMerging
     from repaudit.store.reader import open_store as open_store
-    from repaudit.store.verify import repair as repair
+    from repaudit.store.repair import repair as repair
     from repaudit.store.verify import verify as verify
     from repaudit.store.writer import TrajectoryWriter as TrajectoryWriter
 
@@ -47,10 +48,11 @@ _HOMES: Final = {
     "DiffusionGauge": "repaudit.gauge.diffusion",
     "DiffusionOperator": "repaudit.gauge.spectrum",
     "operator_distances": "repaudit.measure.distances",
+    "similarity": "repaudit.measure.similarity",
     "spread": "repaudit.measure.spread",
     "DiffusionMerging": "repaudit.merge.merging",
     "open_store": "repaudit.store.reader",
-    "repair": "repaudit.store.verify",
+    "repair": "repaudit.store.repair",
     "verify": "repaudit.store.verify",
     "TrajectoryWriter": "repaudit.store.writer",
 }

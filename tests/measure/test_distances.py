@@ -85,7 +85,7 @@ def test_the_band_does_not_change_the_result_nor_the_operators() -> None:
     cube = trajectory(30, 50)
     before = cube.copy()
     whole = operator_distances(cube, "calibrated")
-    banded = operator_distances(cube, "calibrated", memory=3 * 8 * 30**2 + 2 * 8 * 30 * 50 * 3)
+    banded = operator_distances(cube, "calibrated", memory=4 * 8 * 30**2 + 2 * 8 * 30 * 50 * 3)
     np.testing.assert_allclose(banded, whole, rtol=1e-10, atol=1e-12)
     np.testing.assert_array_equal(cube, before)
 

@@ -1,0 +1,144 @@
+"""Similarities against closed forms, and their nulls against relabelling itself."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+import xarray as xr
+from scipy.linalg import orthogonal_procrustes
+from scipy.spatial.distance import pdist
+from sklearn.neighbors import NearestNeighbors
+
+from repaudit.errors import ActivationError
+from repaudit.measure.similarity import effective_rank, similarity
+
+MEASURES = ["cka", "cka_debiased", "cka_rbf", "mutual_knn", "procrustes", "rsa"]
+
+
+def pair(samples: int = 40, shared: float = 0.7, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(seed)
+    X = rng.standard_normal((samples, 5))
+    return X, math.sqrt(shared) * X[:, :4] + math.sqrt(1 - shared) * rng.standard_normal((samples, 4))
+
+
+@pytest.mark.parametrize("measure", MEASURES)
+def test_rotation_scale_and_shift_change_nothing(measure: str) -> None:
+    X, Y = pair()
+    rotation = np.linalg.qr(np.random.default_rng(1).standard_normal((5, 5)))[0]
+    moved = 1e3 * X @ rotation + 5
+    assert similarity(moved, Y, measure).value == pytest.approx(similarity(X, Y, measure).value, rel=1e-9)
+    assert similarity(moved, X, measure).value == pytest.approx(1, rel=1e-9)
+    assert similarity(X, Y, measure).value == pytest.approx(similarity(Y, X, measure).value, rel=1e-9)
+
+
+@pytest.mark.parametrize("measure", MEASURES)
+def test_the_null_is_the_mean_over_relabellings(measure: str) -> None:
+    X, Y = pair(samples=25)
+    rng = np.random.default_rng(2)
+    drawn = [similarity(X, Y[rng.permutation(25)], measure, permutations=1).value for _ in range(400)]
+    error = np.std(drawn) / 20
+    null = similarity(X, Y, measure, permutations=400).null
+    assert abs(null - np.mean(drawn)) < 4 * error * (math.sqrt(2) if measure == "procrustes" else 1)
+    assert similarity(X, Y, measure).value > null + 3 * np.std(drawn)
+
+
+def test_linear_cka_has_its_closed_forms() -> None:
+    rng = np.random.default_rng(3)
+    X, Y = pair()
+    Xc, Yc = X - X.mean(0), Y - Y.mean(0)
+    features = np.linalg.norm(Xc.T @ Yc) ** 2 / (np.linalg.norm(Xc.T @ Xc) * np.linalg.norm(Yc.T @ Yc))
+    assert similarity(X, Y, "cka").value == pytest.approx(features, rel=1e-12)
+    basis = np.linalg.qr(np.c_[np.ones(30), rng.standard_normal((30, 9))])[0][:, 1:]
+    # Of p and q orthonormal directions, s shared: CKA = s / sqrt(p q).
+    assert similarity(basis[:, :4], basis[:, 2:9], "cka").value == pytest.approx(2 / math.sqrt(4 * 7), rel=1e-12)
+    assert similarity(basis[:, :4], basis[:, 4:], "cka").value == pytest.approx(0, abs=1e-12)
+
+
+def test_debiased_cka_of_unrelated_features_is_about_zero_and_biased_is_not() -> None:
+    rng = np.random.default_rng(4)
+    pairs = [(rng.standard_normal((50, 100)), rng.standard_normal((50, 100))) for _ in range(20)]
+    assert np.mean([similarity(x, y, "cka_debiased").value for x, y in pairs]) == pytest.approx(0, abs=0.01)
+    assert np.mean([similarity(x, y, "cka").value for x, y in pairs]) > 0.5
+    assert np.mean([similarity(x, y, "cka").null for x, y in pairs]) > 0.5
+
+
+def test_debiased_cka_is_songs_unbiased_hsic() -> None:
+    X, Y = pair(samples=12)
+
+    def hsic(K: np.ndarray, L: np.ndarray) -> float:
+        n, one = len(K), np.ones(len(K))
+        K, L = K - np.diag(np.diag(K)), L - np.diag(np.diag(L))
+        inner = (
+            np.trace(K @ L)
+            + (one @ K @ one) * (one @ L @ one) / ((n - 1) * (n - 2))
+            - 2 / (n - 2) * (one @ K @ L @ one)
+        )
+        return float(inner / (n * (n - 3)))
+
+    K, L = X @ X.T, Y @ Y.T
+    expected = hsic(K, L) / math.sqrt(hsic(K, K) * hsic(L, L))
+    assert similarity(X, Y, "cka_debiased").value == pytest.approx(expected, rel=1e-9)
+
+
+def test_rbf_cka_of_two_clusters_apart_is_that_of_their_labels() -> None:
+    X = np.repeat([[0.0], [1.0]], 10, axis=0)
+    # Median distance 1: K = 1 within, exp(-1/2) between; centred, any such kernel is a multiple of s s', s = +-1.
+    assert similarity(X, np.repeat([[5.0, 1.0], [2.0, 7.0]], 10, axis=0), "cka_rbf").value == pytest.approx(1)
+    crossed = np.tile([[0.0], [1.0]], (10, 1))
+    assert similarity(X, crossed, "cka_rbf").value == pytest.approx(0, abs=1e-12)
+
+
+def test_mutual_knn_counts_shared_neighbours() -> None:
+    X, Y = pair()
+    first, second = (NearestNeighbors(n_neighbors=6).fit(z).kneighbors(return_distance=False) for z in (X, Y))
+    expected = np.mean([len(set(a) & set(b)) / 6 for a, b in zip(first, second, strict=True)])
+    found = similarity(X, Y, "mutual_knn", k=6)
+    assert found.value == pytest.approx(expected)
+    assert found.null == pytest.approx(6 / 39)
+
+
+def test_procrustes_and_rsa_agree_with_scipy_and_numpy() -> None:
+    X, Y = pair()
+    padded = np.c_[Y - Y.mean(0), np.zeros(len(Y))]
+    Xc = X - X.mean(0)
+    _, scale = orthogonal_procrustes(Xc, padded)
+    assert similarity(X, Y, "procrustes").value == pytest.approx(scale / np.linalg.norm(Xc) / np.linalg.norm(padded))
+    assert similarity(X, Y, "rsa").value == pytest.approx(np.corrcoef(pdist(X), pdist(Y))[0, 1])
+
+
+def test_effective_rank_has_its_closed_forms() -> None:
+    basis = np.linalg.qr(np.c_[np.ones(30), np.random.default_rng(0).standard_normal((30, 9))])[0][:, 1:]
+    assert effective_rank(basis[:, :6]) == pytest.approx(6)
+    shares = np.array([0.5, 0.25, 0.25])
+    assert effective_rank(basis[:, :3] * shares) == pytest.approx(np.exp(-(shares * np.log(shares)).sum()))
+    assert math.isnan(effective_rank(np.ones((5, 3))))
+
+
+@pytest.mark.parametrize("measure", ["cka", "cka_debiased", "cka_rbf", "procrustes", "rsa"])
+def test_a_constant_representation_has_no_similarity(measure: str) -> None:
+    assert math.isnan(similarity(np.full((10, 3), 0.1), pair(10)[0], measure).value)
+
+
+def test_tensors_and_dataarrays_are_taken() -> None:
+    X, Y = pair()
+    expected = similarity(X, Y).value
+    assert similarity(torch.from_numpy(X).requires_grad_(), xr.DataArray(Y)).value == pytest.approx(expected)
+
+
+def test_bad_input_is_refused() -> None:
+    X, Y = pair()
+    with pytest.raises(ValueError, match="found 'cca'"):
+        similarity(X, Y, "cca")
+    with pytest.raises(ActivationError, match="found 40 and 39"):
+        similarity(X, Y[1:])
+    broken = X.copy()
+    broken[7, 1] = np.inf
+    with pytest.raises(ActivationError, match="in Y at sample 7"):
+        similarity(X, broken)
+    with pytest.raises(ActivationError, match=r"\(40,\) in X"):
+        similarity(X[:, 0], Y)
+    with pytest.raises(ValueError, match="found 40"):
+        similarity(X, Y, "mutual_knn", k=40)
