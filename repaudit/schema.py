@@ -2,15 +2,26 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
+from functools import cache
+from importlib.resources import files
 from math import prod
+from pathlib import Path
 from typing import Any, Final
+
+from jsonschema import Draft202012Validator
+from referencing import Registry, Resource
+
+from repaudit.names import FORMAT_VERSION
 
 MOST_STEPS: Final = 10_000_000
 MOST_SAMPLES: Final = 100_000_000
 MOST_CHUNK_BYTES: Final = 2**31
 MOST_ARRAYS: Final = 100_000
 
+_ENDING: Final = ".schema.json"
+_LONGEST_MESSAGE: Final = 300
 _ITEMSIZES: Final = {"float16": 2, "float32": 4, "float64": 8, "string": 64}
 
 
@@ -40,3 +51,43 @@ def unbelievable(document: Mapping[str, Any]) -> str | None:
     if len(shape) == 1 and shape[0] > (MOST_STEPS if chunks[0] < shape[0] else MOST_SAMPLES):
         return f"it has {shape[0]} rows"
     return None
+
+
+@cache
+def _schemas() -> dict[str, dict[str, Any]]:
+    """Read the JSON Schemas of the format: beside the package in a wheel, at the root of a checkout."""
+    packaged = files("repaudit") / "schemas"
+    folder = packaged if packaged.is_dir() else Path(__file__).parent.parent / "schemas"
+    found = [file for file in (folder / f"v{FORMAT_VERSION}").iterdir() if file.name.endswith(_ENDING)]
+    return {file.name.removesuffix(_ENDING): json.loads(file.read_text(encoding="utf-8")) for file in found}
+
+
+@cache
+def _validator(kind: str) -> Draft202012Validator:
+    schemas = _schemas()
+    registry = Registry().with_resources((schema["$id"], Resource.from_contents(schema)) for schema in schemas.values())
+    return Draft202012Validator(schemas[kind], registry=registry)
+
+
+def violations(kind: str, document: Mapping[str, Any]) -> list[str]:
+    """List every way in which a document breaks the format, each with the place within the document.
+
+    Parameters
+    ----------
+    kind : {"root", "model", "layer", "probe", "results"}
+    document : mapping
+        Parsed JSON.
+
+    Examples
+    --------
+    >>> violations("root", {"zarr_format": 3, "node_type": "group", "attributes": {}})
+    ["attributes: 'repaudit' is a required property"]
+    """
+    errors = sorted(
+        _validator(kind).iter_errors(document), key=lambda error: [str(part) for part in error.absolute_path]
+    )
+    return [f"{'/'.join(map(str, error.absolute_path)) or 'document'}: {_brief(error.message)}" for error in errors]
+
+
+def _brief(message: str) -> str:
+    return message if len(message) <= _LONGEST_MESSAGE else f"{message[: _LONGEST_MESSAGE - 3]}..."

@@ -20,6 +20,7 @@ from repaudit.names import (
     LAYER,
     LOSS,
     MODELS,
+    PROBE,
     SAMPLE,
     STEP,
     TOKEN,
@@ -31,6 +32,9 @@ from repaudit.store.encoding import COORDINATE_CHUNK, STORED_DTYPES, Codec, Step
 
 DOCUMENT: Final = "zarr.json"
 LEASE: Final = ".lease"
+REPAIR: Final = f"{PROBE}/.repair"
+"""Where a repair prepares what it will put: in the consolidated probe group, which no reader lists."""
+
 _LONGEST_KEY: Final = 180
 
 

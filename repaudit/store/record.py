@@ -9,12 +9,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from repaudit.errors import CorruptStoreError, LayoutError, ModelExistsError
+from repaudit.errors import CorruptStoreError, LayoutError, ModelExistsError, StepOrderError
 from repaudit.names import ATTRS, CHECKSUM, LAYER, STEP
 from repaudit.store.encoding import COORDINATE_CHUNK, decode_column, encode_column, encode_step
 from repaudit.store.layout import (
     DOCUMENT,
     LEASE,
+    REPAIR,
     STEP_COLUMNS,
     LayerLayout,
     chunk_key,
@@ -79,6 +80,11 @@ class ModelRecord:
         return record
 
     def _start(self, fresh: dict[str, Any], *, replace: bool) -> None:
+        staged = f"{REPAIR}/{self.key.partition('/')[2]}/{DOCUMENT}"
+        if self.storage.size(staged) is not None:
+            raise CorruptStoreError(
+                f"{self.storage.url}: a repair of model {self.model_name!r} was interrupted. Run `repaudit repair`."
+            )
         self.reload()
         if replace or self.committed == 0:
             self._reset(fresh)
@@ -172,6 +178,9 @@ class ModelRecord:
             self.reload()
             if self.columns[STEP][-1:] == [row[STEP]]:
                 return  # the commit that seemed to fail had reached the store
+        if self.columns[STEP] and row[STEP] <= self.columns[STEP][-1]:
+            raise StepOrderError(f"Step {row[STEP]} is not greater than the committed step {self.columns[STEP][-1]}.")
+        self.lease.check()  # a writer that lost the model must not touch the chunks of the one that has it
         index = self.committed
         columns = {name: [*self._tail(name, index), _stored(name, row)] for name in STEP_COLUMNS}
         objects: dict[str, Parts] = {}
@@ -232,6 +241,8 @@ class ModelRecord:
         """Commit the note that a step is not in the record, and why."""
         if self.uncertain:
             self.reload()
+        if any(gap[STEP] == step for gap in self.gaps):
+            return  # an earlier attempt had reached the store
         gap = {STEP: step, "reason": reason[:500], "time": now()}
         self._commit(self._grown(self.committed, gaps=[*self.gaps, gap]))
 

@@ -66,6 +66,10 @@ class Storage(ABC):
     def children(self, prefix: str = "") -> list[str]:
         """Give the sorted names directly below `prefix`."""
 
+    def links(self) -> Iterator[str]:
+        """Give the keys below the root that are symbolic links; an object store has none."""
+        yield from ()
+
     @abstractmethod
     def size(self, key: str) -> int | None:
         """Give the length in bytes of the object under `key`, or None where there is none."""
@@ -268,6 +272,13 @@ class LocalStorage(Storage):
             return sorted(entry.name for entry in (self.root / prefix).iterdir())
         except (FileNotFoundError, NotADirectoryError):
             return []
+
+    def links(self) -> Iterator[str]:
+        for directory, folders, files in os.walk(self.root):
+            for name in sorted([*folders, *files]):
+                path = Path(directory) / name
+                if path.is_symlink():
+                    yield path.relative_to(self.root).as_posix()
 
     def size(self, key: str) -> int | None:
         try:

@@ -1,27 +1,37 @@
-"""Find what is wrong with a store, and mend what can be mended without inventing data."""
+"""Find everything that is wrong with a store, each problem with its place."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
-import numpy as np
-import zarr
-
-from repaudit.errors import CorruptStoreError, NotAStoreError, StoreNotFoundError, UnknownVersionError
-from repaudit.names import ATTRS, CHECKSUM, LAYER, MODELS, STEP
-from repaudit.schema import unbelievable
-from repaudit.store.encoding import checksum
-from repaudit.store.layout import DOCUMENT
+from repaudit.errors import CorruptStoreError, StoreNotFoundError, UnknownVersionError
+from repaudit.names import CHECKSUM, LABEL, LAYER, MODELS, PROBE, SAMPLE, STEP, TEXT
+from repaudit.schema import violations
+from repaudit.store.encoding import COORDINATE_CHUNK, checksum
+from repaudit.store.inspection import ModelInspection
+from repaudit.store.layout import DOCUMENT, LEASE, STEP_COLUMNS, chunk_key
+from repaudit.store.lease import Holder
 from repaudit.store.root import read_document, store_attributes
-from repaudit.store.storage import LocalStorage, Storage, open_storage
+from repaudit.store.storage import TEMPORARY, Storage, open_storage
+
+KINDS = (
+    "missing_chunk",
+    "damaged_chunk",
+    "damaged_metadata",
+    "misaligned",
+    "unknown_version",
+    "foreign",
+    "leftover",
+)
 
 
 @dataclass(frozen=True)
 class Problem:
-    """One thing wrong with a store: where, of what kind, and in words."""
+    """One thing wrong with a store: where, of what kind (one of `KINDS`), and in words."""
 
     location: str
     kind: str
@@ -29,9 +39,9 @@ class Problem:
 
 
 def verify(
-    url: str | os.PathLike[str], data: bool = False, storage_options: Mapping[str, Any] | None = None
+    url: str | os.PathLike[str] | Storage, data: bool = False, storage_options: Mapping[str, Any] | None = None
 ) -> list[Problem]:
-    """List every problem of a store.
+    """List every problem of a store; an empty list means that none was found.
 
     Parameters
     ----------
@@ -41,96 +51,162 @@ def verify(
     storage_options : mapping, optional
         Handed to fsspec.
 
+    Returns
+    -------
+    list of Problem
+        Each with `location`, `kind` and `message`. A gap that the recorder noted itself is no problem.
+
     Raises
     ------
     StoreNotFoundError, NotAStoreError
-        If there is nothing to verify.
+        If there is nothing of ours to verify.
     """
-    storage = open_storage(url, storage_options)
+    storage = url if isinstance(url, Storage) else open_storage(url, storage_options)
     try:
-        if store_attributes(storage) is None:
-            raise StoreNotFoundError(f"There is no repaudit store at {storage.url}.")
+        own = store_attributes(storage)
     except UnknownVersionError as error:
         return [Problem(DOCUMENT, "unknown_version", str(error))]
-    except NotAStoreError:
-        raise
     except CorruptStoreError as error:
         return [Problem(DOCUMENT, "damaged_metadata", str(error))]
-    names = [name for name in storage.children(MODELS) if name != DOCUMENT]
-    return [problem for name in names for problem in _verify_model(storage, f"{MODELS}/{name}", data)]
+    if own is None:
+        raise StoreNotFoundError(f"There is no repaudit store at {storage.url}.")
+    problems = [*_links(storage), *_root(storage), *_inputs(storage, data)]
+    linked = {problem.location for problem in problems if problem.kind == "foreign"}
+    for name in storage.children(MODELS):
+        key = f"{MODELS}/{name}"
+        if name != DOCUMENT and not any(place == key or place.startswith(f"{key}/") for place in linked):
+            problems += _model(storage, key, data)
+    return problems
 
 
-def _verify_model(storage: Storage, key: str, data: bool) -> Iterator[Problem]:
-    place = f"{key}/{DOCUMENT}"
+def _links(storage: Storage) -> Iterator[Problem]:
+    for key in storage.links():
+        yield Problem(key, "foreign", f"{key} is a symbolic link: a store holds its own files only.")
+
+
+def _root(storage: Storage) -> Iterator[Problem]:
+    document = read_document(storage, DOCUMENT) or {}
+    for violation in violations("root", document):
+        yield Problem(DOCUMENT, "damaged_metadata", f"{DOCUMENT}: {violation}")
+    if "consolidated_metadata" in document:
+        message = "The root carries consolidated metadata, which hides steps committed later from every reader."
+        yield Problem(DOCUMENT, "misaligned", message)
+    ours = {DOCUMENT, SAMPLE, LABEL, TEXT, PROBE, MODELS}
+    for name in storage.children():
+        if name not in ours:
+            yield Problem(name, "foreign", f"{name} is no part of a repaudit store.")
+    for name in storage.children(PROBE):
+        if name.endswith(TEMPORARY):
+            yield Problem(f"{PROBE}/{name}", "leftover", "A write that never finished.")
+    yield from _lease(storage, f"{PROBE}/{LEASE}")
+
+
+def _lease(storage: Storage, key: str) -> Iterator[Problem]:
+    data = storage.get(key)
+    if data is not None and Holder.parse(data).stale:
+        yield Problem(key, "leftover", f"A lease whose holder is gone ({Holder.parse(data)}).")
+
+
+def _inputs(storage: Storage, data: bool) -> Iterator[Problem]:
+    """Check the samples' coordinates and the probe's inputs."""
+    keys = [SAMPLE, *(name for name in (LABEL, TEXT) if storage.children(name))]
     try:
-        document = read_document(storage, place)
+        group = read_document(storage, f"{PROBE}/{DOCUMENT}")
     except CorruptStoreError as error:
-        yield Problem(place, "damaged_metadata", str(error))
+        yield Problem(f"{PROBE}/{DOCUMENT}", "damaged_metadata", str(error))
+        group = None
+    if group is None:
+        yield Problem(f"{PROBE}/{DOCUMENT}", "damaged_metadata", f"{PROBE}/{DOCUMENT} is missing or cannot be read.")
+    else:
+        found = violations("probe", group)
+        yield from (Problem(f"{PROBE}/{DOCUMENT}", "damaged_metadata", f"{PROBE}: {text}") for text in found)
+        keys += [f"{PROBE}/{name}" for name in (group["consolidated_metadata"]["metadata"] if not found else ())]
+    for key in keys:
+        yield from _input(storage, key, data)
+
+
+def _input(storage: Storage, key: str, data: bool) -> Iterator[Problem]:
+    try:
+        document = read_document(storage, f"{key}/{DOCUMENT}")
+    except CorruptStoreError as error:
+        yield Problem(f"{key}/{DOCUMENT}", "damaged_metadata", str(error))
         return
     if document is None:
-        yield Problem(key, "foreign", f"{key} is no Zarr group: expected {place}.")
+        yield Problem(f"{key}/{DOCUMENT}", "damaged_metadata", f"{key}/{DOCUMENT} is missing.")
         return
-    try:
-        committed = int(document["attributes"][ATTRS]["committed"])
-        arrays = document["consolidated_metadata"]["metadata"]
-        over_steps = {name: array for name, array in arrays.items() if array["dimension_names"][0] == STEP}
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        yield Problem(place, "damaged_metadata", f"{place} is no model's document ({type(error).__name__}: {error}).")
+    rows, chunk_rows = document["shape"][0], document["chunk_grid"]["configuration"]["chunk_shape"][0]
+    for chunk in range(-(-rows // chunk_rows)):
+        place = f"{key}/{chunk_key(chunk, *(0 for _ in document['shape'][1:]))}"
+        if storage.size(place) is None:
+            yield Problem(place, "missing_chunk", f"{key} has {rows} samples, but their chunk {chunk} is not there.")
+        elif data:
+            content = storage.get(place) or b""
+            if checksum(content[:-4]).to_bytes(4, "little") != content[-4:]:
+                yield Problem(place, "damaged_chunk", f"Chunk {chunk} of {key} does not match its checksum.")
+
+
+def _model(storage: Storage, key: str, data: bool) -> Iterator[Problem]:
+    model = ModelInspection(storage, key)
+    if not model.sound:
+        kind = "damaged_metadata" if model.document is not None or model.arrays else "foreign"
+        yield from (Problem(f"{key}/{DOCUMENT}", kind, fault) for fault in model.faults)
         return
-    for name, array in over_steps.items():
-        reason = unbelievable(array)
-        if reason is not None:
-            yield Problem(f"{key}/{name}", "damaged_metadata", f"The metadata of {name} cannot be right: {reason}.")
-            return
-        if array["shape"][0] != committed:
-            yield Problem(
-                f"{key}/{name}", "misaligned", f"{name} has {array['shape'][0]} steps, {committed} are committed."
-            )
-            return
-    yield from _verify_chunks(storage, key, over_steps, committed)
-    if data and committed:
-        yield from _verify_data(storage, key, over_steps, committed)
+    shapes = list(_shapes(model))
+    yield from shapes
+    if shapes:
+        return
+    yield from _columns(model)
+    yield from _chunks(model, data)
+    lease = storage.get(f"{key}/{LEASE}")
+    if lease is None or Holder.parse(lease).stale:  # a living writer's unfinished step is no leftover
+        for place in model.leftovers():
+            yield Problem(place, "leftover", f"A chunk beyond the {model.committed} committed steps.")
+    yield from _lease(storage, f"{key}/{LEASE}")
 
 
-def _verify_chunks(storage: Storage, key: str, arrays: Mapping[str, Any], committed: int) -> Iterator[Problem]:
-    for name, array in arrays.items():
-        present = set(storage.children(f"{key}/{name}"))
-        rows = array["chunk_grid"]["configuration"]["chunk_shape"][0]
-        for chunk in range(-(-committed // rows)):
-            file = "c." + ".".join([str(chunk), *("0" for _ in array["shape"][1:])])
-            if file not in present:
-                yield Problem(
-                    f"{key}/{name}/{file}",
-                    "missing_chunk",
-                    f"Step {chunk} of {name} is committed, but its chunk is gone.",
-                )
+def _shapes(model: ModelInspection) -> Iterator[Problem]:
+    for name, array in model.arrays.items():
+        place = f"{model.key}/{name}"
+        if array["dimension_names"][0] == STEP and array["shape"][0] != model.committed:
+            message = f"{name} has {array['shape'][0]} steps, {model.committed} are committed."
+            yield Problem(place, "misaligned", message)
+    missing = {STEP, CHECKSUM, LAYER, *STEP_COLUMNS} - model.arrays.keys()
+    for name in sorted(missing):
+        yield Problem(f"{model.key}/{name}", "damaged_metadata", f"The model's document lacks {name}.")
 
 
-def _verify_data(storage: Storage, key: str, arrays: Mapping[str, Any], committed: int) -> Iterator[Problem]:
-    group = zarr.open_group(_zarr_place(storage), path=key, mode="r", use_consolidated=True)
-    names = [str(name) for name in np.asarray(_array(group, LAYER)[:])]
-    sums = np.asarray(_array(group, CHECKSUM)[:])
-    for name, array in arrays.items():
-        layer = array.get("attributes", {}).get(LAYER)
-        if layer not in names:
-            continue
-        values = _array(group, name)
-        for index in range(committed):
-            location = f"{key}/{name}[{index}]"
-            try:
-                found = checksum(np.ascontiguousarray(values[index]))
-            except Exception as error:  # noqa: BLE001 - a damaged chunk may fail in any decoder
-                yield Problem(location, "damaged_chunk", f"Step {index} of {name} cannot be decoded ({error}).")
-                continue
-            if found != int(sums[index, names.index(layer)]):
-                yield Problem(location, "damaged_chunk", f"Step {index} of {name} does not match its checksum.")
+def _columns(model: ModelInspection) -> Iterator[Problem]:
+    committed = model.committed or 0
+    steps: list[int] = []
+    for name in (*STEP_COLUMNS, CHECKSUM):
+        for chunk in range(-(-committed // COORDINATE_CHUNK)):
+            values = model.column(name, chunk)
+            place = f"{model.key}/{name}/{model.chunk_name(name, chunk)}"
+            if values == "missing":
+                yield Problem(place, "missing_chunk", f"Chunk {chunk} of {name} is committed, but it is not there.")
+            elif isinstance(values, str):
+                yield Problem(place, "damaged_chunk", f"Chunk {chunk} of {name} is damaged: {values}.")
+            elif name == STEP:
+                steps += values[: committed - chunk * COORDINATE_CHUNK]
+    if any(later <= earlier for earlier, later in pairwise(steps)):
+        yield Problem(f"{model.key}/{STEP}", "misaligned", "The committed steps do not increase.")
 
 
-def _array(group: zarr.Group, name: str) -> Any:
-    return group[name]
-
-
-def _zarr_place(storage: Storage) -> Any:
-    if isinstance(storage, LocalStorage):
-        return storage.url
-    return storage.url
+def _chunks(model: ModelInspection, data: bool) -> Iterator[Problem]:
+    for position, (layer, name) in enumerate(model.layer_keys.items()):
+        present = set(model.storage.children(f"{model.key}/{name}"))
+        size = model.raw_size(name)
+        for index in range(model.committed or 0):
+            place = f"{model.key}/{name}/{model.chunk_name(name, index)}"
+            if model.chunk_name(name, index) not in present:
+                message = f"Step index {index} of layer {layer!r} is committed, but its chunk is not there."
+                yield Problem(place, "missing_chunk", message)
+            elif data:
+                sums = model.column(CHECKSUM, index // COORDINATE_CHUNK)
+                known = None if isinstance(sums, str) else sums[index % COORDINATE_CHUNK][position]
+                fault = model.step_fault(name, index, known)
+                if fault is not None:
+                    yield Problem(place, "damaged_chunk", f"Step index {index} of layer {layer!r}: {fault}.")
+            elif size is not None and model.storage.size(place) != size:
+                message = f"Step index {index} of layer {layer!r}: {model.storage.size(place)} bytes, expected {size}."
+                yield Problem(place, "damaged_chunk", message)

@@ -7,7 +7,7 @@ import os
 import queue
 import threading
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from types import TracebackType
@@ -32,6 +32,9 @@ QUEUE_LENGTH: Final = 2
 
 ATTEMPTS: Final = 5
 """Attempts at one step before it counts as lost."""
+
+LONGEST_WAIT: Final = 5.0
+"""Seconds between two attempts at most; they start at a tenth and double, at random."""
 
 
 class StoreWarning(UserWarning):
@@ -143,7 +146,7 @@ class TrajectoryWriter:
         self._committed = self._record.steps
         self._gaps = self._record.gaps
         self._unnoted: list[tuple[int, str]] = []
-        self._told = 0
+        self._untold: list[str] = []
         self._error: BaseException | None = None
         self._closed = False
         self._failed = False
@@ -165,7 +168,8 @@ class TrajectoryWriter:
     @property
     def gaps(self) -> list[dict[str, Any]]:
         """The steps that could not be stored, each with its reason."""
-        return [dict(gap) for gap in self._gaps]
+        unnoted = [{STEP: step, "reason": reason} for step, reason in self._unnoted]
+        return [*(dict(gap) for gap in self._gaps), *unnoted]
 
     def append(
         self,
@@ -270,14 +274,8 @@ class TrajectoryWriter:
 
     def _surface(self) -> None:
         """Tell the caller's thread what went wrong in the writer's."""
-        for gap in self._gaps[self._told :] if self.on_store_error == "warn" else []:
-            self._told += 1
-            warnings.warn(
-                f"Step {gap[STEP]} of model {self.model_name!r} is not in the store ({gap['reason']}); "
-                f"{len(self._gaps)} missing so far.",
-                StoreWarning,
-                stacklevel=3,
-            )
+        while self._untold:
+            warnings.warn(self._untold.pop(0), StoreWarning, stacklevel=3)
         if self._error is not None:
             error, self._error = self._error, None
             self._failed = True
@@ -288,50 +286,61 @@ class TrajectoryWriter:
             item = self._queue.get()
             try:
                 if item is None:
-                    self._guard(self._record.finalise, None)
+                    self._note_gaps()
+                    self._guard(self._record.finalise, "finalising", self.on_store_error)
                     return
-                if isinstance(item, _Truncation):
-                    self._guard(partial(self._truncate, item.after_step), None)
+                if isinstance(item, _Truncation):  # asked for by name: a failure is always raised
+                    what = f"truncation after step {item.after_step}"
+                    self._guard(partial(self._truncate, item.after_step), what, "raise")
                     item.done.set()
                 elif self._error is None and not self._failed:
-                    self._guard(partial(self._store, item), item.row[STEP])
+                    self._guard(partial(self._store, item), item.row[STEP], self.on_store_error)
+                    self._note_gaps()
             finally:
                 self._queue.task_done()
 
     def _store(self, item: _Queued) -> None:
         _retrying()(self._record.append, item.row, item.arrays)
         self._committed = self._record.steps
-        if self._unnoted:
-            self._note_gaps()
 
     def _truncate(self, after_step: int) -> None:
         _retrying()(self._record.truncate, after_step)
         self._committed = self._record.steps
+        self._gaps = self._record.gaps
+        self._unnoted = [gap for gap in self._unnoted if gap[0] <= after_step]
 
     def _note_gaps(self) -> None:
-        while self._unnoted:
-            self._record.record_gap(*self._unnoted[0])
-            del self._unnoted[0]
-        self._gaps = self._record.gaps
+        """Commit what could not be stored, as soon as the store takes it."""
+        try:
+            while self._unnoted:
+                self._record.record_gap(*self._unnoted[0])
+                del self._unnoted[0]
+                self._gaps = self._record.gaps
+        except Exception as error:  # noqa: BLE001 - the gaps wait in `_unnoted` for the next occasion
+            _LOGGER.info("Model %r: %d gaps cannot be noted yet: %s", self.model_name, len(self._unnoted), error)
 
-    def _guard(self, action: Any, step: int | None) -> None:
-        """Run one action of the background thread; a failure is kept for the caller's thread or becomes a gap."""
+    def _guard(self, action: Callable[[], None], what: int | str, policy: str) -> None:
+        """Run one action of this thread; its failure is kept for the caller's thread, or becomes a gap."""
         try:
             action()
-        except Exception as error:  # noqa: BLE001 - whatever a store raises must reach the training thread, not kill this one
-            _LOGGER.warning("Model %r, step %s: %s", self.model_name, step, error)
-            if self.on_store_error == "raise" or isinstance(error, RepauditError):
-                self._error = _as_store_error(error, self.model_name, step)
-            elif step is not None:
-                reason = f"{type(error).__name__}: {error}"
-                self._unnoted.append((step, reason))
-                self._gaps = [*self._gaps, {STEP: step, "reason": reason}]
+        except Exception as error:  # noqa: BLE001 - whatever a store raises must reach the training thread
+            _LOGGER.warning("Model %r, %s: %s", self.model_name, what, error)
+            if policy == "raise":
+                self._error = _as_store_error(error, self.model_name, what)
+                return
+            reason = f"{type(error).__name__}: {error}"
+            if isinstance(what, int):
+                self._unnoted.append((what, reason))
+                missing = f"is not in the store ({reason}); {len(self.gaps)} missing so far."
+                self._untold.append(f"Step {what} of model {self.model_name!r} {missing}")
+            else:
+                self._untold.append(f"Model {self.model_name!r}, {what}: {reason}")
 
 
-def _as_store_error(error: Exception, model_name: str, step: int | None) -> BaseException:
+def _as_store_error(error: Exception, model_name: str, what: int | str) -> BaseException:
     if isinstance(error, RepauditError):
         return error
-    at = "finalising" if step is None else f"step {step}"
+    at = what if isinstance(what, str) else f"step {what}"
     wrapped = StoreError(f"Model {model_name!r}, {at}: the store failed ({type(error).__name__}: {error}).")
     wrapped.__cause__ = error
     return wrapped
@@ -341,7 +350,7 @@ def _retrying() -> Retrying:
     """Try again after what may pass; our own errors will not."""
     return Retrying(
         stop=stop_after_attempt(ATTEMPTS),
-        wait=wait_random_exponential(multiplier=0.1, max=5),
+        wait=wait_random_exponential(multiplier=0.1, max=LONGEST_WAIT),
         retry=retry_if_exception(lambda error: isinstance(error, Exception) and not isinstance(error, RepauditError)),
         reraise=True,
     )

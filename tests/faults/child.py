@@ -53,12 +53,14 @@ def main() -> None:
             try:
                 record(json.loads(line))
                 code = 0
-            except BaseException:
+            except Exception:  # noqa: BLE001 - the parent reads the exit code
                 traceback.print_exc()
             os._exit(code)
-        print(child, flush=True)
+        sys.stdout.write(f"{child}\n")
+        sys.stdout.flush()
         _, status = os.waitpid(child, 0)
-        print(os.waitstatus_to_exitcode(status), flush=True)
+        sys.stdout.write(f"{os.waitstatus_to_exitcode(status)}\n")
+        sys.stdout.flush()
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""A store that dies at any one write, for every write of a whole run, never shows more or less than what was committed."""
+"""A store that dies at any one write of a whole run shows what was committed, no more and no less."""
 
 from __future__ import annotations
 
@@ -6,6 +6,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+
+import repaudit as ra
+from repaudit.errors import RepauditError
 from tests.faults.conftest import (
     LAYERS,
     FailingStorage,
@@ -15,9 +18,6 @@ from tests.faults.conftest import (
     open_plainly,
     step_arrays,
 )
-
-import repaudit as ra
-from repaudit.errors import RepauditError
 
 
 def record(storage, probe_set, acknowledged: dict[int, int]) -> None:

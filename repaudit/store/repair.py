@@ -1,0 +1,255 @@
+"""Mend a store: sweep what no commit claims, drop what cannot be trusted, and never invent data."""
+
+from __future__ import annotations
+
+import copy
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+import numpy as np
+
+from repaudit.errors import CorruptStoreError, ForeignPathError, StoreNotFoundError
+from repaudit.names import ATTRS, CHECKSUM, LAYER, MODELS, PROBE, STEP, decode_name
+from repaudit.store.encoding import COORDINATE_CHUNK, checksum, encode_column
+from repaudit.store.inspection import ModelInspection
+from repaudit.store.layout import DOCUMENT, LEASE, REPAIR, STEP_COLUMNS, chunk_key, dump, model_document
+from repaudit.store.lease import Holder, Lease
+from repaudit.store.root import now, read_document, store_attributes
+from repaudit.store.storage import TEMPORARY, Parts, Storage, open_storage
+
+_UNKNOWN: Final[Mapping[str, Any]] = {"epoch": float("nan"), "wall_time": 0, "trigger": "", "loss": float("nan")}
+
+
+@dataclass(frozen=True)
+class Repaired:
+    """One thing that was mended: where, of what kind, in words, and the steps that were lost by it."""
+
+    location: str
+    kind: str
+    message: str
+    lost: list[int] = field(default_factory=list)
+
+
+def repair(
+    url: str | os.PathLike[str] | Storage, storage_options: Mapping[str, Any] | None = None, *, force: bool = False
+) -> list[Repaired]:
+    """Mend what can be mended, and say what was lost.
+
+    Leftovers of crashed writers are swept; a step of which any layer is missing or damaged is dropped for all layers,
+    since a step is whole or it is not there; a model's document that is lost is rebuilt from its arrays' own. A repair
+    that is itself interrupted goes on when called again. Foreign files are never touched.
+
+    Parameters
+    ----------
+    url : path or URL
+    storage_options : mapping, optional
+        Handed to fsspec.
+    force : bool
+        Also repair models whose writer seems alive.
+
+    Raises
+    ------
+    StoreNotFoundError, NotAStoreError, UnknownVersionError, LeaseError
+        If there is nothing that may be repaired.
+    CorruptStoreError
+        If the root document is lost: without the probe set's fingerprint nothing can be rebuilt.
+    """
+    storage = url if isinstance(url, Storage) else open_storage(url, storage_options)
+    if store_attributes(storage) is None:
+        raise StoreNotFoundError(f"There is no repaudit store at {storage.url}.")
+    done = list(_mend_root(storage))
+    for name in storage.children(MODELS):
+        if name == DOCUMENT:
+            continue
+        key = f"{MODELS}/{name}"
+        try:
+            if not storage.children(key):
+                continue
+            with_document = storage.size(f"{key}/{DOCUMENT}") is not None
+            model = ModelInspection(storage, key)
+        except ForeignPathError:
+            continue
+        if with_document or model.layer_keys:
+            done += _mend_model(storage, key, force)
+    return done
+
+
+def _mend_root(storage: Storage) -> Iterator[Repaired]:
+    document = read_document(storage, DOCUMENT) or {}
+    if document.pop("consolidated_metadata", None) is not None:
+        storage.put(DOCUMENT, [dump(document)])
+        yield Repaired(DOCUMENT, "misaligned", "The consolidated metadata that hid later steps was taken away.")
+    for name in storage.children(PROBE):
+        if name.endswith(TEMPORARY):
+            storage.delete_prefix(f"{PROBE}/{name}")
+            storage.delete(f"{PROBE}/{name}")
+            yield Repaired(f"{PROBE}/{name}", "leftover", "A write that never finished was removed.")
+    yield from _mend_lease(storage, f"{PROBE}/{LEASE}")
+
+
+def _mend_lease(storage: Storage, key: str) -> Iterator[Repaired]:
+    data = storage.get(key)
+    if data is not None and Holder.parse(data).stale:
+        storage.delete(key)
+        yield Repaired(key, "leftover", "A lease whose holder is gone was removed.")
+
+
+def _mend_model(storage: Storage, key: str, force: bool) -> list[Repaired]:
+    done = list(_mend_lease(storage, f"{key}/{LEASE}"))
+    lease = Lease(storage, f"{key}/{LEASE}", f"The model at {key}", force=force)
+    try:
+        _replay(storage, key)
+        model = ModelInspection(storage, key)
+        if not model.layer_keys:
+            raise CorruptStoreError(f"{storage.url}: nothing is left of {key} to rebuild it from: {model.faults}.")
+        rows = _judge(model)
+        bad = [row for row in rows if row.fault]
+        rebuilt = not model.sound
+        if bad or rebuilt or any(row.unknown for row in rows):
+            _stage(model, [row for row in rows if not row.fault])
+            _replay(storage, key)
+            done += _describe(model, rows, rebuilt)
+        for place in list(ModelInspection(storage, key).leftovers()):
+            storage.delete(place)
+            done.append(Repaired(place, "leftover", "A chunk beyond the committed steps was removed."))
+    finally:
+        lease.release()
+    return done
+
+
+@dataclass
+class _Row:
+    """One step as found: its coordinates, the checksum of each layer, what is wrong with it."""
+
+    index: int
+    columns: dict[str, Any]
+    checksums: list[int]
+    fault: str | None
+    unknown: list[str]
+
+
+def _judge(model: ModelInspection) -> list[_Row]:
+    """Look at every step that is, or could have been, committed; without a document only proven steps count."""
+    rows: list[_Row] = []
+    index, last = 0, -1
+    while model.committed is None or index < model.committed:
+        row = _judge_step(model, index, last)
+        if row.fault and model.committed is None:
+            break
+        if row.fault is None:
+            last = row.columns[STEP]
+        rows.append(row)
+        index += 1
+    return rows
+
+
+def _judge_step(model: ModelInspection, index: int, last: int) -> _Row:
+    chunk, position = divmod(index, COORDINATE_CHUNK)
+    columns: dict[str, Any] = {}
+    unknown = []
+    for name in STEP_COLUMNS:
+        values = model.column(name, chunk)
+        if isinstance(values, str) and name != STEP:
+            unknown.append(name)
+        columns[name] = _UNKNOWN.get(name) if isinstance(values, str) else values[position]
+    if columns[STEP] is None or columns[STEP] <= last:
+        return _Row(index, columns, [], "its step number is lost", unknown)
+    sums = model.column(CHECKSUM, chunk)
+    found: list[int] = []
+    for layer, (name, key) in enumerate(model.layer_keys.items()):
+        expected = None if isinstance(sums, str) else sums[position][layer]
+        fault = model.step_fault(key, index, expected)
+        if fault or (expected is None and model.committed is None):
+            return _Row(index, columns, [], f"layer {name!r}: {fault or 'nothing proves it'}", unknown)
+        found.append(checksum(model.read_step(key, index)) if expected is None else expected)
+    return _Row(index, columns, found, None, [*unknown, *([CHECKSUM] if isinstance(sums, str) else [])])
+
+
+def _stage(model: ModelInspection, rows: list[_Row]) -> None:
+    """Copy the good steps to where no reader looks; the staged document, written last, makes the repair certain."""
+    storage, base = model.storage, f"{REPAIR}/{model.key.partition('/')[2]}"
+    storage.delete_prefix(base)
+    for name in model.layer_keys.values():
+        for target, row in enumerate(rows):
+            if target != row.index:
+                data = storage.get(f"{model.key}/{name}/{model.chunk_name(name, row.index)}") or b""
+                storage.put(f"{base}/{name}/{model.chunk_name(name, target)}", [data])
+    objects: dict[str, Parts] = {}
+    for start in range(0, len(rows), COORDINATE_CHUNK):
+        part, chunk = rows[start : start + COORDINATE_CHUNK], start // COORDINATE_CHUNK
+        for name, column in STEP_COLUMNS.items():
+            values = np.array([row.columns[name] for row in part], dtype=column.numpy_dtype)
+            fill = float(column.fill) if column.fill == "NaN" else column.fill
+            objects[f"{base}/{name}/{chunk_key(chunk)}"] = encode_column(values, COORDINATE_CHUNK, fill)
+        crcs = np.array([row.checksums for row in part], dtype="<u4").reshape(len(part), -1)
+        objects[f"{base}/{CHECKSUM}/{chunk_key(chunk, 0)}"] = encode_column(crcs, COORDINATE_CHUNK, 0)
+    names = np.array(list(model.layer_keys), dtype=object)
+    objects[f"{base}/{LAYER}/{chunk_key(0)}"] = encode_column(names, len(names), "")
+    storage.put_many(objects)
+    storage.put(f"{base}/{DOCUMENT}", [dump(_mended_document(model, rows))])
+
+
+def _mended_document(model: ModelInspection, rows: list[_Row]) -> dict[str, Any]:
+    if model.document is not None and model.sound:
+        document = copy.deepcopy(model.document)
+    else:
+        name = decode_name(model.key.rpartition("/")[2])
+        document = model_document({"name": name, "committed": 0, "gaps": [], "created": now()}, [], 0)
+        arrays = document["consolidated_metadata"]["metadata"]
+        arrays |= {key: model.arrays[key] for key in model.layer_keys.values()}
+        for key, shape in ((LAYER, [len(model.layer_keys)]), (CHECKSUM, [0, len(model.layer_keys)])):
+            arrays[key]["shape"] = shape
+            rows_a_chunk = len(model.layer_keys) if key == LAYER else COORDINATE_CHUNK
+            arrays[key]["chunk_grid"]["configuration"]["chunk_shape"] = [rows_a_chunk, *shape[1:]]
+    document["attributes"][ATTRS] |= {"committed": len(rows), "repaired": now()}
+    for array in document["consolidated_metadata"]["metadata"].values():
+        if array["dimension_names"][0] == STEP:
+            array["shape"][0] = len(rows)
+    return document
+
+
+def _replay(storage: Storage, key: str) -> None:
+    """Carry out a staged repair, from the start if it was interrupted: every part of it may be done twice."""
+    base = f"{REPAIR}/{key.partition('/')[2]}"
+    document = read_document(storage, f"{base}/{DOCUMENT}")
+    if document is None:
+        storage.delete_prefix(base)
+        return
+    hidden = copy.deepcopy(document)  # while chunks move, readers see no step of this model
+    hidden["attributes"][ATTRS]["committed"] = 0
+    for array in hidden["consolidated_metadata"]["metadata"].values():
+        if array["dimension_names"][0] == STEP:
+            array["shape"][0] = 0
+    storage.put(f"{key}/{DOCUMENT}", [dump(hidden)])
+    for staged in list(storage.keys(base)):
+        target = f"{key}/{staged.removeprefix(base + '/')}"
+        if target != f"{key}/{DOCUMENT}":
+            storage.put(target, [storage.get(staged) or b""])
+    storage.put_many(
+        {
+            f"{key}/{name}/{DOCUMENT}": [dump(array)]
+            for name, array in document["consolidated_metadata"]["metadata"].items()
+        }
+    )
+    storage.put(f"{key}/{DOCUMENT}", [dump(document)])
+    storage.delete(f"{base}/{DOCUMENT}")
+    storage.delete_prefix(base)
+
+
+def _describe(model: ModelInspection, rows: list[_Row], rebuilt: bool) -> Iterator[Repaired]:
+    if rebuilt:
+        kept = len([row for row in rows if not row.fault])
+        message = f"The model's document was rebuilt from its arrays; {kept} steps are proven by their checksums."
+        yield Repaired(f"{model.key}/{DOCUMENT}", "damaged_metadata", message)
+    for row in rows:
+        step = row.columns[STEP]
+        if row.fault:
+            known = [] if step is None else [int(step)]
+            message = f"Step {step if known else 'of unknown number'} was dropped for all layers: {row.fault}."
+            yield Repaired(f"{model.key}[{row.index}]", "damaged_chunk", message, known)
+    unknown = sorted({name for row in rows for name in row.unknown})
+    if unknown:
+        message = f"{', '.join(unknown)}: damaged chunks were replaced by 'unknown', or by recomputed checksums."
+        yield Repaired(model.key, "damaged_chunk", message)

@@ -1,0 +1,181 @@
+"""Verification names every problem with its place; repair mends it, says what was lost, and invents nothing."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import repaudit as ra
+from repaudit.errors import NotAStoreError, StoreNotFoundError, UnknownVersionError
+from repaudit.store import catalog
+
+FIRST = "models/seed0/model.layers.0"
+
+
+@pytest.fixture
+def store(url, probe_set, layers, step_arrays) -> Path:
+    """A finished store of five steps."""
+    with ra.TrajectoryWriter(url, model_name="seed0", probe_set=probe_set, layers=layers) as writer:
+        for step in range(5):
+            writer.append(step, step_arrays(step), loss=float(step), trigger="t")
+    return Path(url)
+
+
+def edit(path: Path, change) -> None:
+    document = json.loads(path.read_text())
+    change(document)
+    path.write_text(json.dumps(document))
+
+
+def flip(path: Path, position: int = 5) -> None:
+    data = bytearray(path.read_bytes())
+    data[position] ^= 0xFF
+    path.write_bytes(data)
+
+
+DAMAGES = {
+    "missing_chunk": lambda store: (store / FIRST / "c.2.0.0").unlink(),
+    "missing_step_chunk": lambda store: (store / "models/seed0/step/c.0").unlink(),
+    "missing_sample_chunk": lambda store: (store / "sample/c.0").unlink(),
+    "damaged_chunk": lambda store: flip(store / FIRST / "c.2.0.0"),
+    "short_chunk": lambda store: (store / FIRST / "c.2.0.0").write_bytes(b"short"),
+    "damaged_loss": lambda store: flip(store / "models/seed0/loss/c.0"),
+    "damaged_checksum": lambda store: flip(store / "models/seed0/checksum/c.0.0"),
+    "damaged_input": lambda store: flip(store / "probe/input_ids/c.0.0"),
+    "truncated_document": lambda store: (store / "models/seed0/zarr.json").write_text("{"),
+    "no_document": lambda store: (store / "models/seed0/zarr.json").unlink(),
+    "negative": lambda store: edit(
+        store / "models/seed0/zarr.json", lambda d: d["attributes"]["repaudit"].update(committed=-1)
+    ),
+    "misaligned": lambda store: edit(
+        store / "models/seed0/zarr.json", lambda d: d["attributes"]["repaudit"].update(committed=4)
+    ),
+    "consolidated_root": lambda store: edit(
+        store / "zarr.json",
+        lambda d: d.update(consolidated_metadata={"kind": "inline", "must_understand": False, "metadata": {}}),
+    ),
+    "unknown_version": lambda store: edit(
+        store / "zarr.json", lambda d: d["attributes"]["repaudit"].update(version=99)
+    ),
+    "leftover_chunk": lambda store: shutil.copy(store / FIRST / "c.2.0.0", store / FIRST / "c.7.0.0"),
+    "leftover_write": lambda store: (store / "probe/.abc.partial").write_bytes(b"half"),
+    "foreign": lambda store: (store / "notes.txt").write_text("mine"),
+    "linked_layer": lambda store: (
+        shutil.move(store / FIRST, store.parent / "x"),
+        (store / FIRST).symlink_to(store.parent / "x"),
+    ),
+}
+EXPECTED = {
+    "missing_chunk": ("missing_chunk", f"{FIRST}/c.2.0.0"),
+    "missing_step_chunk": ("missing_chunk", "models/seed0/step/c.0"),
+    "missing_sample_chunk": ("missing_chunk", "sample/c.0"),
+    "damaged_chunk": ("damaged_chunk", f"{FIRST}/c.2.0.0"),
+    "short_chunk": ("damaged_chunk", f"{FIRST}/c.2.0.0"),
+    "damaged_loss": ("damaged_chunk", "models/seed0/loss/c.0"),
+    "damaged_checksum": ("damaged_chunk", "models/seed0/checksum/c.0.0"),
+    "damaged_input": ("damaged_chunk", "probe/input_ids/c.0.0"),
+    "truncated_document": ("damaged_metadata", "models/seed0/zarr.json"),
+    "no_document": ("damaged_metadata", "models/seed0/zarr.json"),
+    "negative": ("damaged_metadata", "models/seed0/zarr.json"),
+    "misaligned": ("misaligned", FIRST),
+    "consolidated_root": ("misaligned", "zarr.json"),
+    "unknown_version": ("unknown_version", "zarr.json"),
+    "leftover_chunk": ("leftover", f"{FIRST}/c.7.0.0"),
+    "leftover_write": ("leftover", "probe/.abc.partial"),
+    "foreign": ("foreign", "notes.txt"),
+    "linked_layer": ("foreign", FIRST),
+}
+NEEDS_DATA = {"damaged_chunk", "damaged_input"}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_each_damage_is_found_with_kind_and_place(store, damage):
+    assert ra.verify(store, data=True) == []
+    DAMAGES[damage](store)
+    problems = ra.verify(store, data=True)
+    assert EXPECTED[damage] in {(problem.kind, problem.location) for problem in problems}
+    assert all(problem.message for problem in problems)
+    shallow = {(problem.kind, problem.location) for problem in ra.verify(store)}
+    assert (EXPECTED[damage] in shallow) == (damage not in NEEDS_DATA)
+
+
+def test_every_damage_is_listed_at_once(store):
+    (store / FIRST / "c.1.0.0").unlink()
+    (store / FIRST / "c.3.0.0").unlink()
+    flip(store / "models/seed0/model.layers.1/c.2.0.0")
+    kinds = [(problem.kind, problem.location[-7:]) for problem in ra.verify(store, data=True)]
+    assert sorted(kinds) == [("damaged_chunk", "c.2.0.0"), ("missing_chunk", "c.1.0.0"), ("missing_chunk", "c.3.0.0")]
+
+
+LOST = {"missing_chunk": [2], "damaged_chunk": [2], "short_chunk": [2]}
+KEEPS_ALL = [
+    "damaged_loss",
+    "damaged_checksum",
+    "truncated_document",
+    "no_document",
+    "negative",
+    "consolidated_root",
+    "leftover_chunk",
+    "leftover_write",
+]
+
+
+@pytest.mark.parametrize("damage", [*LOST, *KEEPS_ALL])
+def test_repair_keeps_every_step_that_can_be_trusted(store, damage, layers, step_arrays):
+    DAMAGES[damage](store)
+    done = ra.repair(store)
+    lost = LOST.get(damage, [])
+    assert [step for repaired in done for step in repaired.lost] == lost
+    assert done
+    assert ra.verify(store, data=True) == []
+    tree = ra.open_store(store)
+    kept = [step for step in range(5) if step not in lost]
+    assert catalog.steps(tree, "seed0") == kept
+    for name in layers:
+        for step in kept:
+            values = catalog.activations(tree, "seed0", name).sel(step=step).values
+            np.testing.assert_array_equal(values, step_arrays(step)[name])
+    loss = catalog.model_dataset(tree, "seed0").loss.values
+    np.testing.assert_array_equal(loss, [np.nan] * 5 if damage == "damaged_loss" else [float(step) for step in kept])
+    assert ra.repair(store) == []
+
+
+def test_a_repaired_model_can_be_recorded_further(store, probe_set, layers, step_arrays):
+    DAMAGES["missing_chunk"](store)
+    ra.repair(store)
+    with ra.TrajectoryWriter(store, model_name="seed0", probe_set=probe_set, layers=layers) as writer:
+        assert writer.steps == [0, 1, 3, 4]
+        writer.append(5, step_arrays(5))
+    assert ra.verify(store, data=True) == []
+
+
+def test_lost_step_numbers_cost_the_steps_and_nothing_is_invented(store):
+    DAMAGES["missing_step_chunk"](store)
+    done = ra.repair(store)
+    assert len([repaired for repaired in done if "unknown number" in repaired.message]) == 5
+    assert catalog.steps(ra.open_store(store), "seed0") == []
+    assert ra.verify(store, data=True) == []
+
+
+def test_repair_leaves_foreign_files_and_unknown_versions_alone(store):
+    DAMAGES["foreign"](store)
+    assert ra.repair(store) == []
+    assert (store / "notes.txt").read_text() == "mine"
+    DAMAGES["unknown_version"](store)
+    with pytest.raises(UnknownVersionError, match=r"version 99.*version 1"):
+        ra.repair(store)
+
+
+def test_what_is_no_store_is_refused(tmp_path):
+    import zarr
+
+    with pytest.raises(StoreNotFoundError):
+        ra.verify(tmp_path / "absent.zarr")
+    zarr.create_group(tmp_path / "other.zarr")
+    for function in (ra.verify, ra.repair, ra.open_store):
+        with pytest.raises(NotAStoreError, match="not a repaudit store"):
+            function(tmp_path / "other.zarr")
