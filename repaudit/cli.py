@@ -144,6 +144,61 @@ def _brief(words: list[str], most: int = 8) -> str:
 
 
 @app.command()
+def verify(
+    store: Store,
+    data: Annotated[
+        bool, typer.Option("--data", help="Also read every step and compare it with its checksum.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """List every problem of a store; exit code 1 where there is one."""
+    with one_line_errors():
+        from repaudit.store.verify import verify as find
+
+        problems = [{"location": p.location, "kind": p.kind, "message": p.message} for p in find(store, data=data)]
+    _print_findings(problems, as_json, none="no problem found")
+    raise typer.Exit(FINDINGS if problems else 0)
+
+
+@app.command()
+def repair(
+    store: Store,
+    force: Annotated[bool, typer.Option("--force", help="Also models whose writer seems alive.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Mend what can be mended, and say what was lost."""
+    with one_line_errors():
+        from repaudit.store.repair import repair as mend
+
+        done = [{"location": r.location, "kind": r.kind, "message": r.message} for r in mend(store, force=force)]
+    _print_findings(done, as_json, none="nothing to repair")
+
+
+def _print_findings(rows: list[dict[str, str]], as_json: bool, none: str) -> None:
+    if as_json:
+        typer.echo(json.dumps(rows, indent=2))
+        return
+    console = Console(soft_wrap=True)
+    for row in rows:
+        console.print(
+            f"[bold]{escape(row['kind'])}[/] {escape(row['location'])}: {escape(row['message'])}", highlight=False
+        )
+    if not rows:
+        console.print(none)
+
+
+@app.command()
+def report(
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="An analysis folder, <store>.analysis.")],
+) -> None:
+    """Write the report and figures of an analysis again from its results."""
+    with one_line_errors():
+        from repaudit.pipeline import rewrite_report
+
+        typer.echo(rewrite_report(folder))
+
+
+@app.command()
 def analyze(
     store: Store,
     out: Annotated[Path | None, typer.Option(help="Folder for the results; <store>.analysis by default.")] = None,

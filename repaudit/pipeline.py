@@ -235,6 +235,20 @@ def _replace(made: Path, place: Path) -> None:
     made.replace(place)
 
 
+def rewrite_report(folder: Path) -> Path:
+    """Write ``report.html`` and ``figures/`` again from the results in an analysis folder; give the report's path."""
+    place = folder / "results.zarr"
+    if not place.is_dir():
+        raise AnalysisError(f"{folder} holds no results.zarr: expected a folder that `repaudit analyze` wrote")
+    try:
+        with xr.open_datatree(place, engine="zarr", consolidated=True) as stored:
+            results = stored.load()
+    except (ValueError, KeyError) as error:
+        raise AnalysisError(f"{place} cannot be read ({error}); run `repaudit analyze` again") from error
+    save_figures(results, folder / "figures")
+    return write_report(results, json.loads(results.attrs["summary"]), folder / "report.html")
+
+
 def _finite(value: Any) -> Any:
     """NaN and infinity as ``null``: JSON has neither."""
     if isinstance(value, dict):

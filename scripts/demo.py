@@ -28,7 +28,7 @@ import repaudit as ra
 SEEDS = (0, 1, 2)
 HELD_OUT = ("argparse", "asyncio", "_pydecimal", "email", "tarfile", "typing", "unittest", "xml")
 PASSAGES = 32  # of each held-out module: 256 in all
-PASSAGE_LENGTH = 48  # tokens
+SHORTEST_PASSAGE = 16  # tokens
 BLOCK_LENGTH = 64
 BATCH_SIZE = 32
 NOT_SOURCE = {
@@ -75,13 +75,14 @@ def train_tokenizer(source: str) -> PreTrainedTokenizerFast:
 
 
 def held_out_passages(tokenizer: PreTrainedTokenizerFast) -> tuple[list[str], list[str]]:
-    """Evenly spaced passages of every held-out module, and the module's name as the label."""
+    """Evenly spaced passages of every held-out module, as its authors set them apart, and the module as the label."""
     texts, labels = [], []
     for module in HELD_OUT:
-        tokens = tokenizer(module_source(module), verbose=False)["input_ids"]
-        for start in np.linspace(0, len(tokens) - PASSAGE_LENGTH, PASSAGES).astype(int):
-            texts.append(tokenizer.decode(tokens[start : start + PASSAGE_LENGTH]))
-            labels.append(module.removeprefix("_py"))
+        blocks = [block.strip("\n") for block in module_source(module).split("\n\n")]
+        lengths = [len(ids) for ids in tokenizer(blocks, verbose=False)["input_ids"]]
+        passages = [block for block, length in zip(blocks, lengths, strict=True) if length >= SHORTEST_PASSAGE]
+        texts += [passages[i] for i in np.linspace(0, len(passages) - 1, PASSAGES).astype(int)]
+        labels += [module.removeprefix("_py")] * PASSAGES
     return texts, labels
 
 
@@ -153,7 +154,8 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=600, help="optimizer steps of each replica")
     args = parser.parse_args()
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
-    warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+    for unhelpful in ("does not have many workers", "have no `val_dataloader`", "LeafSpec.* is deprecated"):
+        warnings.filterwarnings("ignore", message=f".*{unhelpful}")
 
     store = args.out / "store.zarr"
     if store.exists():

@@ -93,3 +93,26 @@ def test_wrong_usage_exits_with_2(planted_store, flags, said):
     assert run.returncode == 2, run.stderr
     assert said in run.stderr
     assert "Traceback" not in run.stderr
+
+
+def test_verify_and_repair_find_and_drop_a_lost_step(planted_store):
+    url = planted_store(models=1, layers=("only",))
+    assert repaudit("verify", url, "--data").returncode == 0
+    chunk = next(path for path in sorted((url / "models" / "seed0" / "only").iterdir()) if path.name.startswith("c.3."))
+    chunk.unlink()
+    found = repaudit("verify", url, "--json")
+    assert found.returncode == 1
+    assert [problem["kind"] for problem in json.loads(found.stdout)] == ["missing_chunk"]
+    assert "only" in json.loads(found.stdout)[0]["location"]
+    assert repaudit("repair", url).returncode == 0
+    assert repaudit("verify", url, "--data").returncode == 0
+    assert json.loads(repaudit("info", url, "--json").stdout)["models"][0]["steps"] == [0, 1, 2, 8, 16]
+
+
+def test_report_is_written_again_from_its_results(planted_store, tmp_path):
+    assert repaudit("analyze", planted_store(models=1, layers=("only",))).returncode == 0
+    report = tmp_path / "store.analysis" / "report.html"
+    report.unlink()
+    assert repaudit("report", tmp_path / "store.analysis").returncode == 0
+    assert report.stat().st_size > 10_000
+    assert repaudit("report", tmp_path).returncode == 2
