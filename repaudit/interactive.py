@@ -28,7 +28,7 @@ def spread_figure(spread: xr.Dataset, layer: str, phases: Sequence[Phase] = ()) 
     for phase in phases or [{"from": -np.inf, "to": np.inf, "direction": "flat"}]:
         _phase(figure, axis, found, phase)
     figure.add_scatter(
-        x=axis.position(found["step"]), y=found["spread"], mode="lines+markers", meta={"ink": True},
+        x=axis.position(found["step"]), y=found["spread"], mode=_mode(axis), meta={"ink": True},
         line={"width": 2}, marker={"size": 5}, customdata=np.stack([found[k] for k in ("step", "low", "high")], axis=1),
         hovertemplate="step %{customdata[0]:,}<br>spread %{y:.3f}"
         "<br>95% %{customdata[1]:.3f} to %{customdata[2]:.3f}<extra></extra>",
@@ -78,11 +78,11 @@ def trajectory_figure(trajectories: xr.Dataset, layer: str, variable: str = "tra
             continue
         x, y = _two(points)
         color = {"color": axis.position(steps), "cmin": first, "cmax": last, "colorscale": _STEPS}
-        sizes = np.where(np.arange(len(steps)) == len(steps) - 1, 13, 8)
+        sizes = np.where(np.arange(len(steps)) == len(steps) - 1, 13, 5 if axis.dense else 8)
         figure.add_scatter(
             x=x, y=y, mode="lines+markers", legendgroup=str(index), showlegend=False,
             line={"width": 1.2, "color": "rgba(128,134,140,0.55)"}, meta={"edge": True},
-            marker={"size": sizes, "symbol": symbol, "line": {"width": 0.7}, **color},
+            marker={"size": sizes, "symbol": symbol, "line": {"width": 0.0 if axis.dense else 0.7}, **color},
             customdata=steps, hovertext=name, hovertemplate="%{hovertext}<br>step %{customdata:,}<extra></extra>",
         )  # fmt: skip
         figure.add_scatter(
@@ -137,7 +137,7 @@ def diagnostic_figure(diagnostics: xr.Dataset, layer: str, variable: str) -> go.
         known = np.isfinite(values)
         steps = diagnostics[STEP].values[known]
         figure.add_scatter(
-            x=axis.position(steps), y=values[known], mode="lines+markers", meta={"ink": True}, line={"width": 1.2},
+            x=axis.position(steps), y=values[known], mode=_mode(axis), meta={"ink": True}, line={"width": 1.2},
             marker={"size": 5, "symbol": style.PLOTLY_SYMBOLS[index % len(style.PLOTLY_SYMBOLS)]},
             customdata=steps, hovertext=literal(style.visible(model, 40)),
             hovertemplate="%{hovertext}<br>step %{customdata:,}<br>%{y:.4g}<extra></extra>",
@@ -167,6 +167,10 @@ def _figure() -> go.Figure:
         margin={"l": 48, "r": 12, "t": 12, "b": 40}, hovermode="closest",
     )  # fmt: skip
     return figure
+
+
+def _mode(axis: style.StepAxis) -> str:
+    return "lines" if axis.dense else "lines+markers"
 
 
 def _others(figure: go.Figure, axis: style.StepAxis, curves: Sequence[Mapping[str, Any]]) -> None:
@@ -244,5 +248,10 @@ def _two(points: xr.DataArray) -> tuple[Any, Any]:
 
 
 def as_data(figure: go.Figure) -> Any:
-    """Return the figure as plain data: arrays in plotly's own binary form, NaN as null."""
+    """Return the figure as plain data: arrays in plotly's own binary form, coordinates in single precision."""
+    for trace in figure.data:
+        for name in ("x", "y"):
+            values = trace[name]
+            if isinstance(values, np.ndarray) and values.dtype == np.float64:
+                trace[name] = values.astype(np.float32)
     return json.loads(figure.to_json())

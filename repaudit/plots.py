@@ -147,7 +147,8 @@ def plot_trajectories(
         marker = style.MATPLOTLIB_MARKERS[index % len(style.MATPLOTLIB_MARKERS)]
         fraction = axis.fraction(points[STEP].values)
         ax.plot(x, y, color=_FAINT, linewidth=1.0, zorder=1)
-        ax.scatter(x, y, c=_STEPS(fraction), marker=marker, s=30, edgecolors="white", linewidths=0.5, zorder=2)
+        size, edge = (8, 0.0) if axis.dense else (30, 0.5)
+        ax.scatter(x, y, c=_STEPS(fraction), marker=marker, s=size, edgecolors="white", linewidths=edge, zorder=2)
         if len(x):
             ax.scatter(
                 x[-1:], y[-1:], marker=marker, s=90, facecolors="none", edgecolors=_INK, linewidths=1.0, zorder=3
@@ -225,7 +226,9 @@ def plot_diagnostics(
         color = style.depth_color(everything.index(name), len(everything))
         for index in range(len(models)):
             known = np.isfinite(values[index])
-            marker = style.MATPLOTLIB_MARKERS[index % len(style.MATPLOTLIB_MARKERS)]
+            marker = (
+                style.MATPLOTLIB_MARKERS[index % len(style.MATPLOTLIB_MARKERS)] if known.sum() <= style.DENSE else ""
+            )
             ax.plot(steps[known], values[index][known], color=color, linewidth=1.1, marker=marker, markersize=2.8)
     _step_axis(ax, steps)
     _despine(ax)
@@ -366,7 +369,8 @@ def _axes(ax: Axes | None) -> Axes:
 def _draw_curve(ax: Axes, found: dict[str, Any], color: str, *, band: bool, label: str) -> Line2D:
     if band and np.isfinite(found["low"]).any():
         ax.fill_between(found["step"], found["low"], found["high"], color=color, alpha=0.18, linewidth=0)
-    (line,) = ax.plot(found["step"], found["spread"], color=color, linewidth=1.6, marker="o", markersize=2.6)
+    marker = "" if len(found["step"]) > style.DENSE else "o"
+    (line,) = ax.plot(found["step"], found["spread"], color=color, linewidth=1.6, marker=marker, markersize=2.6)
     line.set_gid(label)
     return line
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
+from matplotlib.ticker import MaxNLocator
 from numpy.typing import ArrayLike, NDArray
 
 VERDICTS: Final = {
@@ -40,6 +41,10 @@ DEPTH_COLORS: Final = ("#5b2ea6", "#8f2fb0", "#c03a83", "#e06a52", "#ee9b2e")
 
 SPREAD_COLORS: Final = (VERDICTS["converging"], "#e9e6df", VERDICTS["diverging"])
 """Spread from 0 (identical) to 1 (unrelated): the same hues as the verdicts that end there."""
+
+
+DENSE: Final = 60
+"""Curves over more steps than this are drawn without markers."""
 
 
 @dataclass(frozen=True)
@@ -81,6 +86,11 @@ class StepAxis:
         first, last = self.position([self.steps[0], self.steps[-1]])
         return np.asarray((self.position(steps) - first) / (last - first))
 
+    @property
+    def dense(self) -> bool:
+        """Whether there are too many steps for a marker each."""
+        return len(self.steps) > DENSE
+
     def edges(self) -> NDArray[np.float64]:
         """Return the bounds of cells around the steps, one more than there are steps, halfway between neighbours."""
         where = self.position(self.steps)
@@ -90,9 +100,18 @@ class StepAxis:
         return np.array([2 * where[0] - between[0], *between, 2 * where[-1] - between[-1]])
 
     def ticks(self, count: int = 7) -> list[int]:
-        """Return at most ``count`` of the steps, the first and the last among them, spread evenly over the axis."""
+        """Return at most ``count`` ticks: the steps, where they are few or spaced like logarithms, else round numbers.
+
+        Examples
+        --------
+        >>> StepAxis.of([0, 1, 2, 4, 8, 16, 32, 64]).ticks(4), StepAxis.of(range(0, 995, 5)).ticks(6)
+        ([0, 4, 64], [0, 200, 400, 600, 800])
+        """
         if len(self.steps) <= 2:
             return list(self.steps)
+        if not self.log and len(self.steps) > count:
+            found = MaxNLocator(count - 1, integer=True).tick_values(self.steps[0], self.steps[-1])
+            return [int(tick) for tick in found if self.steps[0] <= tick <= self.steps[-1]]
         where = self.fraction(self.steps)
         gap = 1 / max(1, count - 1)
         chosen = [0]

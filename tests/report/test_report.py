@@ -83,7 +83,7 @@ def test_every_layer_has_its_figures_with_the_values_of_the_results(make_results
         found = figures[f"layer-{number}"]
         assert {"spread", "trajectory", "mds", "embedding", "effective_neighbors"} <= set(found)
         curve = next(trace for trace in found["spread"]["data"] if trace.get("meta") == {"ink": True})
-        np.testing.assert_allclose(numbers(curve["y"]), tree["spread"]["spread"].sel(layer=layer))
+        np.testing.assert_allclose(numbers(curve["y"]), tree["spread"]["spread"].sel(layer=layer), rtol=1e-6)
         assert found["spread"]["layout"]["shapes"][0]["y0"] == 1
         drawn = np.concatenate([numbers(trace["x"]) for trace in found["embedding"]["data"]])
         assert sorted(drawn) == sorted(tree["merged"]["embedding"].sel(layer=layer)[:, 0].values.astype(np.float32))
