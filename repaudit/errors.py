@@ -91,3 +91,10 @@ class ModelExistsError(StoreError, FileExistsError):
 
 class WriterClosedError(StoreError, RuntimeError):
     """The writer takes no more steps."""
+
+
+class NotInStoreError(StoreError, KeyError):
+    """The store has no such model, layer or step."""
+
+    def __str__(self) -> str:
+        return str(self.args[0]) if self.args else ""

@@ -6,6 +6,7 @@ from typing import Any
 
 import xarray as xr
 
+from repaudit.errors import NotInStoreError
 from repaudit.names import ATTRS, LABEL, LAYER, MODELS, SAMPLE, STEP
 
 
@@ -43,14 +44,14 @@ def activations(tree: xr.DataTree, model: str, layer: str) -> xr.DataArray:
     for array in model_dataset(tree, model).data_vars.values():
         if array.attrs.get(LAYER) == layer:
             return array
-    raise KeyError(f"Model {model!r} has no layer {layer!r}: it has {', '.join(layers(tree, model))}.")
+    raise NotInStoreError(f"Model {model!r} has no layer {layer!r}: it has {', '.join(layers(tree, model))}.")
 
 
 def model_dataset(tree: xr.DataTree, model: str) -> xr.Dataset:
     """Give the dataset of one model, with the sample ids of the root."""
     groups = _groups(tree)
     if model not in groups:
-        raise KeyError(f"The store has no model {model!r}: it has {', '.join(sorted(groups)) or 'none'}.")
+        raise NotInStoreError(f"The store has no model {model!r}: it has {', '.join(sorted(groups)) or 'none'}.")
     return groups[model].to_dataset()
 
 

@@ -1,0 +1,72 @@
+"""Copies and exports hold what the source holds."""
+
+from __future__ import annotations
+
+import ml_dtypes
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+import repaudit as ra
+from repaudit.errors import LayoutError, NotInStoreError
+from repaudit.store import catalog
+from repaudit.store.copying import copy_store, export_layer
+
+
+@pytest.fixture
+def source(url, probe_set, step_arrays, layers):
+    shapes = {**layers, "half": ((6, 5), "bfloat16")}
+    for seed in ("a", "b"):
+        with ra.TrajectoryWriter(
+            url,
+            model_name=seed,
+            probe_set=probe_set,
+            layers=shapes,
+            layer_attrs={"half": {"reduction": "mean"}},
+            model_attrs={"seed": 3},
+        ) as writer:
+            for step in (0, 5, 10):
+                half = np.random.default_rng(step).normal(size=(6, 5)).astype(ml_dtypes.bfloat16)
+                writer.append(step, {**step_arrays(step), "half": half}, loss=1.5 if step else None, trigger="x")
+    return url
+
+
+def test_a_copy_is_the_source(source, tmp_path):
+    copied = copy_store(source, tmp_path / "copy.zarr", codec="compact")
+    assert copied == {"a": [0, 5, 10], "b": [0, 5, 10]}
+    assert ra.verify(tmp_path / "copy.zarr", data=True) == []
+    before, after = ra.open_store(source), ra.open_store(tmp_path / "copy.zarr")
+    assert after.attrs["repaudit"]["fingerprint"] == before.attrs["repaudit"]["fingerprint"]
+    assert after["probe"].to_dataset().identical(before["probe"].to_dataset())
+    for model in ("a", "b"):
+        left, right = (catalog.model_dataset(tree, model).load() for tree in (before, after))
+        assert left.drop_attrs().identical(right.drop_attrs())
+        assert right.attrs["repaudit"]["seed"] == 3
+        assert right["half"].attrs["reduction"] == "mean"
+        assert right["half"].attrs["source_dtype"] == "bfloat16"
+
+
+def test_a_part_can_be_copied_and_the_copy_grows_later(source, tmp_path):
+    target = tmp_path / "part.zarr"
+    assert copy_store(source, target, models=["b"], layers=["half"], steps=[0, 5]) == {"b": [0, 5]}
+    assert catalog.layers(ra.open_store(target), "b") == ["half"]
+    assert copy_store(source, target, models=["b"], layers=["half"]) == {"b": [0, 5, 10]}
+    assert ra.verify(target, data=True) == []
+
+
+@pytest.mark.parametrize("part", [{"models": ["c"]}, {"layers": ["c"]}, {"steps": [7]}])
+def test_what_is_not_there_is_named(source, tmp_path, part):
+    with pytest.raises(NotInStoreError, match=r"No (model 'c'|layer 'c'|step 7) in .*it has"):
+        copy_store(source, tmp_path / "copy.zarr", **part)
+
+
+def test_exports_hold_the_activations(source, tmp_path, step_arrays):
+    expected = np.stack([step_arrays(step)["model.layers.0"] for step in (0, 5, 10)])
+    assert export_layer(source, "a", "model.layers.0", tmp_path / "x.npy") == (3, 6, 3)
+    np.testing.assert_array_equal(np.load(tmp_path / "x.npy"), expected)
+    export_layer(source, "a", "model.layers.0", tmp_path / "x.safetensors", steps=[5, 10])
+    loaded = load_file(tmp_path / "x.safetensors")
+    np.testing.assert_array_equal(loaded["activations"], expected[1:])
+    assert loaded["step"].tolist() == [5, 10]
+    with pytest.raises(LayoutError, match=r"\.npy or \.safetensors"):
+        export_layer(source, "a", "model.layers.0", tmp_path / "x.txt")
