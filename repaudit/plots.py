@@ -325,6 +325,9 @@ def _spread_figure(spread: xr.Dataset, verdicts: Mapping[str, Any]) -> Figure:
         ax.set_title(verdict, loc="right", fontsize=9, color=color)
     for ax in axes[len(layers) :]:
         ax.set_axis_off()
+    for ax in axes[max(0, len(layers) - columns) : len(layers)]:
+        ax.xaxis.set_tick_params(labelbottom=True)
+    axes[0].set_ylim(0, max(1.1, *(1.03 * ax.dataLim.y1 for ax in axes[: len(layers)])))
     figure.supylabel("spread (1 = unrelated, 0 = identical)", fontsize=9, color=_INK)
     figure.supxlabel("step", fontsize=9, color=_INK)
     return figure
@@ -377,7 +380,7 @@ def _draw_curve(ax: Axes, found: dict[str, Any], color: str, *, band: bool, labe
 
 def _spread_axes(ax: Axes, steps: Any, *, count: int = 7, label: bool = True) -> None:
     ax.axhline(1.0, color=_INK, linewidth=0.8, linestyle=(0, (2, 3)), zorder=0)
-    ax.set_ylim(0, max(1.1, ax.get_ylim()[1]))
+    ax.set_ylim(0, max(1.1, 1.03 * ax.dataLim.y1))
     _step_axis(ax, steps, count)
     _despine(ax)
     ax.set_xlabel("step" if label else "")
@@ -400,7 +403,7 @@ def _step_colorbar(ax: Axes, axis: style.StepAxis) -> None:
     if figure is None or len(axis.steps) < 2:
         return
     first, last = axis.position([axis.steps[0], axis.steps[-1]])
-    bar = figure.colorbar(ScalarMappable(Normalize(first, last), _STEPS), ax=ax, fraction=0.04, pad=0.02)
+    bar = figure.colorbar(ScalarMappable(Normalize(first, last), _STEPS), ax=ax, fraction=0.03, pad=0.02, shrink=0.6)
     ticks = axis.ticks(6)
     bar.set_ticks(list(axis.position(ticks)), labels=[f"{tick:,}" for tick in ticks])
     bar.set_label("step", fontsize=8)

@@ -47,7 +47,7 @@ MOST_ROWS: Final = 200
 """A table of more steps shows so many of them, evenly chosen, and says so."""
 
 HEALTHY: Final = {
-    "isolated": 0, "duplicates": 0, "collapsed": 0, "components": 1, "floored": 0, "failed": 0, "uniformity": 0.9,
+    "isolated": 0, "duplicates": 0, "collapsed": 0, "components": 1, "floored": 0, "failed": 0, "uniformity": 0.99,
 }  # fmt: skip
 """What each diagnostic is at most where nothing is wrong with an operator."""
 

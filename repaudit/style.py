@@ -105,18 +105,18 @@ class StepAxis:
         Examples
         --------
         >>> StepAxis.of([0, 1, 2, 4, 8, 16, 32, 64]).ticks(4), StepAxis.of(range(0, 995, 5)).ticks(6)
-        ([0, 4, 64], [0, 200, 400, 600, 800])
+        ([0, 2, 16, 64], [0, 200, 400, 600, 800])
         """
         if len(self.steps) <= 2:
             return list(self.steps)
         if not self.log and len(self.steps) > count:
             found = MaxNLocator(count - 1, integer=True).tick_values(self.steps[0], self.steps[-1])
             return [int(tick) for tick in found if self.steps[0] <= tick <= self.steps[-1]]
-        where = self.fraction(self.steps)
-        gap = 1 / max(1, count - 1)
+        where, gap = self.fraction(self.steps), 1 / max(1, count - 1)
+        nearest = {int(np.abs(where - k * gap).argmin()) for k in range(1, count - 1)}
         chosen = [0]
-        for index in range(1, len(self.steps) - 1):
-            if where[index] - where[chosen[-1]] >= gap * 0.95 and 1 - where[index] >= gap * 0.95:
+        for index in sorted(nearest):
+            if min(where[index] - where[chosen[-1]], 1 - where[index]) > 0.6 * gap:
                 chosen.append(index)
         return [self.steps[index] for index in [*chosen, len(self.steps) - 1]]
 

@@ -128,3 +128,14 @@ def test_rare_labels_share_one_group_and_no_sample_is_lost():
     assert groups[0].name == "10 other labels"
     assert sorted(np.concatenate([group.index for group in groups])) == list(range(len(labels)))
     assert len({(group.color, group.marker) for group in groups}) == len(groups)
+
+
+@pytest.mark.parametrize("verdict", style.VERDICTS)
+def test_verdicts_stand_out_on_white_and_on_black(verdict):
+    def luminance(color: str) -> float:
+        rgb = np.array([int(color[k : k + 2], 16) / 255 for k in (1, 3, 5)])
+        return float(np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4) @ [0.2126, 0.7152, 0.0722])
+
+    for paper in ("#fdfdfb", "#14171a"):
+        light, dark = sorted((luminance(paper), luminance(style.VERDICTS[verdict])), reverse=True)
+        assert (light + 0.05) / (dark + 0.05) >= 3
