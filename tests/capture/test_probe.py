@@ -1,0 +1,101 @@
+"""The probe set: what it holds, what it refuses, what its fingerprint depends on."""
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+
+from repaudit import ProbeSet
+from repaudit.errors import ProbeSetError
+
+WORDS = ["<pad>", "<unk>", "a", "b", "c", "d", "e"]
+
+
+def make_tokenizer(**options):
+    backend = Tokenizer(models.WordLevel({word: i for i, word in enumerate(WORDS)}, unk_token="<unk>"))
+    backend.pre_tokenizer = pre_tokenizers.Whitespace()
+    return PreTrainedTokenizerFast(tokenizer_object=backend, **options)
+
+
+def test_fingerprint_depends_on_inputs_alone():
+    ids, mask = torch.tensor([[1, 2], [3, 4]]), torch.tensor([[1, 1], [1, 0]])
+    base = ProbeSet.from_tensors({"input_ids": ids, "attention_mask": mask}).fingerprint
+    assert len(base) == 64
+    assert ProbeSet.from_tensors({"attention_mask": mask, "input_ids": ids}).fingerprint == base
+    assert ProbeSet.from_tensors({"input_ids": ids, "attention_mask": mask}, ["x", "y"], ["p", "q"]).fingerprint == base
+    others = [
+        {"input_ids": ids + 1, "attention_mask": mask},
+        {"input_ids": ids.int(), "attention_mask": mask},
+        {"input_ids": ids},
+        {"other": ids, "attention_mask": mask},
+        {"input_ids": ids.flip(0), "attention_mask": mask.flip(0)},
+    ]
+    assert len({base, *(ProbeSet.from_tensors(other).fingerprint for other in others)}) == 6
+
+
+def test_inputs_are_copied():
+    ids = torch.tensor([[1, 2], [3, 4]])
+    probe_set = ProbeSet.from_tensors({"input_ids": ids})
+    before = copy.deepcopy(probe_set.arrays())
+    ids.zero_()
+    np.testing.assert_array_equal(probe_set.arrays()["input_ids"], before["input_ids"])
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_texts_are_padded_on_the_tokenizers_side(side):
+    tokenizer = make_tokenizer(pad_token="<pad>", padding_side=side)
+    probe_set = ProbeSet.from_texts(["a b c d e", "b"], tokenizer, max_length=3, labels=[1, 2])
+    expected = [[2, 3, 4], [0, 0, 3] if side == "left" else [3, 0, 0]]
+    assert probe_set.inputs["input_ids"].tolist() == expected
+    assert probe_set.inputs["attention_mask"].tolist() == [[1, 1, 1], [0, 0, 1] if side == "left" else [1, 0, 0]]
+    assert (probe_set.padding_side, probe_set.labels, probe_set.texts) == (side, ["1", "2"], ["a b c d e", "b"])
+
+
+def test_tokenizer_without_padding_token_is_left_as_it_is():
+    tokenizer = make_tokenizer(eos_token="e")
+    probe_set = ProbeSet.from_texts(["a b", "c"], tokenizer)
+    assert tokenizer.pad_token is None
+    assert probe_set.inputs["input_ids"].tolist() == [[2, 3], [4, WORDS.index("e")]]
+    assert probe_set.inputs["attention_mask"].tolist() == [[1, 1], [1, 0]]
+
+
+@pytest.mark.parametrize(
+    ("tensors", "options", "message"),
+    [
+        ({}, {}, "at least one sample"),
+        ({"x": torch.zeros(0, 3)}, {}, "at least one sample"),
+        ({"x": torch.zeros(2, 3), "y": torch.zeros(3)}, {}, "one length over samples"),
+        ({"x": torch.tensor(1.0)}, {}, "scalar"),
+        ({"x": torch.tensor([[0.0], [float("nan")]])}, {}, "sample 1 holds NaN"),
+        ({"x": torch.zeros(2, 3)}, {"ids": ["a", "a"]}, "'a' comes more than once"),
+        ({"x": torch.zeros(2, 3)}, {"labels": ["a"]}, "labels: expected one a sample, 2 in all, found 1"),
+        ({"attention_mask": torch.tensor([[1, 1], [0, 0]])}, {}, r"samples \[1\] have no unmasked token"),
+        ({"attention_mask": torch.tensor([[1, 2]])}, {}, "zeros and ones"),
+        ({"x": "text"}, {}, "expected a tensor over samples, found str"),
+    ],
+)
+def test_bad_inputs_are_refused(tensors, options, message):
+    with pytest.raises(ProbeSetError, match=message):
+        ProbeSet.from_tensors(tensors, **options)
+
+
+def test_bad_texts_are_refused():
+    tokenizer = make_tokenizer(pad_token="<pad>")
+    with pytest.raises(ProbeSetError, match="no unmasked token"):
+        ProbeSet.from_texts(["a", ""], tokenizer)
+    with pytest.raises(ProbeSetError, match="sequence of strings"):
+        ProbeSet.from_texts("a b c", tokenizer)
+    with pytest.raises(ProbeSetError, match="no texts"):
+        ProbeSet.from_texts([], tokenizer)
+
+
+def test_batches_and_selections_keep_order():
+    probe_set = ProbeSet.from_tensors({"x": torch.arange(7)}, labels=list("abcdefg"))
+    assert [batch["x"].tolist() for batch in probe_set.batches(3)] == [[0, 1, 2], [3, 4, 5], [6]]
+    part = probe_set.select(2, 4)
+    assert (part.ids, part.labels, part.inputs["x"].tolist()) == (["2", "3"], ["c", "d"], [2, 3])
+    with pytest.raises(ValueError, match="at least 1"):
+        next(probe_set.batches(0))
