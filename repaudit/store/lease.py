@@ -89,8 +89,12 @@ class Lease:
         self._checked = time.monotonic()
         self._lost = False
         self._stop = threading.Event()
-        self._acquire(force)
-        _HELD.add(self.holder.token)
+        _HELD.add(self.holder.token)  # before the store knows it: others in this process must not think it lost
+        try:
+            self._acquire(force)
+        except BaseException:
+            _HELD.discard(self.holder.token)
+            raise
         self._thread = threading.Thread(target=self._beat, name="repaudit-lease", daemon=True)
         self._thread.start()
 
@@ -113,8 +117,9 @@ class Lease:
         """Replace a stale lease; the marker lets just one of several heirs through."""
         marker = f"{self.key}.{other.token or 'unreadable'}"
         if not self.storage.create(marker, self.holder.dump()):
-            heir = Holder.parse(self.storage.get(marker) or b"")
-            if not force and not heir.stale:
+            data = self.storage.get(marker)
+            if not force and (data is None or not Holder.parse(data).stale):
+                heir = "it is done" if data is None else Holder.parse(data)
                 raise LeaseError(f"{self.what} is just being taken over by another writer ({heir}).")
         try:
             current = Holder.parse(self.storage.get(self.key) or b"")

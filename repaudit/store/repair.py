@@ -104,6 +104,7 @@ def _mend_model(storage: Storage, key: str, force: bool) -> list[Repaired]:
         model = ModelInspection(storage, key)
         if not model.layer_keys:
             raise CorruptStoreError(f"{storage.url}: nothing is left of {key} to rebuild it from: {model.faults}.")
+        found = set(model.leftovers())
         rows = _judge(model)
         bad = [row for row in rows if row.fault]
         rebuilt = not model.sound
@@ -113,7 +114,8 @@ def _mend_model(storage: Storage, key: str, force: bool) -> list[Repaired]:
             done += _describe(model, rows, rebuilt)
         for place in list(ModelInspection(storage, key).leftovers()):
             storage.delete(place)
-            done.append(Repaired(place, "leftover", "A chunk beyond the committed steps was removed."))
+            if place in found:
+                done.append(Repaired(place, "leftover", "A chunk beyond the committed steps was removed."))
     finally:
         lease.release()
     return done
