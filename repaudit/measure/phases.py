@@ -5,15 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
 from itertools import pairwise
 from typing import Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy import stats
 
-from repaudit.errors import AnalysisError
+from repaudit.measure.curve import Curve
 
 Direction = Literal["falls", "rises", "flat"]
 Verdict = Literal["converging", "diverging", "unrelated", "unchanged", "undecided"]
@@ -22,8 +20,6 @@ UNRELATED = 0.95
 """The end counts as unrelated where its interval reaches this share of the null."""
 UNINFORMATIVE = 0.5
 """An interval of the end wider than this says nothing between related and unrelated."""
-SMALLEST_CHANGE = 0.01
-"""A change below this is none, however sharp the interval: one percent of the way from identical to unrelated."""
 SHOULDER = 0.1
 """A flat stretch before or after a change is where less than this share of it happens."""
 SHORTEST_SHOULDER = 3
@@ -67,14 +63,18 @@ def phases(steps: Sequence[int] | ArrayLike, value: ArrayLike, low: ArrayLike, h
     >>> [(p.start, p.end, p.direction) for p in phases([0, 40, 200, 600], curve, curve - 0.05, curve + 0.05)]
     [(0, 40, 'rises'), (40, 600, 'falls')]
     """
-    at, v, below, above = _curve(steps, value, low, high)
-    if len(v) == 0:
+    return read_phases(Curve.of(steps, value, low, high))
+
+
+def read_phases(curve: Curve) -> list[Phase]:
+    """Phases of a curve that is checked already; see :func:`phases`."""
+    if not len(curve):
         return []
-    pivots = _pivots(v, below, above)
+    steps, pivots = curve.steps, _pivots(curve)
     if not pivots:
-        return [Phase(int(at[0]), int(at[-1]), "flat")]
-    stretches = _with_shoulders(v, pivots)
-    return [Phase(int(at[a]), int(at[b]), direction) for a, b, direction in stretches]
+        return [Phase(int(steps[0]), int(steps[-1]), "flat")]
+    stretches = _with_shoulders(curve.value, pivots)
+    return [Phase(int(steps[a]), int(steps[b]), direction) for a, b, direction in stretches]
 
 
 def verdict(steps: Sequence[int] | ArrayLike, value: ArrayLike, low: ArrayLike, high: ArrayLike) -> Verdict:
@@ -94,68 +94,35 @@ def verdict(steps: Sequence[int] | ArrayLike, value: ArrayLike, low: ArrayLike, 
     >>> verdict([0, 100], [0.9, 0.2], [0.8, 0.1], [0.93, 0.3])
     'converging'
     """
-    at, v, below, above = _curve(steps, value, low, high)
-    if len(v) < 2 or not math.isfinite(below[-1] + above[-1]):
+    curve = Curve.of(steps, value, low, high)
+    width = curve.below[-1] + curve.above[-1] if len(curve) > 1 else math.nan
+    if not math.isfinite(width):
         return "undecided"
-    if v[-1] + above[-1] >= UNRELATED:
-        return "unrelated" if below[-1] + above[-1] <= UNINFORMATIVE else "undecided"
-    changes = [phase.direction for phase in phases(at, v, v - below, v + above) if phase.direction != "flat"]
+    if curve.value[-1] + curve.above[-1] >= UNRELATED:
+        return "unrelated" if width <= UNINFORMATIVE else "undecided"
+    changes = [phase.direction for phase in read_phases(curve) if phase.direction != "flat"]
     if not changes:
         return "unchanged"
     return "converging" if changes[-1] == "falls" else "diverging"
 
 
-Curve = tuple[NDArray[np.int64], NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]
-
-
-def _curve(steps: Sequence[int] | ArrayLike, value: ArrayLike, low: ArrayLike, high: ArrayLike) -> Curve:
-    """Steps, values and the half-widths below and above, where the value is known."""
-    at = np.asarray(steps)
-    v, low, high = (np.asarray(x, dtype=np.float64) for x in (value, low, high))
-    if not (at.shape == v.shape == low.shape == high.shape) or at.ndim != 1:
-        shapes = f"{at.shape}, {v.shape}, {low.shape}, {high.shape}"
-        raise AnalysisError(f"expected one value, low and high for each step, found shapes {shapes}")
-    if (np.diff(at) <= 0).any():
-        raise AnalysisError("expected strictly increasing steps: sort them, one value a step")
-    outside = (low > v) | (high < v)
-    if outside.any():
-        raise AnalysisError(f"expected low <= value <= high, found otherwise at step {at[outside.argmax()]}")
-    known = np.isfinite(v)
-    return at[known].astype(np.int64), v[known], (v - low)[known], (high - v)[known]
-
-
-def _pivots(v: NDArray[np.float64], below: NDArray[np.float64], above: NDArray[np.float64]) -> list[int]:
+def _pivots(curve: Curve) -> list[int]:
     """Indices of the extremes between which the curve changes significantly, first and last included; empty if none."""
-    widen = _widening(len(v))
-
-    def falls(a: int, b: int) -> bool:
-        return bool(v[a] - v[b] > max(SMALLEST_CHANGE, widen * math.hypot(below[a], above[b])))
-
-    def rises(a: int, b: int) -> bool:
-        return bool(v[b] - v[a] > max(SMALLEST_CHANGE, widen * math.hypot(above[a], below[b])))
-
+    v = curve.value
     turns: list[int] = []
     high = low = 0
     direction = ""
     for i in range(1, len(v)):
         high, low = (i if v[i] > v[high] else high), (i if v[i] < v[low] else low)
-        if direction != "falls" and falls(high, i):
+        if direction != "falls" and curve.falls(high, i):
             turns.append(high)
             direction, low = "falls", high + int(v[high : i + 1].argmin())
-        elif direction != "rises" and rises(low, i):
+        elif direction != "rises" and curve.rises(low, i):
             turns.append(low)
             direction, high = "rises", low + int(v[low : i + 1].argmax())
     if not turns:
         return []
     return _to_the_ends([*turns, low if direction == "falls" else high], len(v))
-
-
-@cache
-def _widening(steps: int) -> float:
-    """What a 95% interval of one difference grows by when the largest among all pairs of steps is what is looked at."""
-    if steps < 3:
-        return 1.0
-    return float(stats.studentized_range.ppf(0.95, steps, np.inf) / stats.studentized_range.ppf(0.95, 2, np.inf))
 
 
 def _to_the_ends(pivots: list[int], length: int) -> list[int]:

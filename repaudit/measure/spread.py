@@ -98,20 +98,26 @@ def spread(operators: Mapping[str, Operator] | Sequence[Operator], *, seed: int 
     ----------
     Efron and Stein (1981), The jackknife estimate of variance. Politis, Romano and Wolf (1999), Subsampling.
     """
-    matrices = _matrices(operators)
-    names = list(matrices)
-    if len(names) < 2:
+    matrices = list(checked_matrices(operators).values())
+    return spread_of_pairs(matrices, list(combinations(range(len(matrices)), 2)), len(matrices), seed)
+
+
+def spread_of_pairs(matrices: Sequence[Array], pairs: Sequence[tuple[int, int]], models: int, seed: int) -> Spread:
+    """Spread over chosen pairs of checked matrices, the first `models` of which are models; see :func:`spread`.
+
+    Matrices beyond the models (references) are fixed: the jackknife leaves them in.
+    """
+    if not pairs:
         nan = math.nan
-        return Spread(nan, nan, nan, nan, nan, nan, len(names), nan, nan)
-    halves = _halves(next(iter(matrices.values())).shape[0], seed)
-    tallies = [_Tally.of(matrix, halves.groups) for matrix in matrices.values()]
-    pairs = list(combinations(range(len(names)), 2))
+        return Spread(nan, nan, nan, nan, nan, nan, models, nan, nan)
+    halves = _halves(len(matrices[0]), seed)
+    tallies = [_Tally.of(matrix, halves.groups) for matrix in matrices]
     found = [_pair(tallies[i], tallies[j], halves) for i, j in pairs]
     ratios, raws, nulls, hellingers, resampled = (np.array(column) for column in zip(*found, strict=True))
     value = float(ratios.mean())
-    models_error = jackknife_error(ratios, pairs, len(names))
+    models_error = jackknife_error(ratios, pairs, models)
     samples_error = float(resampled.mean(0).std()) if len(halves.picks) else math.nan
-    low, high = _interval(value, models_error, samples_error, len(names))
+    low, high = _interval(value, models_error, samples_error, models)
     return Spread(
         value=value,
         raw=float(raws.mean()),
@@ -119,14 +125,16 @@ def spread(operators: Mapping[str, Operator] | Sequence[Operator], *, seed: int 
         low=low,
         high=high,
         hellinger=float(hellingers.mean()),
-        n_models=len(names),
+        n_models=models,
         models_error=models_error,
         samples_error=samples_error,
     )
 
 
 def jackknife_error(pair_values: Array, pairs: Sequence[tuple[int, int]], models: int) -> float:
-    """Standard error of a mean over model pairs by leaving one model out at a time; NaN for fewer than three models.
+    """Standard error of a mean over pairs by leaving one model out at a time.
+
+    NaN for fewer than three models, and where one model is in every pair.
 
     ``se^2 = (K - 1) / K * sum over k of (theta_(-k) - mean theta_(-k))^2``.
 
@@ -138,11 +146,15 @@ def jackknife_error(pair_values: Array, pairs: Sequence[tuple[int, int]], models
     if models < 3:
         return math.nan
     members = np.array(pairs)
-    left_out = np.array([pair_values[~(members == k).any(1)].mean() for k in range(models)])
+    kept = [~(members == k).any(1) for k in range(models)]
+    if not all(keep.any() for keep in kept):
+        return math.nan
+    left_out = np.array([pair_values[keep].mean() for keep in kept])
     return float(np.sqrt((models - 1) * left_out.var()))
 
 
-def _matrices(operators: Mapping[str, Operator] | Sequence[Operator]) -> dict[str, Array]:
+def checked_matrices(operators: Mapping[str, Operator] | Sequence[Operator]) -> dict[str, Array]:
+    """Operators by model name as float64 matrices (N, N) of one size."""
     named = operators if isinstance(operators, Mapping) else {str(i): operator for i, operator in enumerate(operators)}
     matrices = {}
     for name, operator in named.items():

@@ -1,0 +1,154 @@
+"""Spread between groups of models, departure from a reference, approach to a model's own end, and the noise floor."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import combinations, product
+from typing import Any
+
+import numpy as np
+
+from repaudit.errors import ActivationError, OperatorError
+from repaudit.measure.spread import Spread, checked_matrices, spread, spread_of_pairs
+from repaudit.measure.stack import Operator
+
+
+@dataclass(frozen=True)
+class GroupSpread:
+    """Spread within every group, and between every two of them."""
+
+    within: dict[str, Spread]
+    between: dict[tuple[str, str], Spread]
+
+
+def group_spread(operators: Mapping[str, Operator], groups: Mapping[str, str], *, seed: int = 0) -> GroupSpread:
+    """Calibrated spread within groups of models, and between them: over pairs with one model in each.
+
+    Groups that agree with each other as much as with themselves have ``between`` about equal to ``within``.
+
+    Parameters
+    ----------
+    operators : mapping of model name to operator (sample, neighbor)
+    groups : mapping of model name to group, for example its size or recipe
+    seed : int
+
+    Raises
+    ------
+    OperatorError
+        A model without a group, or operators that do not go together.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> ring, chain = np.roll(np.eye(8), 1, axis=1), np.roll(np.eye(8), 2, axis=1)
+    >>> found = group_spread({"a": ring, "b": ring, "c": chain, "d": chain}, {"a": "s", "b": "s", "c": "l", "d": "l"})
+    >>> found.within["s"].value, found.within["l"].value, round(found.between["s", "l"].value, 2)
+    (0.0, 0.0, 1.17)
+    """
+    missing = [model for model in operators if model not in groups]
+    if missing:
+        raise OperatorError(f"expected a group for every model, found none for {missing}: name one")
+    members: dict[str, dict[str, Any]] = {}
+    for model, matrix in checked_matrices(operators).items():
+        members.setdefault(groups[model], {})[model] = matrix
+    within = {name: spread(models, seed=seed) for name, models in members.items()}
+    between = {(a, b): spread_between(members[a], members[b], seed=seed) for a, b in combinations(members, 2)}
+    return GroupSpread(within, between)
+
+
+def spread_between(first: Mapping[str, Operator], second: Mapping[str, Operator], *, seed: int = 0) -> Spread:
+    """Calibrated spread over the pairs of one model of `first` and one of `second`; jackknife over all models."""
+    matrices = [*checked_matrices(first).values(), *checked_matrices(second).values()]
+    _same_size(matrices)
+    pairs = list(product(range(len(first)), range(len(first), len(matrices))))
+    return spread_of_pairs(matrices, pairs, len(matrices), seed)
+
+
+def departure(
+    operators: Mapping[str, Operator], reference: Operator | Mapping[str, Operator], *, seed: int = 0
+) -> Spread:
+    """Mean calibrated squared distance of models from a reference: 0 the reference itself, 1 unrelated to it.
+
+    With the untrained networks as reference (one for each model) it tells how much of the geometry was learned, with
+    the inputs' own geometry (one operator for all, such as the embedding layer's) how much was inherited. The jackknife
+    is over the models; a reference is taken as given.
+
+    Parameters
+    ----------
+    operators : mapping of model name to operator (sample, neighbor)
+    reference : operator, or mapping of model name to operator
+    seed : int
+
+    Raises
+    ------
+    OperatorError
+        A model without its reference, or operators that do not go together.
+    """
+    models = checked_matrices(operators)
+    if not isinstance(reference, Mapping):
+        others = checked_matrices({"reference": reference})
+        pairs = [(k, len(models)) for k in range(len(models))]
+    else:
+        missing = [model for model in models if model not in reference]
+        if missing:
+            raise OperatorError(f"expected a reference for every model, found none for {missing}")
+        others = checked_matrices({model: reference[model] for model in models})
+        pairs = [(k, len(models) + k) for k in range(len(models))]
+    matrices = [*models.values(), *others.values()]
+    _same_size(matrices)
+    return spread_of_pairs(matrices, pairs, len(models), seed)
+
+
+def approach(operators: Sequence[Operator], *, seed: int = 0) -> list[Spread]:
+    """Calibrated squared distance of every operator of one model from its last: what one model alone can converge to.
+
+    Parameters
+    ----------
+    operators : sequence of T operators of one model, in the order of steps; read one at a time
+    seed : int
+
+    Returns
+    -------
+    list of T Spread
+        The last one is 0; intervals are over samples.
+    """
+    if not len(operators):
+        raise OperatorError("expected at least one operator, found none")
+    last = operators[len(operators) - 1]
+    return [spread({"then": operators[index], "end": last}, seed=seed) for index in range(len(operators))]
+
+
+def noise_floor(X: Any, gauge: Callable[[Any], Operator], *, splits: int = 5, seed: int = 0) -> float:
+    """Spread of one representation with itself: operators of random halves of its features, averaged over splits.
+
+    Halves have more noise than the whole, so this is an upper bound: a spread below it is agreement as close as a
+    model's with itself. For a model recorded twice, ``spread([first, second]).value`` is the floor.
+
+    Parameters
+    ----------
+    X : (sample, feature)
+    gauge : function of activations, such as :class:`repaudit.DiffusionGauge`
+    splits, seed : int
+
+    Raises
+    ------
+    ActivationError
+        Fewer than two features.
+    """
+    activations = np.asarray(X.detach().cpu() if hasattr(X, "detach") else X)
+    if activations.ndim != 2 or activations.shape[1] < 2:
+        raise ActivationError(f"expected (sample, feature) with at least 2 features, found {activations.shape}")
+    rng = np.random.default_rng(seed)
+    found = []
+    for _ in range(splits):
+        order = rng.permutation(activations.shape[1])
+        halves = np.array_split(order, 2)
+        found.append(spread([gauge(np.ascontiguousarray(activations[:, half])) for half in halves], seed=seed).value)
+    return float(np.mean(found))
+
+
+def _same_size(matrices: Sequence[Any]) -> None:
+    sizes = {len(matrix) for matrix in matrices}
+    if len(sizes) > 1:
+        raise OperatorError(f"expected operators on the same samples, found sizes {sorted(sizes)}")

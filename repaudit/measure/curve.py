@@ -1,0 +1,77 @@
+"""A spread over steps with its intervals, and which changes between steps are significant."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache, cached_property
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy import stats
+
+from repaudit.errors import AnalysisError
+
+SMALLEST_CHANGE = 0.01
+"""A change below this is none, however sharp the interval: one percent of the way from identical to unrelated."""
+
+
+@dataclass(frozen=True)
+class Curve:
+    """Steps with a known value, and the half-widths of their intervals below and above it; unknown ones are NaN.
+
+    A change between two steps is significant where it exceeds both half-widths facing it, taken together as
+    ``sqrt(a^2 + b^2)`` and widened for the number of steps looked at (Tukey's studentized range), and 0.01.
+    """
+
+    steps: NDArray[np.int64]
+    value: NDArray[np.float64]
+    below: NDArray[np.float64]
+    above: NDArray[np.float64]
+
+    @classmethod
+    def of(cls, steps: Sequence[int] | ArrayLike, value: ArrayLike, low: ArrayLike, high: ArrayLike) -> Curve:
+        """Check a curve given by values and interval ends (step), and leave out steps without a value.
+
+        Raises
+        ------
+        AnalysisError
+            Different lengths, steps that do not increase, or a value outside its interval.
+        """
+        at = np.asarray(steps)
+        v, low, high = (np.asarray(x, dtype=np.float64) for x in (value, low, high))
+        if not (at.shape == v.shape == low.shape == high.shape) or at.ndim != 1:
+            shapes = f"{at.shape}, {v.shape}, {low.shape}, {high.shape}"
+            raise AnalysisError(f"expected one value, low and high for each step, found shapes {shapes}")
+        if (np.diff(at) <= 0).any():
+            raise AnalysisError("expected strictly increasing steps: sort them, one value a step")
+        outside = (low > v) | (high < v)
+        if outside.any():
+            raise AnalysisError(f"expected low <= value <= high, found otherwise at step {at[outside.argmax()]}")
+        known = np.isfinite(v)
+        return cls(at[known].astype(np.int64), v[known], (v - low)[known], (high - v)[known])
+
+    def __len__(self) -> int:
+        return len(self.value)
+
+    @cached_property
+    def widening(self) -> float:
+        return _widening(len(self))
+
+    def falls(self, a: int, b: int) -> bool:
+        """Whether the value at index `b` is significantly below that at index `a`."""
+        threshold = self.widening * math.hypot(self.below[a], self.above[b])
+        return bool(self.value[a] - self.value[b] > max(SMALLEST_CHANGE, threshold))
+
+    def rises(self, a: int, b: int) -> bool:
+        """Whether the value at index `b` is significantly above that at index `a`."""
+        return self.falls(b, a)
+
+
+@cache
+def _widening(steps: int) -> float:
+    """What a 95% interval of one difference grows by when the largest among all pairs of steps is what is looked at."""
+    if steps < 3:
+        return 1.0
+    return float(stats.studentized_range.ppf(0.95, steps, np.inf) / stats.studentized_range.ppf(0.95, 2, np.inf))

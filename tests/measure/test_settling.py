@@ -1,0 +1,38 @@
+"""Change points of curves whose change points are known."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from repaudit.measure.settling import Settling, below_start, settled, settling_order
+
+STEPS = [0, 1, 10, 100, 1000]
+
+
+def points(value: list[float], half: float = 0.05) -> tuple[list[int], np.ndarray, np.ndarray, np.ndarray]:
+    v = np.array(value)
+    return STEPS, v, v - half, v + half
+
+
+def test_the_first_step_significantly_below_the_start() -> None:
+    assert below_start(*points([0.8, 0.75, 0.5, 0.2, 0.2])) == 10
+    assert below_start(*points([0.8, 0.95, 0.9, 0.8, 0.3])) == 1000
+    assert below_start(*points([0.2, 0.5, 0.9, 0.9, 0.9])) is None
+    assert below_start(*points([0.8, 0.75, 0.5, 0.2, 0.2], half=0.6)) is None
+
+
+def test_settled_from_the_step_after_the_last_that_differs_from_the_end() -> None:
+    assert settled(*points([0.8, 0.7, 0.5, 0.21, 0.2])) == 100
+    assert settled(*points([0.2, 0.8, 0.2, 0.2, 0.2])) == 10
+    assert settled(*points([0.5, 0.5, 0.5, 0.5, 0.5])) == 0
+    assert settled(*points([0.8, 0.7, 0.6, 0.5, 0.2])) is None
+    assert settled([], [], [], []) is None
+
+
+def test_layers_in_the_order_in_which_they_settle() -> None:
+    curves = {
+        "deep": points([0.8, 0.75, 0.6, 0.5, 0.2]),
+        "middle": points([0.8, 0.75, 0.5, 0.21, 0.2]),
+        "first": points([0.8, 0.21, 0.2, 0.2, 0.2]),
+    }
+    assert settling_order(curves) == [Settling("first", 1, 1), Settling("middle", 10, 100), Settling("deep", 10, None)]
