@@ -13,7 +13,7 @@ from dataclasses import asdict
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import xarray as xr
 
@@ -23,7 +23,7 @@ from repaudit.analysis.selection import Selection, select
 from repaudit.analysis.summary import headline, layer_summary
 from repaudit.errors import AnalysisError
 from repaudit.gauge.diffusion import DiffusionGauge
-from repaudit.merge.merging import DiffusionMerging
+from repaudit.merge.merging import DiffusionMerging, Strategy
 from repaudit.names import ATTRS, LAYER, STEP
 from repaudit.plots import save_figures
 from repaudit.report import write_report
@@ -102,13 +102,15 @@ def analyze(
         raise AnalysisError(
             f"scheduler={scheduler!r}: this version analyses with threads on one machine; leave scheduler out"
         )
-    _check_merge(merge)
+    merging = _merging(merge)
     tree = open_store(url)
     selection = select(tree, models, layers, steps)
     folder = Path(out) if out is not None else default_folder(url)
     folder.mkdir(parents=True, exist_ok=True)
     gauge = gauge or DiffusionGauge()
-    parts = _analyze_layers(tree, selection, gauge, merge=merge, memory=memory, seed=seed, folder=folder, report=report)
+    parts = _analyze_layers(
+        tree, selection, gauge, merging=merging, memory=memory, seed=seed, folder=folder, report=report
+    )
     parameters = {"url": os.fspath(url), "merge": merge, "memory": memory, "seed": seed, "gauge": asdict(gauge)}
     summary = _summary(parts["spread"], selection, tree, parameters)
     provenance = {name: json.dumps(summary[name]) for name in ("parameters", "versions")} | {
@@ -133,10 +135,10 @@ def default_folder(url: str | os.PathLike[str]) -> Path:
     return path.with_name((path.name.removesuffix(".zarr") or path.name) + ".analysis")
 
 
-def _check_merge(merge: str) -> None:
+def _merging(merge: str) -> DiffusionMerging:
     """Refuse an unknown strategy before any work."""
     try:
-        DiffusionMerging(merge)
+        return DiffusionMerging(cast(Strategy, merge))
     except ValueError as error:
         raise AnalysisError(f"merge: {error}") from None
 
@@ -146,7 +148,7 @@ def _analyze_layers(
     selection: Selection,
     gauge: DiffusionGauge,
     *,
-    merge: str,
+    merging: DiffusionMerging,
     memory: str,
     seed: int,
     folder: Path,
@@ -167,7 +169,7 @@ def _analyze_layers(
             operators = compute_operators(
                 tree, layer, selection.keys(layer), gauge, folder=Path(spill), memory=memory, advance=advance
             )
-            for row, dataset in _layer_results(operators, selection, tree, steps, merge, memory, seed).items():
+            for row, dataset in _layer_results(operators, selection, tree, steps, merging, memory, seed).items():
                 rows[row].append(dataset)
         selection.left_out.extend(
             f"layer {layer}, {model} at step {step}: {why}" for (model, step), why in operators.failed.items()
@@ -184,7 +186,7 @@ def _layer_results(
     selection: Selection,
     tree: xr.DataTree,
     steps: list[int],
-    merge: str,
+    merging: DiffusionMerging,
     memory: str,
     seed: int,
 ) -> dict[str, xr.Dataset]:
@@ -192,7 +194,7 @@ def _layer_results(
     return {
         "spread": spread_dataset(operators, steps, seed=seed),
         "trajectories": trajectory_dataset(operators, selection.models, steps, memory=memory, seed=seed),
-        "merged": merged_dataset(operators, selection, samples, merge=merge, seed=seed),
+        "merged": merged_dataset(operators, selection, samples, merging=merging, seed=seed),
         "diagnostics": diagnostics_dataset(operators, selection.models, steps),
     }
 

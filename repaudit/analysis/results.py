@@ -63,12 +63,12 @@ def trajectory_dataset(
 
 
 def merged_dataset(
-    operators: LayerOperators, selection: Selection, samples: xr.Dataset, *, merge: str, seed: int = 0
+    operators: LayerOperators, selection: Selection, samples: xr.Dataset, *, merging: DiffusionMerging, seed: int = 0
 ) -> xr.Dataset:
     """PHATE of the merged operator P* at the last step that all models share (one model: its own last operator)."""
     step = _last_common_step(operators, selection)
     here = operators.at(step)
-    merged = DiffusionMerging(merge).merge(here)
+    merged = merging.merge(here)
     embedding = phate_embedding(merged, n_components=2, seed=seed)
     dataset = xr.Dataset(
         {
@@ -78,7 +78,7 @@ def merged_dataset(
             "merged_models": ((), len(here)),
         },
         coords={SAMPLE: samples[SAMPLE].values, COMPONENT: [0, 1]},
-        attrs={"merge": merge, "seed": seed},
+        attrs={"merge": merging.strategy, "seed": seed},
     )
     for name in (LABEL, "text"):
         if name in samples:

@@ -1,0 +1,145 @@
+"""Commands on a store: info, verify, repair, copy, export."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from repaudit.cli.console import (
+    FINDINGS,
+    AsJson,
+    Layers,
+    Models,
+    Steps,
+    Store,
+    one_line_errors,
+    parse_names,
+    parse_steps,
+)
+
+
+def info(store: Store, as_json: AsJson = False) -> None:
+    """Say what a store holds: models, layers, steps, the probe set."""
+    with one_line_errors():
+        from repaudit.store import catalog
+        from repaudit.store.reader import open_store
+
+        found = {"url": store, **catalog.describe(open_store(store))}
+        if as_json:
+            typer.echo(json.dumps(found, indent=2))
+            return
+        _print_info(found)
+
+
+def _print_info(found: dict[str, Any]) -> None:
+    console = Console(soft_wrap=True)
+    console.print(
+        f"[bold]{escape(found['url'])}[/]  format {found['version']}, {found['samples']} samples, "
+        f"probe set {found['fingerprint'][:12]}",
+        highlight=False,
+    )
+    table = Table("model", "steps", "first", "last", "layers", box=None, pad_edge=False, header_style="dim")
+    if found["labels"]:
+        console.print(f"labels: {escape(_brief(found['labels']))}", highlight=False)
+    for model in found["models"]:
+        steps = model["steps"]
+        ends = (str(steps[0]), str(steps[-1])) if steps else ("-", "-")
+        table.add_row(escape(model["name"]), str(len(steps)), *ends, escape(_layers(model["layers"])))
+    console.print(table)
+
+
+def _layers(layers: list[dict[str, Any]]) -> str:
+    return _brief([f"{layer['name']} ({' x '.join(map(str, layer['shape'][2:]))})" for layer in layers])
+
+
+def _brief(words: list[str], most: int = 8) -> str:
+    return ", ".join(words) if len(words) <= most else f"{', '.join(words[:3])} ... {words[-1]} ({len(words)} in all)"
+
+
+def verify(
+    store: Store,
+    data: Annotated[
+        bool, typer.Option("--data", help="Also read every step and compare it with its checksum.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """List every problem of a store; exit code 1 where there is one."""
+    with one_line_errors():
+        from repaudit.store.verify import verify as find
+
+        problems = [{"location": p.location, "kind": p.kind, "message": p.message} for p in find(store, data=data)]
+    _print_findings(problems, as_json, none="no problem found")
+    raise typer.Exit(FINDINGS if problems else 0)
+
+
+def repair(
+    store: Store,
+    force: Annotated[bool, typer.Option("--force", help="Also models whose writer seems alive.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Mend what can be mended, and say what was lost."""
+    with one_line_errors():
+        from repaudit.store.repair import repair as mend
+
+        done = [{"location": r.location, "kind": r.kind, "message": r.message} for r in mend(store, force=force)]
+    _print_findings(done, as_json, none="nothing to repair")
+
+
+def _print_findings(rows: list[dict[str, str]], as_json: bool, none: str) -> None:
+    if as_json:
+        typer.echo(json.dumps(rows, indent=2))
+        return
+    console = Console(soft_wrap=True)
+    for row in rows:
+        console.print(
+            f"[bold]{escape(row['kind'])}[/] {escape(row['location'])}: {escape(row['message'])}", highlight=False
+        )
+    if not rows:
+        console.print(none)
+
+
+def copy(
+    source: Annotated[str, typer.Argument(metavar="SRC", help="Path or URL of the store to copy.")],
+    destination: Annotated[str, typer.Argument(metavar="DST", help="Path or URL of the copy.")],
+    models: Models = None,
+    layers: Layers = None,
+    steps: Steps = None,
+    codec: Annotated[str, typer.Option(help="raw, compact, lossy, or auto.")] = "auto",
+    keepbits: Annotated[int | None, typer.Option(help="Mantissa bits that codec=lossy keeps.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Copy a store or a part of it, by choice with another codec; an interrupted copy goes on where it stopped."""
+    with one_line_errors():
+        from repaudit.store.copying import copy_store
+
+        chosen = parse_steps(steps, source)
+        copied = copy_store(
+            source, destination, models=parse_names(models), layers=parse_names(layers), steps=chosen,
+            codec=codec, keepbits=keepbits,
+        )  # fmt: skip
+    if as_json:
+        typer.echo(json.dumps(copied, indent=2))
+        return
+    for model, found in copied.items():
+        typer.echo(f"{model}: {len(found)} steps")
+
+
+def export(
+    store: Store,
+    model: Annotated[str, typer.Argument(metavar="MODEL")],
+    layer: Annotated[str, typer.Argument(metavar="LAYER")],
+    path: Annotated[Path, typer.Argument(metavar="FILE", help="A path that ends in .npy or .safetensors.")],
+    steps: Steps = None,
+) -> None:
+    """Write the activations of one layer to a file."""
+    with one_line_errors():
+        from repaudit.store.copying import export_layer
+
+        shape = export_layer(store, model, layer, path, steps=parse_steps(steps, store))
+    typer.echo(f"{path}: {' x '.join(map(str, shape))}")
