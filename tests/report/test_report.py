@@ -178,3 +178,19 @@ def test_a_failed_report_leaves_the_old_one(make_results, tmp_path):
         write_report(tree, summary, path)
     assert path.read_bytes() == before
     assert [file.name for file in tmp_path.iterdir()] == ["report.html"]
+
+
+def test_a_reader_of_the_old_report_never_meets_half_of_the_new(make_results, tmp_path):
+    tree, summary = make_results()
+    path = write_report(tree, summary, tmp_path / "report.html")
+    before = path.read_text(encoding="utf-8")
+    with path.open(encoding="utf-8") as reader:
+        write_report(tree, {**summary, "headline": "Another day."}, path)
+        assert reader.read() == before
+    assert "Another day." in path.read_text(encoding="utf-8")
+
+
+def test_a_lone_surrogate_is_shown_and_does_not_stop_the_report(make_results, tmp_path):
+    tree, summary = make_results()
+    summary["headline"] = "cut \ud800 here"
+    assert "cut \\ud800 here" in write_report(tree, summary, tmp_path / "report.html").read_text(encoding="utf-8")
