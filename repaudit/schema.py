@@ -18,7 +18,7 @@ from repaudit.names import FORMAT_VERSION
 MOST_STEPS: Final = 10_000_000
 MOST_SAMPLES: Final = 100_000_000
 MOST_CHUNK_BYTES: Final = 2**31
-MOST_ARRAYS: Final = 100_000
+MOST_STEP_BYTES: Final = 2**40
 
 _ENDING: Final = ".schema.json"
 _LONGEST_MESSAGE: Final = 300
@@ -48,8 +48,10 @@ def unbelievable(document: Mapping[str, Any]) -> str | None:
         return f"it is no array document ({type(error).__name__}: {error})"
     if prod(chunks) * itemsize > MOST_CHUNK_BYTES:
         return f"one chunk {chunks} of {document['data_type']} would take {prod(chunks) * itemsize} bytes"
-    if len(shape) == 1 and shape[0] > (MOST_STEPS if chunks[0] < shape[0] else MOST_SAMPLES):
+    if shape and shape[0] > (MOST_STEPS if chunks[0] < shape[0] else MOST_SAMPLES):
         return f"it has {shape[0]} rows"
+    if prod(shape[1:]) * itemsize > MOST_STEP_BYTES:
+        return f"one row of {shape} would take {prod(shape[1:]) * itemsize} bytes"
     return None
 
 

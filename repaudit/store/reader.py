@@ -10,7 +10,7 @@ from typing import Any
 import xarray as xr
 
 from repaudit.errors import CorruptStoreError, NotAStoreError, StoreError, StoreNotFoundError
-from repaudit.names import MODELS, PROBE
+from repaudit.names import MODELS, PROBE, STEP
 from repaudit.schema import unbelievable
 from repaudit.store.layout import DOCUMENT
 from repaudit.store.root import read_document, store_attributes
@@ -61,6 +61,12 @@ def check_documents(storage: Storage) -> None:
             )
         for name, array in arrays.items():
             _refuse_unbelievable(storage, f"{key}/{name}", array)
+        lengths = {array["shape"][0] for array in arrays.values() if (array.get("dimension_names") or [])[:1] == [STEP]}
+        if len(lengths) > 1:
+            raise CorruptStoreError(
+                f"{storage.url}: the arrays of {key} have {sorted(lengths)} steps, expected one number. "
+                f"Run `repaudit verify`, then `repaudit repair`."
+            )
 
 
 def _refuse_unbelievable(storage: Storage, key: str, document: Mapping[str, Any]) -> None:
