@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 from typing import Final
 
 import numpy as np
@@ -11,8 +12,10 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.spatial.distance import pdist, squareform
 
 from repaudit.errors import OperatorError
+from repaudit.gauge.spectrum import DiffusionOperator
+from repaudit.measure.multislice import multislice_operator, standardised_units
 from repaudit.measure.stack import Operator, dense
-from repaudit.names import COMPONENT, SAMPLE
+from repaudit.names import COMPONENT, FEATURE, SAMPLE, STEP
 
 Array = NDArray[np.float64]
 
@@ -66,17 +69,120 @@ def phate_embedding(operator: Operator, n_components: int = 2, t: int | str = "a
     ----------
     Moon et al. (2019), Visualizing structure and transitions in high-dimensional biological data, Nat. Biotechnol. 37.
     """
-    matrix = dense(operator)
-    if (matrix < 0).any():
-        raise OperatorError("expected transition probabilities, found negative entries in the operator")
-    time = _knee_time(matrix) if t == "auto" else t
-    if not isinstance(time, int | np.integer) or time < 1:
-        raise ValueError(f"expected t='auto' or a whole number of at least 1, found {t!r}")
-    potential = -np.log(np.linalg.matrix_power(matrix, int(time)) + POTENTIAL_FLOOR)
-    points, stress = _metric_mds(squareform(pdist(potential)), n_components, seed)
-    return xr.DataArray(
-        points, dims=(SAMPLE, COMPONENT), attrs={"stress": stress, "t": int(time), "seed": seed, "method": "phate"}
-    )
+    points, stress, time = _phate_of_operator(operator, n_components, t, seed)
+    attrs = {"stress": stress, "t": time, "seed": seed, "method": "phate"}
+    return xr.DataArray(points, dims=(SAMPLE, COMPONENT), attrs=attrs)
+
+
+def phate_frames(
+    operators: Sequence[Operator], n_components: int = 2, t: int | str = "auto", seed: int = 0, *, dim: str = "frame"
+) -> xr.DataArray:
+    """PHATE coordinates of the samples at each of several steps, in one frame, so that an animation does not jump.
+
+    All frames share one diffusion time (with "auto" that of the last operator). Every layout starts from the one
+    before it, and is then turned, mirrored and shifted onto it by orthogonal Procrustes, never scaled.
+
+    Parameters
+    ----------
+    operators : sequence of T operators (sample, neighbor)
+        On the same samples, in the order of steps; read one at a time.
+    n_components, t, seed
+        As in :func:`phate_embedding`.
+    dim : str
+        Name of the dimension of length T.
+
+    Returns
+    -------
+    DataArray (frame, sample, component)
+        attrs: ``stress`` (one a frame), ``t``, ``seed``, ``method``.
+
+    Raises
+    ------
+    OperatorError
+        No operators, operators of different sizes, or not finite.
+
+    References
+    ----------
+    Schonemann (1966), A generalized solution of the orthogonal Procrustes problem, Psychometrika 31.
+    """
+    if not len(operators):
+        raise OperatorError("expected at least one operator, found none")
+    time = _diffusion_time(operators[len(operators) - 1], t)
+    frames: list[Array] = []
+    stresses = []
+    for index in range(len(operators)):
+        before = frames[-1] if frames else None
+        distances = _potential_distances(dense(operators[index]), time)
+        if before is not None and len(before) != len(distances):
+            raise OperatorError(f"expected the same {len(before)} samples in operator {index}, found {len(distances)}")
+        points, stress = _metric_mds(distances, n_components, seed, start=before)
+        frames.append(points if before is None else procrustes_align(points, before))
+        stresses.append(stress)
+    attrs = {"stress": stresses, "t": time, "seed": seed, "method": "phate"}
+    return xr.DataArray(np.stack(frames), dims=(dim, SAMPLE, COMPONENT), attrs=attrs)
+
+
+def procrustes_align(points: Array, target: Array) -> Array:
+    """Points (N, component) turned, mirrored and shifted to be as near `target` as that can be; distances unchanged.
+
+    Examples
+    --------
+    >>> square = np.array([[0.0, 0], [1, 0], [1, 1], [0, 1]])
+    >>> procrustes_align(square[:, ::-1] + 7, square).round(6).tolist()
+    [[0.0, 0.0], [1.0, 0.0], [1.0, 1.0], [0.0, 1.0]]
+    """
+    centred, middle = points - points.mean(0), target.mean(0)
+    left, _, right = np.linalg.svd(centred.T @ (target - middle))
+    aligned: Array = centred @ (left @ right) + middle
+    return aligned
+
+
+def unit_trajectories(
+    activations: ArrayLike,
+    n_components: int = 2,
+    t: int | str = "auto",
+    *,
+    knn: int = 2,
+    step_knn: int = 25,
+    decay: float = 5.0,
+    seed: int = 0,
+) -> xr.DataArray:
+    """M-PHATE coordinates of one layer's units over steps: a point for every (step, unit).
+
+    PHATE of the multislice operator (:func:`repaudit.measure.multislice.multislice_operator`), which joins units of one
+    step, and each unit with itself over the steps.
+
+    Parameters
+    ----------
+    activations : (step, sample, feature)
+        At most 5,000 points (steps x features): choose some of the units beyond that.
+    n_components, t, seed
+        As in :func:`phate_embedding`.
+    knn, step_knn : int
+        At most the other units, the other steps.
+    decay : float
+
+    Returns
+    -------
+    DataArray (step, feature, component)
+        attrs: ``stress``, ``t``, ``seed``, ``method``, and ``constant``, the number of points whose unit did not vary
+        over the samples at that step (placed at the origin of the standardised activations).
+
+    Raises
+    ------
+    ActivationError
+        Fewer than two steps or units, entries that are not finite, or too many points.
+
+    References
+    ----------
+    Gigante, Charles, Krishnaswamy and Mishne (2019), Visualizing the PHATE of neural networks, NeurIPS.
+    """
+    units, constant = standardised_units(activations)
+    steps, features = units.shape[:2]
+    operator = multislice_operator(units, knn=knn, step_knn=step_knn, decay=decay)
+    points, stress, time = _phate_of_operator(operator, n_components, t, seed)
+    attrs = {"stress": stress, "t": time, "seed": seed, "method": "m-phate", "constant": constant}
+    return xr.DataArray(points.reshape(steps, features, -1), dims=(STEP, FEATURE, COMPONENT), attrs=attrs)
 
 
 def phate_trajectories(
@@ -167,16 +273,31 @@ def mds_embedding(distances: ArrayLike, n_components: int = 2, *, dim: str = "op
     return xr.DataArray(points, dims=(dim, COMPONENT), attrs=attrs)
 
 
-def _knee_time(matrix: Array) -> int:
-    """The knee of the von Neumann entropy ``-sum p log p`` of ``p = |lambda|^t / sum``, lambda the spectrum of P."""
-    from phate.vne import find_knee_point
+def _phate_of_operator(operator: Operator, n_components: int, t: int | str, seed: int) -> tuple[Array, float, int]:
+    time = _diffusion_time(operator, t)
+    points, stress = _metric_mds(_potential_distances(dense(operator), time), n_components, seed)
+    return points, stress, time
 
-    size = np.abs(np.linalg.eigvals(matrix))
-    powers = np.cumprod(np.broadcast_to(size, (T_MAX, len(size))), axis=0)
-    shares = powers / powers.sum(1, keepdims=True)
-    logs = np.log(shares, out=np.zeros_like(shares), where=shares > 0)
-    entropy = -(shares * logs).sum(1)
-    return int(find_knee_point(entropy, np.arange(1, T_MAX + 1)))
+
+def _potential_distances(matrix: Array, time: int) -> Array:
+    if (matrix < 0).any():
+        raise OperatorError("expected transition probabilities, found negative entries in the operator")
+    potential = -np.log(np.linalg.matrix_power(matrix, time) + POTENTIAL_FLOOR)
+    distances: Array = squareform(pdist(potential))
+    return distances
+
+
+def _diffusion_time(operator: Operator, t: int | str) -> int:
+    """`t` itself, or the knee of the von Neumann entropy ``-sum p log p`` of ``p = |lambda|^t / sum |lambda|^t``."""
+    if t == "auto":
+        from phate.vne import find_knee_point
+
+        chain = operator if isinstance(operator, DiffusionOperator) else DiffusionOperator.from_matrix(dense(operator))
+        times = np.arange(1, T_MAX + 1)
+        return int(find_knee_point(np.array([chain.entropy(int(time)) for time in times]), times))
+    if not isinstance(t, int | np.integer) or t < 1:
+        raise ValueError(f"expected t='auto' or a whole number of at least 1, found {t!r}")
+    return int(t)
 
 
 def _phate_potential(distances: Array, seed: int) -> tuple[Array, int, int]:
@@ -209,15 +330,15 @@ def _distinct(distances: Array) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     return np.unique(same.argmax(1), return_inverse=True)
 
 
-def _metric_mds(distances: Array, n_components: int, seed: int) -> tuple[Array, float]:
-    """SMACOF from classical MDS, and its stress-1."""
+def _metric_mds(distances: Array, n_components: int, seed: int, *, start: Array | None = None) -> tuple[Array, float]:
+    """SMACOF from classical MDS, or from a given layout, and its stress-1."""
     from sklearn.manifold import smacof
 
-    start = _classical_mds(distances, n_components)
+    first = _classical_mds(distances, n_components) if start is None else start.copy()
     if not distances.any():
-        return start, 0.0
+        return np.zeros_like(first), 0.0
     points, _ = smacof(
-        distances, n_components=n_components, init=start, n_init=1, max_iter=MDS_ITERATIONS, random_state=seed
+        distances, n_components=n_components, init=first, n_init=1, max_iter=MDS_ITERATIONS, random_state=seed
     )
     return points, _stress(distances, squareform(pdist(points)))
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from itertools import combinations_with_replacement
 from typing import Any, Final
 
 import numpy as np
+import xarray as xr
 from numpy.typing import NDArray
 from scipy.spatial.distance import cdist
 
@@ -84,6 +86,41 @@ def similarity(
         raise ActivationError(f"expected the same samples in X and Y, found {len(x)} and {len(y)}")
     value, null = _MEASURES[measure](x, y, _Options(k, permutations, seed))
     return Similarity(value, null, measure)
+
+
+def similarity_map(
+    representations: Mapping[str, Any], measure: str = "cka", *, k: int = 10, permutations: int = 50, seed: int = 0
+) -> xr.Dataset:
+    """Similarity of every pair of representations, such as all layers of all models at one step.
+
+    Parameters
+    ----------
+    representations : mapping of name, such as "seed0/model.layers.3", to (sample, feature)
+        On the same samples.
+    measure, k, permutations, seed
+        As in :func:`similarity`.
+
+    Returns
+    -------
+    Dataset
+        ``similarity`` and ``null`` on (representation, other), symmetric; ``measure`` in attrs.
+
+    Examples
+    --------
+    >>> X = np.random.default_rng(0).standard_normal((2, 30, 4))
+    >>> found = similarity_map({"seed0": X[0], "seed1": X[1]})
+    >>> float(found["similarity"].sel(representation="seed0", other="seed0").round(6))
+    1.0
+    """
+    names = list(representations)
+    found = np.full((2, len(names), len(names)), math.nan)
+    for i, j in combinations_with_replacement(range(len(names)), 2):
+        first, second = representations[names[i]], representations[names[j]]
+        pair = similarity(first, second, measure, k=k, permutations=permutations, seed=seed)
+        found[:, i, j] = found[:, j, i] = pair.value, pair.null
+    dims = ("representation", "other")
+    variables = {"similarity": (dims, found[0]), "null": (dims, found[1])}
+    return xr.Dataset(variables, coords={"representation": names, "other": names}, attrs={"measure": measure})
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ import numpy as np
 
 from repaudit import DiffusionGauge
 
-SAMPLES, FEATURES, CLUSTERS = 120, 24, 8
+SAMPLES, FEATURES, CLUSTERS = 160, 24, 8
 
 
 def signal(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
@@ -25,7 +25,7 @@ def run(kind: str, seed: int, models: int = 3, steps: int = 8) -> list[dict[str,
     common = signal(rng)
     own = [signal(rng) for _ in range(models)]
     progress = np.linspace(0, 1, steps)
-    shares = {"converge": 0.3 + 0.69 * progress, "diverge": 0.99 - 0.59 * progress, "unrelated": 0 * progress}[kind]
+    shares = {"converge": 0.3 + 0.69 * progress, "diverge": 0.99 - 0.49 * progress, "unrelated": 0 * progress}[kind]
     gauge = DiffusionGauge()
     operators = []
     for shared, sharpness in zip(shares, 0.3 + 1.2 * progress, strict=True):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Callable
 
 import numpy as np
@@ -201,3 +203,28 @@ def test_a_budget_too_small_for_one_row_is_refused() -> None:
 def test_an_unknown_metric_is_named() -> None:
     with pytest.raises(ValueError, match="found 'manhattan'"):
         operator_distances([np.eye(3)], "manhattan")
+
+
+PEAK = """
+import resource, sys
+import numpy as np
+from repaudit.measure.distances import operator_distances
+cube = np.load(sys.argv[1], mmap_mode="r")
+operator_distances(cube[:2], sys.argv[2])
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+operator_distances(cube, sys.argv[2], memory="64MB")
+print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1e3)
+"""
+
+
+@pytest.mark.parametrize("metric", ["calibrated", "rsa"])
+def test_the_peak_does_not_grow_with_the_number_of_operators(metric: str, tmp_path) -> None:
+    peaks = []
+    for count in (100, 500):
+        path = tmp_path / "operators.npy"
+        np.save(path, reversible(count, 200).astype(np.float32))
+        run = subprocess.run([sys.executable, "-c", PEAK, path, metric], capture_output=True, text=True, check=True)
+        peaks.append(float(run.stdout))
+    # 500 operators are 80 MB; their distances and the work on them may take 4 x 8 x 500^2 = 8 MB
+    assert peaks[1] < peaks[0] + 20
+    assert peaks[1] < 64

@@ -8,8 +8,16 @@ from scipy.spatial import procrustes
 from scipy.spatial.distance import pdist, squareform
 from scipy.stats import spearmanr
 
-from repaudit.embed import mds_embedding, phate_embedding, phate_trajectories
-from repaudit.errors import OperatorError
+from repaudit import DiffusionGauge
+from repaudit.embed import (
+    mds_embedding,
+    phate_embedding,
+    phate_frames,
+    phate_trajectories,
+    procrustes_align,
+    unit_trajectories,
+)
+from repaudit.errors import ActivationError, OperatorError
 
 
 def distances(points: np.ndarray) -> np.ndarray:
@@ -113,7 +121,7 @@ def test_the_operator_is_neither_changed_nor_made_symmetric() -> None:
 
 
 def test_bad_input_is_refused() -> None:
-    with pytest.raises(OperatorError, match="negative entries"):
+    with pytest.raises(OperatorError, match=r"found -0\.5 in row 0"):
         phate_embedding(np.array([[1.5, -0.5], [0.0, 1.0]]))
     with pytest.raises(ValueError, match="t='auto'"):
         phate_embedding(chain(5), t=0)
@@ -123,3 +131,71 @@ def test_bad_input_is_refused() -> None:
         phate_trajectories(np.array([[0.0, 1.0], [2.0, 0.0]]))
     with pytest.raises(OperatorError, match=r"\(2, 3\)"):
         mds_embedding(np.ones((2, 3)))
+
+
+def test_operators_of_the_gauge_embed_as_their_matrices_do() -> None:
+    operator = DiffusionGauge()(np.random.default_rng(0).standard_normal((60, 4)))
+    found, plain = phate_embedding(operator), phate_embedding(operator.to_numpy())
+    assert found.attrs["t"] == plain.attrs["t"]
+    np.testing.assert_allclose(found.values, plain.values, rtol=1e-6, atol=1e-6)
+
+
+def test_frames_do_not_jump() -> None:
+    rng = np.random.default_rng(0)
+    start, drift = rng.standard_normal((2, 80, 5))
+    operators = [DiffusionGauge()(start + 0.05 * k * drift) for k in range(6)]
+    found = phate_frames(operators)
+    assert found.dims == ("frame", "sample", "component")
+    assert found.attrs["t"] == phate_embedding(operators[-1]).attrs["t"]
+    size = np.linalg.norm(found.values[0], axis=1).mean()
+    moved = np.linalg.norm(np.diff(found.values, axis=0), axis=2).mean(1)
+    assert (moved < 0.25 * size).all()
+    np.testing.assert_allclose(found.values[0], phate_embedding(operators[0], t=found.attrs["t"]).values)
+
+
+def test_alignment_undoes_rotation_mirroring_and_shift_and_keeps_distances() -> None:
+    rng = np.random.default_rng(1)
+    points, other = rng.standard_normal((2, 20, 3))
+    turned = points @ np.linalg.qr(rng.standard_normal((3, 3)))[0] + 4
+    np.testing.assert_allclose(procrustes_align(turned, points), points, atol=1e-12)
+    np.testing.assert_allclose(distances(procrustes_align(other, points)), distances(other), atol=1e-12)
+
+
+def test_units_move_smoothly_and_those_alike_stay_together() -> None:
+    rng = np.random.default_rng(2)
+    steps, samples = 12, 60
+    directions, noise = rng.standard_normal((3, samples)), 0.2 * rng.standard_normal((15, samples))
+    late = directions[np.arange(15) % 3] + noise
+    early = rng.standard_normal((15, samples))
+    weights = np.linspace(0.3, 1, steps)[:, None, None]
+    activations = ((1 - weights) * early + weights * late).transpose(0, 2, 1)
+    found = unit_trajectories(activations)
+    assert found.dims == ("step", "feature", "component")
+    assert found.attrs["constant"] == 0
+    last = found.values[-1]
+    within = np.mean([pdist(last[k::3]).mean() for k in range(3)])
+    assert within < 0.5 * pdist(last).mean()
+    moved = np.linalg.norm(np.diff(found.values, axis=0), axis=2).mean()
+    assert moved < 0.5 * pdist(found.values.reshape(-1, 2)).mean()
+
+
+def test_constant_units_are_counted_and_bad_activations_refused() -> None:
+    activations = np.random.default_rng(3).standard_normal((4, 20, 5))
+    activations[1:, :, 2] = 0.1
+    found = unit_trajectories(activations)
+    assert found.attrs["constant"] == 3
+    assert np.isfinite(found.values).all()
+    with pytest.raises(ActivationError, match=r"\(20, 5\)"):
+        unit_trajectories(activations[0])
+    with pytest.raises(ActivationError, match="found 6000"):
+        unit_trajectories(np.zeros((2, 3, 3000)))
+    activations[2, 3, 3] = np.nan
+    with pytest.raises(ActivationError, match="step index 2"):
+        unit_trajectories(activations)
+
+
+def test_frames_on_other_samples_are_refused() -> None:
+    with pytest.raises(OperatorError, match="same 8 samples in operator 1, found 9"):
+        phate_frames([chain(8), chain(9)], t=2)
+    with pytest.raises(OperatorError, match="at least one"):
+        phate_frames([])

@@ -24,9 +24,9 @@ WORDS = {"converge": "converging", "diverge": "diverging", "unrelated": "unrelat
 def test_the_verdict_is_the_planted_truth_for_every_seed(kind: str) -> None:
     values = []
     for seed in range(20):
-        found = [spread(operators) for operators in planted.run(kind, seed, steps=4)]
+        found = [spread(operators) for operators in planted.run(kind, seed, steps=5)]
         curve = ([getattr(s, name) for s in found] for name in ("value", "low", "high"))
-        assert verdict(range(4), *curve) == WORDS[kind], f"seed {seed}"
+        assert verdict(range(5), *curve) == WORDS[kind], f"seed {seed}"
         values += [s.value for s in found]
         if kind == "unrelated":
             assert found[-1].raw > 3 * found[0].raw, "operators sharpen, so the raw spread misleads"

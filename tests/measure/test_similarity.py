@@ -13,7 +13,7 @@ from scipy.spatial.distance import pdist
 from sklearn.neighbors import NearestNeighbors
 
 from repaudit.errors import ActivationError
-from repaudit.measure.similarity import effective_rank, similarity
+from repaudit.measure.similarity import effective_rank, similarity, similarity_map
 
 MEASURES = ["cka", "cka_debiased", "cka_rbf", "mutual_knn", "procrustes", "rsa"]
 
@@ -142,3 +142,11 @@ def test_bad_input_is_refused() -> None:
         similarity(X[:, 0], Y)
     with pytest.raises(ValueError, match="found 40"):
         similarity(X, Y, "mutual_knn", k=40)
+
+
+def test_the_map_holds_every_pair_once_computed() -> None:
+    X, Y = pair()
+    found = similarity_map({"a/1": X, "b/1": Y, "b/2": X}, "rsa")
+    assert float(found["similarity"].sel(representation="a/1", other="b/1")) == similarity(X, Y, "rsa").value
+    np.testing.assert_array_equal(found["similarity"], found["similarity"].T)
+    np.testing.assert_allclose(np.diag(found["similarity"]), 1)
