@@ -68,7 +68,7 @@ def _sentence(summary: dict[str, Any], first: int, last: int) -> str:
         path += f" and {end:.2f} at step {last}"
     if summary["low"] is not None and summary["high"] is not None:
         path += f" (95% interval {summary['low']:.2f} to {summary['high']:.2f})"
-    return f"{OPENINGS[summary['verdict']]}: {path}, where 0 is identical and 1 unrelated."
+    return f"{OPENINGS[summary['verdict']]}: {path}."
 
 
 def _number(value: float) -> float | None:

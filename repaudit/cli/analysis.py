@@ -64,6 +64,7 @@ def _print_summary(summary: dict[str, Any], folder: Path) -> None:
     console.print(f"\n[bold]{escape(summary['headline'])}[/]", highlight=False)
     for name, layer in summary["layers"].items():
         console.print(f"  [cyan]{escape(name)}[/]  {escape(layer['sentence'])}", highlight=False)
+    console.print("  [dim]spread: 0 identical, 1 as different as unrelated models[/]", highlight=False)
     if summary["left_out"]:
         console.print(f"  {len(summary['left_out'])} things left out, listed in summary.json", highlight=False)
     console.print(f"\nreport: {folder / 'report.html'}", highlight=False)
