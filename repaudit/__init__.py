@@ -9,7 +9,6 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
-    from repaudit.pipeline import analyze as analyze
     from repaudit.capture.extractor import ActivationExtractor as ActivationExtractor
     from repaudit.capture.huggingface import AuditTrainerCallback as AuditTrainerCallback
     from repaudit.capture.layers import LayerSpec as LayerSpec
@@ -26,6 +25,7 @@ if TYPE_CHECKING:
     from repaudit.measure.similarity import similarity as similarity
     from repaudit.measure.spread import spread as spread
     from repaudit.merge.merging import DiffusionMerging as DiffusionMerging
+    from repaudit.pipeline import analyze as analyze
     from repaudit.store.reader import open_store as open_store
     from repaudit.store.repair import repair as repair
     from repaudit.store.verify import verify as verify

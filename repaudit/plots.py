@@ -408,7 +408,7 @@ def _step_colorbar(ax: Axes, axis: style.StepAxis) -> None:
     bar.set_ticks(list(axis.position(ticks)), labels=[f"{tick:,}" for tick in ticks])
     bar.set_label("step", fontsize=8)
     bar.ax.tick_params(labelsize=7, length=0)
-    bar.outline.set_visible(False)  # type: ignore[operator]
+    bar.outline.set_visible(False)
 
 
 def _marker(index: int) -> Line2D:
