@@ -29,8 +29,7 @@ def copy_store(
     steps: Collection[int] | None = None,
     codec: str = "auto",
     keepbits: int | None = None,
-    source_options: Mapping[str, Any] | None = None,
-    destination_options: Mapping[str, Any] | None = None,
+    storage_options: Mapping[str, Any] | None = None,
 ) -> dict[str, list[int]]:
     """Copy committed steps into another store, step by step through the commit protocol.
 
@@ -42,8 +41,9 @@ def copy_store(
     models, layers, steps : collection, optional
         What to copy; all by default. Steps that a model does not have are left out for that model.
     codec, keepbits
-        How the copy is encoded, as for :class:`TrajectoryWriter`. A lossy source stays as it is and is not rounded
-        again unless asked to.
+        How the copy is encoded, as for :class:`TrajectoryWriter`; what a lossy source has lost stays lost.
+    storage_options : mapping, optional
+        Handed to fsspec for both ends; local paths need none.
 
     Returns
     -------
@@ -55,7 +55,7 @@ def copy_store(
     NotInStoreError
         If a model, a layer or a step is not in the source.
     """
-    tree = open_store(source, source_options)
+    tree = open_store(source, storage_options)
     chosen = _choose(models, catalog.models(tree), "model", os.fspath(source))
     if steps is not None:
         _choose(steps, {step for model in chosen for step in catalog.steps(tree, model)}, "step", os.fspath(source))
@@ -73,7 +73,7 @@ def copy_store(
             keepbits=keepbits,
             layer_attrs={name: _more_attributes(array) for name, array in arrays.items()},
             model_attrs=_model_attributes(tree, model),
-            storage_options=destination_options,
+            storage_options=storage_options,
         ) as writer:
             _copy_steps(writer, catalog.model_dataset(tree, model), arrays, steps)
         copied[model] = writer.committed

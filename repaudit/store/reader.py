@@ -13,8 +13,10 @@ from repaudit.errors import CorruptStoreError, NotAStoreError, StoreError, Store
 from repaudit.names import MODELS, PROBE, STEP
 from repaudit.schema import unbelievable
 from repaudit.store.layout import DOCUMENT
+from repaudit.store.local import LocalStorage
+from repaudit.store.place import open_storage
 from repaudit.store.root import read_document, store_attributes
-from repaudit.store.storage import LocalStorage, Storage, open_storage
+from repaudit.store.storage import Storage
 
 
 def open_store(url: str | os.PathLike[str], storage_options: Mapping[str, Any] | None = None) -> xr.DataTree:

@@ -16,8 +16,9 @@ from repaudit.store.encoding import COORDINATE_CHUNK, checksum, encode_column
 from repaudit.store.inspection import ModelInspection
 from repaudit.store.layout import DOCUMENT, LEASE, REPAIR, STEP_COLUMNS, chunk_key, dump, model_document
 from repaudit.store.lease import Holder, Lease
+from repaudit.store.place import open_storage
 from repaudit.store.root import now, read_document, store_attributes
-from repaudit.store.storage import TEMPORARY, Parts, Storage, open_storage
+from repaudit.store.storage import TEMPORARY, Parts, Storage
 
 _UNKNOWN: Final[Mapping[str, Any]] = {"epoch": float("nan"), "wall_time": 0, "trigger": "", "loss": float("nan")}
 

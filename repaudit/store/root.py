@@ -24,7 +24,7 @@ from repaudit.store.layout import (
     dump,
     group_document,
 )
-from repaudit.store.lease import Lease
+from repaudit.store.lease import Holder, Lease
 from repaudit.store.storage import Parts, Storage
 
 ROOT_WAIT: Final = 60.0
@@ -114,6 +114,9 @@ def ensure_root(storage: Storage, probe_set: ProbeSetLike, *, wait: float = ROOT
             f"{storage.url} was made with the probe set {own.get('fingerprint')}, this one is {probe_set.fingerprint}: "
             f"one store holds one probe set. Record with the same inputs, or into another store."
         )
+    left = storage.get(f"{PROBE}/{LEASE}")
+    if left is not None and Holder.parse(left).stale:  # its process died between making the store and letting go
+        storage.delete(f"{PROBE}/{LEASE}")
     return own
 
 

@@ -15,8 +15,9 @@ from repaudit.store.encoding import COORDINATE_CHUNK, checksum
 from repaudit.store.inspection import ModelInspection
 from repaudit.store.layout import DOCUMENT, LEASE, STEP_COLUMNS, chunk_key
 from repaudit.store.lease import Holder
+from repaudit.store.place import open_storage
 from repaudit.store.root import read_document, store_attributes
-from repaudit.store.storage import TEMPORARY, Storage, open_storage
+from repaudit.store.storage import TEMPORARY, Storage
 
 KINDS = (
     "missing_chunk",

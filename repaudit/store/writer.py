@@ -14,31 +14,22 @@ from types import TracebackType
 from typing import Any, Final, Self
 
 from numpy.typing import NDArray
-from tenacity import Retrying, retry_if_exception, stop_after_attempt, wait_random_exponential
 
-from repaudit.errors import LayoutError, RepauditError, StepOrderError, StoreError, WriterClosedError
+from repaudit.errors import LayoutError, StepOrderError, WriterClosedError
 from repaudit.names import EPOCH, LOSS, STEP, TRIGGER, WALL_TIME
+from repaudit.store.failures import StoreWarning, as_store_error, retrying
 from repaudit.store.layout import ProbeSetLike, lay_out_layers
+from repaudit.store.place import open_storage
 from repaudit.store.record import ModelRecord, StepRow
 from repaudit.store.root import ensure_root
 from repaudit.store.shutdown import forget, postponed, watch
-from repaudit.store.storage import Storage, open_storage
+from repaudit.store.storage import Storage
 from repaudit.store.values import stored_values
 
 _LOGGER = logging.getLogger(__name__)
 
 QUEUE_LENGTH: Final = 2
 """Steps that may wait; then `append` blocks, so that memory stays bounded."""
-
-ATTEMPTS: Final = 5
-"""Attempts at one step before it counts as lost."""
-
-LONGEST_WAIT: Final = 5.0
-"""Seconds between two attempts at most; they start at a tenth and double, at random."""
-
-
-class StoreWarning(UserWarning):
-    """A step could not be stored; the training goes on."""
 
 
 @dataclass
@@ -300,11 +291,11 @@ class TrajectoryWriter:
                 self._queue.task_done()
 
     def _store(self, item: _Queued) -> None:
-        _retrying()(self._record.append, item.row, item.arrays)
+        retrying()(self._record.append, item.row, item.arrays)
         self._committed = self._record.steps
 
     def _truncate(self, after_step: int) -> None:
-        _retrying()(self._record.truncate, after_step)
+        retrying()(self._record.truncate, after_step)
         self._committed = self._record.steps
         self._gaps = self._record.gaps
         self._unnoted = [gap for gap in self._unnoted if gap[0] <= after_step]
@@ -326,7 +317,7 @@ class TrajectoryWriter:
         except Exception as error:  # noqa: BLE001 - whatever a store raises must reach the training thread
             _LOGGER.warning("Model %r, %s: %s", self.model_name, what, error)
             if policy == "raise":
-                self._error = _as_store_error(error, self.model_name, what)
+                self._error = as_store_error(error, self.model_name, what)
                 return
             reason = f"{type(error).__name__}: {error}"
             if isinstance(what, int):
@@ -335,22 +326,3 @@ class TrajectoryWriter:
                 self._untold.append(f"Step {what} of model {self.model_name!r} {missing}")
             else:
                 self._untold.append(f"Model {self.model_name!r}, {what}: {reason}")
-
-
-def _as_store_error(error: Exception, model_name: str, what: int | str) -> BaseException:
-    if isinstance(error, RepauditError):
-        return error
-    at = what if isinstance(what, str) else f"step {what}"
-    wrapped = StoreError(f"Model {model_name!r}, {at}: the store failed ({type(error).__name__}: {error}).")
-    wrapped.__cause__ = error
-    return wrapped
-
-
-def _retrying() -> Retrying:
-    """Try again after what may pass; our own errors will not."""
-    return Retrying(
-        stop=stop_after_attempt(ATTEMPTS),
-        wait=wait_random_exponential(multiplier=0.1, max=LONGEST_WAIT),
-        retry=retry_if_exception(lambda error: isinstance(error, Exception) and not isinstance(error, RepauditError)),
-        reraise=True,
-    )

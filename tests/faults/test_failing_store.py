@@ -11,15 +11,15 @@ import pytest
 
 import repaudit as ra
 from repaudit.errors import LeaseError, StoreError
-from repaudit.store import catalog, writer
-from repaudit.store.writer import StoreWarning
+from repaudit.store import catalog, failures, writer
+from repaudit.store.failures import StoreWarning
 from tests.faults.conftest import LAYERS, FailingStorage, StoreDiedError, assert_reads_back, dying_at, step_arrays
 
 
 @pytest.fixture(autouse=True)
 def quick_retries(monkeypatch):
     """Retry without the pauses that a real store needs."""
-    monkeypatch.setattr(writer, "LONGEST_WAIT", 0.0)
+    monkeypatch.setattr(failures, "LONGEST_WAIT", 0.0)
 
 
 def every(period: int):

@@ -15,7 +15,7 @@ import pytest
 
 from repaudit.errors import LeaseError
 from repaudit.store.lease import Holder, Lease
-from repaudit.store.storage import open_storage
+from repaudit.store.place import open_storage
 
 KEY = "models/m/.lease"
 

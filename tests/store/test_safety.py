@@ -18,7 +18,7 @@ from repaudit.errors import CorruptStoreError, ForeignPathError, LayoutError, No
 from repaudit.names import decode_name, encode_name
 from repaudit.store import catalog
 from repaudit.store.layout import lay_out_layers, safe_key
-from repaudit.store.storage import open_storage
+from repaudit.store.place import open_storage
 
 HOSTILE = [
     "../../escape",

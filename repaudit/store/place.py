@@ -1,0 +1,43 @@
+"""From a path or URL to the storage behind it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from fsspec.core import url_to_fs
+from fsspec.implementations.local import LocalFileSystem
+
+from repaudit.store.local import LocalStorage
+from repaudit.store.remote import RemoteStorage
+from repaudit.store.storage import Storage
+
+
+def open_storage(
+    url: str | os.PathLike[str], storage_options: Mapping[str, Any] | None = None, *, durable: bool = True
+) -> Storage:
+    """Open the place that a path or an fsspec URL names; nothing is created or read yet.
+
+    Parameters
+    ----------
+    url : path or URL
+        A local path, or anything fsspec knows (``file://``, ``memory://``, ``s3://``).
+    storage_options : mapping, optional
+        Handed to the fsspec file system.
+    durable : bool
+        Whether writes to local disks are forced to the device (fsync) before they count.
+
+    Examples
+    --------
+    >>> open_storage("memory://doc").get("zarr.json") is None
+    True
+    """
+    text = os.fspath(url)
+    if "://" not in text and "::" not in text:
+        return LocalStorage(Path(text), durable=durable)
+    filesystem, path = url_to_fs(text, **(storage_options or {}))
+    if isinstance(filesystem, LocalFileSystem):
+        return LocalStorage(Path(path), durable=durable)
+    return RemoteStorage(filesystem, path, text)
