@@ -12,9 +12,16 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from repaudit.errors import CorruptStoreError, FingerprintError, LeaseError, NotAStoreError, UnknownVersionError
+from repaudit.errors import (
+    CorruptStoreError,
+    FingerprintError,
+    LeaseError,
+    NotAStoreError,
+    ProbeSetError,
+    UnknownVersionError,
+)
 from repaudit.names import ATTRS, FORMAT_VERSION, LABEL, MODELS, PROBE, SAMPLE, TEXT, TOKEN, encode_name
-from repaudit.store.encoding import encode_column
+from repaudit.store.encoding import CHUNK_BYTES, encode_column
 from repaudit.store.layout import (
     DOCUMENT,
     LEASE,
@@ -165,16 +172,30 @@ def _create_root(storage: Storage, probe_set: ProbeSetLike) -> None:
 def _add_array(
     objects: dict[str, Parts], key: str, values: NDArray[Any], dimensions: tuple[str, ...], attributes: dict[str, Any]
 ) -> dict[str, Any]:
-    """Add a whole array as one chunk with its document."""
+    """Add a whole array with its document, in chunks of whole samples."""
     text = values.dtype.kind == "O"
     if not text:
-        values = np.ascontiguousarray(values, dtype=values.dtype.newbyteorder("<"))
+        values = _storable(key, values)
     fill = "" if text else _KINDS[values.dtype.kind]
     data_type = "string" if text else values.dtype.name
-    document = column_document(values.shape, data_type, values.shape, dimensions, fill, attributes)
+    rows = len(values) if text else min(len(values), max(1, CHUNK_BYTES // max(1, values[:1].nbytes)))
+    document = column_document(values.shape, data_type, (rows, *values.shape[1:]), dimensions, fill, attributes)
     objects[f"{key}/{DOCUMENT}"] = [dump(document)]
-    objects[f"{key}/{chunk_key(*(0 for _ in values.shape))}"] = encode_column(values, len(values), "" if text else 0)
+    for start in range(0, len(values), rows):
+        place = f"{key}/{chunk_key(start // rows, *(0 for _ in values.shape[1:]))}"
+        objects[place] = encode_column(values[start : start + rows], rows, "" if text else 0)
     return document
+
+
+def _storable(key: str, values: NDArray[Any]) -> NDArray[Any]:
+    """Give an input as Zarr can hold it; bfloat16 as float32, exactly."""
+    if values.dtype.name == "bfloat16":
+        values = values.astype(np.float32)
+    if values.dtype.kind not in _KINDS or 0 in values.shape:
+        raise ProbeSetError(
+            f"{key} has dtype {values.dtype} and shape {values.shape}: expected numbers, one or more a sample."
+        )
+    return np.ascontiguousarray(values, dtype=values.dtype.newbyteorder("<"))
 
 
 def probe_dimensions(name: str, arrays: Mapping[str, NDArray[Any]]) -> tuple[str, ...]:

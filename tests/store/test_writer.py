@@ -16,6 +16,7 @@ from repaudit.errors import (
     LayoutError,
     LeaseError,
     ModelExistsError,
+    ProbeSetError,
     StepOrderError,
     WriterClosedError,
 )
@@ -188,3 +189,21 @@ def test_a_closed_writer_takes_no_steps(url, probe_set, layers, step_arrays):
     writer.close()
     with pytest.raises(WriterClosedError):
         writer.append(0, step_arrays(0))
+
+
+@pytest.mark.parametrize("dtype", ["bool", "uint8", "int32", "float16", "float64", "bfloat16"])
+def test_inputs_of_any_kind_and_size_are_kept(url, dtype, monkeypatch):
+    monkeypatch.setattr("repaudit.store.root.CHUNK_BYTES", 100)
+    pixels = (np.arange(7 * 3 * 5).reshape(7, 3, 5) % 2).astype(ml_dtypes.bfloat16 if dtype == "bfloat16" else dtype)
+    probe_set = StoredProbeSet("a" * 64, [str(i) for i in range(7)], {"pixel_values": pixels})
+    open_writer(url, probe_set, {"x": ((7, 2), "float32")}).close()
+    stored = ra.open_store(url)["probe/pixel_values"]
+    assert stored.dims == ("sample", "pixel_values_1", "pixel_values_2")
+    np.testing.assert_array_equal(stored.values, pixels.astype("float32") if dtype == "bfloat16" else pixels)
+    assert ra.verify(url, data=True) == []
+
+
+def test_inputs_that_zarr_cannot_hold_are_refused(url):
+    probe_set = StoredProbeSet("a" * 64, ["s"], {"words": np.array(["a"])})
+    with pytest.raises(ProbeSetError, match="words has dtype <U1"):
+        open_writer(url, probe_set, {"x": ((1, 2), "float32")})
