@@ -44,8 +44,8 @@ def operator_distances(
     Parameters
     ----------
     operators : sequence of T operators (sample, neighbor), or array (T, sample, neighbor)
-        Operators, arrays or tensors; a lazy sequence is asked for every item once per band of rows. Pages of a memory
-        map are handed back after reading.
+        Operators, arrays or tensors; a lazy sequence is asked for every item once per band of rows. A memory map
+        is read as a file, so that its pages do not add up in memory.
     metric : str
     memory : bytes, or text such as "2GB"
         Bound on the memory used beside the operators themselves; it does not depend on T but for the (T, T) results.
@@ -136,19 +136,20 @@ def _rsa(stack: OperatorStack, memory: str | int, progress: Progress | None) -> 
     with tempfile.TemporaryDirectory(prefix="repaudit-") as folder:
         name = Path(folder, "distances.npy")
         cube = np.empty(shape, np.float32) if held else np.lib.format.open_memmap(name, "w+", np.float32, shape)
-        profiles = OperatorStack(cube)
         flat = []
         for index in range(len(stack)):
             profile = standardized(diffusion_distances(stack[index]))
             cube[index] = profile
-            profiles.release()
             flat += [] if profile.any() else [index]
+            if isinstance(cube, np.memmap):
+                cube.flush()
+                cube = np.load(name, mmap_mode="r+")  # a fresh map holds no pages
             if progress is not None:
                 progress(index + 1, len(stack))
         if flat:
             raise OperatorError(f"rsa needs distances that differ: all samples are equally far in operators {flat[:8]}")
-        gram = stream_gram(profiles, memory=parse_bytes(memory) // 2)
-        del profiles, cube
+        gram = stream_gram(OperatorStack(cube), memory=parse_bytes(memory) // 2)
+        del cube
     return gram.squared_distances / 2
 
 

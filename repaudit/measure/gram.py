@@ -20,8 +20,9 @@ BAND_BYTES = 16 * 2**20
 GEMM_COLUMNS = 8192
 """Longest sum left to single precision before it is added up in float64."""
 
-CANCELLATION = 3e-2
-"""Pairs with d^2 below this share of their squared norms are recomputed; above it rounding costs d less than 1e-5."""
+CLOSE, CLOSE_BY_SIDE = 3e-2, 2.0
+"""Pairs with d^2 below the smaller of .03 and 2 / N of their squared norms are recomputed, which keeps rounding below
+1e-5 of d: the more products are summed, the more their errors average out."""
 
 REFERENCES = 8
 """Operators whose mean stands for the mean of all: the closer to it the less cancels, exact it need not be."""
@@ -82,7 +83,7 @@ def stream_gram(
     if not torch.isfinite(norms).all():
         _refuse_unsound(_bands(stack, rows, transform), len(stack))
     squared = gram.mul_(-2).add_(norms[:, None]).add_(norms[None, :]).clamp_(min=0)
-    close = _close_pairs(squared, norms)
+    close = _close_pairs(squared, norms, min(CLOSE, CLOSE_BY_SIDE / stack.samples))
     if len(close):
         _recompute(squared, close, _bands(stack, rows, transform))
     squared.fill_diagonal_(0)
@@ -138,8 +139,8 @@ def _refuse_unsound(bands: Iterator[tuple[int, torch.Tensor]], size: int) -> Non
     raise OperatorError(f"expected finite entries (and none negative under a root), found others in {where}")
 
 
-def _close_pairs(squared: torch.Tensor, norms: torch.Tensor) -> torch.Tensor:
-    close = squared <= CANCELLATION * (norms[:, None] + norms[None, :])
+def _close_pairs(squared: torch.Tensor, norms: torch.Tensor, share: float) -> torch.Tensor:
+    close = squared <= share * (norms[:, None] + norms[None, :])
     return close.triu_(1).nonzero()
 
 

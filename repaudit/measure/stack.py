@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import mmap
+import os
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from repaudit.errors import OperatorError
 
@@ -51,8 +54,7 @@ class OperatorStack:
     def __init__(self, operators: Sequence[Operator] | Any) -> None:
         self._operators: Any = operators
         self._cube = getattr(operators, "ndim", None) == 3 and not hasattr(operators, "matrix")
-        # Private changes to a copy-on-write map live in its pages alone.
-        self._shared = isinstance(operators, np.memmap) and operators.mode != "c"
+        self._file = _MappedFile.of(operators)
         self.size = len(operators)
         if self.size == 0:
             raise OperatorError("expected at least one operator, found none")
@@ -73,25 +75,18 @@ class OperatorStack:
             stop = min(start + rows, self.samples)
             part = buffer[:, : stop - start]
             self._fill(part, start, stop)
-            self.release()
             yield start, part
 
-    def release(self) -> None:
-        """Hand the pages of a memory map back: what was read of a file need not stay in memory, nor what is written."""
-        pages = self._operators
-        while pages is not None and not isinstance(pages, mmap.mmap):
-            pages = getattr(pages, "base", None)
-        if pages is not None and self._shared:
-            pages.madvise(mmap.MADV_DONTNEED)
-
     def _fill(self, part: torch.Tensor, start: int, stop: int) -> None:
-        if self._cube:
+        if self._file is not None:
+            self._file.read(part.numpy(), start)
+        elif self._cube:
             _copy(part, self._operators[:, start:stop])
-            return
-        for index in range(self.size):
-            matrix = self[index]
-            self._check(matrix, index)
-            _copy(part[index], _band(matrix, start, stop))
+        else:
+            for index in range(self.size):
+                matrix = self[index]
+                self._check(matrix, index)
+                _copy(part[index], _band(matrix, start, stop))
 
     def _check(self, matrix: Any, index: int) -> None:
         side = _side(matrix, f"operator {index}")
@@ -99,6 +94,46 @@ class OperatorStack:
             raise OperatorError(f"expected operators on {self.samples} samples each, found {side} in operator {index}")
         if self.dtype is torch.float32 and _is_double(matrix):
             raise OperatorError(f"expected operators of one precision, found float64 in operator {index} after float32")
+
+
+@dataclass(frozen=True)
+class _MappedFile:
+    """The file under a memory map (T, N, N): read, not mapped, its pages never count as this process's memory."""
+
+    path: str
+    offset: int
+    stride: int
+    row: int
+
+    @classmethod
+    def of(cls, operators: Any) -> _MappedFile | None:
+        """The file of a plain float32 or float64 memory map; private (copy-on-write) maps differ from their file."""
+        if not isinstance(operators, np.memmap) or operators.mode == "c" or operators.ndim != 3:
+            return None
+        pages, array = _pages(operators), np.asarray(operators)
+        inner = array.strides[1:] == (array.shape[2] * array.itemsize, array.itemsize)
+        if pages is None or operators.filename is None or not inner or array.dtype not in (np.float32, np.float64):
+            return None
+        within = array.__array_interface__["data"][0] - np.frombuffer(pages, np.uint8).__array_interface__["data"][0]
+        first = operators.offset - operators.offset % mmap.ALLOCATIONGRANULARITY
+        return cls(str(operators.filename), first + within, array.strides[0], array.strides[1])
+
+    def read(self, target: NDArray[Any], start: int) -> None:
+        """Fill (T, rows, N) from row `start` on."""
+        descriptor = os.open(self.path, os.O_RDONLY)
+        try:
+            for index, part in enumerate(target):
+                at, view = self.offset + index * self.stride + start * self.row, memoryview(part).cast("B")
+                if os.preadv(descriptor, [view], at) != len(view):
+                    raise OperatorError(f"expected {len(view)} bytes at {at}, found the end of {self.path}")
+        finally:
+            os.close(descriptor)
+
+
+def _pages(array: Any) -> mmap.mmap | None:
+    while array is not None and not isinstance(array, mmap.mmap):
+        array = getattr(array, "base", None)
+    return array
 
 
 def _side(matrix: Any, name: str) -> int:
