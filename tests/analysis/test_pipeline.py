@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import jsonschema
 import numpy as np
 import pytest
 import xarray as xr
@@ -29,6 +30,8 @@ def test_planted_convergence_is_found_and_everything_is_written(planted_store, t
     assert not [path for path in out.iterdir() if path.name.startswith(".")], "scratch left behind"
 
     summary = json.loads((out / "summary.json").read_text())
+    schema = Path(__file__).parents[2] / "schemas" / "v1" / "results.schema.json"
+    jsonschema.validate(summary, json.loads(schema.read_text()))
     assert set(summary["layers"]) == {"first", "second"}
     for layer in summary["layers"].values():
         assert layer["verdict"] == "converging"
