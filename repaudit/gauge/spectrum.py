@@ -286,12 +286,12 @@ def check_stochastic(matrix: Tensor) -> None:
     if matrix.ndim != 2 or matrix.shape[0] != matrix.shape[1] or matrix.shape[0] == 0:
         raise OperatorError(f"expected a square matrix (sample, neighbor), found shape {tuple(matrix.shape)}")
     found = matrix.detach()
+    sums = row_sums(found)
     if found.layout != torch.strided:
         index, values = found.coalesce().indices()[0], found.coalesce().values()
-        sums = torch.zeros(len(found), dtype=torch.float64, device=found.device).index_add(0, index, values.double())
         lowest = torch.zeros_like(sums).scatter_reduce(0, index, values.double(), "amin")
     else:
-        sums, lowest = found.sum(1, dtype=torch.float64), found.amin(1)
+        lowest = found.amin(1)
     if not bool(torch.isfinite(sums).all()):
         row = int((~torch.isfinite(sums)).nonzero()[0])
         raise OperatorError(f"expected finite transition probabilities, found NaN or infinity in row {row}")
@@ -302,6 +302,15 @@ def check_stochastic(matrix: Tensor) -> None:
         raise OperatorError(
             f"expected rows that sum to 1, found {float(sums[worst]):.6g} in row {worst}; divide each row by its sum"
         )
+
+
+def row_sums(matrix: Tensor) -> Tensor:
+    """Sum of each row of a dense or sparse matrix, ``(sample)``, float64."""
+    if matrix.layout == torch.strided:
+        return matrix.sum(1, dtype=torch.float64)
+    entries = matrix.coalesce()
+    zero = torch.zeros(len(matrix), dtype=torch.float64, device=matrix.device)
+    return zero.index_add(0, entries.indices()[0], entries.values().double())
 
 
 def signs(vectors: Tensor) -> Tensor:

@@ -7,9 +7,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from repaudit.gauge.spectrum import row_sums
+
 
 def weighted_mean(matrices: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
-    """Row-normalised ``Σ w_i P_i``, ``(sample, neighbor)``, summed in float64.
+    """Row-normalised ``Σ w_i P_i``, ``(sample, neighbor)``, summed in float64; sparse where all of them are.
 
     With equal weights this is ``(1/N) Σ P_i``, the minimiser of ``Σ |P - P_i|_F²`` (its gradient ``2 Σ (P - P_i)``
     vanishes there, and a mean of stochastic rows is stochastic).
@@ -20,12 +22,15 @@ def weighted_mean(matrices: Sequence[Tensor], weights: Sequence[float]) -> Tenso
     [[0.625, 0.375], [0.375, 0.625]]
     """
     total = sum(weights)
-    merged = torch.zeros_like(matrices[0], dtype=torch.float64)
-    for matrix, weight in zip(matrices, weights, strict=True):
-        merged = merged.add(matrix.double(), alpha=weight / total)
-    # rows of float32 operators sum to 1 within 1e-7; what is merged from identical ones must stay as they are
-    return merged if _stochastic(merged) else merged / merged.sum(1, keepdim=True)
-
-
-def _stochastic(matrix: Tensor) -> bool:
-    return float((matrix.detach().sum(1) - 1).abs().amax()) <= 1e-6
+    merged = matrices[0].double() * (weights[0] / total)
+    for matrix, weight in zip(matrices[1:], weights[1:], strict=True):
+        merged = merged + matrix.double() * (weight / total)
+    sums = row_sums(merged)
+    # float32 rows sum to 1 within their rounding: identical operators must come out as they went in
+    if float((sums.detach() - 1).abs().amax()) <= 1e-6:
+        return merged
+    if merged.layout == torch.strided:
+        return merged / sums[:, None]
+    merged = merged.coalesce()
+    values = merged.values() / sums[merged.indices()[0]]
+    return torch.sparse_coo_tensor(merged.indices(), values, merged.shape, is_coalesced=True, check_invariants=False)

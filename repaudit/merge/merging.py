@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final, Literal
 
 import numpy as np
@@ -13,19 +14,24 @@ from torch import Tensor
 
 from repaudit import __version__
 from repaudit.errors import OperatorError, WeightError
-from repaudit.gauge.spectrum import DiffusionOperator
+from repaudit.gauge.spectrum import DiffusionOperator, is_sparse
+from repaudit.merge.barycenter import SMALLEST_REG, barycenter, exact_barycenter, ground_cost
+from repaudit.merge.flows import mixed_walks
+from repaudit.merge.gromov import gromov_barycenter
 from repaudit.merge.means import weighted_mean
 
-Strategy = Literal["weighted", "frobenius"]
-Merged = tuple[Tensor, dict[str, Any]]
+Strategy = Literal["weighted", "frobenius", "reversible", "ot_barycenter", "gromov"]
+Operators = dict[str, DiffusionOperator]
 
 
 @dataclass(frozen=True)
 class DiffusionMerging:
-    """Merge diffusion operators on the same samples, one a model, into P*.
+    """Merge diffusion operators, one a model, into one consensus operator P*.
 
-    ``"weighted"``: row-normalised ``Σ w_i P_i``. ``"frobenius"``: ``(1/N) Σ P_i``, the minimiser of the summed squared
-    Frobenius distance; equal to ``"weighted"`` at equal weights.
+    ``"weighted"``: row-normalised ``Σ w_k P_k``. ``"frobenius"``: ``(1/N) Σ P_k``, the minimiser of the summed squared
+    Frobenius distance. ``"reversible"``: ``D^-1 Σ w_k Π_k P_k``, the mixture of the random walks, with a real spectrum.
+    ``"ot_barycenter"``: each row the Wasserstein barycenter of the rows. ``"gromov"``: the Gromov-Wasserstein
+    barycenter, for operators on different samples. See the modules of :mod:`repaudit.merge` for formulas and sources.
 
     Parameters
     ----------
@@ -33,6 +39,21 @@ class DiffusionMerging:
         How to merge.
     weights
         Weight of each model by name, not negative; equal if not given. Names must be those of the operators.
+    reg
+        Of ``ot_barycenter``: entropic regularisation relative to a cost of maximum 1; 0 for the exact linear programme
+        (some hundred samples at most).
+    cost
+        Of ``ot_barycenter``: cost of moving mass between samples, symmetric; by default the squared diffusion distance
+        of the mean operator. Scaled to maximum 1.
+    debiased
+        Of ``ot_barycenter``: whether to remove the blur of the regularisation. Without it, the barycenter of identical
+        operators is not that operator.
+    tolerance, max_iterations
+        Of ``ot_barycenter``: when to stop. What was reached is left in the attrs ``marginal_error`` and ``iterations``;
+        a warning tells if it is more than ten times the tolerance.
+    n_samples, seed
+        Of ``gromov``: number of samples of P*, if not given the smallest of the operators', and the start of the
+        search.
 
     Examples
     --------
@@ -43,6 +64,13 @@ class DiffusionMerging:
 
     strategy: Strategy = "frobenius"
     weights: Mapping[str, float] | None = None
+    reg: float = field(default=0.05, kw_only=True)
+    cost: Any = field(default=None, kw_only=True)
+    debiased: bool = field(default=True, kw_only=True)
+    tolerance: float = field(default=1e-4, kw_only=True)
+    max_iterations: int = field(default=2000, kw_only=True)
+    n_samples: int | None = field(default=None, kw_only=True)
+    seed: int = field(default=0, kw_only=True)
 
     def __post_init__(self) -> None:
         if self.strategy not in _STRATEGIES:
@@ -52,6 +80,13 @@ class DiffusionMerging:
         for name, weight in (self.weights or {}).items():
             if not (math.isfinite(weight) and weight >= 0):
                 raise WeightError(f"expected weights that are finite and not negative, found {weight!r} for {name!r}")
+        if not (self.reg == 0 or SMALLEST_REG <= self.reg < math.inf):
+            raise ValueError(f"reg is 0 (exact) or at least {SMALLEST_REG:.4f} of the largest cost; found {self.reg!r}")
+        if self.max_iterations < 1 or self.tolerance <= 0:
+            raise ValueError(
+                f"expected a positive tolerance and 1 iteration or more; found {self.tolerance!r}, "
+                f"{self.max_iterations!r}"
+            )
 
     def merge(self, operators: Mapping[str, Any]) -> DiffusionOperator:
         """Merge operators, arrays, tensors or DataArrays ``(sample, neighbor)``, by model name.
@@ -67,20 +102,24 @@ class DiffusionMerging:
         """
         names = _names(operators)
         taken = {name: _operator(name, operators[name]) for name in names}
-        ids = _same_samples(taken)
+        ids = None if self.strategy == "gromov" else _same_samples(taken)
         weights = self._weights(names)
-        matrices = [taken[name].matrix for name in names]
-        merged, found = _STRATEGIES[self.strategy](self, matrices, weights)
-        wide = any(matrix.dtype == torch.float64 for matrix in matrices)
+        merged, degrees, found = _STRATEGIES[self.strategy](self, taken, weights)
+        if all(operator.matrix.dtype == torch.float32 for operator in taken.values()):
+            merged = merged.float()
         attrs = {
+            **_shared([operator.attrs for operator in taken.values()]),
             "merge": self.strategy,
             "models": names,
             "weights": dict(zip(names, weights, strict=True)),
             "repaudit_version": __version__,
-            **_shared([taken[name].attrs for name in names]),
             **found,
         }
-        return DiffusionOperator(merged if wide else merged.float(), attrs=attrs, samples=ids)
+        if is_sparse(merged):
+            from repaudit.gauge.sparse import SparseDiffusionOperator
+
+            return SparseDiffusionOperator(merged.coalesce(), degrees, attrs=attrs, samples=ids)
+        return DiffusionOperator(merged, degrees, attrs=attrs, samples=ids)
 
     def _weights(self, names: list[str]) -> list[float]:
         if self.weights is None:
@@ -95,13 +134,62 @@ class DiffusionMerging:
         return [self.weights[name] / total for name in names]
 
 
-def _mean(merging: DiffusionMerging, matrices: list[Tensor], weights: list[float]) -> Merged:
-    return weighted_mean(matrices, weights), {}
+Merged = tuple[Tensor, Tensor | None, dict[str, Any]]
 
 
-_STRATEGIES: Final[dict[str, Callable[[DiffusionMerging, list[Tensor], list[float]], Merged]]] = {
+def _mean(merging: DiffusionMerging, operators: Operators, weights: list[float]) -> Merged:
+    if all(is_sparse(operator.matrix) for operator in operators.values()):
+        return weighted_mean([operator.matrix for operator in operators.values()], weights), None, {}
+    return weighted_mean([operator.wide for operator in operators.values()], weights), None, {}
+
+
+def _reversible(merging: DiffusionMerging, operators: Operators, weights: list[float]) -> Merged:
+    return *mixed_walks(operators, weights), {}
+
+
+def _barycenter(merging: DiffusionMerging, operators: Operators, weights: list[float]) -> Merged:
+    matrices = [operator.wide for operator in operators.values()]
+    if any(matrix.requires_grad for matrix in matrices):
+        raise OperatorError("strategy='ot_barycenter' carries no gradient; detach the operators")
+    with torch.no_grad():
+        cost = ground_cost(matrices, weights, merging.cost)
+        if not bool(cost.any()):
+            # all samples are in the same place, so that moving mass is free and every row is a barycenter
+            return weighted_mean(matrices, weights), None, {"reg": merging.reg, "marginal_error": 0.0, "iterations": 0}
+        if merging.reg == 0:
+            found = exact_barycenter(matrices, weights, cost)
+        else:
+            found = barycenter(
+                matrices,
+                weights,
+                cost,
+                merging.reg,
+                debiased=merging.debiased,
+                tolerance=merging.tolerance,
+                max_iterations=merging.max_iterations,
+            )
+    if found.marginal_error > 10 * merging.tolerance:
+        warnings.warn(
+            f"the barycenter's marginals are off by {found.marginal_error:.1e} after {found.iterations} iterations, "
+            f"against a tolerance of {merging.tolerance:.1e}; more max_iterations or a larger reg would help",
+            stacklevel=3,
+        )
+    reached = {"marginal_error": found.marginal_error, "iterations": found.iterations}
+    given = "given" if merging.cost is not None else "diffusion distance of the mean operator"
+    return found.rows, None, {"reg": merging.reg, "debiased": merging.debiased, "cost": given, **reached}
+
+
+def _gromov(merging: DiffusionMerging, operators: Operators, weights: list[float]) -> Merged:
+    count = merging.n_samples or min(operator.n_samples for operator in operators.values())
+    return gromov_barycenter(list(operators.values()), weights, count, merging.seed)
+
+
+_STRATEGIES: Final[dict[str, Callable[[DiffusionMerging, Operators, list[float]], Merged]]] = {
     "weighted": _mean,
     "frobenius": _mean,
+    "reversible": _reversible,
+    "ot_barycenter": _barycenter,
+    "gromov": _gromov,
 }
 
 
@@ -125,21 +213,28 @@ def _operator(name: str, operator: Any) -> DiffusionOperator:
         raise OperatorError(f"operator {name!r}: {error}") from None
 
 
-def _same_samples(operators: Mapping[str, DiffusionOperator]) -> Any:
+def _same_samples(operators: Operators) -> Any:
     counts = {name: operator.n_samples for name, operator in operators.items()}
     if len(set(counts.values())) > 1:
-        raise OperatorError(f"expected operators on the same samples, found these numbers of samples: {counts}")
+        raise OperatorError(
+            f"expected operators on the same samples, found these numbers of samples: {counts}; "
+            "strategy='gromov' merges operators on different samples"
+        )
     known = {name: operator.samples for name, operator in operators.items() if operator.samples is not None}
     first = next(iter(known), "")
     for name, ids in known.items():
-        differ = np.flatnonzero(ids != known[first])
+        differ = np.flatnonzero(np.asarray(ids != known[first]))
         if len(differ):
             at = int(differ[0])
             raise OperatorError(
-                f"expected the same samples in the same order, found {known[first][at].item()!r} in {first!r} "
-                f"and {ids[at].item()!r} in {name!r} at position {at}"
+                f"expected the same samples in the same order, found {_plain(known[first][at])!r} in {first!r} "
+                f"and {_plain(ids[at])!r} in {name!r} at position {at}"
             )
     return known.get(first)
+
+
+def _plain(value: Any) -> Any:
+    return value.item() if isinstance(value, np.generic) else value
 
 
 def _shared(attrs: list[dict[str, Any]]) -> dict[str, Any]:

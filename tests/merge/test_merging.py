@@ -11,12 +11,12 @@ from hypothesis import strategies as st
 import repaudit as ra
 from repaudit.errors import OperatorError, WeightError
 
-STRATEGIES = ["weighted", "frobenius"]
+STRATEGIES = ["weighted", "frobenius", "reversible", "ot_barycenter"]
 
 
-def operators(seed, n, count=3, dtype=np.float64):
+def operators(seed, n, count=3, dtype=np.float64, **parameters):
     rng = np.random.default_rng(seed)
-    return {f"m{i}": ra.DiffusionGauge()(rng.standard_normal((n, 4)).astype(dtype)) for i in range(count)}
+    return {f"m{i}": ra.DiffusionGauge(**parameters)(rng.standard_normal((n, 4)).astype(dtype)) for i in range(count)}
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
@@ -25,7 +25,7 @@ def operators(seed, n, count=3, dtype=np.float64):
 def test_properties(strategy, seed, n, count):
     given_ = operators(seed, n, count)
     before = {name: operator.matrix.clone() for name, operator in given_.items()}
-    merging = ra.DiffusionMerging(strategy)
+    merging = ra.DiffusionMerging(strategy, reg=0.1)
     merged = merging.merge(given_)
     torch.testing.assert_close(merged.matrix.sum(1), torch.ones(n, dtype=torch.float64), rtol=0, atol=1e-9)
     for name, operator in given_.items():
@@ -112,3 +112,52 @@ def test_inputs_of_every_kind_and_gradients():
     merged = ra.DiffusionMerging().merge({"a": P, "b": np.eye(2)})
     merged.matrix[0, 1].backward()
     assert P.grad.tolist() == [[0.0, 0.5], [0.0, 0.0]]
+
+
+def test_sparse_operators_merge_as_the_dense_ones_do():
+    sparse = operators(3, 40, neighbors=5)
+    dense = {name: operator.to_numpy() for name, operator in sparse.items()}
+    for strategy in STRATEGIES:
+        merging = ra.DiffusionMerging(strategy, reg=0.1, max_iterations=20000)
+        np.testing.assert_allclose(merging.merge(sparse).to_numpy(), merging.merge(dense).to_numpy(), atol=1e-9)
+    assert ra.DiffusionMerging("weighted").merge(sparse).matrix.layout == torch.sparse_coo
+
+
+def test_rows_of_foreign_operators_are_normalised():
+    off = np.array([[0.5, 0.50005], [0.5, 0.5]])
+    assert float(ra.DiffusionMerging().merge({"a": off}).matrix[0].sum()) == pytest.approx(1, abs=1e-12)
+
+
+def test_reversible_merge_is_the_mixture_of_walks():
+    found = operators(4, 20, alpha=0.0)
+    merged = ra.DiffusionMerging("reversible", weights={"m0": 1, "m1": 2, "m2": 0}).merge(found)
+    flow = sum(w * np.diag(found[m].stationary) @ found[m].to_numpy() for m, w in (("m0", 1 / 3), ("m1", 2 / 3)))
+    np.testing.assert_allclose(merged.to_numpy(), flow / flow.sum(1, keepdims=True), rtol=1e-9)
+    # what it claims about itself is what its matrix says
+    alone = ra.DiffusionOperator.from_matrix(merged.matrix)
+    assert alone.reversible
+    torch.testing.assert_close(merged.stationary, alone.stationary, rtol=1e-8, atol=1e-12)
+    values = np.linalg.eigvals(merged.to_numpy())
+    assert abs(values.imag).max() < 1e-9
+    np.testing.assert_allclose(merged.eigenpairs()[0].numpy(), np.sort(values.real)[::-1], atol=1e-9)
+    assert not ra.DiffusionMerging("frobenius").merge(found).reversible
+
+
+def test_reversible_merge_refuses_a_circulating_operator():
+    P = np.array([[0.1, 0.8, 0.1], [0.1, 0.1, 0.8], [0.8, 0.1, 0.1]])
+    with pytest.raises(OperatorError, match=r"'b'.*circulates"):
+        ra.DiffusionMerging("reversible").merge({"a": np.full((3, 3), 1 / 3), "b": P})
+
+
+def test_gromov_merges_operators_on_different_samples():
+    rng = np.random.default_rng(0)
+    clusters = [np.concatenate([rng.standard_normal((n, 2)) * 0.1 + c for c in (0, 5, 40)]) for n in (6, 8)]
+    found = {f"m{i}": ra.DiffusionGauge(bandwidth=1.0, alpha=0.0)(X) for i, X in enumerate(clusters)}
+    merged = ra.DiffusionMerging("gromov", n_samples=12).merge(found)
+    assert merged.n_samples == 12
+    torch.testing.assert_close(merged.matrix.sum(1), torch.ones(12, dtype=torch.float64))
+    # three groups in both, three in what they have in common
+    values = merged.eigenpairs(4)[0]
+    np.testing.assert_allclose(values[:3], 1, atol=2e-2)
+    assert values[3] < 0.2
+    torch.testing.assert_close(merged.stationary @ merged.matrix, merged.stationary)
