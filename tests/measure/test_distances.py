@@ -84,6 +84,17 @@ def test_memory_maps_are_read_and_left_alone(tmp_path) -> None:
     np.testing.assert_array_equal(mapped, cube)
 
 
+@pytest.mark.parametrize("mode", ["r", "r+", "c"])
+def test_parts_of_a_memory_map_and_unsaved_changes_are_seen(mode: str, tmp_path) -> None:
+    cube = random_operators(9, 20)
+    np.save(tmp_path / "operators.npy", cube)
+    mapped = np.load(tmp_path / "operators.npy", mmap_mode=mode)
+    if mode != "r":
+        mapped[4] = cube[4] = np.eye(20)
+    for part in (slice(None), slice(3, 7), slice(1, None, 3), slice(None, None, -1)):
+        np.testing.assert_allclose(operator_distances(mapped[part]), direct(cube[part]), rtol=1e-9, atol=1e-12)
+
+
 def test_the_band_does_not_change_the_result_nor_the_operators() -> None:
     cube = trajectory(30, 50)
     before = cube.copy()
