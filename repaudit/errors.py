@@ -19,6 +19,14 @@ class CaptureError(RepauditError, RuntimeError):
     """A hook did not record what it was asked to record."""
 
 
+class PretrainedError(RepauditError, ValueError):
+    """A place holds no model that can be recorded."""
+
+
+class RankError(CaptureError):
+    """An audit failed on another process, or that process no longer answers."""
+
+
 class ActivationTypeError(CaptureError, TypeError):
     """A layer put out something that is neither a tensor, a tuple that starts with one, nor a model output."""
 

@@ -17,7 +17,7 @@ from repaudit.capture.isolation import eager, undisturbed
 from repaudit.capture.layers import Layer, LayerSpec, as_spec, resolve_layers
 from repaudit.capture.pooling import pool
 from repaudit.capture.probe import ATTENTION_MASK, ProbeSet
-from repaudit.capture.wrappers import config_of, is_offloaded, is_sharded, layers_root, network
+from repaudit.capture.wrappers import config_of, entry_point, is_offloaded, is_sharded, layers_root, network
 from repaudit.errors import ActivationTypeError, CaptureError
 
 
@@ -56,6 +56,7 @@ class ActivationExtractor:
         probe_set: ProbeSet,
         batch_size: int = 32,
         forward: Callable[..., Any] | None = None,
+        agree: Callable[[Exception | None], None] | None = None,
     ) -> dict[str, torch.Tensor]:
         """Forward the probe set through the model, which ends as it began, and give the pooled activations.
 
@@ -72,6 +73,9 @@ class ActivationExtractor:
             Samples a forward; the result does not depend on it.
         forward
             What to call with a batch's inputs instead of the network itself.
+        agree
+            Called after every batch with what went wrong in it, or None; it raises where one of several processes
+            failed, so that none goes on alone (see :meth:`repaudit.capture.distributed.Ranks.agree`).
 
         Returns
         -------
@@ -87,14 +91,21 @@ class ActivationExtractor:
         """
         layers = resolve_layers(model, self.layer_specs)
         net = network(model)
-        whole = is_sharded(net) or is_offloaded(net)
+        whole = is_sharded(model) or is_offloaded(net)
         pieces = _Pieces(len(probe_set))
-        with undisturbed(model), _Recording(model, layers) as recording:
+        with undisturbed(model), _Recording(model, layers, whole=whole) as recording:
             for batch in probe_set.batches(batch_size):
-                stop_early = not whole and net in self._seen_whole
-                recording.forward(batch, stop_early=stop_early, call=forward or net)
-                self._seen_whole.add(net)
-                pieces.add(recording.pooled(batch))
+                failure = None
+                try:
+                    recording.forward(batch, stop_early=net in self._seen_whole, call=forward or entry_point(model))
+                    self._seen_whole.add(net)
+                    pieces.add(recording.pooled(batch))
+                except Exception as error:
+                    if agree is None:
+                        raise
+                    failure = error
+                if agree is not None:
+                    agree(failure)
         self.source_dtypes = recording.source_dtypes
         self.activations = pieces.finish()
         return dict(self.activations)
@@ -217,8 +228,8 @@ class _Pieces:
 class _Recording:
     """The hooks of one extraction, and what they saw in the current forward."""
 
-    def __init__(self, model: nn.Module, layers: list[Layer]) -> None:
-        self.model, self.layers = model, layers
+    def __init__(self, model: nn.Module, layers: list[Layer], *, whole: bool = False) -> None:
+        self.layers, self._whole = layers, whole
         self.net = network(model)
         self.source_dtypes: dict[str, str] = {}
         self._hidden = HiddenStates(
@@ -232,6 +243,7 @@ class _Recording:
     def reset(self) -> None:
         self._seen: dict[str, torch.Tensor] = {}
         self._fired: dict[str, int] = {layer.name: 0 for layer in self.layers}
+        self._failure: Exception | None = None
 
     def __enter__(self) -> _Recording:
         self._stack = ExitStack()
@@ -252,7 +264,7 @@ class _Recording:
     def forward(self, batch: Mapping[str, torch.Tensor], *, stop_early: bool, call: Callable[..., Any]) -> None:
         """Run one forward and see that every hook fired once."""
         self.reset()
-        self._stop_early = stop_early
+        self._stop_early = stop_early and not self._whole
         self._n_samples = len(next(iter(batch.values())))
         args, kwargs = forward_arguments(self.net, batch)
         with suppress(_Stop):
@@ -260,6 +272,8 @@ class _Recording:
         self.check()
 
     def check(self) -> None:
+        if self._failure is not None:
+            raise self._failure
         for layer in self.layers:
             count = self._fired[layer.name]
             if count == 0:
@@ -298,6 +312,16 @@ class _Recording:
         return hook
 
     def _record(self, layer: Layer, value: Any) -> None:
+        try:
+            self._keep(layer, value)
+        except CaptureError as error:
+            if not self._whole:
+                raise
+            self._failure = self._failure or error  # raised after the forward: other ranks are in the middle of it
+        if self._stop_early and all(self._fired.values()):
+            raise _Stop
+
+    def _keep(self, layer: Layer, value: Any) -> None:
         tensor = as_activation(value, layer)
         if self._n_samples is not None and (tensor.ndim == 0 or len(tensor) != self._n_samples):
             raise CaptureError(
@@ -307,5 +331,3 @@ class _Recording:
         self._fired[layer.name] += 1
         self._seen[layer.name] = tensor
         self.source_dtypes[layer.name] = str(tensor.dtype).removeprefix("torch.")
-        if self._stop_early and all(self._fired.values()):
-            raise _Stop

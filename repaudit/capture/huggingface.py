@@ -61,8 +61,6 @@ class AuditTrainerCallback(TrainerCallback):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, *, model: Any = None, **_: Any
     ) -> None:
-        if not state.is_world_process_zero:
-            return
         if state.global_step > 0:
             self.session.mark_resumed()
         self.session.start(model, state.global_step, epoch=state.epoch)

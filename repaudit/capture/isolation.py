@@ -87,7 +87,11 @@ class _Snapshot:
     """What of one module a forward could change."""
 
     def __init__(self, module: nn.Module) -> None:
-        self.plain = {k: v for k, v in module.__dict__.items() if isinstance(v, _PLAIN)}
+        # FSDP's first forward sets itself up on its module, once and for good
+        self.is_own = type(module).__name__ != "FullyShardedDataParallel"
+        self.plain = {
+            k: v for k, v in module.__dict__.items() if isinstance(v, _PLAIN) and (self.is_own or k == "training")
+        }
         self.held = {
             k: (v, v.copy()) for k, v in module.__dict__.items() if type(v) in {list, dict, set} and k[0] != "_"
         }
@@ -114,7 +118,8 @@ class _Snapshot:
                 del hooks[key]
 
     def _restore_plain(self, attributes: dict[str, Any]) -> None:
-        for name in [k for k, v in attributes.items() if isinstance(v, _PLAIN) and k not in self.plain]:
+        new = [k for k, v in attributes.items() if isinstance(v, _PLAIN) and k not in self.plain]
+        for name in new if self.is_own else []:
             del attributes[name]
         for name, value in self.plain.items():
             if attributes.get(name, self) is not value:

@@ -84,8 +84,6 @@ class RepresentationAuditCallback(pl.Callback):
             self.session.mark_resumed()
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        if not trainer.is_global_zero:
-            return
         if trainer.fast_dev_run:  # type: ignore[attr-defined]
             with self._context(trainer)():
                 self.recorder.rehearse(pl_module)

@@ -14,10 +14,12 @@ from typing import Any, Self, TypeVar
 import torch
 from torch import nn
 
+from repaudit.capture.distributed import Ranks
 from repaudit.capture.extractor import ActivationExtractor
 from repaudit.capture.layers import LayerSpec, resolve_layers
 from repaudit.capture.probe import ProbeSet
 from repaudit.capture.trigger import AuditTrigger
+from repaudit.capture.wrappers import is_sharded
 from repaudit.errors import StepOrderError
 from repaudit.store.writer import TrajectoryWriter
 
@@ -66,6 +68,9 @@ class Recorder:
         What is wrong before the first audit (paths, shapes, an unwritable store) raises in any case.
     if_exists
         What to do with a model that the store holds already: ``"resume"``, ``"error"`` or ``"replace"``.
+    split_across_ranks
+        Whether, in data-parallel training, each process forwards a share of the probe set; otherwise the first one
+        forwards it all and the others do not wait. Where parameters are sharded, all must forward it all.
     model_attrs
         Facts to keep with the model (a config's hash, a seed).
     writer_options
@@ -95,6 +100,7 @@ class Recorder:
         on_store_error: str = "warn",
         *,
         if_exists: str = "resume",
+        split_across_ranks: bool = False,
         model_attrs: Mapping[str, Any] | None = None,
         **writer_options: Any,
     ) -> None:
@@ -109,6 +115,9 @@ class Recorder:
         self.trajectory: list[tuple[int, dict[str, Any]]] = []
         self.failures: list[tuple[int, str]] = []
         self._model_attrs, self._writer_options = dict(model_attrs or {}), writer_options
+        self._split, self._ranks = split_across_ranks, Ranks()
+        self._shapes: dict[str, tuple[tuple[int, ...], str]] = {}
+        self._is_open = False
         self._writer: TrajectoryWriter | None = None
         self._previous: int | None = None
         self._last_steps: list[int] = []
@@ -120,8 +129,18 @@ class Recorder:
 
     @property
     def is_open(self) -> bool:
-        """Whether a writer is alive."""
-        return self._writer is not None
+        """Whether the record is open and this process takes part in its audits."""
+        return self._is_open and self._ranks.takes_part
+
+    @property
+    def last_recorded(self) -> int | None:
+        """The last step in the store, the same on all processes."""
+        last: int | None = self._ranks.from_first(self.steps[-1] if self.steps else None)
+        return last
+
+    def has(self, step: int) -> bool:
+        """Whether a step is recorded, the same on all processes."""
+        return bool(self._ranks.from_first(step in self.steps))
 
     def open(self, model: nn.Module, truncate_after: int | None = None) -> None:
         """Try everything once, before a step is trained: paths, hooks, shapes, and the store.
@@ -131,7 +150,22 @@ class Recorder:
         LayerPathError, CaptureError, ProbeSetError, StoreError
             Whatever would make audits fail.
         """
-        shapes = self.rehearse(model)
+        self._ranks = Ranks.of_training(sharded=is_sharded(model), split=self._split)
+        self._is_open = True
+        if not self._ranks.takes_part:
+            return
+        self._shapes = self.rehearse(model)
+        failure = None
+        try:
+            if self._ranks.writes:
+                self._open_writer(model, truncate_after)
+        except Exception as error:  # noqa: BLE001 - raised below, once every process knows
+            failure = error
+        self._ranks.agree(failure)
+        self.if_exists = "resume"  # opened again in this process, it is the same record
+        self._previous = self.last_recorded
+
+    def _open_writer(self, model: nn.Module, truncate_after: int | None) -> None:
         layers = resolve_layers(model, self.extractor.layer_specs)
         attrs = {
             layer.name: {
@@ -146,7 +180,7 @@ class Recorder:
             self.store,
             model_name=self.model_name,
             probe_set=self.probe_set,
-            layers=shapes,
+            layers=self._shapes,
             durable=self.durable,
             if_exists=self.if_exists,
             truncate_after=truncate_after,
@@ -155,8 +189,6 @@ class Recorder:
             on_store_error=self.on_store_error,
             **self._writer_options,
         )
-        self.if_exists = "resume"  # opened again in this process, it is the same record
-        self._previous = self._writer.steps[-1] if self._writer.steps else None
 
     def rehearse(self, model: nn.Module) -> dict[str, tuple[tuple[int, ...], str]]:
         """Forward the first batch whole, and give each layer's shape and dtype for the whole probe set."""
@@ -164,7 +196,7 @@ class Recorder:
         n = len(self.probe_set)
         return {
             name: ((n, *value.shape[1:]), str(value.dtype).removeprefix("torch."))
-            for name, value in self.extractor.extract(model, first, self.batch_size).items()
+            for name, value in self.extractor.extract(model, first, self.batch_size, agree=self._ranks.agree).items()
         }
 
     def audit(
@@ -185,21 +217,24 @@ class Recorder:
         StepOrderError
             When the step lies before the last one of the record.
         """
-        if self._writer is None:
+        if not self._is_open:
             self.open(model)
+        if not self._ranks.takes_part:
+            return False
         triggers: tuple[str, ...] = ("manual",)
         if self.trigger is not None:
             triggers = self.trigger.due_at(step, self._previous)
             self._previous = step
-        if not triggers or step in self.steps:
+        if not triggers or self.has(step):
             return False
-        if self.steps and step < self.steps[-1]:
+        last = self.last_recorded
+        if last is not None and step < last:
             raise StepOrderError(
-                f"model {self.model_name!r}: step {step} lies before the last recorded one, {self.steps[-1]}; "
+                f"model {self.model_name!r}: step {step} lies before the last recorded one, {last}; "
                 "open the recorder with truncate_after to go back"
             )
         audit = self.take(model, step, epoch=epoch, loss=loss)
-        return audit is not None and self.hand_over(audit, triggers)
+        return audit is not None and (self.hand_over(audit, triggers) or not self._ranks.writes)
 
     def take(
         self, model: nn.Module, step: int, *, epoch: float | None = None, loss: float | torch.Tensor | None = None
@@ -208,10 +243,25 @@ class Recorder:
         return self._attempt(step, lambda: self._taken(model, step, epoch, loss))
 
     def _taken(self, model: nn.Module, step: int, epoch: float | None, loss: float | torch.Tensor | None) -> Audit:
-        activations = self.extractor.extract(model, self.probe_set, self.batch_size)
-        if self.gauge is not None:
+        activations = self._activations(model)
+        if self.gauge is not None and self._ranks.writes:
             self.trajectory.append((step, {name: self.gauge(value) for name, value in activations.items()}))
-        return Audit(step, activations, epoch, None if loss is None else float(loss), time.time())
+        return Audit(step, activations, epoch, _number(loss), time.time())
+
+    def _activations(self, model: nn.Module) -> dict[str, torch.Tensor]:
+        ranks = self._ranks
+        start, stop = ranks.share(len(self.probe_set))
+        if not ranks.split:
+            return self.extractor.extract(model, self.probe_set, self.batch_size, agree=ranks.agree)
+        own: dict[str, torch.Tensor] = {}
+        failure = None
+        try:
+            if stop > start:
+                own = self.extractor.extract(model, self.probe_set.select(start, stop), self.batch_size)
+        except Exception as error:  # noqa: BLE001 - raised below, once every process knows
+            failure = error
+        ranks.agree(failure)
+        return ranks.gather(own, self._shapes)
 
     def hand_over(self, audit: Audit, triggers: Sequence[str]) -> bool:
         """Queue an audit for the store; False where that failed and failures are only counted."""
@@ -241,6 +291,7 @@ class Recorder:
 
     def close(self) -> None:
         """Flush, and give the model's lease back; a later audit opens the record again."""
+        self._is_open = False
         if self._writer is not None:
             writer, self._writer = self._writer, None
             self._attempt(None, writer.close)
@@ -278,3 +329,7 @@ class Recorder:
         side = self.probe_set.padding_side
         versions = {"torch": str(torch.__version__)}
         return {"versions": versions, **({"padding_side": side} if side else {}), **self._model_attrs}
+
+
+def _number(loss: float | torch.Tensor | None) -> float | None:
+    return float(loss.detach()) if isinstance(loss, torch.Tensor) else loss

@@ -61,11 +61,13 @@ class AuditSession:
         step = trainer_step + self.offset
         with context():
             self.recorder.open(model, truncate_after=step if resumed else None)
-        recorded = self.recorder.steps
-        if recorded and recorded[-1] > step:
+        if not self.recorder.is_open:
+            return
+        last = self.recorder.last_recorded
+        if last is not None and last > step:
             self.recorder.close()
             raise StepOrderError(
-                f"model {self.recorder.model_name!r} is recorded up to step {recorded[-1]} in {self.recorder.store}, "
+                f"model {self.recorder.model_name!r} is recorded up to step {last} in {self.recorder.store}, "
                 f"and this training starts at step {step}: resume from a checkpoint, choose another model_name or "
                 "store, or pass if_exists='replace'"
             )
@@ -108,7 +110,7 @@ class AuditSession:
             self._pending[1].extend(trigger for trigger in triggers if trigger not in self._pending[1])
             return
         self.hand_over()
-        if step in self.recorder.steps:
+        if self.recorder.has(step):
             return
         with context():
             audit = self.recorder.take(model, step, epoch=epoch, loss=loss)

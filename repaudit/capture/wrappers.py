@@ -47,6 +47,21 @@ def network(module: nn.Module) -> nn.Module:
     return unwrap(held) if isinstance(held, nn.Module) else inner
 
 
+def entry_point(module: nn.Module) -> nn.Module:
+    """What to call for a forward: the network, or the sharding wrapper around it, which gathers its weights."""
+    while True:
+        if _is_sharding(module):
+            return module
+        inner = _inner(module) or module._modules.get("network")
+        if inner is None:
+            return module
+        module = inner
+
+
+def _is_sharding(module: nn.Module) -> bool:
+    return any(base.__name__ in {"FullyShardedDataParallel", "FSDPModule"} for base in type(module).__mro__)
+
+
 def layers_root(module: nn.Module) -> nn.Module:
     """Where layer paths start: the network, and below a PEFT model the model that its adapters were put into."""
     root = network(module)
@@ -58,10 +73,8 @@ def layers_root(module: nn.Module) -> nn.Module:
 
 def is_sharded(module: nn.Module) -> bool:
     """Tell whether parameters are sharded over processes (FSDP, FSDP2, ZeRO), so that all ranks must forward whole."""
-    if type(module).__name__ == "FullyShardedDataParallel":
-        return True
-    return any(_is_sharded_tensor(parameter) for parameter in module.parameters()) or any(
-        type(part).__name__ == "FullyShardedDataParallel" for part in module.modules()
+    return any(_is_sharding(part) for part in module.modules()) or any(
+        _is_sharded_tensor(parameter) for parameter in module.parameters()
     )
 
 

@@ -24,7 +24,7 @@ class Restless(nn.Module):
         self.last = None
 
     def forward(self, x):
-        x = self.norm(self.linear(x)) + torch.rand(()) + random.random() + np.random.rand()
+        x = self.norm(self.linear(x)) + torch.rand(()) + random.random() + np.random.rand()  # noqa: NPY002
         self.calls += 1
         self.cache = torch.ones(len(x))
         self.count += 1
@@ -43,7 +43,7 @@ def state_of(model):
         "cache": model.cache,
         "plain": (model.count, list(model.losses), dict(model.seen), model.last, hasattr(model, "late")),
         "hooks": [len(module._forward_hooks) + len(module._forward_pre_hooks) for module in model.modules()],
-        "random": (random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()),
+        "random": (random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()),  # noqa: NPY002
     }
 
 

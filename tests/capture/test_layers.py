@@ -123,7 +123,7 @@ def test_overlapping_patterns_give_each_layer_once():
 
 
 def test_one_name_for_two_layers_is_refused():
-    with pytest.raises(LayerPathError, match="must hold {path}"):
+    with pytest.raises(LayerPathError, match=r"must hold \{path\}"):
         resolve_layers(Net(), [LayerSpec("layers[*]", name="block")])
     with pytest.raises(LayerPathError, match="at least one layer"):
         resolve_layers(Net(), [])

@@ -1,5 +1,9 @@
 """The Lightning callback: training is bit-identical, every due step is recorded once, over resumes and refits."""
 
+import shutil
+from pathlib import Path
+from typing import ClassVar
+
 import lightning.pytorch as pl
 import numpy as np
 import pytest
@@ -47,9 +51,9 @@ class Convolutional(pl.LightningModule):
         return torch.optim.SGD(self.parameters(), lr=0.1, momentum=0.9)
 
 
-def tokens(n=16):
+def tokens(n=16, shuffle=True):
     ids = torch.randint(1, 32, (n, 8), generator=torch.Generator().manual_seed(5))
-    return DataLoader([{"input_ids": row} for row in ids], batch_size=4, shuffle=True)
+    return DataLoader([{"input_ids": row} for row in ids], batch_size=4, shuffle=shuffle)
 
 
 def images():
@@ -127,6 +131,7 @@ def test_training_is_bit_identical_with_gradient_checkpointing(tmp_path):
     assert record(tmp_path / "s.zarr").step.values.tolist() == list(range(9))
 
 
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")  # dynamo's own
 def test_training_is_bit_identical_with_a_compiled_network(tmp_path):
     def fitted(*callbacks):
         torch._dynamo.reset()
@@ -144,7 +149,7 @@ def test_training_is_bit_identical_with_a_compiled_network(tmp_path):
 
 def test_the_record_is_what_the_model_held_at_each_step(tmp_path):
     class Witness(Callback):
-        seen: dict = {}
+        seen: ClassVar[dict] = {}
 
         def look(self, trainer, module):
             mode = module.training
@@ -182,7 +187,7 @@ def test_every_trigger_and_one_audit_a_step(tmp_path):
     )
     checkpoint = ModelCheckpoint(tmp_path / "ckpt", every_n_train_steps=2, save_top_k=-1)
     callback = audits(tmp_path / "s.zarr", trigger=trigger)
-    trainer(checkpoint, callback, val_check_interval=2).fit(gpt2(), tokens(), tokens(4))
+    trainer(checkpoint, callback, val_check_interval=2).fit(gpt2(), tokens(), tokens(4, shuffle=False))
     found = record(tmp_path / "s.zarr")
     triggers = {int(step): set(str(t).split(",")) for step, t in zip(found.step, found.trigger.values, strict=True)}
     assert triggers == {
@@ -208,10 +213,11 @@ def test_every_trigger_and_one_audit_a_step(tmp_path):
 )
 def test_each_trigger_alone(tmp_path, trigger, expected):
     checkpoint = ModelCheckpoint(tmp_path / "ckpt", save_top_k=-1)
-    trainer(checkpoint, audits(tmp_path / "s.zarr", trigger=trigger)).fit(gpt2(), tokens(), tokens(4))
+    trainer(checkpoint, audits(tmp_path / "s.zarr", trigger=trigger)).fit(gpt2(), tokens(), tokens(4, shuffle=False))
     assert record(tmp_path / "s.zarr").step.values.tolist() == expected
 
 
+@pytest.mark.filterwarnings("ignore:You.re resuming from a checkpoint that ended before the epoch ended")  # on purpose
 @pytest.mark.parametrize("every", [1, 3])
 def test_resume_in_mid_epoch_neither_loses_nor_repeats_a_step(tmp_path, every):
     class Stop(Callback):
@@ -221,13 +227,12 @@ def test_resume_in_mid_epoch_neither_loses_nor_repeats_a_step(tmp_path, every):
 
     trigger = ra.AuditTrigger(every_n_steps=every, at_start=True, on_checkpoint=True)
 
-    def data():
-        return DataLoader(tokens().dataset, batch_size=4)
-
     def fitted(store, *callbacks, ckpt_path=None, **options):
         pl.seed_everything(7, verbose=False)
         module = gpt2()
-        trainer(*callbacks, audits(store, trigger=trigger), **options).fit(module, data(), ckpt_path=ckpt_path)
+        trainer(audits(store, trigger=trigger), *callbacks, **options).fit(
+            module, tokens(shuffle=False), ckpt_path=ckpt_path
+        )
         return module
 
     checkpoint = ModelCheckpoint(tmp_path / "ckpt", every_n_train_steps=5, save_top_k=-1)
@@ -237,9 +242,10 @@ def test_resume_in_mid_epoch_neither_loses_nor_repeats_a_step(tmp_path, every):
     before = record(tmp_path / "cut.zarr").step.values.tolist()
     assert max(before) == (7 if every == 1 else 6)
     path = str(next((tmp_path / "ckpt").glob("*step=5*")))
-    fitted(
-        tmp_path / "cut.zarr", ModelCheckpoint(tmp_path / "more", every_n_train_steps=5, save_top_k=-1), ckpt_path=path
-    )
+    path = str(Path(path).rename(tmp_path / "five.ckpt"))
+    shutil.rmtree(tmp_path / "ckpt")
+    again = ModelCheckpoint(tmp_path / "ckpt", every_n_train_steps=5, save_top_k=-1)
+    fitted(tmp_path / "cut.zarr", again, ckpt_path=path)
     expected, found = record(tmp_path / "whole.zarr"), record(tmp_path / "cut.zarr")
     assert found.step.values.tolist() == expected.step.values.tolist()
     # dropout's random state is no part of a checkpoint, so what is compared is the part before it
@@ -299,7 +305,7 @@ class Breaks(Callback):
 
 def test_a_failing_audit_does_not_end_the_training(tmp_path):
     callback = audits(tmp_path / "s.zarr")
-    with pytest.warns(AuditWarning, match="step 3 failed .*out of memory.*the training goes on"):
+    with pytest.warns(AuditWarning, match=r"step [34] failed .*out of memory.*the training goes on"):
         trainer(Breaks(), callback, max_epochs=1).fit(gpt2(), tokens())
     assert record(tmp_path / "s.zarr").step.values.tolist() == [0, 1, 2]
     assert [step for step, _ in callback.recorder.failures] == [3, 4]
@@ -312,7 +318,7 @@ def test_a_failing_audit_raises_by_request(tmp_path):
 
 
 def test_fast_dev_run_writes_no_store(tmp_path):
-    trainer(audits(tmp_path / "s.zarr"), fast_dev_run=True).fit(gpt2(), tokens(), tokens(4))
+    trainer(audits(tmp_path / "s.zarr"), fast_dev_run=True).fit(gpt2(), tokens(), tokens(4, shuffle=False))
     assert not (tmp_path / "s.zarr").exists()
 
 

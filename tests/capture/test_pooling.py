@@ -67,7 +67,7 @@ def test_positions_of_feature_maps_are_tokens():
 
 
 def test_what_cannot_be_pooled_is_refused_by_name():
-    with pytest.raises(CaptureError, match="'h.0': the mask has 4 tokens"):
+    with pytest.raises(CaptureError, match=r"'h\.0': the mask has 4 tokens"):
         pool(torch.zeros(2, 5, 3), torch.ones(2, 4), "mean", "h.0")
     with pytest.raises(CaptureError, match=r"'h.0': expected \(sample, feature\)"):
         pool(torch.zeros(2), None, "mean", "h.0")

@@ -45,5 +45,5 @@ def test_steps_taken_several_at_once_miss_no_schedule(every, stride, wanted):
     "options", [{}, {"every_n_steps": 0}, {"every_n_epochs": -1}, {"at_steps": [-1]}, {"log_spaced": 0}]
 )
 def test_what_would_never_or_wrongly_trigger_is_refused(options):
-    with pytest.raises(ValueError, match="expected|never"):
+    with pytest.raises(ValueError, match=r"expected|never"):
         AuditTrigger(**options)

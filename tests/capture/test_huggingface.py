@@ -1,0 +1,160 @@
+"""The transformers Trainer: bit-identical training, every trigger, resume, PEFT."""
+
+import numpy as np
+import pytest
+import torch
+import transformers as tf
+
+import repaudit as ra
+from repaudit.errors import LayerPathError
+
+PROBE_IDS = torch.randint(1, 32, (6, 8), generator=torch.Generator().manual_seed(3))
+PROBE = ra.ProbeSet.from_tensors({"input_ids": PROBE_IDS})
+DATA = [
+    {"input_ids": row, "labels": row}
+    for row in torch.randint(1, 32, (16, 8), generator=torch.Generator().manual_seed(5))
+]
+
+
+def gpt2():
+    tf.set_seed(0)
+    return tf.GPT2LMHeadModel(tf.GPT2Config(vocab_size=32, n_embd=16, n_layer=2, n_head=2, n_positions=16))
+
+
+def trained(folder, *callbacks, model=None, resume=None, **options):
+    model = model or gpt2()
+    tf.set_seed(1)
+    defaults = {
+        "num_train_epochs": 2,
+        "per_device_train_batch_size": 4,
+        "save_strategy": "no",
+        "logging_strategy": "no",
+        "report_to": [],
+        "use_cpu": True,
+        "disable_tqdm": True,
+        "dataloader_pin_memory": False,
+    }
+    trainer = tf.Trainer(
+        model=model,
+        args=tf.TrainingArguments(output_dir=str(folder), **(defaults | options)),
+        train_dataset=DATA,
+        eval_dataset=DATA[:4],
+        callbacks=list(callbacks),
+    )
+    trainer.train(resume_from_checkpoint=resume)
+    return {name: value.clone() for name, value in model.state_dict().items()}
+
+
+def audits(store, trigger=None, specs=("transformer.h[*]",), **options):
+    trigger = trigger or ra.AuditTrigger(every_n_steps=1, at_start=True)
+    return ra.AuditTrainerCallback(store, "seed0", PROBE, list(specs), trigger, **options)
+
+
+def record(store):
+    return ra.open_store(store)["models/seed0"].dataset.load()
+
+
+@pytest.mark.parametrize("options", [{}, {"gradient_accumulation_steps": 2}, {"bf16": True}], ids=str)
+def test_training_is_bit_identical(tmp_path, options):
+    plain = trained(tmp_path / "a", **options)
+    audited = trained(tmp_path / "b", audits(tmp_path / "s.zarr"), **options)
+    assert all(torch.equal(value, audited[name]) for name, value in plain.items())
+    steps = 4 if "gradient_accumulation_steps" in options else 8
+    assert record(tmp_path / "s.zarr").step.values.tolist() == list(range(steps + 1))
+
+
+def test_the_last_audit_is_the_trained_model(tmp_path):
+    model = gpt2()
+    trained(tmp_path / "a", audits(tmp_path / "s.zarr"), model=model)
+    with torch.no_grad():
+        expected = model.eval()(input_ids=PROBE_IDS, output_hidden_states=True).hidden_states[1].mean(1)
+    found = record(tmp_path / "s.zarr")["transformer.h.0"]
+    np.testing.assert_allclose(found[-1], expected, rtol=1e-5, atol=1e-6)
+
+
+def test_every_trigger_and_one_audit_a_step(tmp_path):
+    trigger = ra.AuditTrigger(
+        every_n_steps=4, every_n_epochs=1, on_checkpoint=True, on_validation_end=True, at_steps=[3]
+    )
+    trained(
+        tmp_path / "a", audits(tmp_path / "s.zarr", trigger), save_strategy="steps", save_steps=2, eval_strategy="steps",
+        eval_steps=2,
+    )  # fmt: skip
+    found = record(tmp_path / "s.zarr")
+    triggers = {int(step): set(str(t).split(",")) for step, t in zip(found.step, found.trigger.values, strict=True)}
+    saved = {"on_checkpoint", "on_validation_end"}
+    both = {"every_n_steps", "every_n_epochs"} | saved
+    assert triggers == {2: saved, 3: {"at_steps"}, 4: both, 6: saved, 8: both}
+
+
+def test_resume_neither_loses_nor_repeats_a_step(tmp_path):
+    options = {"save_strategy": "steps", "save_steps": 3, "lr_scheduler_type": "constant"}
+    whole = trained(tmp_path / "a", audits(tmp_path / "whole.zarr"), **options)
+    trained(tmp_path / "b", audits(tmp_path / "cut.zarr"), **options, max_steps=7)
+    checkpoint = str(tmp_path / "b" / "checkpoint-3")
+    resumed = trained(tmp_path / "b", audits(tmp_path / "cut.zarr"), resume=checkpoint, **options)
+    expected, found = record(tmp_path / "whole.zarr"), record(tmp_path / "cut.zarr")
+    assert found.step.values.tolist() == expected.step.values.tolist() == list(range(9))
+    assert all(torch.equal(value, resumed[name]) for name, value in whole.items())
+    np.testing.assert_array_equal(found["transformer.h.1"], expected["transformer.h.1"])
+
+
+def test_bad_layers_are_raised_before_the_first_step(tmp_path):
+    model = gpt2()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    with pytest.raises(LayerPathError, match="'h' not found at the top"):
+        trained(tmp_path / "a", audits(tmp_path / "s.zarr", specs=["h[0]"]), model=model)
+    assert all(torch.equal(value, model.state_dict()[name]) for name, value in before.items())
+
+
+@pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")  # PEFT's own call
+def test_adapters_of_peft_models_are_seen(tmp_path):
+    peft = pytest.importorskip("peft", reason="PEFT is not installed")
+    config = peft.LoraConfig(
+        r=2, target_modules=["c_attn"], fan_in_fan_out=True, task_type="CAUSAL_LM", lora_dropout=0.1
+    )
+
+    def fitted(folder, *callbacks):
+        model = peft.get_peft_model(gpt2(), config)
+        return model, trained(folder, *callbacks, model=model, learning_rate=0.1)
+
+    _, plain = fitted(tmp_path / "a")
+    specs = ["transformer.h[*]", "base_model.model.transformer.h[0].attn"]
+    model, audited = fitted(tmp_path / "b", audits(tmp_path / "s.zarr", specs=specs))
+    assert all(torch.equal(value, audited[name]) for name, value in plain.items())
+    found = record(tmp_path / "s.zarr")
+    assert list(found.data_vars) == ["transformer.h.0", "transformer.h.1", "transformer.h.0.attn"]
+    with torch.no_grad():
+        expected = model.eval()(input_ids=PROBE_IDS, output_hidden_states=True).hidden_states[1].mean(1)
+    np.testing.assert_allclose(found["transformer.h.0"][-1], expected, rtol=1e-5, atol=1e-6)
+    assert not np.allclose(found["transformer.h.0"][-1], found["transformer.h.0"][0])  # the adapters moved it
+
+
+def test_ones_own_loop_with_accelerate(tmp_path):
+    import accelerate
+
+    accelerator = accelerate.Accelerator(cpu=True)
+
+    def fitted(recorder):
+        model = gpt2()
+        optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+        model, optimizer = accelerator.prepare(model, optimizer)
+        tf.set_seed(1)
+        for step, row in enumerate(DATA[:4], 1):
+            loss = model(input_ids=row["input_ids"][None], labels=row["labels"][None]).loss
+            accelerator.backward(loss)
+            optimizer.step()
+            optimizer.zero_grad()
+            if recorder is not None:
+                recorder.audit(model, step, loss=loss)
+        return accelerator.unwrap_model(model).state_dict()
+
+    plain = fitted(None)
+    with ra.Recorder(
+        store=tmp_path / "s.zarr", model_name="seed0", probe_set=PROBE, layer_specs=["transformer.h[*]"],
+        trigger=ra.AuditTrigger(every_n_steps=2),
+    ) as recorder:  # fmt: skip
+        audited = fitted(recorder)
+    assert all(torch.equal(value, audited[name]) for name, value in plain.items())
+    assert record(tmp_path / "s.zarr").step.values.tolist() == [2, 4]
+    assert np.isfinite(record(tmp_path / "s.zarr").loss).all()

@@ -1,0 +1,185 @@
+"""Models that are not in training: probe files, folders, checkpoint series, GGUF."""
+
+import numpy as np
+import pytest
+import torch
+import transformers as tf
+from tokenizers import Tokenizer, models, pre_tokenizers
+
+import repaudit as ra
+from repaudit.capture.pretrained import find_sources, record_pretrained
+from repaudit.capture.probe_files import read_probe_file
+from repaudit.errors import PretrainedError, ProbeSetError
+
+CONFIG = tf.LlamaConfig(
+    vocab_size=8, hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2,
+    num_key_value_heads=2,
+)  # fmt: skip
+
+
+def save(folder, seed=0):
+    torch.manual_seed(seed)
+    model = tf.LlamaForCausalLM(CONFIG)
+    model.save_pretrained(folder)
+    backend = Tokenizer(
+        models.WordLevel({w: i for i, w in enumerate(["<pad>", "<unk>", *"abcdef"])}, unk_token="<unk>")
+    )
+    backend.pre_tokenizer = pre_tokenizers.Whitespace()
+    tf.PreTrainedTokenizerFast(tokenizer_object=backend, pad_token="<pad>").save_pretrained(folder)
+    return model
+
+
+@pytest.fixture
+def texts(tmp_path):
+    path = tmp_path / "probe.jsonl"
+    path.write_text('{"text": "a b c", "label": "x"}\n\n{"text": "d e", "label": 2}\n{"text": "f", "label": "x"}\n')
+    return path
+
+
+def expected_of(model, probe_set):
+    return ra.ActivationExtractor(["model.layers[*]"]).extract(model, probe_set)
+
+
+def record(store, model):
+    return ra.open_store(store)[f"models/{model}"].dataset.load()
+
+
+def test_models_from_folders(tmp_path, texts):
+    made = {name: save(tmp_path / name, seed) for seed, name in enumerate(("one", "two"))}
+    steps = record_pretrained(
+        [tmp_path / "one", str(tmp_path / "two")], texts, ["model.layers[*]"], tmp_path / "s.zarr"
+    )
+    assert steps == {"one": [0], "two": [0]}
+    tree = ra.open_store(tmp_path / "s.zarr")
+    assert tree.label.values.tolist() == ["x", "2", "x"]
+    tokenizer = tf.AutoTokenizer.from_pretrained(tmp_path / "one")
+    probe_set = ra.ProbeSet.from_texts(["a b c", "d e", "f"], tokenizer)
+    for name, model in made.items():
+        expected = expected_of(model, probe_set)
+        np.testing.assert_allclose(record(tmp_path / "s.zarr", name)["model.layers.1"][0], expected["model.layers.1"])
+
+
+def test_a_folder_of_checkpoints_is_a_series(tmp_path, texts):
+    for step in (500, 1000, 20):
+        save(tmp_path / "run" / f"checkpoint-{step}", step)
+    steps = record_pretrained([tmp_path / "run"], texts, ["model.layers[-1]"], tmp_path / "s.zarr", names=["pythia"])
+    assert steps == {"pythia": [20, 500, 1000]}
+    values = record(tmp_path / "s.zarr", "pythia")["model.layers.1"].values
+    assert not np.allclose(values[0], values[1])
+
+
+def test_lightning_checkpoints_go_into_a_config(tmp_path, texts):
+    module = ra.HFTrainerModule(CONFIG)
+    (tmp_path / "run").mkdir()
+    state = {"state_dict": module.state_dict(), "pytorch-lightning_version": "2.6.6"}
+    torch.save(state, tmp_path / "run" / "epoch=1-step=40.ckpt")
+    torch.save(state, tmp_path / "run" / "last.ckpt")
+    save(tmp_path / "tokenizer")
+    tokenizer = tf.AutoTokenizer.from_pretrained(tmp_path / "tokenizer")
+    arguments = ([tmp_path / "run"], texts, ["model.layers[*]"], tmp_path / "s.zarr")
+    assert record_pretrained(*arguments, tokenizer=tokenizer, config=CONFIG) == {"run": [40]}
+    probe_set = ra.ProbeSet.from_texts(["a b c", "d e", "f"], tokenizer)
+    expected = expected_of(module, probe_set)["model.layers.1"]
+    np.testing.assert_allclose(record(tmp_path / "s.zarr", "run")["model.layers.1"][0], expected, rtol=1e-5, atol=1e-6)
+    with pytest.raises(PretrainedError, match="pass the model's config"):
+        record_pretrained(*arguments[:3], tmp_path / "t.zarr", tokenizer=tokenizer)
+
+
+def test_steps_come_from_revision_names():
+    sources = find_sources("EleutherAI/pythia-70m", ["step1000", "step64", "step0"])
+    assert [(source.step, source.revision) for source in sources] == [(0, "step0"), (64, "step64"), (1000, "step1000")]
+    with pytest.raises(PretrainedError, match="'main': expected a name that tells the step"):
+        find_sources("x/y", ["main"])
+    with pytest.raises(PretrainedError, match="two checkpoints have one step"):
+        find_sources("x/y", ["step1", "branch-1"])
+
+
+def test_places_without_a_model_say_what_is_there(tmp_path, texts):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "empty" / "notes.md").touch()
+    with pytest.raises(PretrainedError, match=r"expected a model .*found notes.md"):
+        record_pretrained([tmp_path / "empty"], texts, ["x"], tmp_path / "s.zarr")
+    with pytest.raises(PretrainedError, match="each once"):
+        record_pretrained(["a/same", "b/same"], texts, ["x"], tmp_path / "s.zarr")
+    assert not (tmp_path / "s.zarr").exists()
+
+
+def test_code_of_a_model_runs_by_request_alone(tmp_path, texts):
+    save(tmp_path / "remote")
+    config = tmp_path / "remote" / "config.json"
+    text = config.read_text().replace('"model_type": "llama"', '"model_type": "own"')
+    config.write_text(text.replace("{", '{"auto_map": {"AutoConfig": "own.Own"},', 1))
+    (tmp_path / "remote" / "own.py").write_text("raise SystemExit('the code ran')")
+    with pytest.raises(PretrainedError, match="--trust-remote-code"):
+        record_pretrained([tmp_path / "remote"], texts, ["model.layers[*]"], tmp_path / "s.zarr")
+
+
+def test_gguf(tmp_path, texts):
+    gguf = pytest.importorskip("gguf", reason="the gguf package is not installed")
+    model = save(tmp_path / "one")
+    write_gguf(gguf, tmp_path / "tiny.gguf", model)
+    tokenizer = tf.AutoTokenizer.from_pretrained(tmp_path / "one")
+    store = tmp_path / "s.zarr"
+    assert record_pretrained([tmp_path / "tiny.gguf"], texts, ["model.norm"], store, tokenizer=tokenizer) == {
+        "tiny": [0]
+    }
+    probe_set = ra.ProbeSet.from_texts(["a b c", "d e", "f"], tokenizer)
+    expected = ra.ActivationExtractor(["model.norm"]).extract(model, probe_set)["model.norm"]
+    np.testing.assert_allclose(record(store, "tiny")["model.norm"][0], expected, rtol=1e-4, atol=1e-4)
+
+
+def write_gguf(gguf, path, model):
+    """The model as llama.cpp would store it: its names, and query and key rows in its rotary order."""
+    writer = gguf.GGUFWriter(str(path), "llama")
+    writer.add_block_count(2)
+    writer.add_context_length(CONFIG.max_position_embeddings)
+    writer.add_embedding_length(16)
+    writer.add_feed_forward_length(32)
+    writer.add_head_count(2)
+    writer.add_head_count_kv(2)
+    writer.add_layer_norm_rms_eps(CONFIG.rms_norm_eps)
+    writer.add_vocab_size(8)
+    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, 2)
+    for name, value in model.state_dict().items():
+        array = value.float().numpy()
+        if "q_proj" in name or "k_proj" in name:
+            array = array.reshape(2, 2, 4, 16).swapaxes(1, 2).reshape(16, 16)
+        writer.add_tensor(names.get_name(name, try_suffixes=(".weight",)), np.ascontiguousarray(array))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "expected"),
+    [
+        ("a.txt", "one\n\n two \n", (["one", " two "], None, None)),
+        ("a.jsonl", '{"text": "one", "id": 7}\n{"text": "two", "id": 8}\n', (["one", "two"], None, ["7", "8"])),
+        ("a.csv", 'label,text\nx,"one, and"\ny,two\n', (["one, and", "two"], ["x", "y"], None)),
+        ("a.CSV", "\ufefftext\none\n", (["one"], None, None)),
+    ],
+)
+def test_probe_files_are_read(tmp_path, name, content, expected):
+    (tmp_path / name).write_text(content, encoding="utf-8")
+    assert read_probe_file(tmp_path / name) == expected
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.txt", "\n\n", "at least one text"),
+        ("a.json", "[]", "ending in .txt, .jsonl, .csv"),
+        ("a.jsonl", '{"text": "one"}\n{"tex": "two"}\n', "line 2: expected a non-empty 'text'"),
+        ("a.jsonl", '{"text": "one"}\nnot json\n', "line 2: is not JSON"),
+        ("a.jsonl", "[1]\n", "line 1: expected an object, found list"),
+        ("a.jsonl", '{"text": "one", "label": "x"}\n{"text": "two"}\n', "line 2: has no 'label'"),
+        ("a.csv", "words\none\n", "expected a column 'text'"),
+        ("missing.txt", None, "cannot be read"),
+    ],
+)
+def test_bad_probe_files_say_where(tmp_path, name, content, message):
+    if content is not None:
+        (tmp_path / name).write_text(content)
+    with pytest.raises(ProbeSetError, match=message):
+        read_probe_file(tmp_path / name)
