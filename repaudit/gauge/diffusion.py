@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Final, Literal
 
 import torch
+import xarray as xr
 from torch import Tensor
 
 from repaudit import __version__
@@ -117,6 +118,16 @@ class DiffusionGauge:
         kind = DiffusionOperator if self.neighbors is None else SparseDiffusionOperator
         attrs = self._attrs(activations, knn)
         return kind(matrix, degrees, attrs=attrs, diagnostics=counts, samples=activations.ids)
+
+    def map(self, tree: xr.DataTree) -> xr.DataTree:
+        """Lazily turn every layer of a tree (``ra.open_store(url)``) into operators ``(step, sample, neighbor)``.
+
+        One task a model, layer and step, computed when it is asked for. Layers that keep their tokens have no operator
+        and are left out; the root's attrs name them under ``left_out``.
+        """
+        from repaudit.gauge.trees import map_tree
+
+        return map_tree(self, tree)
 
     def _dense(self, samples: Tensor, knn: int) -> tuple[Tensor, Tensor, dict[str, Any]]:
         points = cloud(samples, self.metric, self.standardize)

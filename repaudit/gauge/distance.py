@@ -64,7 +64,10 @@ def squared_distances_(out: Tensor, points: Cloud, block: int | None = None) -> 
         for other in places[row:]:
             right = left if other is place else panel(points, other, out.dtype)
             squared_block_(out[place, other], points, left, right)
-            if other is not place:
+            if other is place:
+                # the two halves of a product may differ in the last bit
+                out[place, place] = torch.maximum(out[place, place], out[place, place].mT)
+            else:
                 out[other, place] = out[place, other].mT
     return out
 

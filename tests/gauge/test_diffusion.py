@@ -204,3 +204,15 @@ def test_permuting_samples_permutes_the_operator(seed, n, alpha):
     P = gauge(X).matrix
     torch.testing.assert_close(gauge(X[order]).matrix, P[order][:, order], rtol=1e-9, atol=1e-12)
     torch.testing.assert_close(P.sum(1), torch.ones(n, dtype=P.dtype), rtol=0, atol=1e-12)
+
+
+def test_graphtools_agrees_on_a_fixed_bandwidth():
+    graphtools = pytest.importorskip("graphtools")
+    X = samples(n=150, dtype=np.float64)
+    # exp(-(d / b)^2) is the Gaussian kernel of bandwidth b / sqrt(2)
+    graph = graphtools.Graph(
+        X, graphtype="exact", knn=5, bandwidth=8.0, decay=2, thresh=0, anisotropy=1, n_pca=None, verbose=0
+    )
+    truth = graph.diff_op.toarray() if hasattr(graph.diff_op, "toarray") else np.asarray(graph.diff_op)
+    assert relative(ra.DiffusionGauge(bandwidth=8.0 / 2**0.5)(X).matrix, truth) < 1e-5
+    assert relative(ra.DiffusionGauge(kernel="alpha_decay", bandwidth=8.0, decay=2.0)(X).matrix, truth) < 1e-5

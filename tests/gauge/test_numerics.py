@@ -1,0 +1,144 @@
+"""Activations and settings that spoil a plain float32 gauge; the definition in float64 is the truth."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.spatial.distance import cdist
+
+import repaudit as ra
+from repaudit.gauge.cloud import cloud
+from repaudit.gauge.distance import squared_distances_
+from repaudit.gauge.kernel import median_distance, smallest
+
+N, D = 600, 256
+
+
+def adversaries():
+    rng = np.random.default_rng(0)
+    base = rng.standard_normal((N, D))
+
+    def changed(rows, value):
+        X = base.copy()
+        X[rows] = value(X[rows])
+        return X
+
+    outlier = base.copy()
+    outlier[:, 5] = 3000 + 0.3 * rng.standard_normal(N)
+    twins = base.copy()
+    twins[300:] = twins[:300] + 1e-4 * rng.standard_normal((300, D))
+    groups = base[rng.integers(0, 20, N)]
+    return {
+        "offset 100": base + 100,
+        "outlier dimension": outlier,
+        "massive rows": changed(slice(0, 4), lambda rows: rows * 1e4),
+        "many far rows": changed(slice(0, 60), lambda rows: rows + 1e4),
+        "near-duplicate pairs": twins,
+        "groups of exact duplicates": groups,
+        "tight clusters far off": groups + 1e-3 * base + 100,
+        "constant rows": changed(slice(0, 50), lambda rows: np.repeat(rows[:, :1], D, axis=1)),
+        "equal rows": changed(slice(0, 50), lambda rows: np.full_like(rows, 0.5)),
+        "tiny": base * 1e-25,
+        "huge": base * 1e25,
+    }
+
+
+def direct(X, kernel, knn, loops=True):
+    d = cdist(X.astype(np.float64), X.astype(np.float64))
+    s = np.maximum(np.sort(d, axis=1)[:, knn], 1e-6 * np.sqrt((d**2).mean() / 2))
+    with np.errstate(over="ignore"):
+        if kernel == "gaussian":
+            K = np.exp(-(d / s) * (d / s[:, None]))
+        else:
+            K = (np.exp(-((d / s) ** 40)) + np.exp(-((d / s[:, None]) ** 40))) / 2
+    q = K.sum(1)
+    K = K / np.outer(q, q)
+    return K / K.sum(1, keepdims=True)
+
+
+@pytest.mark.parametrize("name", adversaries())
+@pytest.mark.parametrize("kernel", ["gaussian", "alpha_decay"])
+@pytest.mark.parametrize("neighbors", [None, N - 1])
+def test_adversarial_activations(name, kernel, neighbors):
+    X = adversaries()[name].astype(np.float32)
+    P = ra.DiffusionGauge(kernel=kernel, neighbors=neighbors)(X).to_numpy()
+    truth = direct(X, kernel, 15 if kernel == "gaussian" else 5)
+    assert np.linalg.norm(P - truth) <= 1e-5 * np.linalg.norm(truth)
+
+
+def test_bfloat16_is_widened_and_not_computed_in():
+    X = torch.from_numpy(adversaries()["offset 100"]).bfloat16()
+    operator = ra.DiffusionGauge()(X)
+    assert operator.matrix.dtype == torch.float32
+    truth = direct(X.double().numpy(), "gaussian", 15)
+    assert np.linalg.norm(operator.to_numpy() - truth) <= 1e-5 * np.linalg.norm(truth)
+
+
+def test_torch_settings_do_not_reach_the_gauge():
+    X = torch.from_numpy(adversaries()["offset 100"].astype(np.float32))
+    plain = ra.DiffusionGauge()(X).matrix
+    before = torch.get_float32_matmul_precision()
+    try:
+        torch.set_float32_matmul_precision("medium")
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            inside = ra.DiffusionGauge()(X)
+            gradient = ra.DiffusionGauge()(X.clone().requires_grad_())
+        assert torch.get_float32_matmul_precision() == "medium"
+    finally:
+        torch.set_float32_matmul_precision(before)
+    torch.testing.assert_close(inside.matrix, plain, rtol=0, atol=0)
+    torch.testing.assert_close(gradient.matrix.detach(), plain, rtol=1e-4, atol=1e-8)
+    with torch.inference_mode():
+        torch.testing.assert_close(ra.DiffusionGauge()(X).matrix, plain, rtol=0, atol=0)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    seed=st.integers(0, 2**31),
+    n=st.integers(2, 90),
+    block=st.integers(1, 40),
+    shift=st.floats(-1e4, 1e4),
+    copies=st.integers(1, 5),
+)
+def test_distances_do_not_depend_on_blocks(seed, n, block, shift, copies):
+    rng = np.random.default_rng(seed)
+    X = (np.repeat(rng.standard_normal((-(-n // copies), 7)), copies, axis=0)[:n] + shift).astype(np.float32)
+    points = cloud(torch.from_numpy(X))
+    found = squared_distances_(torch.empty(n, n), points, block)
+    truth = cdist(X.astype(np.float64), X.astype(np.float64), "sqeuclidean") * points.unit**2
+    np.testing.assert_allclose(found.numpy(), truth, rtol=1e-5, atol=0)
+    assert torch.equal(found, found.mT)
+
+
+@settings(max_examples=40, deadline=None)
+@given(seed=st.integers(0, 2**31), columns=st.integers(4, 900), k=st.integers(1, 4), levels=st.integers(1, 2000))
+def test_smallest_entries(seed, columns, k, levels):
+    rows = torch.from_numpy(np.random.default_rng(seed).integers(0, levels, (5, columns)).astype(np.float32))
+    values, place = smallest(rows, k)
+    torch.testing.assert_close(values.sort(1).values, rows.sort(1).values[:, :k], rtol=0, atol=0)
+    assert torch.equal(rows.gather(1, place), values)
+    assert all(len(set(row)) == k for row in place.tolist())
+
+
+@pytest.mark.parametrize("n", [2, 3, 4, 7, 50])
+def test_median_distance(n):
+    d = cdist(*[np.random.default_rng(n).standard_normal((n, 3))] * 2)
+    truth = np.median(d[np.triu_indices(n, 1)])
+    assert median_distance(torch.from_numpy(d**2)) == pytest.approx(truth)
+    assert median_distance(torch.from_numpy((d**2).astype(np.float32))) == pytest.approx(truth, rel=1e-6)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("name", adversaries())
+@pytest.mark.parametrize("parameters", [{}, {"kernel": "alpha_decay"}, {"neighbors": 20}])
+def test_cuda_agrees_with_the_cpu(name, parameters):
+    X = torch.from_numpy(adversaries()[name].astype(np.float32))
+    gauge = ra.DiffusionGauge(**parameters)
+    truth = gauge(X).to_numpy()
+    operator = gauge(X.cuda())
+    assert operator.matrix.is_cuda
+    assert np.linalg.norm(operator.to_numpy() - truth) <= 1e-5 * np.linalg.norm(truth)
