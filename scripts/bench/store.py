@@ -84,21 +84,27 @@ def bench_recording(folder: Path, steps: int, arrays: Arrays, samples: int) -> d
 
 
 def bench_append(folder: Path, last: int) -> dict[str, Any]:
-    """Append cost around step 100 and around the last step, and the time to open, of tiny arrays without fsync."""
+    """Append cost of a young and an old record, alternating, of tiny arrays without fsync; and the time to open."""
     arrays = {f"layer{i}": np.zeros((4, 2), "float32") for i in range(6)}
-    url, marks, opened = folder / "long.zarr", {100: 0.0, last: 0.0}, 0.0
-    with open_writer(url, arrays, 4, durable=False) as writer:
-        record = writer._record  # the commit alone, without the queue
-        spent = []
-        for step in range(last):
-            start = time.perf_counter()
-            record.append({"step": step}, arrays)
-            spent.append(time.perf_counter() - start)
-            if step + 1 in marks:
-                marks[step + 1] = 1e3 * statistics.median(spent[-90:])
-            if step + 1 == min(3000, last):
-                opened = open_time(url)
-    return {"append_ms": marks, "open_ms_at_3000_steps": opened}
+    ages, opened = {"young": 100, "old": last}, 0.0
+    spent: dict[str, list[float]] = {name: [] for name in ages}
+    with (
+        open_writer(folder / "young.zarr", arrays, 4, durable=False) as young,
+        open_writer(folder / "old.zarr", arrays, 4, durable=False) as old,
+    ):
+        records = {"young": young._record, "old": old._record}  # the commit alone, without the queue
+        for name, age in ages.items():
+            for step in range(age):
+                records[name].append({"step": step}, arrays)
+                if name == "old" and step + 1 == min(3000, last):
+                    opened = open_time(folder / "old.zarr")
+        for step in range(last, last + 100):
+            for name, record in records.items():
+                start = time.perf_counter()
+                record.append({"step": step}, arrays)
+                spent[name].append(time.perf_counter() - start)
+    append = {f"at_{age}_steps": 1e3 * statistics.median(spent[name]) for name, age in ages.items()}
+    return {"append_ms": append, "open_ms_at_3000_steps": opened}
 
 
 def open_time(url: Path) -> float:
