@@ -129,8 +129,9 @@ def round_mantissa(values: NDArray[Any], codec: Codec) -> NDArray[Any]:
     if codec.keepbits is None:
         return values
     rounded: NDArray[Any] = np.asarray(BitRound(codec.keepbits).encode(values)).view(values.dtype).reshape(values.shape)
-    finite = np.isfinite(values)
-    return rounded if finite.all() else np.where(finite, rounded, values)
+    # Rounding the bits of a NaN can make it a number, and those of the largest numbers an infinity.
+    sound = np.isfinite(values) & np.isfinite(rounded)
+    return rounded if sound.all() else np.where(sound, rounded, values)
 
 
 def encode_step(values: NDArray[Any], grid: StepGrid, codec: Codec) -> tuple[list[Any], int]:
