@@ -76,10 +76,8 @@ def test_every_trigger_and_one_audit_a_step(tmp_path):
     trigger = ra.AuditTrigger(
         every_n_steps=4, every_n_epochs=1, on_checkpoint=True, on_validation_end=True, at_steps=[3]
     )
-    trained(
-        tmp_path / "a", audits(tmp_path / "s.zarr", trigger), save_strategy="steps", save_steps=2, eval_strategy="steps",
-        eval_steps=2,
-    )  # fmt: skip
+    saving = {"save_strategy": "steps", "save_steps": 2, "eval_strategy": "steps", "eval_steps": 2}
+    trained(tmp_path / "a", audits(tmp_path / "s.zarr", trigger), **saving)
     found = record(tmp_path / "s.zarr")
     triggers = {int(step): set(str(t).split(",")) for step, t in zip(found.step, found.trigger.values, strict=True)}
     saved = {"on_checkpoint", "on_validation_end"}
