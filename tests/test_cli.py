@@ -116,3 +116,27 @@ def test_report_is_written_again_from_its_results(planted_store, tmp_path):
     assert repaudit("report", tmp_path / "store.analysis").returncode == 0
     assert report.stat().st_size > 10_000
     assert repaudit("report", tmp_path).returncode == 2
+
+
+def test_record_takes_a_saved_model(tmp_path):
+    from tokenizers import ByteLevelBPETokenizer
+    from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
+
+    texts = [f"text number {i} of {i % 3} kinds" for i in range(12)]
+    bpe = ByteLevelBPETokenizer()
+    bpe.train_from_iterator(texts, vocab_size=280, special_tokens=["<pad>"], show_progress=False)
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=bpe._tokenizer, pad_token="<pad>")
+    model = GPT2LMHeadModel(GPT2Config(n_layer=2, n_embd=16, n_head=2, vocab_size=300, n_positions=64))
+    tokenizer.save_pretrained(tmp_path / "tiny")
+    model.save_pretrained(tmp_path / "tiny")
+    (tmp_path / "probe.txt").write_text("\n".join(texts))
+    store = tmp_path / "store.zarr"
+    place = ("--probe", tmp_path / "probe.txt", "--store", store)
+    run = repaudit("record", tmp_path / "tiny", "--layers", "transformer.h[*]", *place, "--json")
+    assert run.returncode == 0, run.stderr
+    assert json.loads(run.stdout) == {"tiny": [0]}
+    layers = json.loads(repaudit("info", store, "--json").stdout)["models"][0]["layers"]
+    assert [layer["name"] for layer in layers] == ["transformer.h.0", "transformer.h.1"]
+    wrong = repaudit("record", tmp_path / "tiny", "--layers", "transformer.block[*]", *place)
+    assert wrong.returncode == 2
+    assert "block" in wrong.stderr

@@ -11,10 +11,19 @@ from typing import Annotated
 import typer
 
 from repaudit import __version__
-from repaudit.cli import analysis, store
+from repaudit.cli import analysis, recording, store
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, help=__doc__, rich_markup_mode=None)
-for _command in (store.info, analysis.analyze, analysis.report, store.verify, store.repair, store.copy, store.export):
+for _command in (
+    recording.record,
+    store.info,
+    analysis.analyze,
+    analysis.report,
+    store.verify,
+    store.repair,
+    store.copy,
+    store.export,
+):
     app.command()(_command)
 
 

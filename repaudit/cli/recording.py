@@ -1,0 +1,49 @@
+"""The command that records pretrained models and finished runs: record."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from repaudit.cli.console import AsJson, one_line_errors
+
+
+def record(
+    models: Annotated[
+        list[str],
+        typer.Argument(metavar="MODEL...", help="Local folders, hub ids, .gguf files, or folders of checkpoints."),
+    ],
+    probe: Annotated[Path, typer.Option(help="Probe file: .txt (a text a line), .jsonl or .csv (text, label, id).")],
+    layers: Annotated[str, typer.Option(help="Layer paths separated by commas, e.g. 'layers[*],norm'.")],
+    store: Annotated[str, typer.Option(help="Path or URL of the store; made if it is not there.")],
+    revision: Annotated[list[str] | None, typer.Option(help="Revision to record, e.g. step1000; repeatable.")] = None,
+    name: Annotated[list[str] | None, typer.Option(help="Name in the store, one a model; repeatable.")] = None,
+    config: Annotated[str | None, typer.Option(help="Config of the model in Lightning checkpoints.")] = None,
+    max_length: Annotated[int, typer.Option(help="Texts are cut to so many tokens.")] = 64,
+    batch_size: Annotated[int, typer.Option(help="Samples a forward.")] = 32,
+    trust_remote_code: Annotated[
+        bool, typer.Option("--trust-remote-code", help="Let a model run code that comes with it.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Record pretrained models, or series of their checkpoints, without training."""
+    with one_line_errors():
+        from repaudit.capture.pretrained import record_pretrained
+
+        recorded = record_pretrained(
+            models, probe, split_paths(layers), store, revisions=revision or (), names=name, config=config,
+            max_length=max_length, batch_size=batch_size, trust_remote_code=trust_remote_code,
+        )  # fmt: skip
+    if as_json:
+        typer.echo(json.dumps(recorded, indent=2))
+        return
+    for model, steps in recorded.items():
+        typer.echo(f"{model}: recorded at step {', '.join(map(str, steps))}")
+
+
+def split_paths(text: str) -> list[str]:
+    """Split layer paths at commas."""
+    return [path.strip() for path in text.split(",") if path.strip()]
