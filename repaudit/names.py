@@ -34,7 +34,9 @@ TEXT: Final = "text"
 STEP_COORDINATES: Final = (STEP, EPOCH, WALL_TIME, TRIGGER, LOSS)
 """Variables of a model that describe its steps; every other variable on dim ``step`` is a layer."""
 
-_RESERVED: Final = frozenset({"", ".", "..", "zarr.json", *STEP_COORDINATES, SAMPLE, LABEL, TEXT, TOKEN, FEATURE, LAYER, CHECKSUM})
+_RESERVED: Final = frozenset(
+    {"", ".", "..", "zarr.json", *STEP_COORDINATES, SAMPLE, LABEL, TEXT, TOKEN, FEATURE, LAYER, CHECKSUM}
+)
 _UNRESERVED: Final = "@:+=,[]() "
 
 
