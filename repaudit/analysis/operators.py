@@ -29,7 +29,7 @@ class LayerOperators:
 
     layer: str
     keys: list[Key]
-    matrices: NDArray[np.floating[Any]]
+    matrices: Sequence[NDArray[np.floating[Any]]] | NDArray[np.floating[Any]]
     diagnostics: dict[Key, dict[str, float]]
     failed: dict[Key, str]
 
@@ -97,7 +97,7 @@ def compute_operators(
         raise AnalysisError(
             f"layer {layer}: no operator could be computed; the first reason: {next(iter(failed.values()))}"
         )
-    kept = matrices if not failed else matrices[good]
+    kept = matrices if not failed else [matrices[index] for index in good]  # views, still on disk
     return LayerOperators(layer, [keys[index] for index in good], kept, diagnostics, failed)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
@@ -59,14 +58,16 @@ class Curve:
     def widening(self) -> float:
         return _widening(len(self))
 
-    def falls(self, a: int, b: int) -> bool:
-        """Whether the value at index `b` is significantly below that at index `a`."""
-        threshold = self.widening * math.hypot(self.below[a], self.above[b])
-        return bool(self.value[a] - self.value[b] > max(SMALLEST_CHANGE, threshold))
+    def falls(self, a: int | slice, b: int) -> bool:
+        """Whether the value at index `b` is significantly below that at index `a`, or at any index of a slice."""
+        return self._exceeds(self.value[a] - self.value[b], self.below[a], self.above[b])
 
-    def rises(self, a: int, b: int) -> bool:
-        """Whether the value at index `b` is significantly above that at index `a`."""
-        return self.falls(b, a)
+    def rises(self, a: int | slice, b: int) -> bool:
+        """Whether the value at index `b` is significantly above that at index `a`, or at any index of a slice."""
+        return self._exceeds(self.value[b] - self.value[a], self.above[a], self.below[b])
+
+    def _exceeds(self, change: ArrayLike, one: ArrayLike, other: ArrayLike) -> bool:
+        return bool(np.any(change > np.maximum(SMALLEST_CHANGE, self.widening * np.hypot(one, other))))
 
 
 @cache

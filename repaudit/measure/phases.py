@@ -107,17 +107,22 @@ def verdict(steps: Sequence[int] | ArrayLike, value: ArrayLike, low: ArrayLike, 
 
 
 def _pivots(curve: Curve) -> list[int]:
-    """Indices of the extremes between which the curve changes significantly, first and last included; empty if none."""
+    """Indices of the extremes between which the curve changes significantly, first and last included; empty if none.
+
+    A change counts from any point since the last turn, not from its extreme alone: an extreme with a wide interval must
+    not hide what surer points tell.
+    """
     v = curve.value
     turns: list[int] = []
     high = low = 0
     direction = ""
     for i in range(1, len(v)):
         high, low = (i if v[i] > v[high] else high), (i if v[i] < v[low] else low)
-        if direction != "falls" and curve.falls(high, i):
+        since = slice(turns[-1] if turns else 0, i)
+        if direction != "falls" and curve.falls(since, i):
             turns.append(high)
             direction, low = "falls", high + int(v[high : i + 1].argmin())
-        elif direction != "rises" and curve.rises(low, i):
+        elif direction != "rises" and curve.rises(since, i):
             turns.append(low)
             direction, high = "rises", low + int(v[low : i + 1].argmax())
     if not turns:

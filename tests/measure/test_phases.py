@@ -35,6 +35,14 @@ def test_the_last_significant_phase_names_the_verdict() -> None:
     assert read([0.8, 0.3, 0.31, 0.3, 0.32])[1] == "converging"
 
 
+def test_a_peak_with_a_wide_interval_does_not_hide_a_fall() -> None:
+    value, half = [0.35, 0.34, 0.43, 0.24, 0.17, 0.17], [0.03, 0.03, 0.25, 0.2, 0.04, 0.04]
+    low, high = ([v + sign * h for v, h in zip(value, half, strict=True)] for sign in (-1, 1))
+    found = phases([0, 10, 40, 100, 300, 600], value, low, high)
+    assert [phase.direction for phase in found if phase.direction != "flat"] == ["falls"]
+    assert verdict([0, 10, 40, 100, 300, 600], value, low, high) == "converging"
+
+
 def test_the_end_at_the_null_is_unrelated() -> None:
     assert read([0.99, 1.0, 0.98])[1] == "unrelated"
     assert read([0.2, 0.6, 0.92])[1] == "unrelated"
