@@ -87,11 +87,14 @@ def repair(
     with one_line_errors():
         from repaudit.store.repair import repair as mend
 
-        done = [{"location": r.location, "kind": r.kind, "message": r.message} for r in mend(store, force=force)]
+        done = [
+            {"location": r.location, "kind": r.kind, "message": r.message, "lost": r.lost}
+            for r in mend(store, force=force)
+        ]
     _print_findings(done, as_json, none="nothing to repair")
 
 
-def _print_findings(rows: list[dict[str, str]], as_json: bool, none: str) -> None:
+def _print_findings(rows: list[dict[str, Any]], as_json: bool, none: str) -> None:
     if as_json:
         typer.echo(json.dumps(rows, indent=2))
         return
