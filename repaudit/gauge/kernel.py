@@ -19,7 +19,7 @@ FLOOR: Final = 1e-6
 FAR: Final = {torch.float32: -80.0, torch.float64: -600.0}
 """Exponents up to this give zero: lost beside 1, and the exponentials of what lies below are denormal, thus slow."""
 
-_PANEL_ENTRIES: Final = {"cpu": 2**18, "cuda": 2**25}
+_PANEL_ENTRIES: Final = {"cpu": 2**20, "cuda": 2**25}
 _SUM: Final = 512
 
 
@@ -33,9 +33,9 @@ class Bandwidth:
     collapsed: bool
 
 
-def panels(matrix: Tensor, times: int = 1) -> Iterator[slice]:
+def panels(matrix: Tensor) -> Iterator[slice]:
     """Ranges of rows that stay in cache from one step to the next."""
-    entries = times * _PANEL_ENTRIES.get(matrix.device.type, 2**18)
+    entries = _PANEL_ENTRIES.get(matrix.device.type, 2**20)
     return row_panels(len(matrix), max(1, entries // max(1, matrix.shape[1])))
 
 
@@ -47,7 +47,7 @@ def bandwidth(squared: Tensor, knn: int, fixed: float | str | None, spread: floa
     """
     count = squared.shape[0]
     if fixed is None:
-        nearest = torch.cat([smallest(squared[part], knn + 1)[0] for part in panels(squared, 4)])
+        nearest = torch.cat([smallest(squared[part], knn + 1)[0] for part in panels(squared)])
         scale = nearest.amax(1).double().sqrt()
         zeros = (nearest == 0).sum(1)
     else:
