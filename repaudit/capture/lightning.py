@@ -120,7 +120,7 @@ class RepresentationAuditCallback(pl.Callback):
             self._event(trainer, pl_module, (ON_CHECKPOINT,))
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self.recorder.flush()
+        self.session.flush()
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
         self.session.close()
@@ -146,9 +146,10 @@ class RepresentationAuditCallback(pl.Callback):
         return context
 
 
-def _loss(outputs: Any) -> float | None:
+def _loss(outputs: Any) -> torch.Tensor | None:
+    """The loss as a tensor: only an audit reads its value, which on a device waits for the step to end."""
     value = outputs.get("loss") if isinstance(outputs, Mapping) else outputs
-    return float(value.detach()) if isinstance(value, torch.Tensor) and value.numel() == 1 else None
+    return value.detach() if isinstance(value, torch.Tensor) and value.numel() == 1 else None
 
 
 class HFTrainerModule(pl.LightningModule):

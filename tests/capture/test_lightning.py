@@ -181,6 +181,40 @@ def test_the_record_is_what_the_model_held_at_each_step(tmp_path):
     assert found.epoch.values.tolist() == [0] * 5 + [1] * 4
 
 
+def test_the_loss_is_read_when_an_audit_is_taken_and_never_else(tmp_path, monkeypatch):
+    read = []
+    as_float = torch.Tensor.__float__
+    callback = audits(tmp_path / "s.zarr", trigger=ra.AuditTrigger(every_n_steps=4))
+
+    class Spy(Callback):
+        """Between the callback's turn and the next one's, only what the audit reads is counted."""
+
+        def on_train_batch_start(self, trainer, module, *_):
+            monkeypatch.undo()
+
+        def on_train_batch_end(self, trainer, module, *_):
+            step = trainer.global_step
+            monkeypatch.setattr(torch.Tensor, "__float__", lambda value: read.append(step) or as_float(value))
+            monkeypatch.setattr(torch.Tensor, "item", lambda _: pytest.fail("a step waited for its loss"))
+
+    class End(Callback):
+        def on_train_batch_end(self, *_):
+            monkeypatch.undo()
+
+    trainer(Spy(), callback, End(), max_epochs=1).fit(gpt2(), tokens())
+    assert read == [4]
+
+
+def test_at_the_end_of_training_everything_is_committed(tmp_path):
+    class Reader(Callback):
+        def on_train_end(self, trainer, module):
+            self.steps = record(tmp_path / "s.zarr").step.values.tolist()
+
+    reader = Reader()
+    trainer(audits(tmp_path / "s.zarr"), reader, max_epochs=1).fit(gpt2(), tokens())
+    assert reader.steps == [0, 1, 2, 3, 4]
+
+
 def test_every_trigger_and_one_audit_a_step(tmp_path):
     trigger = ra.AuditTrigger(
         every_n_steps=4, every_n_epochs=1, on_checkpoint=True, on_validation_end=True, at_start=True, at_steps=[3, 4]
