@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
@@ -12,7 +12,7 @@ from typing import Any, Final
 from torch import nn
 
 from repaudit.capture.layers import LayerSpec
-from repaudit.capture.probe import ProbeSet
+from repaudit.capture.probe import ATTENTION_MASK, ProbeSet
 from repaudit.capture.probe_files import read_probe_file
 from repaudit.capture.recorder import Recorder
 from repaudit.errors import PretrainedError
@@ -56,7 +56,7 @@ def record_pretrained(
         or Lightning's ``*.ckpt``, whose weights go into a model of ``config``).
     probe_file
         A ``.txt``, ``.jsonl`` or ``.csv`` file, or a probe set. All models of a store share one; texts are cut to
-        ``max_length`` tokens by the first model's tokenizer unless ``tokenizer`` is given.
+        ``max_length`` tokens by the models' own tokenizer, which must be one and the same.
     layers
         Layer specs.
     store
@@ -65,6 +65,8 @@ def record_pretrained(
         Revisions recorded of every model, in the order of their steps: the last number in each name (``step1000``).
     names
         Names in the store, one a model; by default the last part of the place.
+    tokenizer
+        Used for all models, and taken for theirs, in place of the ones that come with them.
     trust_remote_code
         Whether a model may run code that comes with it.
     recorder_options
@@ -78,16 +80,19 @@ def record_pretrained(
     Raises
     ------
     PretrainedError
-        When a place holds no model, or checkpoints have no or the same steps.
+        When a place holds no model, when checkpoints have no or the same steps, or when the models' own tokenizers
+        make different tokens of the texts.
     """
-    from transformers import AutoTokenizer
-
     chosen = _names(models, names)
     series = {name: find_sources(model, revisions) for name, model in zip(chosen, models, strict=True)}
-    if tokenizer is None and not isinstance(probe_file, ProbeSet):
-        first = next(iter(series.values()))[0]
-        tokenizer = _load(AutoTokenizer, first, trust_remote_code)
-    probe_set = probe_file if isinstance(probe_file, ProbeSet) else _probe_set(probe_file, tokenizer, max_length)
+    if isinstance(probe_file, ProbeSet):
+        probe_set = probe_file
+    elif tokenizer is not None:
+        probe_set = _probe_set(probe_file, tokenizer, max_length)
+    else:
+        firsts = {name: sources[0] for name, sources in series.items()}
+        own = {name: _tokenizer(source, trust_remote_code) for name, source in firsts.items()}
+        probe_set = _shared_probe_set(probe_file, own, max_length)
     recorded = {}
     for name, sources in series.items():
         recorder = Recorder(
@@ -201,6 +206,40 @@ def _names(models: Sequence[str | PathLike[str]], names: Sequence[str] | None) -
 
 def _name_of(model: str | PathLike[str]) -> str:
     return Path(model).resolve().name.removesuffix(".gguf") if Path(model).exists() else str(model).rsplit("/", 1)[-1]
+
+
+def _tokenizer(source: Source, trust_remote_code: bool) -> Any:
+    from transformers import AutoTokenizer
+
+    return _load(AutoTokenizer, source, trust_remote_code)
+
+
+def _shared_probe_set(path: str | PathLike[str], tokenizers: Mapping[str, Any], max_length: int) -> ProbeSet:
+    """The probe set of models whose own tokenizers agree on it; padding, which is masked, may differ."""
+    first, *others = tokenizers
+    probe_set = _probe_set(path, tokenizers[first], max_length)
+    expected = _tokens(probe_set)
+    for name in others:
+        for i, (ids, found) in enumerate(
+            zip(expected, _tokens(_probe_set(path, tokenizers[name], max_length)), strict=True)
+        ):
+            if ids != found:
+                raise PretrainedError(
+                    f"models {first!r} and {name!r} tokenize differently: of sample {probe_set.ids[i]!r} {first!r} "
+                    f"makes {_brief(ids)}, {name!r} {_brief(found)}. A store has one probe set: record {name!r} "
+                    "into a store of its own"
+                )
+    return probe_set
+
+
+def _tokens(probe_set: ProbeSet) -> list[list[int]]:
+    """The token ids of each sample, without padding."""
+    rows = zip(probe_set.inputs["input_ids"], probe_set.inputs[ATTENTION_MASK], strict=True)
+    return [ids[mask.bool()].tolist() for ids, mask in rows]
+
+
+def _brief(ids: list[int], most: int = 6) -> str:
+    return f"{len(ids)} tokens ({', '.join(map(str, ids[:most]))}{', ...' if len(ids) > most else ''})"
 
 
 def _probe_set(path: str | PathLike[str], tokenizer: Any, max_length: int) -> ProbeSet:

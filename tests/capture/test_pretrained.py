@@ -1,5 +1,10 @@
 """Models that are not in training: probe files, folders, checkpoint series, GGUF."""
 
+import json
+import os
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -17,13 +22,11 @@ CONFIG = tf.LlamaConfig(
 )  # fmt: skip
 
 
-def save(folder, seed=0):
+def save(folder, seed=0, words="abcdef"):
     torch.manual_seed(seed)
     model = tf.LlamaForCausalLM(CONFIG)
     model.save_pretrained(folder)
-    backend = Tokenizer(
-        models.WordLevel({w: i for i, w in enumerate(["<pad>", "<unk>", *"abcdef"])}, unk_token="<unk>")
-    )
+    backend = Tokenizer(models.WordLevel({w: i for i, w in enumerate(["<pad>", "<unk>", *words])}, unk_token="<unk>"))
     backend.pre_tokenizer = pre_tokenizers.Whitespace()
     tf.PreTrainedTokenizerFast(tokenizer_object=backend, pad_token="<pad>").save_pretrained(folder)
     return model
@@ -57,6 +60,53 @@ def test_models_from_folders(tmp_path, texts):
     for name, model in made.items():
         expected = expected_of(model, probe_set)
         np.testing.assert_allclose(record(tmp_path / "s.zarr", name)["model.layers.1"][0], expected["model.layers.1"])
+
+
+def test_models_that_tokenize_differently_are_refused(tmp_path, texts):
+    save(tmp_path / "one")
+    save(tmp_path / "two", words="fedcba")
+    places = [tmp_path / "one", tmp_path / "two"]
+    found = (
+        "'one' and 'two' tokenize differently: of sample '0' 'one' makes 3 tokens .2, 3, 4., 'two' 3 tokens .7, 6, 5"
+    )
+    with pytest.raises(PretrainedError, match=found):
+        record_pretrained(places, texts, ["model.layers[*]"], tmp_path / "s.zarr")
+    assert not (tmp_path / "s.zarr").exists()
+    tokenizer = tf.AutoTokenizer.from_pretrained(tmp_path / "one")  # by choice, one tokenizer for both
+    steps = record_pretrained(places, texts, ["model.layers[*]"], tmp_path / "s.zarr", tokenizer=tokenizer)
+    assert steps == {"one": [0], "two": [0]}
+
+
+def test_padding_may_differ(tmp_path, texts):
+    save(tmp_path / "one")
+    save(tmp_path / "two")
+    tokenizer = tf.AutoTokenizer.from_pretrained(tmp_path / "two", padding_side="left")
+    tokenizer.save_pretrained(tmp_path / "two")
+    places = [tmp_path / "one", tmp_path / "two"]
+    assert record_pretrained(places, texts, ["model.norm"], tmp_path / "s.zarr") == {"one": [0], "two": [0]}
+
+
+def test_revisions_are_sets_of_weights_of_their_own(tmp_path, texts):
+    """The command on a hub's cache, as it lies on disk, without a network."""
+    revisions, cached = ("step0", "step1000"), tmp_path / "hub" / "models--org--series"
+    (cached / "refs").mkdir(parents=True)
+    made = []
+    for seed, revision in enumerate(revisions):
+        (cached / "refs" / revision).write_text(f"{seed + 1:040x}")
+        made.append(save(cached / "snapshots" / f"{seed + 1:040x}", seed))
+    given = f"--probe {texts} --layers model.norm --store {tmp_path}/s.zarr --revision step1000 --revision step0 --json"
+    command = [sys.executable, "-c", "from repaudit.cli import app; app()", "record", "org/series", *given.split()]
+    environment = os.environ | {"HF_HUB_OFFLINE": "1", "HF_HUB_CACHE": str(tmp_path / "hub")}
+    done = subprocess.run(command, check=False, capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout) == {"series": [0, 1000]}
+    tokenizer = tf.AutoTokenizer.from_pretrained(cached / "snapshots" / f"{1:040x}")
+    probe_set = ra.ProbeSet.from_texts(["a b c", "d e", "f"], tokenizer)
+    found = record(tmp_path / "s.zarr", "series")["model.norm"]
+    for row, model in zip(found, made, strict=True):
+        expected = ra.ActivationExtractor(["model.norm"]).extract(model, probe_set)["model.norm"]
+        np.testing.assert_allclose(row, expected, rtol=1e-5, atol=1e-6)
+    assert not np.allclose(found[0], found[1])
 
 
 def test_a_folder_of_checkpoints_is_a_series(tmp_path, texts):
