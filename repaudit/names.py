@@ -31,6 +31,13 @@ CHECKSUM: Final = "checksum"
 LABEL: Final = "label"
 TEXT: Final = "text"
 
+KIND: Final = "kind"
+OPERATOR: Final = "operator"
+"""The ``kind`` of a layer that holds diffusion operators, and the end of its name."""
+
+OPERATOR_OF: Final = "operator_of"
+GAUGE: Final = "gauge"
+
 STEP_COORDINATES: Final = (STEP, EPOCH, WALL_TIME, TRIGGER, LOSS)
 """Variables of a model that describe its steps; every other variable on dim ``step`` is a layer."""
 

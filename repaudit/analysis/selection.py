@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import xarray as xr
 
@@ -52,6 +52,7 @@ def select(
     AnalysisError
         When a model, layer or step that was asked for is nowhere in the store, or nothing at all is left.
     """
+    models, layers, steps = _several(models), _several(layers), _several(steps)
     there = catalog.models(tree)
     chosen = _choose("model", models, there)
     recorded = {model: catalog.steps(tree, model) for model in chosen}
@@ -66,17 +67,27 @@ def select(
     wanted = {model: _wanted(recorded[model], steps) for model in chosen}
     layers_of = {model: catalog.layers(tree, model) for model in chosen}
     names = _choose("layer", layers, list(dict.fromkeys(name for model in chosen for name in layers_of[model])))
+    operators = [name for name in names if catalog.holds_operators(_first(tree, name, layers_of))]
+    left_out += [
+        f"layer {name}: holds operators computed while training, which are not gauged again" for name in operators
+    ]
+    names = [name for name in names if name not in operators]
     pooled = [name for name in names if not _keeps_tokens(tree, name, layers_of)]
     left_out += [
         f"layer {name}: keeps its tokens; operators need one row a sample" for name in names if name not in pooled
     ]
     if not pooled:
         raise AnalysisError(
-            "expected at least one pooled layer (sample, feature), found only layers with a token dimension; "
-            "record with reduce='mean'"
+            "expected at least one pooled layer (sample, feature), found only layers with a token dimension or of "
+            "operators; record activations with reduce='mean'"
         )
     left_out += _mismatches(chosen, pooled, layers_of, wanted)
     return Selection(tuple(chosen), tuple(pooled), wanted, {m: frozenset(layers_of[m]) for m in chosen}, left_out)
+
+
+def _several(asked: Any) -> Any:
+    """A single name or step asks for a list of one."""
+    return [asked] if isinstance(asked, str | int) else asked
 
 
 def _choose(what: str, asked: Iterable[T] | None, there: Sequence[T]) -> list[T]:
@@ -96,8 +107,12 @@ def _wanted(recorded: Sequence[int], steps: Sequence[int] | None) -> tuple[int, 
 
 
 def _keeps_tokens(tree: xr.DataTree, layer: str, layers_of: Mapping[str, list[str]]) -> bool:
+    return TOKEN in _first(tree, layer, layers_of).dims
+
+
+def _first(tree: xr.DataTree, layer: str, layers_of: Mapping[str, list[str]]) -> xr.DataArray:
     model = next(model for model, layers in layers_of.items() if layer in layers)
-    return TOKEN in catalog.activations(tree, model, layer).dims
+    return catalog.activations(tree, model, layer)
 
 
 def _mismatches(

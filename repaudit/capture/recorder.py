@@ -17,6 +17,7 @@ from torch import nn
 from repaudit.capture.distributed import Ranks
 from repaudit.capture.extractor import ActivationExtractor
 from repaudit.capture.layers import LayerSpec, resolve_layers
+from repaudit.capture.operators import ACTIVATIONS, OPERATORS, check_record, operator_layers, to_store, try_gauge
 from repaudit.capture.probe import ProbeSet
 from repaudit.capture.trigger import AuditTrigger
 from repaudit.capture.wrappers import is_sharded
@@ -36,7 +37,7 @@ class Audit:
     """What was recorded of a model at one step, before it is handed to the store."""
 
     step: int
-    activations: Mapping[str, torch.Tensor]
+    layers: Mapping[str, Any]
     epoch: float | None
     loss: float | None
     wall_time: float
@@ -66,6 +67,9 @@ class Recorder:
     on_store_error
         ``"warn"``: a failure of an audit or of the store warns and is counted, and the training goes on; ``"raise"``.
         What is wrong before the first audit (paths, shapes, an unwritable store) raises in any case.
+    record
+        With a ``gauge``, what the store gets: ``"activations"``; ``"operators"`` in their place, layers
+        ``<layer>@operator`` on (step, sample, neighbor) whose attributes tell the gauge's parameters; or ``"both"``.
     if_exists
         What to do with a model that the store holds already: ``"resume"``, ``"error"`` or ``"replace"``.
     split_across_ranks
@@ -99,6 +103,7 @@ class Recorder:
         durable: bool = True,
         on_store_error: str = "warn",
         *,
+        record: str = ACTIVATIONS,
         if_exists: str = "resume",
         split_across_ranks: bool = False,
         model_attrs: Mapping[str, Any] | None = None,
@@ -108,6 +113,8 @@ class Recorder:
             raise ValueError(f"on_store_error: expected 'warn' or 'raise', found {on_store_error!r}")
         if batch_size < 1:
             raise ValueError(f"batch_size: expected at least 1, found {batch_size}")
+        check_record(record, gauge)
+        self.record = record
         self.store, self.model_name, self.probe_set = store, model_name, probe_set
         self.trigger, self.batch_size, self.gauge = trigger, batch_size, gauge
         self.durable, self.on_store_error, self.if_exists = durable, on_store_error, if_exists
@@ -166,21 +173,12 @@ class Recorder:
         self._previous = self.last_recorded
 
     def _open_writer(self, model: nn.Module, truncate_after: int | None) -> None:
-        layers = resolve_layers(model, self.extractor.layer_specs)
-        attrs = {
-            layer.name: {
-                "module_path": layer.path,
-                "extraction_point": layer.spec.extraction_point,
-                "reduction": layer.spec.reduce,
-                "source_dtype": self.extractor.source_dtypes[layer.name],
-            }
-            for layer in layers
-        }
+        shapes, attrs = self._layers(model)
         self._writer = TrajectoryWriter(
             self.store,
             model_name=self.model_name,
             probe_set=self.probe_set,
-            layers=self._shapes,
+            layers=shapes,
             durable=self.durable,
             if_exists=self.if_exists,
             truncate_after=truncate_after,
@@ -189,6 +187,27 @@ class Recorder:
             on_store_error=self.on_store_error,
             **self._writer_options,
         )
+
+    def _layers(self, model: nn.Module) -> tuple[dict[str, Any], dict[str, Mapping[str, Any]]]:
+        """What the store is to hold: each layer's shape and dtype, and its attributes."""
+        shapes: dict[str, Any] = {} if self.record == OPERATORS else dict(self._shapes)
+        attrs: dict[str, Mapping[str, Any]] = {
+            layer.name: {
+                "module_path": layer.path,
+                "extraction_point": layer.spec.extraction_point,
+                "reduction": layer.spec.reduce,
+                "source_dtype": self.extractor.source_dtypes[layer.name],
+            }
+            for layer in resolve_layers(model, self.extractor.layer_specs)
+        }
+        if self.gauge is None:
+            return shapes, attrs
+        operators = try_gauge(self.gauge, self._shapes)
+        if self.record != ACTIVATIONS:
+            more, own = operator_layers(operators, self.gauge)
+            shapes |= more
+            attrs |= {name: {**attrs[about["operator_of"]], **about} for name, about in own.items()}
+        return shapes, attrs
 
     def rehearse(self, model: nn.Module) -> dict[str, tuple[tuple[int, ...], str]]:
         """Forward the first batch whole, and give each layer's shape and dtype for the whole probe set."""
@@ -244,9 +263,12 @@ class Recorder:
 
     def _taken(self, model: nn.Module, step: int, epoch: float | None, loss: float | torch.Tensor | None) -> Audit:
         activations = self._activations(model)
+        operators: dict[str, Any] = {}
         if self.gauge is not None and self._ranks.writes:
-            self.trajectory.append((step, {name: self.gauge(value) for name, value in activations.items()}))
-        return Audit(step, activations, epoch, _number(loss), time.time())
+            operators = {name: self.gauge(value) for name, value in activations.items()}
+            self.trajectory.append((step, operators))
+        layers = to_store(self.record, activations, operators) if self._ranks.writes else {}
+        return Audit(step, layers, epoch, _number(loss), time.time())
 
     def _activations(self, model: nn.Module) -> dict[str, torch.Tensor]:
         ranks = self._ranks
@@ -273,7 +295,7 @@ class Recorder:
         def append() -> bool:
             writer.append(
                 audit.step,
-                audit.activations,
+                audit.layers,
                 epoch=audit.epoch,
                 loss=audit.loss,
                 trigger=",".join(triggers),

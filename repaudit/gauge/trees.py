@@ -8,7 +8,7 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
-from repaudit.names import ATTRS, LAYER, MODEL, NEIGHBOR, SAMPLE, STEP
+from repaudit.names import ATTRS, KIND, LAYER, MODEL, NEIGHBOR, OPERATOR, SAMPLE, STEP
 
 if TYPE_CHECKING:
     from repaudit.gauge.diffusion import DiffusionGauge
@@ -26,7 +26,7 @@ def map_tree(gauge: DiffusionGauge, tree: xr.DataTree) -> xr.DataTree:
         for key, array in node.data_vars.items():
             if not {STEP, SAMPLE} <= set(array.dims):
                 continue
-            if array.ndim == 3:
+            if array.ndim == 3 and array.attrs.get(KIND) != OPERATOR:
                 operators[key] = operators_of(gauge, array, model)
             else:
                 left_out.append(f"{node.path}/{key}")

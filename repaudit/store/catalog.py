@@ -7,7 +7,7 @@ from typing import Any
 import xarray as xr
 
 from repaudit.errors import NotInStoreError
-from repaudit.names import ATTRS, LABEL, LAYER, MODELS, SAMPLE, STEP
+from repaudit.names import ATTRS, KIND, LABEL, LAYER, MODELS, OPERATOR, SAMPLE, STEP
 
 
 def models(tree: xr.DataTree) -> list[str]:
@@ -45,6 +45,17 @@ def activations(tree: xr.DataTree, model: str, layer: str) -> xr.DataArray:
         if array.attrs.get(LAYER) == layer:
             return array
     raise NotInStoreError(f"Model {model!r} has no layer {layer!r}: it has {', '.join(layers(tree, model))}.")
+
+
+def holds_operators(array: xr.DataArray) -> bool:
+    """Tell whether a layer holds diffusion operators (step, sample, neighbor), and no activations.
+
+    Examples
+    --------
+    >>> holds_operators(xr.DataArray(0.0, attrs={"kind": "operator"}))
+    True
+    """
+    return bool(array.attrs.get(KIND) == OPERATOR)
 
 
 def model_dataset(tree: xr.DataTree, model: str) -> xr.Dataset:

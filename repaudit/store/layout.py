@@ -17,9 +17,13 @@ from repaudit.names import (
     CHECKSUM,
     EPOCH,
     FEATURE,
+    KIND,
     LAYER,
     LOSS,
     MODELS,
+    NEIGHBOR,
+    OPERATOR,
+    OPERATOR_OF,
     PROBE,
     SAMPLE,
     STEP,
@@ -123,7 +127,9 @@ class LayerLayout:
     def document(self, steps: int) -> dict[str, Any]:
         """Give the array's Zarr metadata with `steps` steps."""
         codec = {"codec": self.codec.preset} | ({"keepbits": self.codec.keepbits} if self.codec.keepbits else {})
-        attributes = {"long_name": f"activation of {self.name}", "units": "1", **self.attributes}
+        of = self.attributes.get(OPERATOR_OF)
+        long_name = f"diffusion operator of {of}" if of else f"activation of {self.name}"
+        attributes = {"long_name": long_name, "units": "1", **self.attributes}
         return array_document(
             (steps, *self.shape),
             self.dtype.name,
@@ -146,21 +152,27 @@ def lay_out_layers(
     """Settle keys, dimension names and codecs of a model's layers.
 
     `feature` (and `token`) are the dimensions where all layers share one width (one length), else each layer has
-    ``feature_<width>`` (``token_<length>``).
+    ``feature_<width>`` (``token_<length>``). Layers whose attributes say that they hold operators are
+    ``(sample, neighbor)``.
     """
     if not layers:
         raise LayoutError("A model needs at least one layer: `layers` is empty.")
     shapes = {name: _checked_shape(name, shape, dtype, n_samples) for name, (shape, dtype) in layers.items()}
-    widths = {shape[-1] for shape in shapes.values()}
-    lengths = {shape[1] for shape in shapes.values() if len(shape) == 3}
-    laid_out = []
-    taken: set[str] = {STEP, SAMPLE, LAYER, CHECKSUM}
+    extra = attributes or {}
+    operators = {name for name in shapes if extra.get(name, {}).get(KIND) == OPERATOR}
+    activations = [shape for name, shape in shapes.items() if name not in operators]
+    widths = {shape[-1] for shape in activations}
+    lengths = {shape[1] for shape in activations if len(shape) == 3}
+    laid_out: list[tuple[str, tuple[int, ...], tuple[str, ...]]] = []
+    taken: set[str] = {STEP, SAMPLE, LAYER, CHECKSUM} | ({NEIGHBOR} if operators else set())
     for name, shape in shapes.items():
+        if name in operators:
+            laid_out.append((name, _checked_square(name, shape), (SAMPLE, NEIGHBOR)))
+            continue
         feature = FEATURE if len(widths) == 1 else f"{FEATURE}_{shape[-1]}"
         token = [TOKEN if len(lengths) == 1 else f"{TOKEN}_{shape[1]}"] if len(shape) == 3 else []
         taken |= {feature, *token}
         laid_out.append((name, shape, (SAMPLE, *token, feature)))
-    extra = attributes or {}
     return [
         LayerLayout(
             name,
@@ -189,6 +201,12 @@ def _checked_shape(name: str, shape: Sequence[int], dtype: str, n_samples: int) 
         raise LayoutError(f"Layer {name!r} has shape {shape}: expected (sample[, token], feature), none of them 0.")
     if shape[0] != n_samples:
         raise LayoutError(f"Layer {name!r} has {shape[0]} samples: the probe set has {n_samples}.")
+    return shape
+
+
+def _checked_square(name: str, shape: tuple[int, ...]) -> tuple[int, ...]:
+    if shape != (shape[0], shape[0]):
+        raise LayoutError(f"Layer {name!r} has shape {shape}: operators are (sample, neighbor), of equal sizes.")
     return shape
 
 

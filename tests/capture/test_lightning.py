@@ -8,14 +8,17 @@ import lightning.pytorch as pl
 import numpy as np
 import pytest
 import torch
+import xarray as xr
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from torch import nn
 from torch.utils.data import DataLoader
 from transformers import GPT2Config
 
 import repaudit as ra
+from repaudit.analysis.selection import select
 from repaudit.capture.recorder import AuditWarning
-from repaudit.errors import LayerPathError, StepOrderError
+from repaudit.errors import AnalysisError, LayerPathError, RepauditError, StepOrderError
+from repaudit.store.copying import copy_store
 
 PROBE_IDS = torch.randint(1, 32, (6, 8), generator=torch.Generator().manual_seed(3))
 PROBE = ra.ProbeSet.from_tensors({"input_ids": PROBE_IDS})
@@ -365,6 +368,79 @@ def test_operators_are_kept_as_a_trajectory(tmp_path):
         for layer, operator in operators.items():
             expected = ra.DiffusionGauge(knn=3)(found[layer].sel(step=step).values)
             np.testing.assert_allclose(np.asarray(operator), np.asarray(expected), rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("kept", ["operators", "both"])
+def test_operators_are_written_by_request(tmp_path, kept):
+    callback = audits(
+        tmp_path / "s.zarr", gauge=ra.DiffusionGauge(knn=3), trigger=ra.AuditTrigger(every_n_steps=2), record=kept
+    )
+    trainer(callback, max_epochs=1).fit(gpt2(), tokens())
+    dataset = plainly(tmp_path / "s.zarr")
+    expected = ["transformer.h.0@operator", "transformer.h.1@operator"]
+    activations = ["transformer.h.0", "transformer.h.1"] if kept == "both" else []
+    assert list(dataset.data_vars) == [*activations, *expected]
+    assert all(dataset[layer].dims == ("step", "sample", "feature") for layer in activations)
+    for step, operators in callback.trajectory:
+        for layer, operator in operators.items():
+            stored = dataset[f"{layer}@operator"].sel(step=step)
+            assert stored.dims == ("sample", "neighbor")
+            np.testing.assert_array_equal(stored, operator.to_numpy())
+    attrs = dataset["transformer.h.0@operator"].attrs
+    assert (attrs["operator_of"], attrs["gauge"]["knn"], attrs["gauge"]["alpha"]) == ("transformer.h.0", 3, 1.0)
+    assert ra.verify(tmp_path / "s.zarr", data=True) == []
+    copied = copy_store(tmp_path / "s.zarr", tmp_path / "t.zarr")
+    assert copied == {"seed0": [2, 4]}
+    xr.testing.assert_equal(plainly(tmp_path / "t.zarr"), dataset)
+    assert plainly(tmp_path / "t.zarr")["transformer.h.0@operator"].attrs == attrs
+
+
+def plainly(store):
+    """As someone without repaudit reads it."""
+    return xr.open_datatree(store, engine="zarr", consolidated=False)["models/seed0"].to_dataset().load()
+
+
+def test_an_analysis_takes_no_operator_for_activations(tmp_path):
+    for kept in ("operators", "both"):
+        store = tmp_path / f"{kept}.zarr"
+        with ra.Recorder(store, "m", PROBE, ["transformer.h[*]"], gauge=ra.DiffusionGauge(knn=3), record=kept) as own:
+            own.audit(gpt2(), 0)
+    found = select(ra.open_store(tmp_path / "both.zarr"))
+    assert found.layers == ("transformer.h.0", "transformer.h.1")
+    assert sum("holds operators" in line for line in found.left_out) == 2
+    with pytest.raises(AnalysisError, match="or of operators"):
+        select(ra.open_store(tmp_path / "operators.zarr"))
+    lazy = ra.DiffusionGauge(knn=3).map(ra.open_store(tmp_path / "both.zarr"))
+    assert list(lazy["models/m"].data_vars) == ["transformer.h.0", "transformer.h.1"]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"record": "operators"}, "give gauge="),
+        ({"record": "nothing"}, "expected one of activations, operators, both"),
+        ({"record": "both", "gauge": ra.DiffusionGauge(neighbors=2)}, "dense operators"),
+    ],
+)
+def test_records_that_cannot_be_are_refused_at_once(tmp_path, options, message):
+    with pytest.raises(ValueError, match=message):
+        audits(tmp_path / "s.zarr", **options)
+
+
+@pytest.mark.parametrize(
+    ("gauge", "specs", "message"),
+    [
+        (ra.DiffusionGauge(knn=6), ["transformer.h[0]"], "knn=6 needs at least 7 samples"),
+        (ra.DiffusionGauge(knn=3), [ra.LayerSpec("transformer.h[0]", reduce="all")], "keeps its tokens"),
+    ],
+)
+def test_what_the_gauge_cannot_do_is_raised_before_the_first_step(tmp_path, gauge, specs, message):
+    module = gpt2()
+    before = weights(module)
+    with pytest.raises(RepauditError, match=message):
+        trainer(audits(tmp_path / "s.zarr", specs, gauge=gauge)).fit(module, tokens())
+    assert_identical(before, weights(module))
+    assert not (tmp_path / "s.zarr").exists()
 
 
 def test_two_models_share_a_store(tmp_path):
