@@ -8,8 +8,8 @@ import os
 import shutil
 import tempfile
 import warnings
-from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -17,7 +17,7 @@ from typing import Any, cast
 
 import xarray as xr
 
-from repaudit.analysis.operators import LayerOperators, compute_operators
+from repaudit.analysis.operators import LayerOperators, compute_operators, memory_budget
 from repaudit.analysis.results import diagnostics_dataset, merged_dataset, spread_dataset, trajectory_dataset
 from repaudit.analysis.selection import Selection, select
 from repaudit.analysis.summary import headline, layer_summary
@@ -103,26 +103,21 @@ def analyze(
             f"scheduler={scheduler!r}: this version analyses with threads on one machine; leave scheduler out"
         )
     merging = _merging(merge)
+    memory_budget(memory)
     tree = open_store(url)
     selection = select(tree, models, layers, steps)
-    folder = Path(out) if out is not None else default_folder(url)
-    folder.mkdir(parents=True, exist_ok=True)
-    gauge = gauge or DiffusionGauge()
-    parts = _analyze_layers(
-        tree, selection, gauge, merging=merging, memory=memory, seed=seed, folder=folder, report=report
-    )
-    parameters = {"url": os.fspath(url), "merge": merge, "memory": memory, "seed": seed, "gauge": asdict(gauge)}
-    summary = _summary(parts["spread"], selection, tree, parameters)
-    provenance = {name: json.dumps(summary[name]) for name in ("parameters", "versions")} | {
-        "fingerprint": summary["fingerprint"]
-    }
-    groups = {name: part.assign_attrs({**part.attrs, **provenance}) for name, part in parts.items()}
-    results = xr.DataTree.from_dict(
-        {"/": xr.Dataset(attrs={"summary": json.dumps(_finite(summary)), **provenance}), **groups}
-    )
-    report("writing", 0, 1)
-    _write(results, summary, folder)
-    report("writing", 1, 1)
+    with _made_folder(Path(out) if out is not None else default_folder(url)) as folder:
+        gauge = gauge or DiffusionGauge()
+        parts = _analyze_layers(
+            tree, selection, gauge, merging=merging, memory=memory, seed=seed, folder=folder, report=report
+        )
+        used = json.loads(parts["diagnostics"].attrs["gauge"])
+        parameters = {"url": os.fspath(url), "merge": merge, "memory": memory, "seed": seed, "gauge": used}
+        summary = _summary(parts["spread"], selection, tree, parameters)
+        results = _labelled(parts, summary)
+        report("writing", 0, 1)
+        _write(results, summary, folder)
+        report("writing", 1, 1)
     return results
 
 
@@ -133,6 +128,27 @@ def default_folder(url: str | os.PathLike[str]) -> Path:
     path = Path(text if not separator else rest)
     path = path if not separator or scheme in ("file", "local") else Path(path.name)
     return path.with_name((path.name.removesuffix(".zarr") or path.name) + ".analysis")
+
+
+@contextmanager
+def _made_folder(folder: Path) -> Iterator[Path]:
+    """Make the folder, and take an empty one away again if nothing came of it."""
+    existed = folder.exists()
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        yield folder
+    finally:
+        if not existed and not any(folder.iterdir()):
+            folder.rmdir()
+
+
+def _labelled(parts: dict[str, xr.Dataset], summary: dict[str, Any]) -> xr.DataTree:
+    """The groups as one tree; each carries parameters, versions and fingerprint, since groups are taken out alone."""
+    provenance = {name: json.dumps(summary[name]) for name in ("parameters", "versions")}
+    provenance["fingerprint"] = summary["fingerprint"]
+    groups = {name: part.assign_attrs({**part.attrs, **provenance}) for name, part in parts.items()}
+    root = xr.Dataset(attrs={"summary": json.dumps(_finite(summary)), **provenance})
+    return xr.DataTree.from_dict({"/": root, **groups})
 
 
 def _merging(merge: str) -> DiffusionMerging:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from os import cpu_count
 from pathlib import Path
 from typing import Any
@@ -32,6 +32,8 @@ class LayerOperators:
     matrices: Sequence[NDArray[np.floating[Any]]] | NDArray[np.floating[Any]]
     diagnostics: dict[Key, dict[str, float]]
     failed: dict[Key, str]
+    gauge: dict[str, Any]
+    """The gauge's parameters as they were used, e.g. the number of neighbours that None stood for."""
 
     def at(self, step: int) -> dict[str, NDArray[np.floating[Any]]]:
         """The operators of one step by model."""
@@ -77,6 +79,7 @@ def compute_operators(
     matrices = np.lib.format.open_memmap(folder / "operators.npy", mode="w+", dtype=np.float32, shape=(len(keys), n, n))
     diagnostics: dict[Key, dict[str, float]] = {}
     failed: dict[Key, str] = {}
+    used: dict[str, Any] = asdict(gauge)
 
     def one(index: int) -> None:
         model, step = keys[index]
@@ -86,6 +89,7 @@ def compute_operators(
             failed[model, step] = str(error)
             return
         matrices[index] = operator.to_numpy()
+        used.update({name: operator.attrs[name] for name in used if name in operator.attrs})
         diagnostics[model, step] = {**_numbers(operator.diagnostics), "entropy": float(operator.entropy(1))}
 
     with ThreadPoolExecutor(workers) as pool:
@@ -98,20 +102,25 @@ def compute_operators(
             f"layer {layer}: no operator could be computed; the first reason: {next(iter(failed.values()))}"
         )
     kept = matrices if not failed else [matrices[index] for index in good]  # views, still on disk
-    return LayerOperators(layer, [keys[index] for index in good], kept, diagnostics, failed)
+    return LayerOperators(layer, [keys[index] for index in good], kept, diagnostics, failed, used)
+
+
+def memory_budget(memory: str | int) -> int:
+    """Bytes of a budget such as ``"2GB"``."""
+    try:
+        return int(parse_bytes(memory))
+    except ValueError:
+        raise AnalysisError(f"expected a memory budget such as 2GB, found {memory!r}") from None
 
 
 def _workers(layer: str, n: int, width: int, memory: str) -> int:
     """How many operators can be computed at once: P in float32, its float64 eigenwork, and the activations."""
     need = n * n * (4 + 3 * 8) + 3 * n * width * 8
-    try:
-        budget = parse_bytes(memory)
-    except ValueError:
-        raise AnalysisError(f"expected a memory budget such as 2GB, found {memory!r}") from None
+    budget = memory_budget(memory)
     if need > budget:
         raise AnalysisError(
             f"layer {layer}: one operator of {n} samples needs about {format_bytes(need)}, "
-            f"the memory budget is {memory}; raise it"
+            f"the memory budget is {format_bytes(budget)}; raise it"
         )
     return int(max(1, min(cpu_count() or 1, budget // need)))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable
 from typing import Any
 
@@ -100,7 +101,8 @@ def diagnostics_dataset(operators: LayerOperators, models: Iterable[str], steps:
         failed[models.index(model), steps.index(step)] = 1
     variables = {name: ((MODEL, STEP), value) for name, value in {**data, "failed": failed}.items()}
     coords = {MODEL: np.array(models, dtype=object), STEP: steps}
-    return _with_layer(xr.Dataset(variables, coords=coords), operators.layer)
+    attrs = {"gauge": json.dumps(operators.gauge)}
+    return _with_layer(xr.Dataset(variables, coords=coords, attrs=attrs), operators.layer)
 
 
 def _last_common_step(operators: LayerOperators, selection: Selection) -> int:

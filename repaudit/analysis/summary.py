@@ -15,17 +15,19 @@ from repaudit.names import STEP
 OPENINGS = {
     "converging": "The models converge",
     "diverging": "The models diverge",
-    "unrelated": "The models end unrelated",
-    "unchanged": "The models neither converge nor diverge significantly",
-    "undecided": "Too few models or steps to decide",
+    "unrelated": "The models cannot be told from unrelated ones in the end",
+    "unchanged": "No significant change between the models",
+    "undecided": "Too uncertain to decide",
 }
 COUNTED = {
     "converging": ("converges", "converge"),
     "diverging": ("diverges", "diverge"),
-    "unrelated": ("ends unrelated", "end unrelated"),
-    "unchanged": ("does not change", "do not change"),
-    "undecided": ("stays undecided", "stay undecided"),
+    "unrelated": ("cannot be told from unrelated", "cannot be told from unrelated"),
+    "unchanged": ("shows no significant change", "show no significant change"),
+    "undecided": ("is undecided", "are undecided"),
 }
+IDENTICAL = 1e-6
+"""A spread below this at every step is the same run under several names, or the same seed."""
 
 
 def layer_summary(spread: xr.Dataset) -> dict[str, Any]:
@@ -48,7 +50,10 @@ def layer_summary(spread: xr.Dataset) -> dict[str, Any]:
         "peak": {"step": int(steps[peak]), "value": _number(value[peak])},
         "phases": [{"from": int(p.start), "to": int(p.end), "direction": p.direction} for p in found],
     }
-    return {**summary, "sentence": _sentence(summary, int(steps[0]), int(steps[-1]))}
+    if value.max() < IDENTICAL:
+        return {**summary, "sentence": "The models are identical at every step: are they one run, or one seed?"}
+    ends = [_with_interval(value[i], low[i], high[i], int(steps[i])) for i in sorted({0, peak, len(steps) - 1})]
+    return {**summary, "sentence": f"{OPENINGS[summary['verdict']]}: their spread is {_listed(ends)}."}
 
 
 def headline(layers: dict[str, dict[str, Any]], n_models: int) -> str:
@@ -57,18 +62,16 @@ def headline(layers: dict[str, dict[str, Any]], n_models: int) -> str:
         return "One model only: its trajectory and geometry are shown; the spread needs at least two models."
     counts = Counter(layer["verdict"] for layer in layers.values())
     parts = [f"{counts[name]} {words[counts[name] > 1]}" for name, words in COUNTED.items() if counts[name]]
-    return f"{n_models} models, {len(layers)} layers: {', '.join(parts)}."
+    return f"{n_models} models, {len(layers)} layer{'s' * (len(layers) > 1)}: {', '.join(parts)}."
 
 
-def _sentence(summary: dict[str, Any], first: int, last: int) -> str:
-    peak, start, end = summary["peak"], summary["start"], summary["end"]
-    path = f"their spread is {start:.2f} at step {first}"
-    if last > first:
-        path += f", {peak['value']:.2f} at its peak in step {peak['step']}" if peak["step"] not in (first, last) else ""
-        path += f" and {end:.2f} at step {last}"
-    if summary["low"] is not None and summary["high"] is not None:
-        path += f" (95% interval {summary['low']:.2f} to {summary['high']:.2f})"
-    return f"{OPENINGS[summary['verdict']]}: {path}."
+def _with_interval(value: float, low: float, high: float, step: int) -> str:
+    known = math.isfinite(low) and math.isfinite(high)
+    return f"{value:.2f}{f' [{low:.2f}, {high:.2f}]' if known else ''} at step {step}"
+
+
+def _listed(parts: list[str]) -> str:
+    return parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} and {parts[-1]}"
 
 
 def _number(value: float) -> float | None:

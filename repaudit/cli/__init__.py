@@ -13,7 +13,7 @@ import typer
 from repaudit import __version__
 from repaudit.cli import analysis, recording, store
 
-app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, help=__doc__, rich_markup_mode=None)
+app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None)
 for _command in (
     recording.record,
     store.info,
@@ -31,7 +31,11 @@ for _command in (
 def main(
     version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False,
 ) -> None:
-    """Audit what neural networks represent while they train."""
+    """Audit what neural networks represent while they train.
+
+    Exit codes: 0 done, 1 findings, 2 wrong usage or a missing path, 3 no repaudit store, a damaged one, or one of an
+    unknown version.
+    """
     if version:
         typer.echo(__version__)
         raise typer.Exit

@@ -22,10 +22,15 @@ from repaudit.cli.console import (
     progress_bars,
 )
 
+MOST_LEFT_OUT = 8
+
 
 def analyze(
     store: Store,
-    out: Annotated[Path | None, typer.Option(help="Folder for the results; <store>.analysis by default.")] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Folder for the results, whose earlier ones are replaced; <store>.analysis by default."),
+    ] = None,
     models: Models = None,
     layers: Layers = None,
     steps: Steps = None,
@@ -34,7 +39,10 @@ def analyze(
     seed: Annotated[int, typer.Option(help="Seed of resampling and embeddings.")] = 0,
     as_json: AsJson = False,
 ) -> None:
-    """Say whether the models of a store converge, layer by layer, and write a report."""
+    """Say whether models converge, and write a report.
+
+    Results go beside the store, which is never written to.
+    """
     with one_line_errors():
         chosen = parse_steps(steps, store)
         from repaudit.pipeline import analyze as run
@@ -62,18 +70,21 @@ def analyze(
 def _print_summary(summary: dict[str, Any], folder: Path) -> None:
     console = Console(soft_wrap=True)
     console.print(f"\n[bold]{escape(summary['headline'])}[/]", highlight=False)
-    for name, layer in summary["layers"].items():
-        console.print(f"  [cyan]{escape(name)}[/]  {escape(layer['sentence'])}", highlight=False)
-    console.print("  [dim]spread: 0 identical, 1 as different as unrelated models[/]", highlight=False)
-    if summary["left_out"]:
-        console.print(f"  {len(summary['left_out'])} things left out, listed in summary.json", highlight=False)
+    if len(summary["models"]) > 1:
+        for name, layer in summary["layers"].items():
+            console.print(f"  [cyan]{escape(name)}[/]  {escape(layer['sentence'])}", highlight=False)
+        console.print("  [dim]spread: 0 identical, 1 unrelated; in brackets 95% intervals[/]", highlight=False)
+    for line in summary["left_out"][:MOST_LEFT_OUT]:
+        console.print(f"  left out: {escape(line)}", highlight=False)
+    if len(summary["left_out"]) > MOST_LEFT_OUT:
+        console.print(f"  and {len(summary['left_out']) - MOST_LEFT_OUT} more in summary.json", highlight=False)
     console.print(f"\nreport: {folder / 'report.html'}", highlight=False)
 
 
 def report(
     folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="An analysis folder, <store>.analysis.")],
 ) -> None:
-    """Write the report and figures of an analysis again from its results."""
+    """Write a report again from its results."""
     with one_line_errors():
         from repaudit.pipeline import rewrite_report
 

@@ -18,7 +18,7 @@ FINDINGS, USAGE, BAD_STORE = 1, 2, 3
 Store = Annotated[str, typer.Argument(metavar="STORE", help="Path or URL of the store.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Machine-readable result on stdout.")]
 Models = Annotated[str | None, typer.Option(help="Models, separated by commas.")]
-Layers = Annotated[str | None, typer.Option(help="Layers, separated by commas.")]
+Layers = Annotated[str | None, typer.Option(help="Exact layer names as info shows them, separated by commas.")]
 Steps = Annotated[str | None, typer.Option(help="Steps and ranges, e.g. 0,10,100:200.")]
 
 

@@ -117,7 +117,10 @@ def copy(
     keepbits: Annotated[int | None, typer.Option(help="Mantissa bits that codec=lossy keeps.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Copy a store or a part of it, by choice with another codec; an interrupted copy goes on where it stopped."""
+    """Copy a store or a part of it.
+
+    By choice with another codec; an interrupted copy goes on where it stopped.
+    """
     with one_line_errors():
         from repaudit.store.copying import copy_store
 
@@ -135,8 +138,8 @@ def copy(
 
 def export(
     store: Store,
-    model: Annotated[str, typer.Argument(metavar="MODEL")],
-    layer: Annotated[str, typer.Argument(metavar="LAYER")],
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="A model's name.")],
+    layer: Annotated[str, typer.Argument(metavar="LAYER", help="An exact layer name.")],
     path: Annotated[Path, typer.Argument(metavar="FILE", help="A path that ends in .npy or .safetensors.")],
     steps: Steps = None,
 ) -> None:

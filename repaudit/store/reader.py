@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import xarray as xr
 
-from repaudit.errors import CorruptStoreError, NotAStoreError, StoreError, StoreNotFoundError
+from repaudit.errors import CorruptStoreError
 from repaudit.names import MODELS, PROBE, STEP
 from repaudit.schema import unbelievable
 from repaudit.store.layout import DOCUMENT
 from repaudit.store.local import LocalStorage
 from repaudit.store.place import open_storage
-from repaudit.store.root import read_document, store_attributes
+from repaudit.store.root import nothing_there, read_document, store_attributes
 from repaudit.store.storage import Storage
 
 
@@ -38,7 +37,7 @@ def open_store(url: str | os.PathLike[str], storage_options: Mapping[str, Any] |
     """
     storage = open_storage(url, storage_options)
     if store_attributes(storage) is None:
-        raise _nothing_there(storage)
+        raise nothing_there(storage)
     check_documents(storage)
     place = storage.url if isinstance(storage, LocalStorage) else os.fspath(url)
     options = None if isinstance(storage, LocalStorage) else dict(storage_options or {})
@@ -75,9 +74,3 @@ def _refuse_unbelievable(storage: Storage, key: str, document: Mapping[str, Any]
     reason = unbelievable(document)
     if reason is not None:
         raise CorruptStoreError(f"{storage.url}: the metadata of {key} cannot be right: {reason}. Nothing was read.")
-
-
-def _nothing_there(storage: Storage) -> StoreError:
-    if storage.children() or (isinstance(storage, LocalStorage) and Path(storage.url).exists()):
-        return NotAStoreError(f"{storage.url} is no repaudit store: expected a Zarr group, whose root has a zarr.json.")
-    return StoreNotFoundError(f"There is no store at {storage.url}.")

@@ -10,14 +10,14 @@ from typing import Any, Final
 
 import numpy as np
 
-from repaudit.errors import CorruptStoreError, ForeignPathError, StoreNotFoundError
+from repaudit.errors import CorruptStoreError, ForeignPathError
 from repaudit.names import ATTRS, CHECKSUM, LAYER, MODELS, PROBE, STEP, decode_name
 from repaudit.store.encoding import COORDINATE_CHUNK, checksum, encode_column
 from repaudit.store.inspection import ModelInspection
 from repaudit.store.layout import DOCUMENT, LEASE, REPAIR, STEP_COLUMNS, chunk_key, dump, model_document
 from repaudit.store.lease import Holder, Lease
 from repaudit.store.place import open_storage
-from repaudit.store.root import now, read_document, store_attributes
+from repaudit.store.root import nothing_there, now, read_document, store_attributes
 from repaudit.store.storage import TEMPORARY, Parts, Storage
 
 _UNKNOWN: Final[Mapping[str, Any]] = {"epoch": float("nan"), "wall_time": 0, "trigger": "", "loss": float("nan")}
@@ -59,7 +59,7 @@ def repair(
     """
     storage = url if isinstance(url, Storage) else open_storage(url, storage_options)
     if store_attributes(storage) is None:
-        raise StoreNotFoundError(f"There is no repaudit store at {storage.url}.")
+        raise nothing_there(storage)
     done = list(_mend_root(storage))
     for name in storage.children(MODELS):
         if name == DOCUMENT:

@@ -7,6 +7,7 @@ import time
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
@@ -18,6 +19,8 @@ from repaudit.errors import (
     LeaseError,
     NotAStoreError,
     ProbeSetError,
+    StoreError,
+    StoreNotFoundError,
     UnknownVersionError,
 )
 from repaudit.names import ATTRS, FORMAT_VERSION, LABEL, MODELS, PROBE, SAMPLE, TEXT, TOKEN, encode_name
@@ -32,6 +35,7 @@ from repaudit.store.layout import (
     group_document,
 )
 from repaudit.store.lease import Holder, Lease
+from repaudit.store.local import LocalStorage
 from repaudit.store.storage import Parts, Storage
 
 ROOT_WAIT: Final = 60.0
@@ -205,3 +209,10 @@ def probe_dimensions(name: str, arrays: Mapping[str, NDArray[Any]]) -> tuple[str
     if values.ndim == 2 and lengths == {values.shape[1]}:
         return (SAMPLE, TOKEN)
     return (SAMPLE, *(f"{encode_name(name)}_{axis}" for axis in range(1, values.ndim)))
+
+
+def nothing_there(storage: Storage) -> StoreError:
+    """The error for a place without a root document: nothing at all, or something else."""
+    if storage.children() or (isinstance(storage, LocalStorage) and Path(storage.url).exists()):
+        return NotAStoreError(f"{storage.url} is no repaudit store: expected a Zarr group, whose root has a zarr.json.")
+    return StoreNotFoundError(f"There is no store at {storage.url}.")

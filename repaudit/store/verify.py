@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
-from repaudit.errors import CorruptStoreError, StoreNotFoundError, UnknownVersionError
+from repaudit.errors import CorruptStoreError, UnknownVersionError
 from repaudit.names import CHECKSUM, LABEL, LAYER, MODELS, PROBE, SAMPLE, STEP, TEXT
 from repaudit.schema import violations
 from repaudit.store.encoding import COORDINATE_CHUNK, checksum
@@ -16,7 +16,7 @@ from repaudit.store.inspection import ModelInspection
 from repaudit.store.layout import DOCUMENT, LEASE, STEP_COLUMNS, chunk_key
 from repaudit.store.lease import Holder
 from repaudit.store.place import open_storage
-from repaudit.store.root import read_document, store_attributes
+from repaudit.store.root import nothing_there, read_document, store_attributes
 from repaudit.store.storage import TEMPORARY, Storage
 
 KINDS = (
@@ -70,7 +70,7 @@ def verify(
     except CorruptStoreError as error:
         return [Problem(DOCUMENT, "damaged_metadata", str(error))]
     if own is None:
-        raise StoreNotFoundError(f"There is no repaudit store at {storage.url}.")
+        raise nothing_there(storage)
     problems = [*_links(storage), *_root(storage), *_inputs(storage, data)]
     linked = {problem.location for problem in problems if problem.kind == "foreign"}
     for name in storage.children(MODELS):
