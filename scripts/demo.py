@@ -24,6 +24,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from transformers import LlamaConfig, PreTrainedTokenizerFast
 
 import repaudit as ra
+from repaudit import errors as ra_errors
 
 SEEDS = (0, 1, 2)
 HELD_OUT = ("argparse", "asyncio", "_pydecimal", "email", "tarfile", "typing", "unittest", "xml")
@@ -148,20 +149,31 @@ class LossCurve(lightning.Callback):
         self.values.append(float(outputs["loss"]))
 
 
+def remove_earlier(store: Path, probe_set: ra.ProbeSet) -> None:
+    """Remove the store of an earlier demo, known by its probe set; leave anything else alone."""
+    if not store.exists():
+        return
+    try:
+        found = ra.open_store(store).attrs["repaudit"]["fingerprint"]
+    except ra_errors.StoreError as error:
+        sys.exit(f"{error} Choose another --out.")
+    if found != probe_set.fingerprint:
+        sys.exit(f"{store} holds another probe set than this demo's: choose another --out, or remove it.")
+    console.print(f"Removing the store of an earlier demo: {store}")
+    shutil.rmtree(store)
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=Path("demo-run"), help="folder for the store and the report")
+    parser = argparse.ArgumentParser(
+        prog="scripts/demo", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    default = Path(__file__).resolve().parents[1] / "demo-run"
+    parser.add_argument("--out", type=Path, default=default, help="folder for the store and the report")
     parser.add_argument("--steps", type=int, default=600, help="optimizer steps of each replica")
     args = parser.parse_args()
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     for unhelpful in ("does not have many workers", "have no `val_dataloader`", "LeafSpec.* is deprecated"):
         warnings.filterwarnings("ignore", message=f".*{unhelpful}")
-
-    store = args.out / "store.zarr"
-    if store.exists():
-        console.print(f"Removing the store of an earlier demo: {store}")
-        shutil.rmtree(store)
-    args.out.mkdir(parents=True, exist_ok=True)
 
     source = training_source()
     tokenizer = train_tokenizer(source)
@@ -169,6 +181,8 @@ def main() -> None:
     blocks = tokens[: len(tokens) // BLOCK_LENGTH * BLOCK_LENGTH].view(-1, BLOCK_LENGTH)
     texts, labels = held_out_passages(tokenizer)
     probe_set = ra.ProbeSet.from_texts(texts, tokenizer, max_length=BLOCK_LENGTH, labels=labels)
+    store = args.out / "store.zarr"
+    remove_earlier(store, probe_set)
     console.print(
         f"{len(tokens):,} training tokens; {len(probe_set)} passages of {len(HELD_OUT)} held-out modules to audit on"
     )
