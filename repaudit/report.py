@@ -280,9 +280,10 @@ def _add_embeddings(view: LayerView, results: xr.DataTree) -> None:
 
 def _merged_words(one: xr.Dataset) -> str:
     """Say of how many models, at which step, as far as the results tell."""
-    models = f" of {int(one['merged_models'])} models" if "merged_models" in one else ""
+    count = int(one["merged_models"]) if "merged_models" in one else 0
     step = f" at step {int(one['merged_step']):,}" if "merged_step" in one else ""
-    return f"the merged operator{models}{step}"
+    operator = "the model's operator" if count == 1 else f"the merged operator{f' of {count} models' if count else ''}"
+    return f"{operator}{step} (PHATE){', by label' if 'label' in one.coords else ''}"
 
 
 def _known(values: xr.DataArray) -> bool:
