@@ -24,7 +24,11 @@ class PretrainedError(RepauditError, ValueError):
 
 
 class RankError(CaptureError):
-    """An audit failed on another process, or that process no longer answers."""
+    """An audit failed on another process."""
+
+
+class LostRankError(RankError):
+    """Another process no longer answers, and the training cannot go on: the processes are out of step."""
 
 
 class ActivationTypeError(CaptureError, TypeError):

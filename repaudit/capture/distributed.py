@@ -10,7 +10,7 @@ from typing import Any, Final
 import torch
 import torch.distributed as dist
 
-from repaudit.errors import RankError
+from repaudit.errors import LostRankError, RankError
 
 RANK_TIMEOUT: Final = timedelta(minutes=5)
 """How long a process waits for the others in an audit."""
@@ -53,7 +53,13 @@ class Ranks:
         return self.writes or self.together
 
     def agree(self, error: Exception | None) -> None:
-        """Raise on every process when one of them failed: its own error there, a :class:`RankError` elsewhere."""
+        """Raise on every process when one of them failed: its own error there, a :class:`RankError` elsewhere.
+
+        Raises
+        ------
+        LostRankError
+            When a process did not answer in time: it failed in the middle of a sharded forward, or died.
+        """
         if not self.together:
             if error is not None:
                 raise error
@@ -62,7 +68,7 @@ class Ranks:
         try:
             dist.all_gather_object(failures, None if error is None else _line(error), group=self.group)
         except (RuntimeError, ValueError) as lost:
-            raise RankError(f"rank {self.rank}: another rank no longer answers ({_line(lost)})") from error or lost
+            raise LostRankError(f"rank {self.rank}: another rank no longer answers ({_line(lost)})") from error or lost
         if error is not None:
             raise error
         for rank, failure in enumerate(failures):
@@ -77,7 +83,7 @@ class Ranks:
         try:
             dist.broadcast_object_list(box, src=0, group=self.group)
         except (RuntimeError, ValueError) as lost:
-            raise RankError(f"rank {self.rank}: the first rank no longer answers ({_line(lost)})") from lost
+            raise LostRankError(f"rank {self.rank}: the first rank no longer answers ({_line(lost)})") from lost
         return box[0]
 
     def share(self, n_samples: int, rank: int | None = None) -> tuple[int, int]:

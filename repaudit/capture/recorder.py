@@ -21,7 +21,7 @@ from repaudit.capture.operators import ACTIVATIONS, OPERATORS, check_record, ope
 from repaudit.capture.probe import ProbeSet
 from repaudit.capture.trigger import AuditTrigger
 from repaudit.capture.wrappers import is_sharded
-from repaudit.errors import StepOrderError
+from repaudit.errors import LostRankError, StepOrderError
 from repaudit.store.writer import TrajectoryWriter
 
 _LOGGER = logging.getLogger(__name__)
@@ -331,6 +331,8 @@ class Recorder:
         """Let a failure pass with a warning, unless failures are to be raised."""
         try:
             return action()
+        except LostRankError:
+            raise  # the processes are out of step, and a training that went on would mix up their messages
         except Exception as error:
             if self.on_store_error == "raise":
                 raise

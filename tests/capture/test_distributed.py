@@ -1,6 +1,8 @@
 """Audits over two gloo processes: the record equals the single-process one, and a failing rank hangs nobody."""
 
 import os
+import subprocess
+import sys
 from datetime import timedelta
 
 import numpy as np
@@ -12,7 +14,9 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 import repaudit as ra
 from repaudit.capture import distributed
-from repaudit.errors import RankError
+from repaudit.capture import extractor as extracting
+from repaudit.capture.recorder import AuditWarning
+from repaudit.errors import LostRankError, RankError
 
 GENERATOR = torch.Generator().manual_seed(3)
 PROBE = ra.ProbeSet.from_tensors({"input_ids": torch.randint(1, 32, (7, 8), generator=GENERATOR)})
@@ -127,3 +131,89 @@ def test_a_failing_rank_ends_the_audit_on_all(tmp_path, kind, split, dies):
     message = (tmp_path / "rank0").read_text()
     assert "no longer answers" in message if dies else "failed on rank 1: MemoryError: no memory left" in message
     assert not ra.open_store(tmp_path / "s.zarr")["models/m"].dataset.sizes.get("step", 0)
+
+
+def fail_in_sharded_audits(rank, folder):
+    """Once behind the forward, which every rank survives, then in the middle of it, which none does."""
+    distributed.RANK_TIMEOUT = timedelta(seconds=6)
+    join(rank, folder)
+    model = wrapped("fsdp2")
+    recorder = recorder_of(f"{folder}/s.zarr")
+    recorder.open(model)
+    pool = extracting.pool
+    if rank == 1:
+        extracting.pool = refuse
+    with pytest.warns(AuditWarning, match="no memory left"):
+        assert not recorder.audit(model, 0)
+    extracting.pool = pool
+    recorder.audit(model, 1)
+    recorder.flush()
+    if rank == 1:
+        model.transformer.h[0].register_forward_pre_hook(refuse)  # the other rank waits for the next block
+    with pytest.raises(LostRankError) as caught:
+        recorder.audit(model, 2)
+    with open(f"{folder}/rank{rank}", "w") as file:  # noqa: PTH123
+        file.write(str(caught.value))
+    os._exit(0)
+
+
+@pytest.mark.timeout(90)
+def test_a_rank_that_fails_in_a_sharded_audit_leaves_none_waiting(tmp_path):
+    mp.spawn(fail_in_sharded_audits, (str(tmp_path),), nprocs=2)
+    for rank in range(2):
+        assert f"rank {rank}: another rank no longer answers" in (tmp_path / f"rank{rank}").read_text()
+    assert ra.open_store(tmp_path / "s.zarr")["models/m"].step.values.tolist() == [1]
+
+
+SCRIPT = """
+import sys
+
+import lightning.pytorch as pl
+import torch
+from torch.utils.data import DataLoader
+from transformers import GPT2Config
+
+import repaudit as ra
+
+IDS = torch.randint(1, 32, (23, 8), generator=torch.Generator().manual_seed(5))
+
+class Module(ra.HFTrainerModule):
+    def train_dataloader(self):  # the processes share each batch of the single one
+        n = self.trainer.world_size
+        return DataLoader([{"input_ids": row} for row in IDS[self.global_rank : 16 : n]], batch_size=4 // n)
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+if __name__ == "__main__":
+    folder, devices = sys.argv[1], int(sys.argv[2])
+    torch.set_num_threads(1)
+    pl.seed_everything(0)
+    rates = {name: 0.0 for name in ("resid_pdrop", "embd_pdrop", "attn_pdrop")}
+    module = Module(GPT2Config(vocab_size=32, n_embd=16, n_layer=2, n_head=2, n_positions=16, **rates))
+    callback = ra.RepresentationAuditCallback(
+        f"{folder}/{devices}.zarr", "m", ra.ProbeSet.from_tensors({"input_ids": IDS[16:]}), ["transformer.h[*]"],
+        ra.AuditTrigger(every_n_steps=2, at_start=True, on_checkpoint=True), split_across_ranks=sys.argv[3] == "split",
+    )
+    strategy = pl.strategies.DDPStrategy(process_group_backend="gloo") if devices > 1 else "auto"
+    pl.Trainer(
+        max_epochs=1, accelerator="cpu", devices=devices, strategy=strategy, logger=False, callbacks=[callback],
+        default_root_dir=folder, enable_progress_bar=False, use_distributed_sampler=False,
+    ).fit(module)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(180)
+@pytest.mark.parametrize("split", ["whole", "split"])
+def test_lightnings_own_strategy_records_what_one_process_does(tmp_path, split):
+    (tmp_path / "train.py").write_text(SCRIPT)
+    for devices in (1, 2):
+        command = [sys.executable, str(tmp_path / "train.py"), str(tmp_path), str(devices), split]
+        done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=120)
+        assert done.returncode == 0, done.stderr[-2000:]
+    single, double = (ra.open_store(tmp_path / f"{devices}.zarr")["models/m"].dataset.load() for devices in (1, 2))
+    assert double.step.values.tolist() == single.step.values.tolist() == [0, 2, 4]
+    for layer in ("transformer.h.0", "transformer.h.1"):
+        np.testing.assert_allclose(double[layer], single[layer], rtol=1e-4, atol=1e-5)
+    assert double.trigger.values.tolist() == single.trigger.values.tolist()
