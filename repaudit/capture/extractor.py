@@ -17,7 +17,15 @@ from repaudit.capture.isolation import eager, undisturbed
 from repaudit.capture.layers import Layer, LayerSpec, as_spec, resolve_layers
 from repaudit.capture.pooling import pool
 from repaudit.capture.probe import ATTENTION_MASK, ProbeSet
-from repaudit.capture.wrappers import config_of, entry_point, is_offloaded, is_sharded, layers_root, network
+from repaudit.capture.wrappers import (
+    config_of,
+    entry_point,
+    is_offloaded,
+    is_sharded,
+    layers_root,
+    n_virtual_tokens,
+    network,
+)
 from repaudit.errors import ActivationTypeError, CaptureError
 
 
@@ -236,6 +244,7 @@ class _Recording:
             layers_root(model), [x for x in layers if x.spec.extraction_point == "hidden_states"]
         )
         self._decoder = _decoder_parts(self.net)
+        self._n_virtual = n_virtual_tokens(self.net)
         self._stop_early = False
         self._n_samples: int | None = None
         self.reset()
@@ -294,10 +303,17 @@ class _Recording:
         decoder_mask = _mask(inputs.get("decoder_attention_mask", None if own_tokens else mask))
         result = {}
         for layer in self.layers:
-            value = self._seen.pop(layer.name)
+            value = self._without_prompt(self._seen.pop(layer.name), inputs)
             own_mask = decoder_mask if layer.module in self._decoder else mask
             result[layer.name] = pool(value, own_mask, layer.spec.reduce, layer.name)
         return result
+
+    def _without_prompt(self, value: torch.Tensor, inputs: Mapping[str, Any]) -> torch.Tensor:
+        """Leave out the learned tokens of a prompt, which stand for no token of the probe set."""
+        ids = inputs.get("input_ids")
+        if not self._n_virtual or ids is None or value.ndim != 3 or value.shape[1] != ids.shape[1] + self._n_virtual:
+            return value
+        return value[:, self._n_virtual :]
 
     def _on_output(self, layer: Layer) -> Callable[..., None]:
         def hook(_module: nn.Module, _args: Any, output: Any) -> None:

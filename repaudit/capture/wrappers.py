@@ -71,6 +71,15 @@ def layers_root(module: nn.Module) -> nn.Module:
     return root
 
 
+def n_virtual_tokens(module: nn.Module) -> int:
+    """How many learned tokens PEFT's prompt tuning puts before a model's own; 0 for other models."""
+    peft = sys.modules.get("peft")
+    if peft is None or not isinstance(module, peft.PeftModel):
+        return 0
+    config = module.active_peft_config
+    return int(config.num_virtual_tokens or 0) if config.is_prompt_learning else 0
+
+
 def is_sharded(module: nn.Module) -> bool:
     """Tell whether parameters are sharded over processes (FSDP, FSDP2, ZeRO), so that all ranks must forward whole."""
     return any(_is_sharding(part) for part in module.modules()) or any(

@@ -128,6 +128,26 @@ def test_adapters_of_peft_models_are_seen(tmp_path):
     assert not np.allclose(found["transformer.h.0"][-1], found["transformer.h.0"][0])  # the adapters moved it
 
 
+@pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")  # PEFT's own call
+@pytest.mark.parametrize("kind", ["PromptTuningConfig", "PrefixTuningConfig"])
+def test_learned_prompts_are_no_tokens_of_the_probe_set(kind):
+    peft = pytest.importorskip("peft", reason="PEFT is not installed")
+    model = peft.get_peft_model(gpt2(), getattr(peft, kind)(task_type="CAUSAL_LM", num_virtual_tokens=3)).eval()
+    mask = torch.arange(PROBE_IDS.shape[1]) < torch.arange(3, 3 + len(PROBE_IDS))[:, None]
+    specs = ["transformer.h[0]", ra.LayerSpec("transformer.h[0]", reduce="last_token")]
+    specs.append(ra.LayerSpec("transformer.h[0]", reduce="all"))
+    probe_set = ra.ProbeSet.from_tensors({"input_ids": PROBE_IDS, "attention_mask": mask.long()})
+    found = ra.ActivationExtractor(specs).extract(model, probe_set)
+    with torch.no_grad():
+        states = model(input_ids=PROBE_IDS, attention_mask=mask.long(), output_hidden_states=True).hidden_states[1]
+    own = states[:, -PROBE_IDS.shape[1] :]
+    torch.testing.assert_close(found["transformer.h.0:all"], own)
+    expected = torch.stack([row[kept].mean(0) for row, kept in zip(own, mask, strict=True)])
+    torch.testing.assert_close(found["transformer.h.0"], expected)
+    expected = torch.stack([row[kept][-1] for row, kept in zip(own, mask, strict=True)])
+    torch.testing.assert_close(found["transformer.h.0:last_token"], expected)
+
+
 def test_ones_own_loop_with_accelerate(tmp_path):
     import accelerate
 
