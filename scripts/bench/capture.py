@@ -1,6 +1,6 @@
 """Bench of recording: an audit's blocked time over bare forwards of its batches, and what audits cost a training loop.
 
-``scripts/bench capture [--rounds 15] [--samples 128] [--tokens 64] [--hidden 256] [--layers 6] [--device cpu]``
+``scripts/bench capture [--rounds 7] [--samples 64] [--tokens 64] [--hidden 256] [--layers 4] [--device cpu]``
 """
 
 from __future__ import annotations
@@ -76,11 +76,12 @@ def bench_audit(options: argparse.Namespace, folder: Path) -> dict[str, float]:
     }
     times: dict[str, list[float]] = {name: [] for name in actions}
     with recorder:
-        for round_ in range(options.rounds + 2):
-            for name, action in actions.items():
+        for round_ in range(options.rounds + 1):
+            order = list(actions.items())
+            for name, action in order if round_ % 2 else order[::-1]:  # so that no action always follows the same one
                 seconds = timed(action, options.device)
                 recorder.flush()  # the store's own work is another bench's
-                if round_ > 1:
+                if round_ > 0:
                     times[name].append(seconds)
     ratio = {name: [a / b for a, b in zip(values, times["trunk"], strict=True)] for name, values in times.items()}
     return {
@@ -92,7 +93,7 @@ def bench_audit(options: argparse.Namespace, folder: Path) -> dict[str, float]:
     }
 
 
-def bench_training(options: argparse.Namespace, folder: Path, every: int = 10, steps: int = 20) -> dict[str, float]:
+def bench_training(options: argparse.Namespace, folder: Path, every: int = 5, steps: int = 10) -> dict[str, float]:
     """The time of a training loop with an audit every ``every`` steps over the same loop without, alternating."""
     probe_set = probe_of(options)
     times: dict[bool, list[float]] = {False: [], True: []}
@@ -132,7 +133,7 @@ def train(model: Any, optimizer: Any, ids: torch.Tensor, steps: int, recorder: r
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    defaults = {"rounds": 15, "samples": 128, "tokens": 64, "hidden": 256, "layers": 6, "vocabulary": 16000}
+    defaults = {"rounds": 7, "samples": 64, "tokens": 64, "hidden": 256, "layers": 4, "vocabulary": 8000}
     for name, value in defaults.items():
         parser.add_argument(f"--{name}", type=int, default=value)
     parser.add_argument("--device", default="cpu")
