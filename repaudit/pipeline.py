@@ -3,13 +3,8 @@
 from __future__ import annotations
 
 import json
-import math
 import os
-import shutil
-import tempfile
-import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -18,15 +13,20 @@ from typing import Any, cast
 import xarray as xr
 
 from repaudit.analysis.operators import LayerOperators, compute_operators, memory_budget
-from repaudit.analysis.results import diagnostics_dataset, merged_dataset, spread_dataset, trajectory_dataset
+from repaudit.analysis.results import (
+    diagnostics_dataset,
+    merged_dataset,
+    spread_dataset,
+    trajectory_dataset,
+    undefined_spreads,
+)
 from repaudit.analysis.selection import Selection, select
 from repaudit.analysis.summary import headline, layer_summary
 from repaudit.errors import AnalysisError
 from repaudit.gauge.diffusion import DiffusionGauge
 from repaudit.merge.merging import DiffusionMerging, Strategy
 from repaudit.names import ATTRS, LAYER, STEP
-from repaudit.plots import save_figures
-from repaudit.report import write_report
+from repaudit.output import analysis_folder, default_folder, finite, scratch, write_results
 from repaudit.store.reader import open_store
 
 Progress = Callable[[str, int, int], None]
@@ -106,7 +106,7 @@ def analyze(
     memory_budget(memory)
     tree = open_store(url)
     selection = select(tree, models, layers, steps)
-    with _made_folder(Path(out) if out is not None else default_folder(url)) as folder:
+    with analysis_folder(Path(out) if out is not None else default_folder(url), url) as folder:
         gauge = gauge or DiffusionGauge()
         parts = _analyze_layers(
             tree, selection, gauge, merging=merging, memory=memory, seed=seed, folder=folder, report=report
@@ -116,30 +116,9 @@ def analyze(
         summary = _summary(parts["spread"], selection, tree, parameters)
         results = _labelled(parts, summary)
         report("writing", 0, 1)
-        _write(results, summary, folder)
+        write_results(results, summary, folder)
         report("writing", 1, 1)
     return results
-
-
-def default_folder(url: str | os.PathLike[str]) -> Path:
-    """``store.zarr`` -> ``store.analysis``, beside a local store and in the working directory for a remote one."""
-    text = os.fspath(url).rstrip("/")
-    scheme, separator, rest = text.partition("://")
-    path = Path(text if not separator else rest)
-    path = path if not separator or scheme in ("file", "local") else Path(path.name)
-    return path.with_name((path.name.removesuffix(".zarr") or path.name) + ".analysis")
-
-
-@contextmanager
-def _made_folder(folder: Path) -> Iterator[Path]:
-    """Make the folder, and take an empty one away again if nothing came of it."""
-    existed = folder.exists()
-    folder.mkdir(parents=True, exist_ok=True)
-    try:
-        yield folder
-    finally:
-        if not existed and not any(folder.iterdir()):
-            folder.rmdir()
 
 
 def _labelled(parts: dict[str, xr.Dataset], summary: dict[str, Any]) -> xr.DataTree:
@@ -147,12 +126,14 @@ def _labelled(parts: dict[str, xr.Dataset], summary: dict[str, Any]) -> xr.DataT
     provenance = {name: json.dumps(summary[name]) for name in ("parameters", "versions")}
     provenance["fingerprint"] = summary["fingerprint"]
     groups = {name: part.assign_attrs({**part.attrs, **provenance}) for name, part in parts.items()}
-    root = xr.Dataset(attrs={"summary": json.dumps(_finite(summary)), **provenance})
+    root = xr.Dataset(attrs={"summary": json.dumps(finite(summary)), **provenance})
     return xr.DataTree.from_dict({"/": root, **groups})
 
 
 def _merging(merge: str) -> DiffusionMerging:
-    """Refuse an unknown strategy before any work."""
+    """Refuse an unknown strategy before any work, and the one whose P* is not over the store's samples."""
+    if merge == "gromov":
+        raise AnalysisError("merge: gromov is for operators on different samples; those of a store share theirs")
     try:
         return DiffusionMerging(cast(Strategy, merge))
     except ValueError as error:
@@ -175,7 +156,7 @@ def _analyze_layers(
     done = 0
     rows: dict[str, list[xr.Dataset]] = {group: [] for group in GROUPS}
     for i, layer in enumerate(selection.layers):
-        with tempfile.TemporaryDirectory(prefix=".operators-", dir=folder) as spill:
+        with scratch(folder) as spill:
 
             def advance() -> None:
                 nonlocal done
@@ -183,14 +164,19 @@ def _analyze_layers(
                 report("operators", done, total)
 
             operators = compute_operators(
-                tree, layer, selection.keys(layer), gauge, folder=Path(spill), memory=memory, advance=advance
+                tree, layer, selection.keys(layer), gauge, folder=spill, memory=memory, advance=advance
             )
-            for row, dataset in _layer_results(operators, selection, tree, steps, merging, memory, seed).items():
-                rows[row].append(dataset)
+            if operators.keys:
+                found = _layer_results(operators, selection, tree, steps, merging, memory, seed)
+                selection.left_out.extend(undefined_spreads(found["spread"], operators))
+                for row, dataset in found.items():
+                    rows[row].append(dataset)
         selection.left_out.extend(
             f"layer {layer}, {model} at step {step}: {why}" for (model, step), why in operators.failed.items()
         )
         report("layers", i + 1, len(selection.layers))
+    if not rows["spread"]:
+        raise AnalysisError(f"no operator of any layer could be computed; the first reason: {selection.left_out[0]}")
     return {
         group: xr.concat(found, dim=LAYER, data_vars="minimal", coords="minimal", compat="override", join="outer")
         for group, found in rows.items()
@@ -228,49 +214,3 @@ def _summary(spread: xr.Dataset, selection: Selection, tree: xr.DataTree, parame
         "versions": {name: version(name) for name in PACKAGES},
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
     }
-
-
-def _write(results: xr.DataTree, summary: dict[str, Any], folder: Path) -> None:
-    """Put each result in place whole: an interrupted analysis leaves the earlier one readable."""
-    with tempfile.TemporaryDirectory(prefix=".writing-", dir=folder) as scratch:
-        fresh = Path(scratch)
-        with warnings.catch_warnings():
-            # zarr says that other readers may pass over consolidated metadata, which does no harm
-            warnings.filterwarnings("ignore", message="Consolidated metadata")
-            results.to_zarr(fresh / "results.zarr", zarr_format=3, consolidated=True)
-        (fresh / "summary.json").write_text(
-            json.dumps(_finite(summary), indent=2, allow_nan=False) + "\n", encoding="utf-8"
-        )
-        save_figures(results, fresh / "figures")
-        write_report(results, summary, fresh / "report.html")
-        for made in sorted(fresh.iterdir()):
-            _replace(made, folder / made.name)
-
-
-def _replace(made: Path, place: Path) -> None:
-    if place.is_dir() and not place.is_symlink():
-        shutil.rmtree(place)
-    made.replace(place)
-
-
-def rewrite_report(folder: Path) -> Path:
-    """Write ``report.html`` and ``figures/`` again from the results in an analysis folder; give the report's path."""
-    place = folder / "results.zarr"
-    if not place.is_dir():
-        raise AnalysisError(f"{folder} holds no results.zarr: expected a folder that `repaudit analyze` wrote")
-    try:
-        with xr.open_datatree(place, engine="zarr", consolidated=True) as stored:
-            results = stored.load()
-    except (ValueError, KeyError) as error:
-        raise AnalysisError(f"{place} cannot be read ({error}); run `repaudit analyze` again") from error
-    save_figures(results, folder / "figures")
-    return write_report(results, json.loads(results.attrs["summary"]), folder / "report.html")
-
-
-def _finite(value: Any) -> Any:
-    """NaN and infinity as ``null``: JSON has neither."""
-    if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

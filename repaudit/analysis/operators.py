@@ -72,7 +72,7 @@ def compute_operators(
     Raises
     ------
     AnalysisError
-        When one operator does not fit into the budget, or none could be computed.
+        When one operator does not fit into the budget.
     """
     n, width = catalog.activations(tree, keys[0][0], layer).isel({STEP: 0}).shape
     workers = _workers(layer, n, width, memory)
@@ -97,10 +97,6 @@ def compute_operators(
             future.result()
             advance()
     good = [index for index, key in enumerate(keys) if key not in failed]
-    if not good:
-        raise AnalysisError(
-            f"layer {layer}: no operator could be computed; the first reason: {next(iter(failed.values()))}"
-        )
     kept = matrices if not failed else [matrices[index] for index in good]  # views, still on disk
     return LayerOperators(layer, [keys[index] for index in good], kept, diagnostics, failed, used)
 
@@ -109,7 +105,7 @@ def memory_budget(memory: str | int) -> int:
     """Bytes of a budget such as ``"2GB"``."""
     try:
         return int(parse_bytes(memory))
-    except ValueError:
+    except (ValueError, TypeError, AttributeError):
         raise AnalysisError(f"expected a memory budget such as 2GB, found {memory!r}") from None
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
+from scipy.spatial.distance import pdist, squareform
 
 from repaudit.analysis.operators import LayerOperators
 from repaudit.analysis.selection import Selection
@@ -41,6 +42,17 @@ def spread_dataset(operators: LayerOperators, steps: list[int], seed: int = 0) -
     return _with_layer(xr.Dataset({**data, "n_models": (STEP, n_models)}, coords={STEP: steps}), operators.layer)
 
 
+def undefined_spreads(dataset: xr.Dataset, operators: LayerOperators) -> list[str]:
+    """A line for every step whose spread does not exist although at least two models have an operator there."""
+    values = dataset["spread"].sel({LAYER: operators.layer})
+    return [
+        f"layer {operators.layer} at step {step}: no spread, since relabelling an operator's samples "
+        "changes nothing (collapsed or uniform; see diagnostics)"
+        for step, value in zip(values[STEP].values.tolist(), values.values, strict=True)
+        if np.isnan(value) and len(operators.at(step)) > 1
+    ]
+
+
 def trajectory_dataset(
     operators: LayerOperators, models: Iterable[str], steps: list[int], *, memory: str, seed: int = 0
 ) -> xr.Dataset:
@@ -56,11 +68,23 @@ def trajectory_dataset(
             "trajectory": (dims, _on_grid(np.asarray(phate), operators, models, steps)),
             "mds": (dims, _on_grid(np.asarray(mds), operators, models, steps)),
             "stress": ((), float(phate.attrs["stress"])),
+            "distance_stress": ((), distance_stress(distances, np.asarray(phate))),
         },
         coords=coords,
         attrs={"metric": TRAJECTORY_METRIC, "seed": seed},
     )
     return _with_layer(dataset, operators.layer)
+
+
+def distance_stress(distances: NDArray[Any], points: NDArray[Any]) -> float:
+    """Kruskal's stress of a layout against the operators' own distances, at the best common scale.
+
+    PHATE's stress is measured against its potential distances; with few operators those say little about the input.
+    """
+    laid_out = pdist(points)
+    given = squareform(distances, checks=False)
+    scale = (laid_out @ given) / (laid_out @ laid_out) if laid_out.any() else 0.0
+    return float(np.sqrt(((given - scale * laid_out) ** 2).sum() / (given**2).sum())) if given.any() else 0.0
 
 
 def merged_dataset(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from numbers import Integral
 from typing import Any, TypeVar
 
 import xarray as xr
@@ -81,19 +82,24 @@ def select(
             "expected at least one pooled layer (sample, feature), found only layers with a token dimension or of "
             "operators; record activations with reduce='mean'"
         )
+    empty = [name for name in pooled if not any(wanted[model] for model in chosen if name in layers_of[model])]
+    left_out += [f"layer {name}: no model that has it has one of these steps" for name in empty]
+    pooled = [name for name in pooled if name not in empty]
     left_out += _mismatches(chosen, pooled, layers_of, wanted)
     return Selection(tuple(chosen), tuple(pooled), wanted, {m: frozenset(layers_of[m]) for m in chosen}, left_out)
 
 
 def _several(asked: Any) -> Any:
     """A single name or step asks for a list of one."""
-    return [asked] if isinstance(asked, str | int) else asked
+    return [asked] if isinstance(asked, str | Integral) else asked
 
 
 def _choose(what: str, asked: Iterable[T] | None, there: Sequence[T]) -> list[T]:
     if asked is None:
         return list(there)
     asked = list(dict.fromkeys(asked))
+    if not asked:
+        raise AnalysisError(f"the selection holds no {what}; the store has: {', '.join(map(str, there))}")
     unknown = [item for item in asked if item not in there]
     if unknown:
         raise AnalysisError(

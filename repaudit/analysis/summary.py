@@ -38,6 +38,8 @@ def layer_summary(spread: xr.Dataset) -> dict[str, Any]:
     if not len(steps):
         nothing = dict.fromkeys(("start", "end", "low", "high", "peak"))
         why = "Too few models to decide: the spread needs at least two that share a step."
+        if (spread["n_models"] > 1).any():
+            why = "No spread at any step: see what was left out."
         return {"verdict": "undecided", **nothing, "phases": [], "sentence": why}
     found = phases(steps, value, low, high)
     peak = int(np.argmax(value))

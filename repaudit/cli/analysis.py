@@ -45,8 +45,8 @@ def analyze(
     """
     with one_line_errors():
         chosen = parse_steps(steps, store)
+        from repaudit.output import default_folder
         from repaudit.pipeline import analyze as run
-        from repaudit.pipeline import default_folder
 
         folder = out or default_folder(store)
         with progress_bars(quiet=as_json) as report:
@@ -86,6 +86,6 @@ def report(
 ) -> None:
     """Write a report again from its results."""
     with one_line_errors():
-        from repaudit.pipeline import rewrite_report
+        from repaudit.output import rewrite_report
 
         typer.echo(rewrite_report(folder))

@@ -58,7 +58,7 @@ def parse_steps(text: str | None, store: str) -> list[int] | None:
             if not colon:
                 chosen.append(int(first))
                 continue
-            low, high = int(first or recorded[0]), int(last or recorded[-1])
+            low, high = int(first or 0), int(last) if last else max(recorded, default=0)
         except ValueError:
             raise typer.BadParameter(f"expected steps like 0,10,100:200, found {text!r}") from None
         chosen += [step for step in recorded if low <= step <= high]

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import socket
+import subprocess
+import sys
 from pathlib import Path
 
 import jsonschema
@@ -12,7 +15,7 @@ import xarray as xr
 
 import repaudit as ra
 from repaudit.errors import AnalysisError, NotAStoreError, StoreNotFoundError
-from repaudit.pipeline import default_folder
+from repaudit.output import default_folder
 
 
 def files_of(folder: Path) -> dict[str, bytes]:
@@ -174,3 +177,67 @@ def test_a_budget_too_small_for_one_operator_is_refused(planted_store, tmp_path)
 )
 def test_default_folder(url, folder):
     assert default_folder(url) == Path(folder)
+
+
+def test_a_wholly_bad_layer_is_left_out_and_the_rest_is_written(planted_store, tmp_path, probe_set):
+    url = tmp_path / "bad.zarr"
+    good, bad = np.random.default_rng(0).normal(size=(48, 4)).astype("float32"), np.full((48, 4), np.nan, "float32")
+    for model in ("a", "b"):
+        layers = {"good": ((48, 4), "float32"), "bad": ((48, 4), "float32")}
+        with ra.TrajectoryWriter(url, model_name=model, probe_set=probe_set, layers=layers, durable=False) as writer:
+            writer.append(0, {"good": good, "bad": bad})
+            writer.append(1, {"good": good, "bad": bad})
+    results = ra.analyze(url, tmp_path / "out")
+    assert list(results["spread"]["layer"].values) == ["good"]
+    summary = json.loads((tmp_path / "out" / "summary.json").read_text())
+    assert sum("layer bad" in line for line in summary["left_out"]) == 4
+    assert "identical" in summary["layers"]["good"]["sentence"]
+    with pytest.raises(AnalysisError, match="bad"):
+        ra.analyze(url, tmp_path / "none", layers="bad")
+    assert not (tmp_path / "none").exists()
+
+
+def test_collapsed_models_are_named_as_the_reason(tmp_path, probe_set):
+    url = tmp_path / "flat.zarr"
+    for model in ("a", "b"):
+        with ra.TrajectoryWriter(
+            url, model_name=model, probe_set=probe_set, layers={"x": ((48, 4), "float32")}, durable=False
+        ) as writer:
+            writer.append(0, {"x": np.ones((48, 4), "float32")})
+            writer.append(5, {"x": np.ones((48, 4), "float32")})
+    ra.analyze(url, tmp_path / "out")
+    summary = json.loads((tmp_path / "out" / "summary.json").read_text())
+    assert "Too few" not in summary["layers"]["x"]["sentence"]
+    assert [line for line in summary["left_out"] if "step 5" in line and "collapsed" in line]
+
+
+def test_nothing_is_written_into_the_store_or_over_foreign_files(planted_store, tmp_path):
+    url = planted_store(models=1, layers=("only",), steps=(0, 1))
+    for out in (url, url / "inside"):
+        with pytest.raises(AnalysisError, match="lies in the store"):
+            ra.analyze(url, out)
+    mine = tmp_path / "mine"
+    (mine / "figures").mkdir(parents=True)
+    (mine / "figures" / "thesis.png").write_bytes(b"mine")
+    ra.analyze(url, mine)
+    assert (mine / "figures" / "thesis.png").read_bytes() == b"mine"
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "report.html").write_text("mine")
+    with pytest.raises(AnalysisError, match=r"report\.html"):
+        ra.analyze(url, tmp_path / "other")
+
+
+def test_scratch_of_a_dead_process_is_swept(planted_store, tmp_path):
+    url = planted_store(models=1, layers=("only",), steps=(0, 1))
+    dead = subprocess.run(
+        [sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, text=True, check=True
+    )
+    left = tmp_path / "out" / f".repaudit-{socket.gethostname()}-{dead.stdout.strip()}-x"
+    left.mkdir(parents=True)
+    ra.analyze(url, tmp_path / "out")
+    assert not [path for path in (tmp_path / "out").iterdir() if path.name.startswith(".")]
+
+
+def test_gromov_is_refused_because_its_points_are_not_the_samples(planted_store, tmp_path):
+    with pytest.raises(AnalysisError, match="gromov"):
+        ra.analyze(planted_store(models=2, layers=("only",), steps=(0, 1)), tmp_path / "out", merge="gromov")
