@@ -48,7 +48,7 @@ class Cloud:
             rows = rows / self.norm[index, None]
         return rows
 
-    def rows(self, index: slice, dtype: torch.dtype | None = None) -> Tensor:
+    def rows(self, index: slice | Tensor, dtype: torch.dtype | None = None) -> Tensor:
         """Centred and scaled rows, ``(len(index), feature)``, in a copy."""
         dtype = dtype or self.samples.dtype
         if dtype == self.samples.dtype and self.deviation is None and self.norm is None:

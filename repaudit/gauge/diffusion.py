@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any, Final, Literal
 
 import torch
@@ -11,11 +11,12 @@ from torch import Tensor
 
 from repaudit import __version__
 from repaudit.errors import ActivationError
-from repaudit.gauge.cloud import cloud
+from repaudit.gauge.cloud import Cloud, cloud
 from repaudit.gauge.differentiable import differentiable_operator
 from repaudit.gauge.distance import full_precision, squared_distances_
 from repaudit.gauge.kernel import bandwidth, kernel_, markov_, refuse_isolated
 from repaudit.gauge.labelled import Activations, read
+from repaudit.gauge.landmarks import LandmarkDiffusionOperator, landmark_operator
 from repaudit.gauge.neighbors import Kernel, sparse_operator
 from repaudit.gauge.sparse import SparseDiffusionOperator
 from repaudit.gauge.spectrum import DiffusionOperator
@@ -53,8 +54,13 @@ class DiffusionGauge:
         Whether a sample is its own neighbour.
     neighbors
         Keep this many nearest neighbours a sample (an entry stays where either side has it): a sparse operator.
+    landmarks
+        Walk from samples to this many of them, drawn by ``seed``, and back: ``P = (D^-1 A) (Λ^-1 A')`` with ``A`` the
+        kernel ``(sample, landmark)`` and local scales among the landmarks, kept in memory of the size of ``A``. It
+        approximates two transitions, and with all samples as landmarks it is ``P²`` exactly.
 
-    Source: Coifman and Lafon, Diffusion maps (2006); Moon et al., PHATE (2019), for the alpha-decay kernel.
+    Source: Coifman and Lafon, Diffusion maps (2006); Moon et al., PHATE (2019), for the alpha-decay kernel and for
+    landmarks.
 
     Examples
     --------
@@ -73,6 +79,8 @@ class DiffusionGauge:
     standardize: bool = False
     self_loops: bool = True
     neighbors: int | None = None
+    landmarks: int | None = field(default=None, kw_only=True)
+    seed: int = field(default=0, kw_only=True)
 
     def __post_init__(self) -> None:
         _one_of("kernel", self.kernel, KNN)
@@ -89,9 +97,14 @@ class DiffusionGauge:
             not isinstance(self.bandwidth, str) and 0 < float(self.bandwidth or 0) < float("inf")
         ):
             raise ValueError(f"bandwidth is a positive distance, 'median' or None; found {self.bandwidth!r}")
-        if self.bandwidth == "median" and self.neighbors is not None:
+        if self.landmarks is not None and (isinstance(self.landmarks, bool) or int(self.landmarks) < 2):
+            raise ValueError(f"landmarks is a number of samples, 2 or more; found {self.landmarks!r}")
+        if self.landmarks is not None and self.neighbors is not None:
+            raise ValueError("neighbors keeps near samples, landmarks a few for all; give one of them")
+        if self.bandwidth == "median" and not self._every_pair:
             raise ValueError(
-                "bandwidth='median' needs all distances, which neighbors= leaves out; give a number or knn"
+                "bandwidth='median' needs all distances, which neighbors= and landmarks= leave out; "
+                "give a number or knn"
             )
 
     def __call__(self, X: Any) -> DiffusionOperator:
@@ -108,15 +121,20 @@ class DiffusionGauge:
         activations = read(X)
         samples = activations.samples
         knn = self._neighbourhood(activations)
+        if self.landmarks is not None and not (samples.requires_grad and torch.is_grad_enabled()):
+            return self._through_landmarks(activations, knn, self.landmarks)
         if samples.requires_grad and torch.is_grad_enabled():
-            if self.neighbors is not None:
-                raise ValueError("a kNN-sparse operator carries no gradient; use neighbors=None, or detach the tensor")
+            if not self._every_pair:
+                raise ValueError(
+                    "kNN-sparse and landmark operators carry no gradient; use neighbors=None and landmarks=None, or "
+                    "detach the tensor"
+                )
             matrix, degrees, counts = differentiable_operator(samples, self, knn)
         else:
             with torch.no_grad(), full_precision(samples.device):
                 matrix, degrees, counts = (self._dense if self.neighbors is None else self._sparse)(samples, knn)
-        kind = DiffusionOperator if self.neighbors is None else SparseDiffusionOperator
         attrs = self._attrs(activations, knn)
+        kind = DiffusionOperator if self.neighbors is None else SparseDiffusionOperator
         return kind(matrix, degrees, attrs=attrs, diagnostics=counts, samples=activations.ids)
 
     def map(self, tree: xr.DataTree) -> xr.DataTree:
@@ -142,10 +160,30 @@ class DiffusionGauge:
         return matrix, degrees, {"duplicates": local.duplicates, "collapsed": local.collapsed, "floored": local.floored}
 
     def _sparse(self, samples: Tensor, knn: int) -> tuple[Tensor, Tensor, dict[str, Any]]:
+        points, kernel, fixed = self._pairwise(samples)
+        return sparse_operator(points, kernel, fixed, knn, self.neighbors or knn)
+
+    def _through_landmarks(self, activations: Activations, knn: int, count: int) -> LandmarkDiffusionOperator:
+        samples = activations.samples
+        drawn = torch.randperm(len(samples), generator=torch.Generator().manual_seed(self.seed))[:count]
+        landmarks = drawn.sort().values.to(samples.device)
+        with torch.no_grad(), full_precision(samples.device):
+            points, kernel, fixed = self._pairwise(samples)
+            factor, degrees, counts = landmark_operator(points, kernel, fixed, knn, landmarks)
+        attrs = {**self._attrs(activations, knn), "t": 2}
+        return LandmarkDiffusionOperator(
+            factor, degrees, landmarks, attrs=attrs, diagnostics=counts, samples=activations.ids
+        )
+
+    def _pairwise(self, samples: Tensor) -> tuple[Cloud, Kernel, float | None]:
+        """What makes a kernel of some pairs alone: the samples, the kernel and the fixed bandwidth in scaled units."""
         points = cloud(samples, self.metric, self.standardize)
         fixed = None if self.bandwidth is None else float(self.bandwidth) * points.unit
-        kernel = Kernel(self._decay, self.alpha, self.bandwidth is None, self.self_loops)
-        return sparse_operator(points, kernel, fixed, knn, self.neighbors or knn)
+        return points, Kernel(self._decay, self.alpha, self.bandwidth is None, self.self_loops), fixed
+
+    @property
+    def _every_pair(self) -> bool:
+        return self.neighbors is None and self.landmarks is None
 
     @property
     def _decay(self) -> float | None:
@@ -153,14 +191,19 @@ class DiffusionGauge:
 
     def _neighbourhood(self, activations: Activations) -> int:
         count = len(activations.samples)
+        at = f" at {activations.where()}" if activations.place else ""
+        if self.landmarks is not None and self.landmarks > count:
+            raise ActivationError(
+                f"landmarks={self.landmarks} needs as many samples, found {count}{at}; give {count} or less"
+            )
         for name, value in (("knn", self.knn if self.bandwidth is None else None), ("neighbors", self.neighbors)):
-            if value is not None and value >= count:
-                at = f" at {activations.where()}" if activations.place else ""
+            among, what = (count, "samples") if self.landmarks is None else (self.landmarks, "landmarks")
+            if value is not None and value >= among:
                 raise ActivationError(
-                    f"{name}={value} needs at least {value + 1} samples, found {count}{at}; "
-                    f"give {name}={count - 1} or less, or more samples"
+                    f"{name}={value} needs at least {value + 1} {what}, found {among}{at}; "
+                    f"give {name}={among - 1} or less, or more {what}"
                 )
-        return min(self.knn or KNN[self.kernel], count - 1)
+        return min(self.knn or KNN[self.kernel], (self.landmarks or count) - 1)
 
     def _attrs(self, activations: Activations, knn: int) -> dict[str, Any]:
         used = {**asdict(self), "knn": knn if self.bandwidth is None else None}

@@ -20,7 +20,8 @@ _DENSE_FLAGS: Final = 0.01
 _PAIRS_AT_ONCE: Final = 2048
 _BLOCK: Final = {"cpu": 512, "cuda": 4096}
 
-Place = tuple[slice, slice]
+Where = slice | Tensor
+Place = tuple[Where, Where]
 
 
 @contextmanager
@@ -37,15 +38,15 @@ def full_precision(device: torch.device) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Panel:
-    """Centred rows of a range of samples, their squared norms, and the largest of these."""
+    """Centred rows of a range or choice of samples, their squared norms, and the largest of these."""
 
-    place: slice
+    place: Where
     rows: Tensor
     norms: Tensor
     largest: float
 
 
-def panel(points: Cloud, place: slice, dtype: torch.dtype) -> Panel:
+def panel(points: Cloud, place: Where, dtype: torch.dtype) -> Panel:
     rows = points.rows(place, dtype)
     norms = torch.linalg.vector_norm(rows, dim=1).square_()
     return Panel(place, rows, norms, float(norms.amax()))
@@ -72,8 +73,8 @@ def squared_distances_(out: Tensor, points: Cloud, block: int | None = None) -> 
     return out
 
 
-def squared_block_(out: Tensor, points: Cloud, left: Panel, right: Panel) -> None:
-    """Fill ``out`` with the squared distances between two ranges of samples."""
+def squared_block_(out: Tensor, points: Cloud, left: Panel, right: Panel) -> Tensor:
+    """Fill ``out`` with the squared distances between two ranges or choices of samples."""
     torch.addmm(right.norms, left.rows, right.rows.mT, alpha=-2, out=out)
     out += left.norms[:, None]
     place = (left.place, right.place)
@@ -86,6 +87,7 @@ def squared_block_(out: Tensor, points: Cloud, left: Panel, right: Panel) -> Non
         elif len(flagged):
             _correct(out, points, place, flagged)
     _set_diagonal(out, place, 0.0)
+    return out
 
 
 def pair_distances(points: Cloud, i: Tensor, j: Tensor) -> Tensor:
@@ -105,15 +107,26 @@ def _again_in_float64(out: Tensor, points: Cloud, place: Place) -> None:
 def _correct(out: Tensor, points: Cloud, place: Place, flagged: Tensor) -> None:
     """Recompute the flagged pairs; equal samples, which may be many, are told by their group."""
     i, j = flagged.unbind(1)
+    left, right = _samples(place[0], i), _samples(place[1], j)
     if len(flagged) > _DENSE_FLAGS * out.numel():
-        same = points.groups[i + place[0].start] == points.groups[j + place[1].start]
+        same = points.groups[left] == points.groups[right]
         out[i[same], j[same]] = 0.0
-        i, j = i[~same], j[~same]
-    out[i, j] = pair_distances(points, i + place[0].start, j + place[1].start).to(out.dtype)
+        i, j, left, right = i[~same], j[~same], left[~same], right[~same]
+    out[i, j] = pair_distances(points, left, right).to(out.dtype)
+
+
+def _samples(where: Where, index: Tensor) -> Tensor:
+    """The samples that rows or columns of a block stand for."""
+    return index + where.start if isinstance(where, slice) else where[index]
 
 
 def _set_diagonal(out: Tensor, place: Place, value: float) -> None:
+    """Set the entries between a sample and itself."""
     left, right = place
+    if not (isinstance(left, slice) and isinstance(right, slice)):
+        rows, columns = (_samples(w, torch.arange(n, device=out.device)) for w, n in zip(place, out.shape, strict=True))
+        out.masked_fill_(rows[:, None] == columns, value)
+        return
     low, high = max(left.start, right.start), min(left.stop, right.stop)
     if low < high:
         out[low - left.start : high - left.start, low - right.start : high - right.start].fill_diagonal_(value)

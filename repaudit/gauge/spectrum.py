@@ -251,6 +251,10 @@ def _from_dataarray(array: xr.DataArray, attrs: Mapping[str, Any] | None) -> Dif
         from repaudit.gauge.sparse import sparse_from_dataarray
 
         return sparse_from_dataarray(array, given, exact, known)
+    if "landmark" in array.dims:
+        from repaudit.gauge.landmarks import landmark_from_dataarray
+
+        return landmark_from_dataarray(array, given, known)
     if array.ndim != 2:
         raise OperatorError(f"expected one operator on (sample, neighbor), found dims {array.dims}; select one first")
     if set(array.dims) == {SAMPLE, NEIGHBOR}:

@@ -16,8 +16,10 @@ if TYPE_CHECKING:
 
 def map_tree(gauge: DiffusionGauge, tree: xr.DataTree) -> xr.DataTree:
     """A tree of the same groups with lazy operators ``(step, sample, neighbor)`` in place of activations."""
-    if gauge.neighbors is not None:
-        raise ValueError("a tree holds dense operators, as those of all steps share their dims; use neighbors=None")
+    if gauge.neighbors is not None or gauge.landmarks is not None:
+        raise ValueError(
+            "a tree holds dense operators, as those of all steps share their dims; use neighbors=None, landmarks=None"
+        )
     groups: dict[str, xr.Dataset] = {}
     left_out: list[str] = []
     for node in tree.subtree:
