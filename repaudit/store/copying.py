@@ -9,10 +9,12 @@ from typing import Any
 
 import numpy as np
 import xarray as xr
+from numpy.typing import NDArray
 
-from repaudit.errors import LayoutError, NotInStoreError
-from repaudit.names import ATTRS, EPOCH, LABEL, LAYER, LOSS, PROBE, SAMPLE, STEP, TEXT, TRIGGER, WALL_TIME
+from repaudit.errors import CorruptStoreError, LayoutError, NotInStoreError
+from repaudit.names import ATTRS, CHECKSUM, EPOCH, LABEL, LAYER, LOSS, PROBE, SAMPLE, STEP, TEXT, TRIGGER, WALL_TIME
 from repaudit.store import catalog
+from repaudit.store.encoding import checksum
 from repaudit.store.probe import StoredProbeSet
 from repaudit.store.reader import open_store
 from repaudit.store.writer import TrajectoryWriter
@@ -75,24 +77,26 @@ def copy_store(
             model_attrs=_model_attributes(tree, model),
             storage_options=storage_options,
         ) as writer:
-            _copy_steps(writer, catalog.model_dataset(tree, model), arrays, steps)
+            _copy_steps(writer, tree, model, arrays, steps)
         copied[model] = writer.committed
     return copied
 
 
 def _copy_steps(
     writer: TrajectoryWriter,
-    dataset: xr.Dataset,
+    tree: xr.DataTree,
+    model: str,
     arrays: Mapping[str, xr.DataArray],
     steps: Collection[int] | None,
 ) -> None:
+    dataset = catalog.model_dataset(tree, model)
     rows = dataset[[EPOCH, LOSS, TRIGGER, WALL_TIME]].load()
     done = set(writer.steps)
     for index, step in enumerate(dataset[STEP].values.tolist()):
         if step in done or (steps is not None and step not in steps):
             continue
         row = rows.isel({STEP: index})
-        values = {name: _as_source(array[index].values, array) for name, array in arrays.items()}
+        values = {name: _as_source(_checked_step(tree, model, name, step), array) for name, array in arrays.items()}
         microseconds = row[WALL_TIME].values.astype("datetime64[us]").astype(np.int64)
         writer.append(
             step,
@@ -103,6 +107,25 @@ def _copy_steps(
             wall_time=int(microseconds) / 1e6,
             copy=False,
         )
+
+
+def _checked_step(tree: xr.DataTree, model: str, layer: str, step: int) -> NDArray[Any]:
+    """Read one step of one layer and compare it with its checksum: a missing chunk would read as NaN."""
+    dataset = catalog.model_dataset(tree, model)
+    array = catalog.activations(tree, model, layer)
+    index = dataset[STEP].values.tolist().index(step)
+    column = [str(name) for name in dataset[LAYER].values].index(layer)
+    try:
+        values = np.ascontiguousarray(array[index].values)
+        sound = checksum(values) == int(dataset[CHECKSUM][index, column])
+        reason = "it is missing, or does not match its checksum"
+    except Exception as error:  # noqa: BLE001 - a damaged chunk may fail in any decoder
+        sound, reason = False, f"it cannot be decoded ({error})"
+    if not sound:
+        raise CorruptStoreError(
+            f"Step {step} of layer {layer!r} of model {model!r}: {reason}. Run `repaudit verify --data`."
+        )
+    return values
 
 
 def _known(value: xr.DataArray) -> float | None:
@@ -120,7 +143,10 @@ def _as_source(values: Any, array: xr.DataArray) -> Any:
 
 
 def _more_attributes(array: xr.DataArray) -> dict[str, Any]:
-    return {name: value for name, value in array.attrs.items() if name not in _OWN_ATTRIBUTES}
+    kept = {name: value for name, value in array.attrs.items() if name not in _OWN_ATTRIBUTES}
+    if array.attrs.get("codec") == "lossy":  # the copy may be exact, but of values that were rounded
+        kept["copied_from"] = {"codec": "lossy", "keepbits": array.attrs.get("keepbits")}
+    return kept
 
 
 def _model_attributes(tree: xr.DataTree, model: str) -> dict[str, Any]:
@@ -175,6 +201,8 @@ def export_layer(
     ------
     NotInStoreError
         If model, layer or a step is not in the store.
+    CorruptStoreError
+        If a step is missing or damaged.
     LayoutError
         If the path ends in neither ``.npy`` nor ``.safetensors``.
     """
@@ -183,18 +211,19 @@ def export_layer(
         raise LayoutError(f"Cannot export to {target.name!r}: expected a path that ends in .npy or .safetensors.")
     tree = open_store(source, storage_options)
     array = catalog.activations(tree, model, layer)
-    if steps is not None:
-        chosen = _choose(steps, catalog.steps(tree, model), "step", f"model {model!r}")
-        array = array.sel({STEP: chosen})
+    chosen = _choose(steps, catalog.steps(tree, model), "step", f"model {model!r}")
+    shape = (len(chosen), *array.shape[1:])
     if target.suffix == ".npy":
-        out = np.lib.format.open_memmap(target, mode="w+", dtype=array.dtype, shape=array.shape)
-        for index in range(array.sizes[STEP]):
-            out[index] = array[index].values
+        out = np.lib.format.open_memmap(target, mode="w+", dtype=array.dtype, shape=shape)
+        for index, step in enumerate(chosen):
+            out[index] = _checked_step(tree, model, layer, step)
         out.flush()
     else:
         from safetensors.numpy import save_file
 
         metadata = {"model": model, "layer": layer, "fingerprint": str(tree.attrs[ATTRS]["fingerprint"])}
-        step_values = np.ascontiguousarray(array[STEP].values)
-        save_file({"activations": np.ascontiguousarray(array.values), "step": step_values}, target, metadata=metadata)
-    return tuple(array.shape)
+        values = np.empty(shape, array.dtype)
+        for index, step in enumerate(chosen):
+            values[index] = _checked_step(tree, model, layer, step)
+        save_file({"activations": values, "step": np.array(chosen, dtype=np.int64)}, target, metadata=metadata)
+    return shape

@@ -21,6 +21,13 @@ from repaudit.store.root import read_document
 from repaudit.store.storage import Storage
 
 _CHECKSUM_BYTES: Final = 4
+_TRIED: Final = 3
+"""Steps that are read to tell which of two documents of a layer is right."""
+
+
+def _but_length(array: Mapping[str, Any]) -> dict[str, Any]:
+    """Give what two documents of one layer have in common: all but the number of steps."""
+    return {**array, "shape": array["shape"][1:]}
 
 
 class ModelInspection:
@@ -51,22 +58,116 @@ class ModelInspection:
         return None if found else document
 
     def _read_arrays(self) -> dict[str, dict[str, Any]]:
+        arrays = own = self._own_layers()
         if self.document is not None:
             arrays = dict(self.document["consolidated_metadata"]["metadata"])
-        else:
-            arrays = {}
-            for name in self.storage.children(self.key):
-                try:
-                    document = read_document(self.storage, f"{self.key}/{name}/{DOCUMENT}")
-                except (CorruptStoreError, OSError):
-                    continue
-                if document is not None and not violations("layer", document):
-                    arrays[name] = document
+            arrays |= self._settled(arrays, own)
+            self.faults += self._inconsistencies(arrays)
         for name, array in arrays.items():
             reason = unbelievable(array)
             if reason is not None:
                 self.faults.append(f"the metadata of {name} cannot be right: {reason}")
         return {name: array for name, array in arrays.items() if unbelievable(array) is None}
+
+    def _own_layers(self) -> dict[str, dict[str, Any]]:
+        """Give the layers' own documents, which may lag behind in length and in nothing else."""
+        found = {}
+        for name in self.storage.children(self.key):
+            try:
+                document = read_document(self.storage, f"{self.key}/{name}/{DOCUMENT}")
+            except (CorruptStoreError, OSError):
+                continue
+            if document is not None and not violations("layer", document) and unbelievable(document) is None:
+                found[name] = document
+        return found
+
+    def _settled(
+        self, arrays: Mapping[str, dict[str, Any]], own: Mapping[str, dict[str, Any]]
+    ) -> dict[str, dict[str, Any]]:
+        """Give the own documents of layers that the model's document lacks, or has in a form the chunks contradict."""
+        if not self.committed:
+            return {}
+        names = self._names()
+        settled = {}
+        for key, array in own.items():
+            if key not in arrays:
+                if array["attributes"][LAYER] in names:
+                    self.faults.append(f"{self.key}/{DOCUMENT} lacks the layer {array['attributes'][LAYER]!r}")
+                    settled[key] = array
+            elif _but_length(array) != _but_length(arrays[key]):
+                self.faults.append(f"the metadata of {key} in {DOCUMENT} and in {key}/{DOCUMENT} differ")
+                if self._evidence(key, array, names) > self._evidence(key, arrays[key], names):
+                    settled[key] = array
+        return settled
+
+    def _evidence(self, key: str, array: dict[str, Any], names: list[str]) -> tuple[bool, bool]:
+        """Tell whether checksums prove a layer's document, and whether the list of layers has its name."""
+        named = array.get("attributes", {}).get(LAYER) in names
+        if unbelievable(array) is not None:
+            return False, named
+        try:
+            sums = decode_column(self.storage.get(f"{self.key}/{CHECKSUM}/{chunk_key(0, 0)}") or b"", np.dtype("<u4"))
+        except ValueError:
+            return False, named
+        for index in range(min(self.committed or 0, _TRIED)):
+            try:
+                if checksum(self.read_step(key, index, array)) in sums:
+                    return True, named
+            except Exception:  # noqa: BLE001, S112 - a document that does not fit may fail in any decoder
+                continue
+        return False, named
+
+    def _inconsistencies(self, arrays: Mapping[str, dict[str, Any]]) -> Iterator[str]:
+        """Say where the layers, the list of their names and the columns of their checksums disagree."""
+        layers = [array["attributes"][LAYER] for array in arrays.values() if self._is_layer(array)]
+        widths = [
+            size
+            for name, axis in ((LAYER, 0), (CHECKSUM, 1))
+            for size in arrays.get(name, {}).get("shape", [])[axis : axis + 1]
+        ]
+        if any(size != len(layers) for size in widths) or len(set(layers)) != len(layers):
+            yield f"{self.key}/{DOCUMENT} has the layers {sorted(layers)}, but names and checksums of {widths} layers"
+        elif self.committed and (names := self._names()) and sorted(names) != sorted(layers):
+            yield f"{self.key}/{DOCUMENT} has the layers {sorted(layers)}, but {LAYER} names {sorted(names)}"
+
+    @property
+    def lengths(self) -> set[int]:
+        """The lengths that the arrays over `step` claim."""
+        return {a["shape"][0] for a in self.arrays.values() if (a.get("dimension_names") or [None])[0] == STEP}
+
+    @property
+    def complete(self) -> bool:
+        """Whether every coordinate of the steps is described."""
+        return {CHECKSUM, LAYER, *STEP_COLUMNS} <= self.arrays.keys()
+
+    @property
+    def aligned(self) -> bool:
+        """Whether every array over `step` has the committed length, and none is missing."""
+        return self.complete and self.lengths == {self.committed}
+
+    @property
+    def extent(self) -> int:
+        """Number of steps to look at: the committed ones, or what the chunks can tell where the documents disagree."""
+        present = max((self._chunks_present(key) for key in self.layer_keys.values()), default=0)
+        if self.committed is None:
+            return present
+        claims = self.lengths | {self.committed}
+        if len(claims) == 1:
+            return self.committed
+        return max(min(claims), min(max(claims), max(present, self._rows_present())))
+
+    def _chunks_present(self, key: str) -> int:
+        indices = [file.split(".")[1] for file in self.storage.children(f"{self.key}/{key}") if file.startswith("c.")]
+        return max((int(index) + 1 for index in indices if index.isdigit()), default=0)
+
+    def _rows_present(self) -> int:
+        """Give the number of rows of `step` that are not fill."""
+        last = self._chunks_present(STEP) - 1
+        values = self.column(STEP, last) if last >= 0 else []
+        if isinstance(values, str):
+            return 0
+        filled = [value for value in values if value != STEP_COLUMNS[STEP].fill]
+        return last * COORDINATE_CHUNK + len(filled)
 
     @property
     def sound(self) -> bool:
@@ -131,16 +232,18 @@ class ModelInspection:
         shape: list[int] = array["chunk_grid"]["configuration"]["chunk_shape"]
         return prod(shape) * int(np.dtype(array["data_type"]).itemsize) + _CHECKSUM_BYTES
 
-    def read_step(self, name: str, index: int) -> NDArray[Any]:
+    def read_step(self, name: str, index: int, document: dict[str, Any] | None = None) -> NDArray[Any]:
         """Read one step of one array through Zarr's own codecs; anything wrong with it raises."""
-        file = self.chunk_name(name, index)
+        document = document or self.arrays[name]
+        zeros = [0 for _ in document["shape"][1:]]
+        file = chunk_key(index, *zeros)
         data = self.storage.get(f"{self.key}/{name}/{file}")
         if data is None:
             raise FileNotFoundError(f"{self.key}/{name}/{file} is missing")
-        array = {**self.arrays[name], "shape": [1, *self.arrays[name]["shape"][1:]]}
+        array = {**document, "shape": [1, *document["shape"][1:]]}
         objects: dict[str, Any] = {
             DOCUMENT: Buffer.from_bytes(dump(array)),
-            self.chunk_name(name, 0): Buffer.from_bytes(data),
+            chunk_key(0, *zeros): Buffer.from_bytes(data),
         }
         values = zarr.open_array(zarr.storage.MemoryStore(objects), mode="r")[0]
         return np.ascontiguousarray(values)

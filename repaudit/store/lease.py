@@ -9,6 +9,8 @@ import threading
 import time
 import uuid
 from dataclasses import asdict, dataclass
+from functools import cache
+from hashlib import sha256
 from pathlib import Path
 from typing import Final
 
@@ -17,6 +19,11 @@ from repaudit.store.storage import Storage
 
 TERM: Final = 60.0
 """Seconds after its last heartbeat for which a lease holds where its process cannot be looked up."""
+
+_LONGEST_WRITE: Final = 3600.0
+"""Seconds after which an unfinished file of another host counts as abandoned."""
+
+_MARK_FIELDS: Final = 5
 
 _HELD: Final[set[str]] = set()
 """Tokens of the leases that this process holds; a lease of this process that is not among them was lost on the way."""
@@ -160,6 +167,28 @@ class Lease:
         except LeaseError:
             return
         self.storage.delete(self.key)
+
+
+def mark() -> str:
+    """Name this process and moment in a file's name, so that others can tell whether its writer is gone."""
+    host, start = _host_mark(os.getpid())
+    return f"{host}-{os.getpid()}-{start or 0}-{int(time.time())}"
+
+
+def abandoned(name: str) -> bool:
+    """Tell whether the writer of a file named ``.<mark>-<unique>...`` is gone; a name without a mark has no writer."""
+    fields = name.strip(".").split("-")
+    if len(fields) != _MARK_FIELDS or not (fields[1].isdigit() and fields[3].isdigit()):
+        return True
+    host, pid, start, moment = fields[0], int(fields[1]), fields[2], int(fields[3])
+    if host == _host_mark(os.getpid())[0]:
+        return (_process_start(pid) or "0") != start
+    return time.time() - moment > _LONGEST_WRITE
+
+
+@cache
+def _host_mark(pid: int) -> tuple[str, str]:
+    return sha256(_host().encode()).hexdigest()[:12], _process_start(pid)
 
 
 def _host() -> str:

@@ -15,6 +15,7 @@ from typing import Any, Final
 
 from repaudit.errors import ForeignPathError
 from repaudit.names import PROBE
+from repaudit.store.lease import mark
 from repaudit.store.storage import TEMPORARY, Parts, Storage
 
 _SYNC_THREADS: Final = 8
@@ -110,7 +111,7 @@ class LocalStorage(Storage):
         staging = self.root / PROBE
         if not staging.is_dir():
             staging.mkdir(parents=True, exist_ok=True)
-        return staging / f".{uuid.uuid4().hex}{TEMPORARY}"
+        return staging / f".{mark()}-{uuid.uuid4().hex}{TEMPORARY}"
 
     def put_many(self, objects: Mapping[str, Parts]) -> None:
         written: list[tuple[Path, Path]] = []

@@ -157,6 +157,14 @@ class ModelRecord:
                         f"Layer {name!r} of model {self.model_name!r} has {part} {array[part]} in {self.storage.url}, "
                         f"this writer has {wanted[name][part]}."
                     )
+            for part in ("source_dtype", "codec", "keepbits"):
+                found, mine = (document["attributes"].get(part) for document in (array, wanted[name]))
+                if found != mine:
+                    raise LayoutError(
+                        f"Layer {name!r} of model {self.model_name!r} has {part} {found!r} in {self.storage.url}, this "
+                        f"writer has {mine!r}: a layer keeps how its values came about. Pass the same, or use another "
+                        f"model name."
+                    )
         order = list(stored)
         self.layers.sort(key=lambda layer: order.index(layer.name))
 

@@ -10,12 +10,12 @@ from typing import Any, Final
 
 import numpy as np
 
-from repaudit.errors import CorruptStoreError, ForeignPathError
+from repaudit.errors import CorruptStoreError, ForeignPathError, LeaseError
 from repaudit.names import ATTRS, CHECKSUM, LAYER, MODELS, PROBE, STEP, decode_name
 from repaudit.store.encoding import COORDINATE_CHUNK, checksum, encode_column
 from repaudit.store.inspection import ModelInspection
 from repaudit.store.layout import DOCUMENT, LEASE, REPAIR, STEP_COLUMNS, chunk_key, dump, model_document
-from repaudit.store.lease import Holder, Lease
+from repaudit.store.lease import Holder, Lease, abandoned
 from repaudit.store.place import open_storage
 from repaudit.store.root import nothing_there, now, read_document, store_attributes
 from repaudit.store.storage import TEMPORARY, Parts, Storage
@@ -48,19 +48,24 @@ def repair(
     storage_options : mapping, optional
         Handed to fsspec.
     force : bool
-        Also repair models whose writer seems alive.
+        Also repair models whose writer seems alive, and drop steps although their activations are intact, where their
+        numbers are lost, or where nothing else would be left of the model.
 
     Raises
     ------
     StoreNotFoundError, NotAStoreError, UnknownVersionError, LeaseError
         If there is nothing that may be repaired.
     CorruptStoreError
-        If the root document is lost: without the probe set's fingerprint nothing can be rebuilt.
+        If the root document is lost: without the probe set's fingerprint nothing can be rebuilt. Also if intact
+        activations would have to be dropped, and `force` is not given; nothing of that model is changed then.
     """
     storage = url if isinstance(url, Storage) else open_storage(url, storage_options)
     if store_attributes(storage) is None:
         raise nothing_there(storage)
+    if not force:
+        _refuse_alive(storage)
     done = list(_mend_root(storage))
+    refused: list[str] = []
     for name in storage.children(MODELS):
         if name == DOCUMENT:
             continue
@@ -73,8 +78,31 @@ def repair(
         except ForeignPathError:
             continue
         if with_document or model.layer_keys:
-            done += _mend_model(storage, key, force)
+            try:
+                done += _mend_model(storage, key, force)
+            except _IntactError as error:
+                refused.append(str(error))
+    if refused:
+        raise CorruptStoreError(" ".join(refused))
     return done
+
+
+class _IntactError(CorruptStoreError):
+    """A repair would erase activations that their checksums prove."""
+
+
+def _refuse_alive(storage: Storage) -> None:
+    """Refuse before anything is touched if any model has a living writer."""
+    for name in storage.children(MODELS):
+        try:
+            data = None if name == DOCUMENT else storage.get(f"{MODELS}/{name}/{LEASE}")
+        except ForeignPathError:
+            continue
+        if data is not None and not Holder.parse(data).stale:
+            raise LeaseError(
+                f"{storage.url}: {MODELS}/{name} is being written by another writer ({Holder.parse(data)}); nothing "
+                f"was repaired. Wait for it to end, or pass force=True if that writer is known to be dead."
+            )
 
 
 def _mend_root(storage: Storage) -> Iterator[Repaired]:
@@ -83,7 +111,7 @@ def _mend_root(storage: Storage) -> Iterator[Repaired]:
         storage.put(DOCUMENT, [dump(document)])
         yield Repaired(DOCUMENT, "misaligned", "The consolidated metadata that hid later steps was taken away.")
     for name in storage.children(PROBE):
-        if name.endswith(TEMPORARY):
+        if name.endswith(TEMPORARY) and abandoned(name):
             storage.delete_prefix(f"{PROBE}/{name}")
             storage.delete(f"{PROBE}/{name}")
             yield Repaired(f"{PROBE}/{name}", "leftover", "A write that never finished was removed.")
@@ -108,7 +136,9 @@ def _mend_model(storage: Storage, key: str, force: bool) -> list[Repaired]:
         found = set(model.leftovers())
         rows = _judge(model)
         bad = [row for row in rows if row.fault]
-        rebuilt = not model.sound
+        rebuilt = not model.sound or not model.aligned
+        if not force:
+            _refuse_intact(model, rows)
         if bad or rebuilt or any(row.unknown for row in rows):
             _stage(model, [row for row in rows if not row.fault])
             _replay(storage, key)
@@ -131,21 +161,52 @@ class _Row:
     checksums: list[int]
     fault: str | None
     unknown: list[str]
+    intact: bool = False
+
+
+def _refuse_intact(model: ModelInspection, rows: list[_Row]) -> None:
+    """Refuse to drop proven activations for a damaged column, or all of a model for one damaged part."""
+    nameless = [row.index for row in rows if row.fault and row.intact]
+    some = [row.index for row in rows if any(_proven(model, row.index))] if all(row.fault for row in rows) else []
+    if not nameless and not some:
+        return
+    place = f"{model.storage.url}: {model.key}"
+    if nameless:
+        what = f"the numbers of {len(nameless)} steps are lost (damaged {STEP}), but their activations are intact"
+    else:
+        reasons = "; ".join(dict.fromkeys(row.fault or "" for row in rows[:3]))
+        what = f"not one of {len(rows)} steps can be kept ({reasons}), but other activations of them are intact"
+    raise _IntactError(
+        f"{place}: {what}, so nothing of this model was changed. Restore the damaged part from a backup, or pass "
+        f"force=True to drop these steps."
+    )
+
+
+def _proven(model: ModelInspection, index: int) -> Iterator[bool]:
+    """Tell for each layer whether a checksum proves its activations at this index."""
+    sums = model.column(CHECKSUM, index // COORDINATE_CHUNK)
+    for layer, key in enumerate(model.layer_keys.values()):
+        expected = None if isinstance(sums, str) else sums[index % COORDINATE_CHUNK][layer]
+        yield expected is not None and model.step_fault(key, index, expected) is None
 
 
 def _judge(model: ModelInspection) -> list[_Row]:
     """Look at every step that is, or could have been, committed; without a document only proven steps count."""
     rows: list[_Row] = []
-    index, last = 0, -1
-    while model.committed is None or index < model.committed:
+    last = -1
+    for index in range(model.extent):
         row = _judge_step(model, index, last)
-        if row.fault and model.committed is None:
-            break
         if row.fault is None:
             last = row.columns[STEP]
         rows.append(row)
-        index += 1
+    sure = min([model.committed or 0, *model.lengths])
+    while len(rows) > sure and rows[-1].fault and not rows[-1].intact and not _numbered(rows[-1]):
+        rows.pop()  # a step that was being written, not one that is lost
     return rows
+
+
+def _numbered(row: _Row) -> bool:
+    return row.columns[STEP] is not None and row.columns[STEP] >= 0
 
 
 def _judge_step(model: ModelInspection, index: int, last: int) -> _Row:
@@ -158,7 +219,7 @@ def _judge_step(model: ModelInspection, index: int, last: int) -> _Row:
             unknown.append(name)
         columns[name] = _UNKNOWN.get(name) if isinstance(values, str) else values[position]
     if columns[STEP] is None or columns[STEP] <= last:
-        return _Row(index, columns, [], "its step number is lost", unknown)
+        return _Row(index, columns, [], "its step number is lost", unknown, all(_proven(model, index)))
     sums = model.column(CHECKSUM, chunk)
     found: list[int] = []
     for layer, (name, key) in enumerate(model.layer_keys.items()):
@@ -195,13 +256,15 @@ def _stage(model: ModelInspection, rows: list[_Row]) -> None:
 
 
 def _mended_document(model: ModelInspection, rows: list[_Row]) -> dict[str, Any]:
-    if model.document is not None and model.sound:
+    if model.document is not None and model.sound and model.complete:
         document = copy.deepcopy(model.document)
     else:
         name = decode_name(model.key.rpartition("/")[2])
-        document = model_document({"name": name, "committed": 0, "gaps": [], "created": now()}, [], 0)
+        known = {} if model.document is None else model.document["attributes"][ATTRS]
+        own = {"name": name, "committed": 0, "gaps": [], "created": now()} | copy.deepcopy(known)
+        document = model_document(own, [], 0)
         arrays = document["consolidated_metadata"]["metadata"]
-        arrays |= {key: model.arrays[key] for key in model.layer_keys.values()}
+        arrays |= {key: copy.deepcopy(model.arrays[key]) for key in model.layer_keys.values()}
         for key, shape in ((LAYER, [len(model.layer_keys)]), (CHECKSUM, [0, len(model.layer_keys)])):
             arrays[key]["shape"] = shape
             rows_a_chunk = len(model.layer_keys) if key == LAYER else COORDINATE_CHUNK
@@ -249,7 +312,7 @@ def _describe(model: ModelInspection, rows: list[_Row], rebuilt: bool) -> Iterat
     for row in rows:
         step = row.columns[STEP]
         if row.fault:
-            known = [] if step is None else [int(step)]
+            known = [int(step)] if step is not None and step >= 0 else []
             message = f"Step {step if known else 'of unknown number'} was dropped for all layers: {row.fault}."
             yield Repaired(f"{model.key}[{row.index}]", "damaged_chunk", message, known)
     unknown = sorted({name for row in rows for name in row.unknown})

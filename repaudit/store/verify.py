@@ -14,7 +14,7 @@ from repaudit.schema import violations
 from repaudit.store.encoding import COORDINATE_CHUNK, checksum
 from repaudit.store.inspection import ModelInspection
 from repaudit.store.layout import DOCUMENT, LEASE, STEP_COLUMNS, chunk_key
-from repaudit.store.lease import Holder
+from repaudit.store.lease import Holder, abandoned
 from repaudit.store.place import open_storage
 from repaudit.store.root import nothing_there, read_document, store_attributes
 from repaudit.store.storage import TEMPORARY, Storage
@@ -97,7 +97,7 @@ def _root(storage: Storage) -> Iterator[Problem]:
         if name not in ours:
             yield Problem(name, "foreign", f"{name} is no part of a repaudit store.")
     for name in storage.children(PROBE):
-        if name.endswith(TEMPORARY):
+        if name.endswith(TEMPORARY) and abandoned(name):
             yield Problem(f"{PROBE}/{name}", "leftover", "A write that never finished.")
     yield from _lease(storage, f"{PROBE}/{LEASE}")
 

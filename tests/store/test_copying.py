@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import ml_dtypes
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
 import repaudit as ra
-from repaudit.errors import LayoutError, NotInStoreError
+from repaudit.errors import CorruptStoreError, LayoutError, NotInStoreError
 from repaudit.store import catalog
 from repaudit.store.copying import copy_store, export_layer
 
@@ -70,3 +72,39 @@ def test_exports_hold_the_activations(source, tmp_path, step_arrays):
     assert loaded["step"].tolist() == [5, 10]
     with pytest.raises(LayoutError, match=r"\.npy or \.safetensors"):
         export_layer(source, "a", "model.layers.0", tmp_path / "x.txt")
+
+
+@pytest.mark.parametrize("damage", ["missing", "damaged"])
+def test_neither_a_copy_nor_an_export_takes_a_damaged_step(source, tmp_path, damage):
+    chunk = Path(source) / "models/a/model.layers.0/c.1.0.0"
+    if damage == "missing":
+        chunk.unlink()
+    else:
+        chunk.write_bytes(b"\x00" * chunk.stat().st_size)
+    where = r"Step 5 of layer 'model.layers.0' of model 'a'.*repaudit verify"
+    with pytest.raises(CorruptStoreError, match=where):
+        copy_store(source, tmp_path / "copy.zarr")
+    for name in ("x.npy", "x.safetensors"):
+        with pytest.raises(CorruptStoreError, match=where):
+            export_layer(source, "a", "model.layers.0", tmp_path / name)
+
+
+def test_what_was_rounded_stays_known_as_rounded(source, tmp_path):
+    copy_store(source, tmp_path / "lossy.zarr", models=["a"], layers=["model.layers.0"], codec="lossy", keepbits=4)
+    copy_store(tmp_path / "lossy.zarr", tmp_path / "again.zarr")
+    copy_store(tmp_path / "again.zarr", tmp_path / "third.zarr")
+    for name in ("again.zarr", "third.zarr"):
+        array = catalog.activations(ra.open_store(tmp_path / name), "a", "model.layers.0")
+        assert array.attrs["copied_from"] == {"codec": "lossy", "keepbits": 4}
+        assert ra.verify(tmp_path / name, data=True) == []
+
+
+@pytest.mark.parametrize(
+    ("part", "dtype", "codec"), [("codec", "float32", "lossy"), ("source_dtype", "bfloat16", "compact")]
+)
+def test_a_model_is_not_resumed_in_another_codec_or_dtype(url, probe_set, part, dtype, codec):
+    first = {"layers": {"x": ((6, 3), "float32")}, "codec": "compact"}
+    with ra.TrajectoryWriter(url, model_name="m", probe_set=probe_set, **first) as writer:
+        writer.append(0, {"x": np.ones((6, 3), "f4")})
+    with pytest.raises(LayoutError, match=rf"'x' of model 'm' has {part}"):
+        ra.TrajectoryWriter(url, model_name="m", probe_set=probe_set, layers={"x": ((6, 3), dtype)}, codec=codec)

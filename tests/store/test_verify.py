@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 
 import repaudit as ra
-from repaudit.errors import NotAStoreError, StoreNotFoundError, UnknownVersionError
+from repaudit.errors import CorruptStoreError, LeaseError, NotAStoreError, StoreNotFoundError, UnknownVersionError
 from repaudit.store import catalog
+from repaudit.store.local import LocalStorage
 
 FIRST = "models/seed0/model.layers.0"
 
@@ -153,9 +154,92 @@ def test_a_repaired_model_can_be_recorded_further(store, probe_set, layers, step
     assert ra.verify(store, data=True) == []
 
 
+def shapes_of(document: dict) -> dict:
+    return document["consolidated_metadata"]["metadata"]
+
+
+def test_a_length_that_disagrees_is_settled_by_the_chunks_and_what_is_lost_is_named(store, step_arrays):
+    DAMAGES["misaligned"](store)
+    assert [repaired.lost for repaired in ra.repair(store)] == [[]]
+    assert ra.verify(store, data=True) == []
+    assert catalog.steps(ra.open_store(store), "seed0") == [0, 1, 2, 3, 4]
+    DAMAGES["misaligned"](store)
+    (store / FIRST / "c.4.0.0").unlink()
+    assert [step for repaired in ra.repair(store) for step in repaired.lost] == [4]
+    assert ra.verify(store, data=True) == []
+    assert catalog.steps(ra.open_store(store), "seed0") == [0, 1, 2, 3]
+
+
+def test_a_lost_document_beside_a_lost_chunk_costs_that_step_alone(store):
+    DAMAGES["no_document"](store)
+    DAMAGES["missing_chunk"](store)
+    assert [step for repaired in ra.repair(store) for step in repaired.lost] == [2]
+    assert catalog.steps(ra.open_store(store), "seed0") == [0, 1, 3, 4]
+
+
+def wrong_dtype(document):
+    shapes_of(document)["model.layers.0"]["data_type"] = "float64"
+
+
+def wrong_name(document):
+    shapes_of(document)["model.layers.0"]["attributes"]["layer"] = "else"
+
+
+def no_layer(document):
+    del shapes_of(document)["model.layers.0"]
+
+
+@pytest.mark.parametrize("change", [wrong_dtype, wrong_name, no_layer])
+def test_a_document_that_the_chunks_contradict_is_rebuilt_from_the_layers_own(store, change, step_arrays):
+    edit(store / "models/seed0/zarr.json", change)
+    assert {problem.kind for problem in ra.verify(store)} == {"damaged_metadata"}
+    done = ra.repair(store)
+    assert [step for repaired in done for step in repaired.lost] == []
+    assert ra.verify(store, data=True) == []
+    tree = ra.open_store(store)
+    assert catalog.layers(tree, "seed0") == ["model.layers.0", "model.layers.1"]
+    for step in range(5):
+        values = catalog.activations(tree, "seed0", "model.layers.0").sel(step=step).values
+        np.testing.assert_array_equal(values, step_arrays(step)["model.layers.0"])
+
+
+@pytest.mark.parametrize("damage", ["flipped", "missing", "dtype_everywhere"])
+def test_intact_activations_are_never_erased_unasked(store, damage):
+    column = store / "models/seed0/step/c.0"
+    if damage == "dtype_everywhere":
+        edit(store / "models/seed0/zarr.json", wrong_dtype)
+        edit(store / FIRST / "zarr.json", lambda document: document.update(data_type="float64"))
+    elif damage == "flipped":
+        flip(column)
+    else:
+        column.unlink()
+    before = {path: path.read_bytes() for path in (store / "models").rglob("*") if path.is_file()}
+    with pytest.raises(CorruptStoreError, match=r"intact.*force=True"):
+        ra.repair(store)
+    assert {path: path.read_bytes() for path in (store / "models").rglob("*") if path.is_file()} == before
+
+
+def test_a_live_writer_is_left_alone(store, probe_set, layers, step_arrays):
+    (store / FIRST / "c.2.0.0").unlink()
+    stale = store / "probe/.abc.partial"
+    with ra.TrajectoryWriter(store, model_name="seed1", probe_set=probe_set, layers=layers) as writer:
+        own = LocalStorage(store)._staged()
+        own.write_bytes(b"half")
+        assert own.name not in str(ra.verify(store))
+        stale.write_bytes(b"half")
+        with pytest.raises(LeaseError, match="nothing was repaired"):
+            ra.repair(store)
+        assert stale.exists()
+        writer.append(0, step_arrays(0))
+    assert [problem.location for problem in ra.verify(store) if problem.kind == "leftover"] == ["probe/.abc.partial"]
+    ra.repair(store)
+    assert own.exists()
+    assert not stale.exists()
+
+
 def test_lost_step_numbers_cost_the_steps_and_nothing_is_invented(store):
     DAMAGES["missing_step_chunk"](store)
-    done = ra.repair(store)
+    done = ra.repair(store, force=True)
     assert len([repaired for repaired in done if "unknown number" in repaired.message]) == 5
     assert catalog.steps(ra.open_store(store), "seed0") == []
     assert ra.verify(store, data=True) == []
