@@ -19,6 +19,10 @@ class CaptureError(RepauditError, RuntimeError):
     """A hook did not record what it was asked to record."""
 
 
+class StateError(CaptureError):
+    """A forward changed what cannot be put back, so that the training would be disturbed; never let pass."""
+
+
 class PretrainedError(RepauditError, ValueError):
     """A place holds no model that can be recorded."""
 

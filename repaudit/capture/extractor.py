@@ -13,7 +13,7 @@ from torch import nn
 
 from repaudit.capture.hidden import HiddenStates
 from repaudit.capture.inputs import forward_arguments
-from repaudit.capture.isolation import eager, undisturbed
+from repaudit.capture.isolation import eager, same_parameters, undisturbed
 from repaudit.capture.layers import Layer, LayerSpec, as_spec, resolve_layers
 from repaudit.capture.pooling import pool
 from repaudit.capture.probe import ATTENTION_MASK, ProbeSet
@@ -58,6 +58,14 @@ class ActivationExtractor:
         self.source_dtypes: dict[str, str] = {}
         self._seen_whole: weakref.WeakSet[nn.Module] = weakref.WeakSet()
 
+    def __getstate__(self) -> dict[str, Any]:
+        """What another process gets; which models were seen whole is of this process."""
+        return {name: value for name, value in self.__dict__.items() if name != "_seen_whole"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._seen_whole = weakref.WeakSet()
+
     def extract(
         self,
         model: nn.Module,
@@ -101,13 +109,17 @@ class ActivationExtractor:
         net = network(model)
         whole = is_sharded(model) or is_offloaded(net)
         pieces = _Pieces(len(probe_set))
-        with undisturbed(model), _Recording(model, layers, whole=whole) as recording:
+        with ExitStack() as stack:
+            if net not in self._seen_whole and not whole:
+                stack.enter_context(same_parameters(net))
+            stack.enter_context(undisturbed(model))
+            recording = stack.enter_context(_Recording(model, layers, whole=whole))
             for batch in probe_set.batches(batch_size):
                 failure = None
                 try:
                     recording.forward(batch, stop_early=net in self._seen_whole, call=forward or entry_point(model))
                     self._seen_whole.add(net)
-                    pieces.add(recording.pooled(batch))
+                    pieces.add(recording.seen)
                 except Exception as error:
                     if agree is None:
                         raise
@@ -143,20 +155,23 @@ class ActivationExtractor:
         joined: dict[str, list[torch.Tensor]] = {layer.name: [] for layer in layers}
         self.activations = {}
 
-        def after(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], _output: Any) -> None:
+        def before(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            recording.begin(_named(net, args, kwargs))  # what an earlier forward left, where it failed, is void
+
+        def after(*_: Any) -> None:
             recording.check()
-            for name, value in recording.pooled(_named(net, args, kwargs)).items():
+            for name, value in recording.seen.items():
                 joined[name].append(value.detach().cpu() if detach else value)
-            recording.reset()
+            recording.begin({})
 
         with ExitStack() as stack:
             stack.enter_context(eager())
             recording = stack.enter_context(_Recording(model, layers))
-            stack.callback(net.register_forward_hook(after, with_kwargs=True).remove)
+            stack.callback(net.register_forward_pre_hook(before, with_kwargs=True, prepend=True).remove)
+            stack.callback(net.register_forward_hook(after).remove)
             yield self
             if not all(joined.values()):
-                recording.check()
-                after(net, (), {}, None)
+                after()
         self.source_dtypes = recording.source_dtypes
         self.activations = {name: torch.cat(values) for name, values in joined.items()}
 
@@ -167,6 +182,10 @@ def _named(net: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> 
 
 def _mask(value: Any) -> torch.Tensor | None:
     return value if isinstance(value, torch.Tensor) and value.ndim == 2 else None
+
+
+def _shares_memory(first: torch.Tensor, second: torch.Tensor) -> bool:
+    return first is second or first.untyped_storage().data_ptr() == second.untyped_storage().data_ptr()
 
 
 def _decoder_parts(net: nn.Module) -> set[nn.Module]:
@@ -247,9 +266,11 @@ class _Recording:
         self._n_virtual = n_virtual_tokens(self.net)
         self._stop_early = False
         self._n_samples: int | None = None
-        self.reset()
+        self.begin({})
 
-    def reset(self) -> None:
+    def begin(self, inputs: Mapping[str, Any]) -> None:
+        """Forget the forward before; the inputs of the one to come hold the masks of its tokens."""
+        self._inputs = inputs
         self._seen: dict[str, torch.Tensor] = {}
         self._fired: dict[str, int] = {layer.name: 0 for layer in self.layers}
         self._failure: Exception | None = None
@@ -272,7 +293,7 @@ class _Recording:
 
     def forward(self, batch: Mapping[str, torch.Tensor], *, stop_early: bool, call: Callable[..., Any]) -> None:
         """Run one forward and see that every hook fired once."""
-        self.reset()
+        self.begin(batch)
         self._stop_early = stop_early and not self._whole
         self._n_samples = len(next(iter(batch.values())))
         args, kwargs = forward_arguments(self.net, batch)
@@ -296,17 +317,20 @@ class _Recording:
                     "shared or reused layer has no single activation; record the modules around it"
                 )
 
-    def pooled(self, inputs: Mapping[str, Any]) -> dict[str, torch.Tensor]:
-        """The pooled activations of this forward; a decoder's tokens are masked by its own mask."""
+    @property
+    def seen(self) -> dict[str, torch.Tensor]:
+        """The pooled activations of this forward, in the order of the layers."""
+        return {layer.name: self._seen[layer.name] for layer in self.layers}
+
+    def _pooled(self, value: torch.Tensor, layer: Layer) -> torch.Tensor:
+        """The pooled activation, a tensor of its own; a decoder's tokens are masked by its own mask."""
+        inputs = self._inputs
         mask = _mask(inputs.get(ATTENTION_MASK))
-        own_tokens = inputs.get("decoder_input_ids") is not None
-        decoder_mask = _mask(inputs.get("decoder_attention_mask", None if own_tokens else mask))
-        result = {}
-        for layer in self.layers:
-            value = self._without_prompt(self._seen.pop(layer.name), inputs)
-            own_mask = decoder_mask if layer.module in self._decoder else mask
-            result[layer.name] = pool(value, own_mask, layer.spec.reduce, layer.name)
-        return result
+        if layer.module in self._decoder:
+            own_tokens = inputs.get("decoder_input_ids") is not None
+            mask = _mask(inputs.get("decoder_attention_mask", None if own_tokens else mask))
+        pooled = pool(self._without_prompt(value, inputs), mask, layer.spec.reduce, layer.name)
+        return pooled.clone() if _shares_memory(pooled, value) else pooled
 
     def _without_prompt(self, value: torch.Tensor, inputs: Mapping[str, Any]) -> torch.Tensor:
         """Leave out the learned tokens of a prompt, which stand for no token of the probe set."""
@@ -345,5 +369,6 @@ class _Recording:
                 f"{tuple(tensor.shape)}"
             )
         self._fired[layer.name] += 1
-        self._seen[layer.name] = tensor
+        if self._fired[layer.name] == 1:  # now, since what comes later in the forward may change it in place
+            self._seen[layer.name] = self._pooled(tensor, layer)
         self.source_dtypes[layer.name] = str(tensor.dtype).removeprefix("torch.")

@@ -6,20 +6,14 @@ import random
 import sys
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
-from typing import Any, Final
+from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 
-_PLAIN: Final = (bool, int, float, str, type(None), torch.Tensor)
-_HOOKS: Final = (
-    "_forward_hooks",
-    "_forward_hooks_with_kwargs",
-    "_forward_hooks_always_called",
-    "_forward_pre_hooks",
-    "_forward_pre_hooks_with_kwargs",
-)
+from repaudit.capture.snapshot import Snapshot
+from repaudit.errors import StateError
 
 
 @contextmanager
@@ -27,8 +21,13 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
     """Run the block in evaluation mode, eagerly and without gradients, and leave no trace of it.
 
     Restored, whatever happens inside: the random states of Python, NumPy, torch and the model's devices; ``training``
-    of every module; buffers and plain attributes that a forward changes; hooks that a forward registers. Gradients
-    are not touched, nor is the cache of a surrounding autocast.
+    of every module; buffers, attributes, and the containers, tensors and random generators among them, that a forward
+    changes; hooks that a forward registers. Gradients are not touched, nor is the cache of a surrounding autocast.
+
+    Raises
+    ------
+    StateError
+        When the block changed what cannot be put back.
 
     Examples
     --------
@@ -44,6 +43,7 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
         stack.enter_context(same_state(model))
         stack.enter_context(torch.no_grad())
         stack.enter_context(eager())
+        stack.enter_context(_slow_attention())
         for device_type in {"cpu", *(parameter.device.type for parameter in model.parameters())}:
             if torch.is_autocast_enabled(device_type):
                 dtype = torch.get_autocast_dtype(device_type)
@@ -71,77 +71,60 @@ def same_randomness(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def same_state(model: nn.Module) -> Iterator[None]:
-    """Give every module its mode, buffers, plain attributes and hooks back.
+    """Give every module its mode, attributes, buffers and hooks back.
 
     Calling ``train()`` or ``eval()`` would not do: a frozen BatchNorm would thaw, and overridden ones have effects.
+
+    Raises
+    ------
+    StateError
+        When something cannot be put back; the rest is.
     """
-    saved = [(module, _Snapshot(module)) for module in model.modules()]
+    snapshot = Snapshot(model)
     try:
         yield
     finally:
-        for module, snapshot in saved:
-            snapshot.restore(module)
+        snapshot.restore()
 
 
-class _Snapshot:
-    """What of one module a forward could change."""
+@contextmanager
+def same_parameters(model: nn.Module) -> Iterator[None]:
+    """See that a forward in evaluation mode leaves the parameters' values alone.
 
-    def __init__(self, module: nn.Module) -> None:
-        # FSDP's first forward sets itself up on its module, once and for good
-        self.is_own = type(module).__name__ != "FullyShardedDataParallel"
-        self.plain = {
-            k: v for k, v in module.__dict__.items() if isinstance(v, _PLAIN) and (self.is_own or k == "training")
-        }
-        self.held = {
-            k: (v, v.copy()) for k, v in module.__dict__.items() if type(v) in {list, dict, set} and k[0] != "_"
-        }
-        self.buffers = {
-            name: (buffer, buffer._version, buffer.detach().clone())
-            for name, buffer in module._buffers.items()
-            if buffer is not None and not buffer.is_meta
-        }
-        self.hooks = {name: list(getattr(module, name)) for name in _HOOKS}
-
-    def restore(self, module: nn.Module) -> None:
-        self._restore_plain(module.__dict__)
-        for container, contents in self.held.values():
-            if _differs(container, contents):
-                _refill(container, contents)
-        for name, (buffer, version, value) in self.buffers.items():
-            if module._buffers.get(name) is not buffer:
-                module._buffers[name] = buffer
-            if buffer._version != version:
-                buffer.detach().copy_(value)
-        for name, known in self.hooks.items():
-            hooks = getattr(module, name)
-            for key in [key for key in hooks if key not in known]:
-                del hooks[key]
-
-    def _restore_plain(self, attributes: dict[str, Any]) -> None:
-        new = [k for k, v in attributes.items() if isinstance(v, _PLAIN) and k not in self.plain]
-        for name in new if self.is_own else []:
-            del attributes[name]
-        for name, value in self.plain.items():
-            if attributes.get(name, self) is not value:
-                attributes[name] = value
+    Raises
+    ------
+    StateError
+        Naming those that changed.
+    """
+    before = {name: _checksum(parameter) for name, parameter in model.named_parameters()}
+    yield
+    changed = [name for name, parameter in model.named_parameters() if _checksum(parameter) != before.get(name)]
+    if changed:
+        raise StateError(
+            f"a forward in evaluation mode changes the parameters {', '.join(changed[:5])}: an audit would change "
+            "the training; make the model change them in training mode alone"
+        )
 
 
-def _differs(container: Any, contents: Any) -> bool:
-    if len(container) != len(contents):
-        return True
-    if isinstance(container, dict):
-        return any(k not in container or container[k] is not v for k, v in contents.items())
-    if isinstance(container, list):
-        return any(a is not b for a, b in zip(container, contents, strict=True))
-    return bool(container != contents)
+def _checksum(parameter: torch.Tensor) -> tuple[object, ...] | None:
+    if isinstance(parameter, nn.parameter.UninitializedParameter) or parameter.is_meta:
+        return None
+    value = parameter.detach()
+    if not value.is_floating_point() or value.layout != torch.strided:
+        return None
+    total, norm = value.sum(dtype=torch.float64), torch.linalg.vector_norm(value, dtype=torch.float64)
+    return tuple(value.shape), str(total.item()), str(norm.item())
 
 
-def _refill(container: Any, contents: Any) -> None:
-    container.clear()
-    if isinstance(container, list):
-        container.extend(contents)
-    else:
-        container.update(contents)
+@contextmanager
+def _slow_attention() -> Iterator[None]:
+    """Keep torch's fused encoder path off, which skips the padding's positions and the layers' own calls."""
+    enabled = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(enabled)
 
 
 @contextmanager

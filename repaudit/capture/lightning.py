@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from os import PathLike
+from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
@@ -60,6 +61,7 @@ class RepresentationAuditCallback(pl.Callback):
             store, model_name, probe_set, layer_specs, None, batch_size, gauge, durable, on_store_error, **options
         )
         self.session = AuditSession(self.recorder, trigger or AuditTrigger(at_start=True, every_n_epochs=1))
+        self._is_resuming = True
 
     @property
     def state_key(self) -> str:
@@ -75,12 +77,20 @@ class RepresentationAuditCallback(pl.Callback):
         return self.session.state_dict()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.session.load_state_dict(state_dict)
+        if self._is_resuming:
+            self.session.load_state_dict(state_dict)
+        self._is_resuming = True
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        if stage == "fit":  # what was loaded before, to validate or by a tuner, is not what this fit goes on from
+            self.session.forget_resumed()
+            self._is_resuming = True
 
     def on_load_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        if trainer.state.fn == "fit":
+        self._is_resuming = trainer.state.fn == "fit" and not _is_tuning(trainer)
+        if self._is_resuming:
             self.session.mark_resumed()
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -144,6 +154,11 @@ class RepresentationAuditCallback(pl.Callback):
         """The precision that the model is trained in."""
         context: Callable[[], AbstractContextManager[Any]] = trainer.precision_plugin.forward_context
         return context
+
+
+def _is_tuning(trainer: pl.Trainer) -> bool:
+    """Whether a tuner puts back what it saved before it tried learning rates or batch sizes."""
+    return Path(str(trainer.ckpt_path or "")).name.startswith((".lr_find_", ".scale_batch_size_"))
 
 
 def _loss(outputs: Any) -> torch.Tensor | None:

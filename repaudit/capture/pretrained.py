@@ -108,6 +108,11 @@ def record_pretrained(
 def find_sources(place: str | PathLike[str], revisions: Sequence[str] = ()) -> list[Source]:
     """Find the sets of weights that a place holds, by increasing step."""
     path = Path(place)
+    if revisions and path.exists():
+        raise PretrainedError(
+            f"{place}: a local place has one set of weights and no revisions, found {', '.join(revisions)}: leave "
+            "them out, or pass a hub id"
+        )
     if revisions:
         found = [Source(str(place), _number(revision), revision=revision) for revision in revisions]
     elif path.is_file():

@@ -38,7 +38,7 @@ def read_probe_file(path: str | PathLike[str]) -> tuple[list[str], list[str] | N
 
 
 def _lines(path: Path) -> list[tuple[int, dict[str, Any]]]:
-    lines = path.read_text(encoding="utf-8").splitlines()
+    lines = path.read_text(encoding="utf-8-sig").split("\n")  # other separators may stand inside a text
     return [(number, {"text": line}) for number, line in enumerate(lines, 1) if line.strip()]
 
 

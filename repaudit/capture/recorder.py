@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import difflib
+import inspect
 import logging
 import time
 import warnings
@@ -21,7 +23,7 @@ from repaudit.capture.operators import ACTIVATIONS, OPERATORS, check_record, ope
 from repaudit.capture.probe import ProbeSet
 from repaudit.capture.trigger import AuditTrigger
 from repaudit.capture.wrappers import is_sharded
-from repaudit.errors import LostRankError, StepOrderError
+from repaudit.errors import LostRankError, StateError, StepOrderError
 from repaudit.store.writer import TrajectoryWriter
 
 _LOGGER = logging.getLogger(__name__)
@@ -113,6 +115,11 @@ class Recorder:
             raise ValueError(f"on_store_error: expected 'warn' or 'raise', found {on_store_error!r}")
         if batch_size < 1:
             raise ValueError(f"batch_size: expected at least 1, found {batch_size}")
+        if not model_name:
+            raise ValueError("model_name: expected a name, found an empty one")
+        if gauge is not None and not callable(gauge):
+            raise TypeError(f"gauge: expected a DiffusionGauge or another callable, found {gauge!r}")
+        _check_options(writer_options)
         check_record(record, gauge)
         self.record = record
         self.store, self.model_name, self.probe_set = store, model_name, probe_set
@@ -157,9 +164,10 @@ class Recorder:
         LayerPathError, CaptureError, ProbeSetError, StoreError
             Whatever would make audits fail.
         """
+        self.close()  # a record left open is our own
         self._ranks = Ranks.of_training(sharded=is_sharded(model), split=self._split)
-        self._is_open = True
         if not self._ranks.takes_part:
+            self._is_open = True
             return
         self._shapes = self.rehearse(model)
         failure = None
@@ -169,6 +177,7 @@ class Recorder:
         except Exception as error:  # noqa: BLE001 - raised below, once every process knows
             failure = error
         self._ranks.agree(failure)
+        self._is_open = True
         self.if_exists = "resume"  # opened again in this process, it is the same record
         self._previous = self.last_recorded
 
@@ -331,8 +340,8 @@ class Recorder:
         """Let a failure pass with a warning, unless failures are to be raised."""
         try:
             return action()
-        except LostRankError:
-            raise  # the processes are out of step, and a training that went on would mix up their messages
+        except (LostRankError, StateError):
+            raise  # the processes are out of step, or the model is no longer as it was: the training must not go on
         except Exception as error:
             if self.on_store_error == "raise":
                 raise
@@ -353,6 +362,15 @@ class Recorder:
         side = self.probe_set.padding_side
         versions = {"torch": str(torch.__version__)}
         return {"versions": versions, **({"padding_side": side} if side else {}), **self._model_attrs}
+
+
+def _check_options(options: Mapping[str, Any]) -> None:
+    known = [*inspect.signature(Recorder).parameters, *inspect.signature(TrajectoryWriter).parameters]
+    for name in options:
+        if name not in known:
+            close = difflib.get_close_matches(name, known, 1)
+            hint = f": is {close[0]!r} meant?" if close else ""
+            raise TypeError(f"unexpected keyword {name!r}{hint}")
 
 
 def _number(loss: float | torch.Tensor | None) -> float | None:

@@ -45,6 +45,10 @@ class AuditSession:
         """Tell that the run goes on from a checkpoint, whether or not that knew of audits."""
         self._resumed = True
 
+    def forget_resumed(self) -> None:
+        """Tell that nothing loaded so far is what the next run goes on from."""
+        self._resumed = False
+
     def start(
         self, model: nn.Module, trainer_step: int, *, epoch: float | None = None, context: Context = nullcontext
     ) -> None:
@@ -55,6 +59,8 @@ class AuditSession:
         StepOrderError
             When the record goes further than a run that resumed from nothing.
         """
+        if self.recorder.is_open:  # a run that was interrupted
+            self.close()
         resumed, self._resumed = self._resumed, False
         if not resumed and self.last_step is not None and trainer_step + self.offset < self.last_step:
             self.offset = self.last_step - trainer_step

@@ -274,3 +274,56 @@ def test_capture_of_a_compiled_model_sees_its_layers():
     with extractor.capture(model):
         model(torch.eye(2))
     assert extractor.activations["0"].shape == (2, 3)
+
+
+class InPlace(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = nn.Linear(4, 4), nn.Linear(4, 4)
+        self.relu = nn.ReLU(inplace=True)
+
+    def forward(self, x):
+        hidden = self.first(x)
+        more = self.second(hidden)
+        hidden += more
+        return self.relu(hidden)
+
+
+@pytest.mark.parametrize("reduce", ["mean", "last_token", "cls", "all"])
+@pytest.mark.parametrize("tokens", [False, True])
+def test_what_later_changes_an_output_in_place_does_not_reach_the_activations(reduce, tokens):
+    torch.manual_seed(0)
+    model, x = InPlace(), torch.randn(5, 3, 4) if tokens else torch.randn(5, 4)
+    specs = [LayerSpec("first", reduce=reduce, name="first"), LayerSpec("second", "input", reduce, name="input")]
+    extractor = ActivationExtractor(specs)
+    with torch.no_grad():
+        expected = model.first(x)
+    pooled = {"mean": lambda v: v.mean(1), "last_token": lambda v: v[:, -1], "cls": lambda v: v[:, 0]}
+    expected = pooled[reduce](expected) if tokens and reduce in pooled else expected
+    for _ in range(2):  # a whole forward, then one that stops early
+        for found in extractor.extract(model, ProbeSet.from_tensors({"x": x})).values():
+            torch.testing.assert_close(found, expected)
+    with torch.no_grad(), extractor.capture(model):
+        model(x)
+    torch.testing.assert_close(extractor.activations["first"], expected)
+
+
+def test_capture_forgets_a_forward_that_failed():
+    class Fails(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.fails = nn.Linear(2, 2), True
+
+        def forward(self, x):
+            y = self.first(x)
+            if self.fails:
+                raise KeyError
+            return y
+
+    model, extractor = Fails(), ActivationExtractor(["first"])
+    with extractor.capture(model):
+        with pytest.raises(KeyError):
+            model(torch.zeros(3, 2))
+        model.fails = False
+        model(torch.ones(3, 2))
+    torch.testing.assert_close(extractor.activations["first"], model.first(torch.ones(3, 2)).detach())

@@ -176,3 +176,19 @@ def test_ones_own_loop_with_accelerate(tmp_path):
     assert all(torch.equal(value, audited[name]) for name, value in plain.items())
     assert record(tmp_path / "s.zarr").step.values.tolist() == [2, 4]
     assert np.isfinite(record(tmp_path / "s.zarr").loss).all()
+
+
+def test_training_again_after_an_interruption(tmp_path):
+    class Interrupts(tf.TrainerCallback):
+        done = False
+
+        def on_step_end(self, args, state, control, **_):
+            if state.global_step == 3 and not self.done:
+                self.done = True
+                raise KeyboardInterrupt
+
+    model, callback, interrupts = gpt2(), audits(tmp_path / "s.zarr"), Interrupts()
+    with pytest.raises(KeyboardInterrupt):
+        trained(tmp_path / "a", callback, interrupts, model=model)
+    trained(tmp_path / "a", callback, interrupts, model=model)
+    assert record(tmp_path / "s.zarr").step.values.tolist() == list(range(12))

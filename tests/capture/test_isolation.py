@@ -1,5 +1,6 @@
 """What an undisturbed block leaves behind: nothing."""
 
+import collections
 import random
 
 import numpy as np
@@ -9,6 +10,7 @@ from torch import nn
 
 from repaudit import ActivationExtractor, ProbeSet
 from repaudit.capture.isolation import undisturbed
+from repaudit.errors import StateError
 
 
 class Restless(nn.Module):
@@ -109,3 +111,108 @@ def test_gradients_are_untouched():
     before = [parameter.grad.clone() for parameter in model.parameters()]
     ActivationExtractor(["[*]"]).extract(model, ProbeSet.from_tensors({"input": torch.eye(2)}))
     assert all(torch.equal(a, parameter.grad) for a, parameter in zip(before, model.parameters(), strict=True))
+
+
+class Keeps(nn.Module):
+    """Holds state of every kind outside its parameters, and changes one kind in its forward."""
+
+    def __init__(self, change):
+        super().__init__()
+        self.linear, self.change = nn.Linear(3, 3), change
+        self.hidden, self._cache = (torch.zeros(1), 0), {}
+        self.tensor, self.array = torch.zeros(2), np.zeros(2)
+        self.generator = torch.Generator().manual_seed(1)
+        self.rng, self.python = np.random.default_rng(0), random.Random(0)
+        self.nested, self.recent = {"a": [[torch.zeros(1)]]}, collections.deque(maxlen=2)
+        self.counter, self._ordered = collections.Counter(), collections.OrderedDict(a=1, b=2)
+        self.register_buffer("buffer", torch.zeros(2))
+        self.register_buffer("grows", torch.zeros(0))
+        self.register_buffer("absent", None)
+
+    def forward(self, x):
+        self.change(self)
+        return self.linear(x)
+
+    def state(self):
+        kept = (self.hidden, self._cache, self.tensor, self.array, self.nested, self.recent, self.counter)
+        rest = (self._ordered, self.buffer, self.grows.shape, self.absent, hasattr(self, "new"), list(self._modules))
+        states = (self.generator.get_state().tolist(), self.rng.bit_generator.state, self.python.getstate())
+        return str((kept, rest, states))
+
+
+def in_inference_mode(change):
+    def changed(model):
+        with torch.inference_mode():
+            change(model)
+
+    return changed
+
+
+CHANGES = {
+    "tuple": lambda m: setattr(m, "hidden", (m.hidden[0] + 1, 2)),
+    "tensor in a tuple": lambda m: m.hidden[0].add_(1),
+    "private dict": lambda m: m._cache.update(n=1),
+    "order": lambda m: m._ordered.move_to_end("a"),
+    "tensor": lambda m: m.tensor.add_(1),
+    "array": lambda m: m.array.__iadd__(1),
+    "torch generator": lambda m: torch.rand(1, generator=m.generator),
+    "NumPy generator": lambda m: m.rng.random(),
+    "Python generator": lambda m: m.python.random(),
+    "nested list": lambda m: m.nested["a"][0].append(1),
+    "nested tensor": lambda m: m.nested["a"][0][0].add_(1),
+    "deque": lambda m: m.recent.append(1),
+    "counter": lambda m: m.counter.update(["a"]),
+    "buffer through .data": lambda m: m.buffer.data.add_(1),
+    "buffer resized": lambda m: m.grows.resize_(4).fill_(1),
+    "buffer made": lambda m: setattr(m, "absent", torch.ones(2)),
+    "container made": lambda m: setattr(m, "new", [1]),
+    "module made": lambda m: m.add_module("more", nn.Linear(1, 1)),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_state_of_every_kind_comes_back(change):
+    model = nn.Sequential(Keeps(CHANGES[change]), nn.Dropout())
+    before, buffer = model[0].state(), model[0].buffer
+    ActivationExtractor(["[0]"]).extract(model, ProbeSet.from_tensors({"x": torch.eye(3)}))
+    assert model[0].state() == before
+    assert model[0].buffer is buffer
+    assert all(module.training for module in model.modules())
+
+
+def test_buffers_made_in_inference_mode_come_back():
+    model = Keeps(CHANGES["buffer through .data"])
+    with torch.inference_mode():
+        model.buffer = torch.zeros(2)
+    model.change = in_inference_mode(model.change)
+    ActivationExtractor(["linear"]).extract(model, ProbeSet.from_tensors({"x": torch.eye(3)}))
+    assert model.buffer.tolist() == [0, 0]
+
+
+def test_a_forward_that_changes_parameters_is_refused():
+    model = Keeps(lambda m: m.linear.weight.data.mul_(1.01))
+    with pytest.raises(StateError, match=r"changes the parameters linear\.weight"):
+        ActivationExtractor(["linear"]).extract(model, ProbeSet.from_tensors({"x": torch.eye(3)}))
+
+
+def test_what_cannot_come_back_is_told_and_the_rest_comes_back():
+    class Stubborn(random.Random):
+        def setstate(self, state):
+            raise OSError("no")
+
+    model = nn.Sequential(Keeps(lambda m: m.tensor.add_(1)), nn.Dropout())
+    model[0].python = Stubborn(0)
+    with pytest.raises(StateError, match=r"0\.python \(OSError: no\)"), undisturbed(model):
+        model(torch.eye(3))
+    assert all(module.training for module in model.modules())
+    assert model[0].tensor.tolist() == [0, 0]
+
+
+def test_padded_encoder_layers_are_called_with_their_padding():
+    encoder = nn.TransformerEncoder(nn.TransformerEncoderLayer(8, 2, 16, batch_first=True), 2)
+    padding = torch.zeros(3, 5, dtype=torch.bool)
+    padding[:, 4] = True
+    probe_set = ProbeSet.from_tensors({"src": torch.randn(3, 5, 8), "src_key_padding_mask": padding})
+    found = ActivationExtractor(["layers[*]", "layers[0].linear1"]).extract(encoder, probe_set)
+    assert found["layers.0.linear1"].shape == (3, 16)
+    assert torch.backends.mha.get_fastpath_enabled()

@@ -17,7 +17,7 @@ from transformers import GPT2Config
 import repaudit as ra
 from repaudit.analysis.selection import select
 from repaudit.capture.recorder import AuditWarning
-from repaudit.errors import AnalysisError, LayerPathError, RepauditError, StepOrderError
+from repaudit.errors import AnalysisError, LayerPathError, RepauditError, StateError, StepOrderError
 from repaudit.store.copying import copy_store
 
 PROBE_IDS = torch.randint(1, 32, (6, 8), generator=torch.Generator().manual_seed(3))
@@ -464,3 +464,52 @@ def test_module_learns_masked_tokens_not(tmp_path):
     torch.testing.assert_close(loss, expected)
     with pytest.raises(TypeError, match="found int"):
         ra.HFTrainerModule(3)
+
+
+def test_a_checkpoint_loaded_to_validate_does_not_cut_the_record(tmp_path):
+    class Validated(Convolutional):
+        def validation_step(self, batch, batch_idx):
+            return self(batch["x"]).sum()
+
+    callback = audits(tmp_path / "s.zarr", ["head"], probe_set=IMAGES)
+    first, module = trainer(callback, max_epochs=1), Validated(frozen=False)
+    first.fit(module, images())
+    first.save_checkpoint(tmp_path / "c.ckpt")
+    trainer(callback, max_epochs=1).fit(module, images())
+    first.validate(
+        module,
+        DataLoader(images().dataset, batch_size=4),
+        ckpt_path=str(tmp_path / "c.ckpt"),
+        weights_only=False,
+        verbose=False,
+    )
+    trainer(callback, max_epochs=1).fit(module, images())
+    assert record(tmp_path / "s.zarr").step.values.tolist() == list(range(13))
+
+
+def test_finding_a_learning_rate_does_not_cut_the_record(tmp_path):
+    from lightning.pytorch.tuner import Tuner
+
+    class Tuned(Convolutional):
+        lr = 0.1
+
+    options = {"max_epochs": 1, "default_root_dir": tmp_path}
+    trainer(audits(tmp_path / "s.zarr", ["head"], probe_set=IMAGES), **options).fit(Convolutional(False), images())
+    second, module = trainer(audits(tmp_path / "s.zarr", ["head"], probe_set=IMAGES), **options), Tuned(False)
+    Tuner(second).lr_find(module, images(), num_training=3)
+    with pytest.raises(StepOrderError, match="recorded up to step 4"):
+        second.fit(module, images())
+    assert record(tmp_path / "s.zarr").step.values.tolist() == list(range(5))
+
+
+def test_a_model_that_cannot_be_put_back_ends_the_training(tmp_path):
+    class Changes(Convolutional):
+        def forward(self, x):
+            if not self.training and self.trainer.global_step == 2:
+                with torch.no_grad():
+                    self.head.weight.mul_(1.01)
+            return super().forward(x)
+
+    with pytest.raises(StateError, match=r"head\.weight"):
+        trainer(audits(tmp_path / "s.zarr", ["head"], probe_set=IMAGES)).fit(Changes(False), images())
+    assert record(tmp_path / "s.zarr").step.values.tolist() == [0, 1]

@@ -233,3 +233,15 @@ def test_bad_probe_files_say_where(tmp_path, name, content, message):
         (tmp_path / name).write_text(content)
     with pytest.raises(ProbeSetError, match=message):
         read_probe_file(tmp_path / name)
+
+
+def test_a_local_place_has_no_revisions(tmp_path):
+    save(tmp_path / "one")
+    with pytest.raises(PretrainedError, match="no revisions, found step1, step2"):
+        find_sources(tmp_path / "one", ["step1", "step2"])
+
+
+def test_separators_inside_a_text_and_a_byte_order_mark(tmp_path):
+    path = tmp_path / "p.jsonl"
+    path.write_text('{"text": "a\u2028b"}\n{"text": "c\x85d"}\n', encoding="utf-8-sig")
+    assert read_probe_file(path)[0] == ["a\u2028b", "c\x85d"]
