@@ -9,6 +9,7 @@ import signal
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from multiprocessing.util import Finalize
 from types import FrameType
 from typing import Any, Final, Protocol
 
@@ -31,10 +32,17 @@ class _Shutdown:
         self.installed = False
         self.depth = 0
         self.pending = False
+        self.finalized = 0
 
     def own(self) -> list[Closable]:
         """The writers opened by this very process: a forked child has none of their threads."""
         return [writer for writer, process in list(self.open.items()) if process == os.getpid()]
+
+    def outlive_multiprocessing(self) -> None:
+        """Have the writers closed at the end of a multiprocessing child too, which skips `atexit`."""
+        if self.finalized != os.getpid():
+            Finalize(None, lambda: _for_each(self.own(), "close"), exitpriority=100)
+            self.finalized = os.getpid()
 
     def install(self) -> None:
         if self.installed or threading.current_thread() is not threading.main_thread():
@@ -100,6 +108,7 @@ postponed = _SHUTDOWN.postponed
 def watch(writer: Closable) -> None:
     """Close `writer` at interpreter exit and flush it on SIGTERM, until :func:`forget`."""
     _SHUTDOWN.open[writer] = os.getpid()
+    _SHUTDOWN.outlive_multiprocessing()
     _SHUTDOWN.install()
 
 

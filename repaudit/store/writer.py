@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import logging
+import math
+import operator
 import os
 import queue
 import threading
+import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -42,6 +45,23 @@ class _Queued:
 class _Truncation:
     after_step: int
     done: threading.Event = field(default_factory=threading.Event)
+
+
+def _number(value: Any, what: str) -> float | None:
+    """Give a number as it is now: the caller may change an array or a tensor in place while the step waits."""
+    if value is None:
+        return None
+    try:
+        return float(value.detach() if hasattr(value, "detach") else value)
+    except (TypeError, ValueError) as error:
+        raise type(error)(f"{what}={value!r}: expected a number ({error}).") from error
+
+
+def _finite(value: Any, what: str) -> float:
+    number = _number(value, what)
+    if number is None or not math.isfinite(number):
+        raise ValueError(f"{what}={value!r}: expected seconds since 1970-01-01 UTC.")
+    return number
 
 
 class TrajectoryWriter:
@@ -139,7 +159,8 @@ class TrajectoryWriter:
         self._unnoted: list[tuple[int, str]] = []
         self._untold: list[str] = []
         self._error: BaseException | None = None
-        self._closed = False
+        self._closed = self._ended = False
+        self._process = os.getpid()
         self._failed = False
         self._queue: queue.Queue[_Queued | _Truncation | None] = queue.Queue(QUEUE_LENGTH)
         self._thread = threading.Thread(target=self._work, name=f"repaudit-writer-{model_name}", daemon=True)
@@ -191,11 +212,13 @@ class TrajectoryWriter:
         Raises
         ------
         StepOrderError, LayoutError, WriterClosedError
+        TypeError, ValueError
+            If a step is no integer, or a coordinate no number.
         StoreError
             If an earlier step could not be stored and ``on_store_error="raise"``.
         """
         self._check_open()
-        step = int(step)
+        step = operator.index(step)
         if step < 0 or (self._steps and step <= self._steps[-1]):
             last = f"the last one is {self._steps[-1]}" if self._steps else "it must not be negative"
             raise StepOrderError(
@@ -204,10 +227,16 @@ class TrajectoryWriter:
             )
         self._check_names(arrays)
         values = {name: stored_values(layer, arrays[name], copy=copy) for name, layer in self._layers.items()}
-        row = {STEP: step, EPOCH: epoch, LOSS: loss, TRIGGER: trigger, WALL_TIME: wall_time}
+        row = {
+            STEP: step,
+            EPOCH: _number(epoch, EPOCH),
+            LOSS: _number(loss, LOSS),
+            TRIGGER: None if trigger is None else str(trigger),
+            WALL_TIME: time.time() if wall_time is None else _finite(wall_time, WALL_TIME),
+        }
         with postponed():
-            self._steps.append(step)
             self._queue.put(_Queued(row, values))
+            self._steps.append(step)  # only now: a step whose append was interrupted may be appended again
 
     def _check_names(self, arrays: Mapping[str, Any]) -> None:
         missing, unknown = self._layers.keys() - arrays.keys(), arrays.keys() - self._layers.keys()
@@ -219,6 +248,7 @@ class TrajectoryWriter:
 
     def flush(self) -> None:
         """Wait until every queued step is committed, or noted as a gap."""
+        self._check_process()
         with postponed():
             self._queue.join()
         self._surface()
@@ -235,12 +265,17 @@ class TrajectoryWriter:
 
     def close(self) -> None:
         """Flush, finalise, and give the model's lease back; a second call does nothing."""
-        if self._closed:
+        if self._ended:
+            return
+        if self._process != os.getpid():  # a forked child has none of the writer's threads
+            self._closed = self._ended = True
             return
         with postponed():
-            self._closed = True
-            self._queue.put(None)
-            self._thread.join()
+            if not self._closed:
+                self._queue.put(None)
+                self._closed = True
+            self._thread.join()  # also when a first call was interrupted here
+            self._ended = True
         forget(self)
         self._surface()
 
@@ -259,9 +294,17 @@ class TrajectoryWriter:
 
     def _check_open(self) -> None:
         self._surface()
+        self._check_process()
         if self._closed or self._failed:
             why = "failed earlier; close it and open another" if self._failed else "is closed"
             raise WriterClosedError(f"The writer of model {self.model_name!r} {why}.")
+
+    def _check_process(self) -> None:
+        if self._process != os.getpid():
+            raise WriterClosedError(
+                f"The writer of model {self.model_name!r} belongs to process {self._process}; this is process "
+                f"{os.getpid()}, forked from it. Append there, or open a writer of another model here."
+            )
 
     def _surface(self) -> None:
         """Tell the caller's thread what went wrong in the writer's."""

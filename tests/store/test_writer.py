@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import os
+import threading
 import warnings
 
 import ml_dtypes
@@ -207,3 +210,90 @@ def test_inputs_that_zarr_cannot_hold_are_refused(url):
     probe_set = StoredProbeSet("a" * 64, ["s"], {"words": np.array(["a"])})
     with pytest.raises(ProbeSetError, match="words has dtype <U1"):
         open_writer(url, probe_set, {"x": ((1, 2), "float32")})
+
+
+def test_coordinates_are_taken_when_a_step_is_appended(url, probe_set, layers, step_arrays):
+    loss, epoch = torch.tensor(1.0, requires_grad=True), np.array(2.0)
+    with ra.TrajectoryWriter(url, model_name="m", probe_set=probe_set, layers=layers) as writer:
+        changed, put_many = threading.Event(), writer._record.storage.put_many
+        writer._record.storage.put_many = lambda objects: (changed.wait(10), put_many(objects))
+        writer.append(0, step_arrays(0), loss=loss, epoch=epoch)
+        with torch.no_grad():
+            loss += 5
+        epoch += 5
+        changed.set()
+    dataset = catalog.model_dataset(ra.open_store(url), "m")
+    assert (float(dataset.loss[0]), float(dataset.epoch[0])) == (1.0, 2.0)
+
+
+@pytest.mark.parametrize(
+    ("keywords", "kind"),
+    [
+        ({"loss": "much"}, ValueError),
+        ({"epoch": [1, 2]}, TypeError),
+        ({"wall_time": float("nan")}, ValueError),
+        ({"step": 10.7}, TypeError),
+    ],
+)
+def test_wrong_coordinates_are_refused_at_once(url, probe_set, layers, step_arrays, keywords, kind):
+    with ra.TrajectoryWriter(url, model_name="m", probe_set=probe_set, layers=layers) as writer:
+        with pytest.raises(kind):
+            writer.append(**{"step": 0, "arrays": step_arrays(0)} | keywords)
+        assert writer.steps == []
+        writer.append(0, step_arrays(0))
+    assert writer.committed == [0]
+
+
+def test_an_interrupted_close_is_finished_by_the_next(url, probe_set, layers, step_arrays, monkeypatch):
+    writer = ra.TrajectoryWriter(url, model_name="m", probe_set=probe_set, layers=layers)
+    writer.append(0, step_arrays(0))
+    with monkeypatch.context() as interrupted:
+
+        def interrupt(timeout=None):
+            raise KeyboardInterrupt
+
+        interrupted.setattr(writer._thread, "join", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            writer.close()
+    writer.close()
+    assert not writer._thread.is_alive()
+    assert writer.committed == [0]
+
+
+def test_an_interrupted_append_may_be_repeated(url, probe_set, layers, step_arrays, monkeypatch):
+    with ra.TrajectoryWriter(url, model_name="m", probe_set=probe_set, layers=layers) as writer:
+        with monkeypatch.context() as interrupted:
+
+            def interrupt(item):
+                raise KeyboardInterrupt
+
+            interrupted.setattr(writer._queue, "put", interrupt)
+            with pytest.raises(KeyboardInterrupt):
+                writer.append(0, step_arrays(0))
+        writer.append(0, step_arrays(0))
+    assert writer.committed == [0]
+
+
+def test_a_forked_child_is_refused_the_parents_writer(url, probe_set, layers, step_arrays, monkeypatch):
+    with ra.TrajectoryWriter(url, model_name="m", probe_set=probe_set, layers=layers) as writer:
+        with monkeypatch.context() as child:
+            child.setattr(os, "getpid", lambda: -1)
+            for act in (lambda: writer.append(0, step_arrays(0)), writer.flush):
+                with pytest.raises(WriterClosedError, match="forked"):
+                    act()
+        writer.append(0, step_arrays(0))
+    assert writer.committed == [0]
+
+
+def record_and_leave(url, probe_set, layers, arrays):
+    ra.TrajectoryWriter(url, model_name="m", probe_set=probe_set, layers=layers).append(0, arrays)
+
+
+def test_a_multiprocessing_child_that_does_not_close_keeps_its_steps(url, probe_set, layers, step_arrays):
+    child = multiprocessing.get_context("forkserver").Process(
+        target=record_and_leave, args=(url, probe_set, layers, step_arrays(0))
+    )
+    child.start()
+    child.join()
+    assert catalog.steps(ra.open_store(url), "m") == [0]
+    assert ra.verify(url, data=True) == []
