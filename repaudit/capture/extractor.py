@@ -354,7 +354,7 @@ class _Recording:
     def _record(self, layer: Layer, value: Any) -> None:
         try:
             self._keep(layer, value)
-        except CaptureError as error:
+        except Exception as error:
             if not self._whole:
                 raise
             self._failure = self._failure or error  # raised after the forward: other ranks are in the middle of it
