@@ -29,7 +29,7 @@ def test_the_demo_reports_and_repeats_itself(tmp_path):
     for run in runs:
         assert run.returncode == 0, run.stderr
         assert "report.html" in run.stdout
-    tree = xr.open_datatree(tmp_path / "first" / "store.zarr", engine="zarr")
+    tree = xr.open_datatree(tmp_path / "first" / "store.zarr", engine="zarr", consolidated=False)
     assert set(tree["models"].children) == {"seed0", "seed1", "seed2"}
     assert tree.sizes["sample"] >= 256
     layers = {f"model.layers.{i}" for i in range(3)} | {"model.embed_tokens", "model.norm"}
