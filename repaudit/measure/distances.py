@@ -85,10 +85,17 @@ def _frobenius(stack: OperatorStack, memory: str | int, progress: Progress | Non
 
 
 def _calibrated(stack: OperatorStack, memory: str | int, progress: Progress | None) -> Array:
+    return calibrated_distances(stack, len(stack), memory=memory, progress=progress)
+
+
+def calibrated_distances(
+    stack: OperatorStack, first: int, *, memory: str | int = "2GB", progress: Progress | None = None
+) -> Array:
+    """Calibrated distances (first, T) of the first so many operators to all of a stack."""
     # A constant changes neither the distances nor their null, and without it near-uniform operators cancel nothing.
     constant = 1 / stack.samples
     gram = stream_gram(
-        stack, memory=memory, progress=progress, moments=True, transform=lambda band: band.sub_(constant)
+        stack, memory=memory, progress=progress, moments=True, first=first, transform=lambda band: band.sub_(constant)
     )
     distances: Array = np.sqrt(calibrated_squares(gram, stack.samples))
     return distances
@@ -96,8 +103,11 @@ def _calibrated(stack: OperatorStack, memory: str | int, progress: Progress | No
 
 def calibrated_squares(gram: Gram, samples: int) -> Array:
     """Squared distances over their null; 0 where the null itself is 0, which only identical operators have."""
-    inner = null_inner(gram.trace[:, None], gram.total[:, None], gram.trace[None, :], gram.total[None, :], samples)
-    null = gram.square[:, None] + gram.square[None, :] - 2 * inner
+    top = len(gram.squared_distances)
+    inner = null_inner(
+        gram.trace[:top, None], gram.total[:top, None], gram.trace[None, :], gram.total[None, :], samples
+    )
+    null = gram.square[:top, None] + gram.square[None, :] - 2 * inner
     ratio: Array = np.zeros_like(gram.squared_distances)
     np.divide(gram.squared_distances, null, out=ratio, where=null > NO_STRUCTURE)
     return ratio

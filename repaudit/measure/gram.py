@@ -33,7 +33,7 @@ Progress = Callable[[int, int], None]
 
 @dataclass(frozen=True)
 class Gram:
-    """Squared Frobenius distances (T, T), and the trace, sum and squared norm of every operator, each (T,)."""
+    """Squared Frobenius distances (T, T), or (first, T); trace, sum and squared norm of every operator, each (T,)."""
 
     squared_distances: NDArray[np.float64]
     trace: NDArray[np.float64]
@@ -48,6 +48,7 @@ def stream_gram(
     memory: str | int = "2GB",
     transform: Transform | None = None,
     moments: bool = False,
+    first: int | None = None,
     progress: Progress | None = None,
 ) -> Gram:
     """Squared distances of all pairs, reading bands of rows of all operators and keeping none.
@@ -66,29 +67,33 @@ def stream_gram(
         Applied to the entries first, for example a square root.
     moments : bool
         Whether trace, sum and squared norm are wanted too.
+    first : int, optional
+        Only the distances of the first so many operators to all: what is new to those that are known.
     progress : function of (rows done, rows in all), optional
     """
-    rows = _band_rows(stack, memory)
-    size = len(stack)
-    gram = torch.zeros((size, size), dtype=torch.float64)
+    size, top = len(stack), len(stack) if first is None else first
+    rows = _band_rows(stack, memory, top)
+    gram = torch.zeros((top, size), dtype=torch.float64)
+    norms = torch.zeros(size, dtype=torch.float64)
     sums = torch.zeros((3, size), dtype=torch.float64)
     for start, band in _bands(stack, rows, transform):
         if moments:
             _add_moments(sums, band, start)
-        _add_gram(gram, _centred(band))
+        _add_gram(gram, norms, _centred(band))
         if progress is not None:
             progress(start + band.shape[1], stack.samples)
-    gram = gram.triu_() + gram.triu(1).T
-    norms = gram.diagonal().clone()
+    square = gram[:, :top]
+    norms[:top] = square.diagonal()
+    square.copy_(square.triu() + square.triu(1).T)
     if not torch.isfinite(norms).all():
-        _refuse_unsound(_bands(stack, rows, transform), len(stack))
-    squared = gram.mul_(-2).add_(norms[:, None]).add_(norms[None, :]).clamp_(min=0)
+        _refuse_unsound(_bands(stack, rows, transform), size)
+    squared = gram.mul_(-2).add_(norms[:top, None]).add_(norms[None, :]).clamp_(min=0)
     close = _close_pairs(squared, norms, min(CLOSE, CLOSE_BY_SIDE / stack.samples))
     if len(close):
         _recompute(squared, close, _bands(stack, rows, transform))
     squared.fill_diagonal_(0)
-    trace, total, square = sums.numpy()
-    return Gram(squared.numpy(), trace, total, square, len(close))
+    trace, total, squares = sums.numpy()
+    return Gram(squared.numpy(), trace, total, squares, len(close))
 
 
 def _bands(stack: OperatorStack, rows: int, transform: Transform | None) -> Iterator[tuple[int, torch.Tensor]]:
@@ -98,10 +103,10 @@ def _bands(stack: OperatorStack, rows: int, transform: Transform | None) -> Iter
         yield start, band
 
 
-def _band_rows(stack: OperatorStack, memory: str | int) -> int:
+def _band_rows(stack: OperatorStack, memory: str | int, first: int) -> int:
     budget = parse_bytes(memory)
     row = len(stack) * stack.samples * stack.dtype.itemsize
-    fixed = 4 * 8 * len(stack) ** 2
+    fixed = 4 * 8 * len(stack) * first
     if budget < fixed + 2 * row:
         raise OperatorError(
             f"expected a memory budget of at least {(fixed + 2 * row) / 1e6:.0f} MB for {len(stack)} operators of "
@@ -122,13 +127,16 @@ def _centred(band: torch.Tensor) -> torch.Tensor:
     return flat.sub_(flat[:: max(1, len(flat) // REFERENCES)].mean(0))
 
 
-def _add_gram(gram: torch.Tensor, flat: torch.Tensor) -> None:
+def _add_gram(gram: torch.Tensor, norms: torch.Tensor, flat: torch.Tensor) -> None:
     """Add a band's products to the upper triangle: by panels of rows, which spares most of the lower one."""
+    top = len(gram)
+    norms[top:] += torch.linalg.vector_norm(flat[top:], dim=1).to(torch.float64).square_()
     panel = -(-len(flat) // min(8, max(1, len(flat) // 64)))
     for start in range(0, flat.shape[1], GEMM_COLUMNS):
         columns = flat[:, start : start + GEMM_COLUMNS]
-        for row in range(0, len(flat), panel):
-            gram[row : row + panel, row:] += columns[row : row + panel] @ columns[row:].T
+        for row in range(0, top, panel):
+            stop = min(row + panel, top)
+            gram[row:stop, row:] += columns[row:stop] @ columns[row:].T
 
 
 def _refuse_unsound(bands: Iterator[tuple[int, torch.Tensor]], size: int) -> None:
@@ -140,7 +148,7 @@ def _refuse_unsound(bands: Iterator[tuple[int, torch.Tensor]], size: int) -> Non
 
 
 def _close_pairs(squared: torch.Tensor, norms: torch.Tensor, share: float) -> torch.Tensor:
-    close = squared <= share * (norms[:, None] + norms[None, :])
+    close = squared <= share * (norms[: len(squared), None] + norms[None, :])
     return close.triu_(1).nonzero()
 
 
@@ -154,4 +162,5 @@ def _recompute(squared: torch.Tensor, pairs: torch.Tensor, bands: Iterator[tuple
             difference = flat[pairs[some, 0]].sub_(flat[pairs[some, 1]])
             sums[some] += torch.linalg.vector_norm(difference, dim=1).to(torch.float64).square_()
     squared[pairs[:, 0], pairs[:, 1]] = sums
-    squared[pairs[:, 1], pairs[:, 0]] = sums
+    both = pairs[:, 1] < len(squared)
+    squared[pairs[both, 1], pairs[both, 0]] = sums[both]

@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from itertools import combinations_with_replacement
+from itertools import combinations_with_replacement, product
 from typing import Any, Final
 
 import numpy as np
 import xarray as xr
+from dask.utils import parse_bytes
 from numpy.typing import NDArray
 from scipy.spatial.distance import cdist
 
@@ -79,26 +80,34 @@ def similarity(
     selection via dependence maximization (the unbiased HSIC). Huh et al. (2024), The Platonic representation
     hypothesis (mutual kNN). Williams et al. (2021), Generalized shape metrics. Kriegeskorte et al. (2008).
     """
-    if measure not in _MEASURES:
-        raise ValueError(f"expected a measure among {', '.join(_MEASURES)}, found {measure!r}")
     x, y = _samples(X, "X"), _samples(Y, "Y")
     if len(x) != len(y):
         raise ActivationError(f"expected the same samples in X and Y, found {len(x)} and {len(y)}")
-    value, null = _MEASURES[measure](x, y, _Options(k, permutations, seed))
-    return Similarity(value, null, measure)
+    if measure == "procrustes":
+        return Similarity(*_procrustes(x, y, permutations, seed), measure)
+    form = _form(measure)
+    return Similarity(*_cosine_and_null(_Unit.of(form(x, k)), _Unit.of(form(y, k))), measure)
 
 
 def similarity_map(
-    representations: Mapping[str, Any], measure: str = "cka", *, k: int = 10, permutations: int = 50, seed: int = 0
+    representations: Mapping[str, Any],
+    measure: str = "cka",
+    *,
+    k: int = 10,
+    permutations: int = 50,
+    seed: int = 0,
+    memory: str | int = "2GB",
 ) -> xr.Dataset:
     """Similarity of every pair of representations, such as all layers of all models at one step.
 
     Parameters
     ----------
     representations : mapping of name, such as "seed0/model.layers.3", to (sample, feature)
-        On the same samples.
+        On the same samples; asked for one at a time, again for every block of those that fit in memory.
     measure, k, permutations, seed
         As in :func:`similarity`.
+    memory : bytes, or text such as "2GB"
+        Bound on what is kept of the representations: at least two samples-by-samples matrices.
 
     Returns
     -------
@@ -114,23 +123,43 @@ def similarity_map(
     """
     names = list(representations)
     found = np.full((2, len(names), len(names)), math.nan)
-    for i, j in combinations_with_replacement(range(len(names)), 2):
-        first, second = representations[names[i]], representations[names[j]]
-        pair = similarity(first, second, measure, k=k, permutations=permutations, seed=seed)
-        found[:, i, j] = found[:, j, i] = pair.value, pair.null
+    if measure == "procrustes":
+        for i, j in combinations_with_replacement(range(len(names)), 2):
+            pair = similarity(
+                representations[names[i]], representations[names[j]], measure, permutations=permutations, seed=seed
+            )
+            found[:, i, j] = found[:, j, i] = pair.value, pair.null
+    else:
+        _fill(found, representations, lambda x: _Unit.of(_form(measure)(x, k)), parse_bytes(memory))
     dims = ("representation", "other")
     variables = {"similarity": (dims, found[0]), "null": (dims, found[1])}
     return xr.Dataset(variables, coords={"representation": names, "other": names}, attrs={"measure": measure})
 
 
-@dataclass(frozen=True)
-class _Options:
-    k: int
-    permutations: int
-    seed: int
+def _fill(found: Array, representations: Mapping[str, Any], unit: Callable[[Array], _Unit], memory: int) -> None:
+    """Compare blocks of representations, of which two are kept at a time."""
+    names = list(representations)
+    if not names:
+        return
+    first = _samples(representations[names[0]], names[0])
+    block = max(1, memory // (2 * 8 * len(first) ** 2))
+    starts = range(0, len(names), block)
+    for start in starts:
+        rows = [_unit_of(representations, name, unit, len(first)) for name in names[start : start + block]]
+        for other in starts[starts.index(start) :]:
+            columns = rows
+            if other != start:
+                columns = [_unit_of(representations, name, unit, len(first)) for name in names[other : other + block]]
+            for (i, p), (j, q) in product(enumerate(rows, start), enumerate(columns, other)):
+                if i <= j:
+                    found[:, i, j] = found[:, j, i] = _cosine_and_null(p, q)
 
 
-Measure = Callable[[Array, Array, _Options], tuple[float, float]]
+def _unit_of(representations: Mapping[str, Any], name: str, unit: Callable[[Array], _Unit], samples: int) -> _Unit:
+    x = _samples(representations[name], name)
+    if len(x) != samples:
+        raise ActivationError(f"expected the same {samples} samples in every representation, found {len(x)} in {name}")
+    return unit(x)
 
 
 def effective_rank(X: Any) -> float:
@@ -167,34 +196,43 @@ def _centred(x: Array) -> Array:
     return centred
 
 
-def _ratio(numerator: float, denominator: float) -> float:
-    return numerator / denominator if denominator > 0 else math.nan
+@dataclass(frozen=True)
+class _Unit:
+    """A representation as one matrix (N, N) of unit norm: a similarity is the inner product of two of them."""
+
+    matrix: Array
+    trace: float
+    total: float
+
+    @classmethod
+    def of(cls, form: Array) -> _Unit:
+        norm = float(np.linalg.norm(form))
+        unit = form / norm if norm > 0 else np.full_like(form, math.nan)
+        return cls(unit, float(np.trace(unit)), float(unit.sum()))
 
 
-def _cosine_and_null(K: Array, L: Array) -> tuple[float, float]:
+def _cosine_and_null(p: _Unit, q: _Unit) -> tuple[float, float]:
     """``<K, L> / (|K| |L|)`` and its mean over relabellings of one of them, which leave the norms alone."""
-    norms = float(np.linalg.norm(K) * np.linalg.norm(L))
-    expected = float(null_inner(np.trace(K), K.sum(), np.trace(L), L.sum(), len(K)))
-    return _ratio(float(np.vdot(K, L)), norms), _ratio(expected, norms)
+    null = null_inner(p.trace, p.total, q.trace, q.total, len(p.matrix))
+    return float(np.vdot(p.matrix, q.matrix)), float(null)
 
 
-def _gram(x: Array) -> Array:
+def _form(measure: str) -> Callable[[Array, int], Array]:
+    if measure not in _FORMS:
+        raise ValueError(f"expected a measure among {', '.join(MEASURES)}, found {measure!r}")
+    return _FORMS[measure]
+
+
+def _gram(x: Array, _: int = 0) -> Array:
     centred = _centred(x)
     scale = np.abs(centred).max(initial=0) or 1.0
     gram: Array = (centred / scale) @ (centred / scale).T
     return gram
 
 
-def _cka(x: Array, y: Array, _: _Options) -> tuple[float, float]:
-    return _cosine_and_null(_gram(x), _gram(y))
-
-
-def _cka_debiased(x: Array, y: Array, _: _Options) -> tuple[float, float]:
-    return _cosine_and_null(_u_centred(_gram(x)), _u_centred(_gram(y)))
-
-
-def _u_centred(K: Array) -> Array:
+def _gram_debiased(x: Array, _: int) -> Array:
     """The matrix whose inner products are N (N - 3) times the unbiased HSIC: zero diagonal, rows that sum to zero."""
+    K = _gram(x)
     n = len(K)
     off = K - np.diag(np.diag(K))
     rows = off.sum(1) / (n - 2)
@@ -203,11 +241,7 @@ def _u_centred(K: Array) -> Array:
     return centred
 
 
-def _cka_rbf(x: Array, y: Array, _: _Options) -> tuple[float, float]:
-    return _cosine_and_null(_rbf(x), _rbf(y))
-
-
-def _rbf(x: Array) -> Array:
+def _rbf(x: Array, _: int) -> Array:
     distances = cdist(x, x)
     bandwidth = float(np.median(distances[~np.eye(len(x), dtype=bool)]))
     if bandwidth == 0:
@@ -217,54 +251,49 @@ def _rbf(x: Array) -> Array:
     return centred
 
 
-def _mutual_knn(x: Array, y: Array, options: _Options) -> tuple[float, float]:
+def _neighbours(x: Array, k: int) -> Array:
+    """1 where a sample is among the k nearest of another; all 0 where every sample is the same, which has none."""
     others = len(x) - 1
-    if not 1 <= options.k <= others:
-        raise ValueError(f"expected k between 1 and the {others} other samples, found {options.k}")
-    shared = _neighbours(x, options.k) & _neighbours(y, options.k)
-    return float(shared.sum(1).mean() / options.k), options.k / others
-
-
-def _neighbours(x: Array, k: int) -> NDArray[np.bool_]:
+    if not 1 <= k <= others:
+        raise ValueError(f"expected k between 1 and the {others} other samples, found {k}")
     distances = cdist(x, x)
+    found = np.zeros(distances.shape)
+    if not distances.any():
+        return found
     np.fill_diagonal(distances, np.inf)
-    found = np.zeros(distances.shape, dtype=bool)
-    np.put_along_axis(found, np.argsort(distances, axis=1, kind="stable")[:, :k], True, axis=1)
+    np.put_along_axis(found, np.argsort(distances, axis=1, kind="stable")[:, :k], 1.0, axis=1)
     return found
 
 
-def _procrustes(x: Array, y: Array, options: _Options) -> tuple[float, float]:
+def _profile(x: Array, _: int) -> Array:
+    """Off-diagonal distances less their mean; 0 where they vary by rounding alone."""
+    distances = cdist(x, x)
+    off = ~np.eye(len(x), dtype=bool)
+    centred: Array = np.where(off, distances - distances[off].mean(), 0)
+    if float(np.linalg.norm(centred)) <= 1e-9 * float(np.linalg.norm(distances)):
+        return np.zeros_like(centred)
+    return centred
+
+
+def _procrustes(x: Array, y: Array, permutations: int, seed: int) -> tuple[float, float]:
     first, second = _centred(x), _centred(y)
     norms = float(np.linalg.norm(first) * np.linalg.norm(second))
-    rng = np.random.default_rng(options.seed)
-    drawn = [_nuclear(first, second[rng.permutation(len(y))]) for _ in range(options.permutations)]
-    return _ratio(_nuclear(first, second), norms), _ratio(float(np.mean(drawn)), norms)
+    if not norms > 0:
+        return math.nan, math.nan
+    rng = np.random.default_rng(seed)
+    drawn = [_nuclear(first, second[rng.permutation(len(y))]) for _ in range(permutations)]
+    return _nuclear(first, second) / norms, float(np.mean(drawn)) / norms
 
 
 def _nuclear(first: Array, second: Array) -> float:
     return float(np.linalg.svd(first.T @ second, compute_uv=False).sum())
 
 
-def _rsa(x: Array, y: Array, _: _Options) -> tuple[float, float]:
-    first, second = _profile(x), _profile(y)
-    return _ratio(float(np.vdot(first, second)), float(np.linalg.norm(first) * np.linalg.norm(second))), 0.0
-
-
-def _profile(x: Array) -> Array:
-    """Off-diagonal distances less their mean; 0 where they vary by rounding alone."""
-    distances = cdist(x, x)
-    off = ~np.eye(len(x), dtype=bool)
-    centred: Array = distances[off] - distances[off].mean()
-    if float(np.linalg.norm(centred)) <= 1e-9 * float(np.linalg.norm(distances)):
-        return np.zeros_like(centred)
-    return centred
-
-
-_MEASURES: Final[dict[str, Measure]] = {
-    "cka": _cka,
-    "cka_debiased": _cka_debiased,
-    "cka_rbf": _cka_rbf,
-    "mutual_knn": _mutual_knn,
-    "procrustes": _procrustes,
-    "rsa": _rsa,
+_FORMS: Final[dict[str, Callable[[Array, int], Array]]] = {
+    "cka": _gram,
+    "cka_debiased": _gram_debiased,
+    "cka_rbf": _rbf,
+    "mutual_knn": _neighbours,
+    "rsa": _profile,
 }
+MEASURES: Final = (*_FORMS, "procrustes")

@@ -14,6 +14,8 @@ from numpy.typing import NDArray
 
 from repaudit.errors import OperatorError
 
+_PRECISIONS = (np.float32, np.float64)
+
 Operator: TypeAlias = Any
 """Anything with ``.matrix``, or a square array: NumPy, torch (dense or sparse), scipy sparse, DataArray."""
 
@@ -42,6 +44,62 @@ def dense(operator: Operator) -> np.ndarray[Any, np.dtype[np.float64]]:
     return array
 
 
+@dataclass(frozen=True)
+class OperatorFile:
+    """One operator in a file, read a band at a time: what is read, not mapped, never counts as this process's memory.
+
+    Attributes
+    ----------
+    path : str
+    shape : (sample, neighbor)
+    dtype : numpy dtype, float32 or float64
+    offset : int
+        Byte at which the first row begins; rows lie one after the other.
+    """
+
+    path: str
+    shape: tuple[int, int]
+    dtype: np.dtype[Any]
+    offset: int
+
+    @classmethod
+    def at(cls, path: str | os.PathLike[str]) -> OperatorFile:
+        """The operator in a ``.npy`` file.
+
+        Raises
+        ------
+        OperatorError
+            The file holds no C-ordered float matrix, or less of it than its header says.
+        """
+        try:
+            array = np.load(path, mmap_mode="r", allow_pickle=False)
+        except (ValueError, EOFError) as error:
+            raise OperatorError(f"expected an operator in {os.fspath(path)}: {error}") from error
+        if array.ndim != 2 or array.dtype not in _PRECISIONS or not array.flags.c_contiguous:
+            raise OperatorError(f"expected a float matrix in {os.fspath(path)}, found {array.dtype} {array.shape}")
+        return cls(os.fspath(path), array.shape, array.dtype, array.offset)
+
+    @property
+    def matrix(self) -> NDArray[Any]:
+        """All of it, in memory."""
+        whole = np.empty(self.shape, self.dtype)
+        self.read(whole, 0)
+        return whole
+
+    def read(self, target: NDArray[Any], start: int) -> None:
+        """Fill (rows, N) from row `start` on."""
+        descriptor = os.open(self.path, os.O_RDONLY)
+        try:
+            view, at = memoryview(target.data).cast("B"), self.offset + start * self.shape[1] * self.dtype.itemsize
+            while len(view):
+                done = os.preadv(descriptor, [view], at)
+                if not done:
+                    raise OperatorError(f"expected {len(view)} bytes more at {at}, found the end of {self.path}")
+                view, at = view[done:], at + done
+        finally:
+            os.close(descriptor)
+
+
 class OperatorStack:
     """T operators on the same N samples, of which only a band of rows is in memory at any time.
 
@@ -49,16 +107,16 @@ class OperatorStack:
     ----------
     operators : sequence of operators, or array (T, N, N)
         Items are asked for once per band, so access should be cheap: a list, a memory map, a Zarr or HDF5 array.
+        :class:`OperatorFile` and plain memory maps are read from their files.
     """
 
     def __init__(self, operators: Sequence[Operator] | Any) -> None:
-        self._operators: Any = operators
-        self._cube = getattr(operators, "ndim", None) == 3 and not hasattr(operators, "matrix")
-        self._file = _MappedFile.of(operators)
+        self._operators: Any = _files_under(operators) or operators
+        self._cube = getattr(self._operators, "ndim", None) == 3 and not hasattr(self._operators, "matrix")
         self.size = len(operators)
         if self.size == 0:
             raise OperatorError("expected at least one operator, found none")
-        first = matrix_of(self._operators[0])
+        first = self._item(0)
         self.samples = _side(first, "operator 0")
         self.dtype = torch.float64 if _is_double(first) else torch.float32
 
@@ -77,16 +135,21 @@ class OperatorStack:
             self._fill(part, start, stop)
             yield start, part
 
+    def _item(self, index: int) -> Any:
+        operator = self._operators[index]
+        return operator if isinstance(operator, OperatorFile) else matrix_of(operator)
+
     def _fill(self, part: torch.Tensor, start: int, stop: int) -> None:
-        if self._file is not None:
-            self._file.read(part.numpy(), start)
-        elif self._cube:
+        if self._cube:
             _copy(part, self._operators[:, start:stop])
-        else:
-            for index in range(self.size):
-                matrix = self[index]
-                self._check(matrix, index)
-                _copy(part[index], _band(matrix, start, stop))
+            return
+        for index in range(self.size):
+            operator = self._item(index)
+            self._check(operator, index)
+            if isinstance(operator, OperatorFile) and _is_double(operator) == (part.dtype is torch.float64):
+                operator.read(part[index].numpy(), start)
+            else:
+                _copy(part[index], _band(matrix_of(operator), start, stop))
 
     def _check(self, matrix: Any, index: int) -> None:
         side = _side(matrix, f"operator {index}")
@@ -96,38 +159,18 @@ class OperatorStack:
             raise OperatorError(f"expected operators of one precision, found float64 in operator {index} after float32")
 
 
-@dataclass(frozen=True)
-class _MappedFile:
-    """The file under a memory map (T, N, N): read, not mapped, its pages never count as this process's memory."""
-
-    path: str
-    offset: int
-    stride: int
-    row: int
-
-    @classmethod
-    def of(cls, operators: Any) -> _MappedFile | None:
-        """The file of a plain float32 or float64 memory map; private (copy-on-write) maps differ from their file."""
-        if not isinstance(operators, np.memmap) or operators.mode == "c" or operators.ndim != 3:
-            return None
-        pages, array = _pages(operators), np.asarray(operators)
-        inner = array.strides[1:] == (array.shape[2] * array.itemsize, array.itemsize)
-        if pages is None or operators.filename is None or not inner or array.dtype not in (np.float32, np.float64):
-            return None
-        within = array.__array_interface__["data"][0] - np.frombuffer(pages, np.uint8).__array_interface__["data"][0]
-        first = operators.offset - operators.offset % mmap.ALLOCATIONGRANULARITY
-        return cls(str(operators.filename), first + within, array.strides[0], array.strides[1])
-
-    def read(self, target: NDArray[Any], start: int) -> None:
-        """Fill (T, rows, N) from row `start` on."""
-        descriptor = os.open(self.path, os.O_RDONLY)
-        try:
-            for index, part in enumerate(target):
-                at, view = self.offset + index * self.stride + start * self.row, memoryview(part).cast("B")
-                if os.preadv(descriptor, [view], at) != len(view):
-                    raise OperatorError(f"expected {len(view)} bytes at {at}, found the end of {self.path}")
-        finally:
-            os.close(descriptor)
+def _files_under(operators: Any) -> list[OperatorFile] | None:
+    """The operators of a plain memory map (T, N, N) as files; private (copy-on-write) maps differ from their file."""
+    if not isinstance(operators, np.memmap) or operators.mode == "c" or operators.ndim != 3:
+        return None
+    pages, array = _pages(operators), np.asarray(operators)
+    inner = array.strides[1:] == (array.shape[2] * array.itemsize, array.itemsize)
+    if pages is None or operators.filename is None or not inner or array.dtype not in _PRECISIONS:
+        return None
+    within = array.__array_interface__["data"][0] - np.frombuffer(pages, np.uint8).__array_interface__["data"][0]
+    first = operators.offset - operators.offset % mmap.ALLOCATIONGRANULARITY + within
+    path, shape = str(operators.filename), (array.shape[1], array.shape[2])
+    return [OperatorFile(path, shape, array.dtype, first + index * array.strides[0]) for index in range(len(array))]
 
 
 def _pages(array: Any) -> mmap.mmap | None:

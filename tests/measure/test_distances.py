@@ -16,10 +16,10 @@ import xarray as xr
 from scipy.spatial.distance import cdist, pdist
 
 from repaudit.errors import OperatorError
-from repaudit.measure.distances import METRICS, operator_distances
+from repaudit.measure.distances import METRICS, calibrated_distances, operator_distances
 from repaudit.measure.gram import stream_gram
 from repaudit.measure.null import null_squared_distance
-from repaudit.measure.stack import OperatorStack
+from repaudit.measure.stack import OperatorFile, OperatorStack
 
 
 def random_operators(count: int, side: int, seed: int = 0, power: int = 6) -> np.ndarray:
@@ -74,6 +74,32 @@ def test_operators_of_any_kind_give_the_same(convert) -> None:
     cube = random_operators(5, 20)
     cube[cube < 0.01] = 0
     np.testing.assert_allclose(operator_distances(convert(cube)), direct(cube), rtol=1e-12, atol=1e-15)
+
+
+def test_operators_in_files_of_their_own_are_read_band_by_band(tmp_path) -> None:
+    cube = trajectory(6, 24).astype(np.float32)
+    for index, matrix in enumerate(cube):
+        np.save(tmp_path / f"{index}.npy", matrix)
+    files = [OperatorFile.at(tmp_path / f"{index}.npy") for index in range(6)]
+    np.testing.assert_array_equal(
+        operator_distances(files, memory="20kB"), operator_distances(list(cube), memory="20kB")
+    )
+    np.testing.assert_array_equal(files[3].matrix, cube[3])
+    with (tmp_path / "3.npy").open("r+b") as file:
+        file.truncate(2000)
+    with pytest.raises(OperatorError, match=r"3\.npy"):
+        operator_distances(files)
+    with pytest.raises(OperatorError, match=r"3\.npy"):
+        OperatorFile.at(tmp_path / "3.npy")
+
+
+@pytest.mark.parametrize("first", [1, 3, 12])
+def test_distances_of_the_first_to_all_are_rows_of_all_distances(first: int) -> None:
+    cube = trajectory(12, 32)
+    cube[7] = cube[1] + 1e-5 * cube[2]  # recomputed directly, also where it is not among the first
+    cube[7] /= cube[7].sum(1, keepdims=True)
+    rows = calibrated_distances(OperatorStack(cube.astype(np.float32)), first)
+    np.testing.assert_allclose(rows, operator_distances(cube, metric="calibrated")[:first], rtol=1e-4, atol=1e-7)
 
 
 def test_memory_maps_are_read_and_left_alone(tmp_path) -> None:
