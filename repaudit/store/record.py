@@ -200,7 +200,8 @@ class ModelRecord:
         sums = [*self.checksums[index - index % COORDINATE_CHUNK : index], crcs]
         objects |= self._coordinate_objects(index // COORDINATE_CHUNK, columns, sums)
         self.storage.put_many(objects)
-        self._commit(self._grown(index + 1))
+        gaps = [gap for gap in self.gaps if gap[STEP] != row[STEP]]  # a step that is there is missing no longer
+        self._commit(self._grown(index + 1, gaps=gaps))
         for name, values in columns.items():
             self.columns[name].append(values[-1])
         self.checksums.append(crcs)

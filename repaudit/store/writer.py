@@ -42,6 +42,12 @@ class _Queued:
 
 
 @dataclass
+class _Gap:
+    step: int
+    reason: str
+
+
+@dataclass
 class _Truncation:
     after_step: int
     done: threading.Event = field(default_factory=threading.Event)
@@ -55,6 +61,12 @@ def _number(value: Any, what: str) -> float | None:
         return float(value.detach() if hasattr(value, "detach") else value)
     except (TypeError, ValueError) as error:
         raise type(error)(f"{what}={value!r}: expected a number ({error}).") from error
+
+
+def _step_number(step: Any) -> int:
+    if isinstance(step, bool):
+        raise TypeError(f"step={step!r}: expected an integer, found a truth value.")
+    return operator.index(step)
 
 
 def _finite(value: Any, what: str) -> float:
@@ -162,7 +174,7 @@ class TrajectoryWriter:
         self._closed = self._ended = False
         self._process = os.getpid()
         self._failed = False
-        self._queue: queue.Queue[_Queued | _Truncation | None] = queue.Queue(QUEUE_LENGTH)
+        self._queue: queue.Queue[_Queued | _Gap | _Truncation | None] = queue.Queue(QUEUE_LENGTH)
         self._thread = threading.Thread(target=self._work, name=f"repaudit-writer-{model_name}", daemon=True)
         self._thread.start()
         watch(self)
@@ -218,7 +230,7 @@ class TrajectoryWriter:
             If an earlier step could not be stored and ``on_store_error="raise"``.
         """
         self._check_open()
-        step = operator.index(step)
+        step = _step_number(step)
         if step < 0 or (self._steps and step <= self._steps[-1]):
             last = f"the last one is {self._steps[-1]}" if self._steps else "it must not be negative"
             raise StepOrderError(
@@ -237,6 +249,26 @@ class TrajectoryWriter:
         with postponed():
             self._queue.put(_Queued(row, values))
             self._steps.append(step)  # only now: a step whose append was interrupted may be appended again
+
+    def note_gap(self, step: int, reason: str) -> None:
+        """Note that a step was asked for and is not in the record, and why.
+
+        The note is committed in its turn among the queued steps, as that of a step which the store did not take.
+
+        Raises
+        ------
+        StepOrderError
+            If the step is negative, or in the record.
+        WriterClosedError, StoreError, TypeError
+            As for :meth:`append`.
+        """
+        self._check_open()
+        step = _step_number(step)
+        if step < 0 or step in self._steps:
+            why = "it must not be negative" if step < 0 else "it is in the record"
+            raise StepOrderError(f"Step {step} of model {self.model_name!r} cannot be noted as a gap: {why}.")
+        with postponed():
+            self._queue.put(_Gap(step, str(reason)))
 
     def _check_names(self, arrays: Mapping[str, Any]) -> None:
         missing, unknown = self._layers.keys() - arrays.keys(), arrays.keys() - self._layers.keys()
@@ -327,6 +359,9 @@ class TrajectoryWriter:
                     what = f"truncation after step {item.after_step}"
                     self._guard(partial(self._truncate, item.after_step), what, "raise")
                     item.done.set()
+                elif isinstance(item, _Gap):
+                    self._unnoted.append((item.step, item.reason))
+                    self._note_gaps()
                 elif self._error is None and not self._failed:
                     self._guard(partial(self._store, item), item.row[STEP], self.on_store_error)
                     self._note_gaps()

@@ -233,6 +233,7 @@ def test_coordinates_are_taken_when_a_step_is_appended(url, probe_set, layers, s
         ({"epoch": [1, 2]}, TypeError),
         ({"wall_time": float("nan")}, ValueError),
         ({"step": 10.7}, TypeError),
+        ({"step": True}, TypeError),
     ],
 )
 def test_wrong_coordinates_are_refused_at_once(url, probe_set, layers, step_arrays, keywords, kind):
@@ -297,3 +298,34 @@ def test_a_multiprocessing_child_that_does_not_close_keeps_its_steps(url, probe_
     child.join()
     assert catalog.steps(ra.open_store(url), "m") == [0]
     assert ra.verify(url, data=True) == []
+
+
+def test_a_gap_that_the_recorder_notes_is_committed_like_a_failed_write(url, probe_set, layers, step_arrays):
+    with open_writer(url, probe_set, layers) as writer:
+        writer.append(1, step_arrays(1))
+        writer.note_gap(2, "RuntimeError: no activations")
+        writer.note_gap(2, "again")
+        writer.append(3, step_arrays(3))
+        writer.flush()
+        (gap,) = catalog.gaps(ra.open_store(url), "seed0")
+        assert (gap["step"], gap["reason"]) == (2, "RuntimeError: no activations")
+        writer.note_gap(5, "late")
+    tree = ra.open_store(url)
+    assert catalog.steps(tree, "seed0") == [1, 3]
+    assert [gap["step"] for gap in catalog.gaps(tree, "seed0")] == [2, 5]
+    assert ra.verify(url, data=True) == []
+
+
+def test_a_noted_gap_is_no_gap_once_its_step_is_recorded_or_cut_off(url, probe_set, layers, step_arrays):
+    with open_writer(url, probe_set, layers) as writer:
+        for step in (1, 9):
+            writer.note_gap(step, "failed")
+        writer.append(1, step_arrays(1))
+        writer.truncate(4)
+        assert writer.gaps == []
+        for step in (1, -1):
+            with pytest.raises(StepOrderError, match=rf"Step {step} .*(in the record|negative)"):
+                writer.note_gap(step, "no")
+    with pytest.raises(WriterClosedError):
+        writer.note_gap(2, "late")
+    assert catalog.gaps(ra.open_store(url), "seed0") == []

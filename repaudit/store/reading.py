@@ -1,0 +1,49 @@
+"""Committed activations as they were written, or a clear word: a missing chunk would read as NaN."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import xarray as xr
+
+from repaudit.errors import CorruptStoreError, NotInStoreError
+from repaudit.names import CHECKSUM, LAYER, STEP
+from repaudit.store import catalog
+from repaudit.store.encoding import checksum
+
+
+def step_checksums(tree: xr.DataTree, model: str, layer: str) -> dict[int, int]:
+    """Give the checksum of a layer's activations at every committed step: what tells whether they are the same."""
+    dataset = catalog.model_dataset(tree, model)
+    column = [str(name) for name in dataset[LAYER].values].index(layer)
+    sums = dataset[CHECKSUM].isel({LAYER: column}).values
+    return {int(step): int(found) for step, found in zip(dataset[STEP].values, sums, strict=True)}
+
+
+def read_step(tree: xr.DataTree, model: str, layer: str, step: int) -> xr.DataArray:
+    """Read one step of one layer, and compare it with its checksum.
+
+    Raises
+    ------
+    NotInStoreError
+        No such model, layer or step.
+    CorruptStoreError
+        The step's data is missing or damaged.
+    """
+    expected = step_checksums(tree, model, layer)
+    if step not in expected:
+        raise NotInStoreError(f"Model {model!r} has no step {step}: it has {', '.join(map(str, expected)) or 'none'}.")
+    array: xr.DataArray = catalog.activations(tree, model, layer).isel({STEP: list(expected).index(step)})
+    try:
+        read: xr.DataArray = array.compute(scheduler="synchronous")
+        values: np.ndarray[Any, Any] = np.ascontiguousarray(read.values)
+        sound = checksum(values) == expected[step]
+        reason = "it is missing, or does not match its checksum"
+    except Exception as error:  # noqa: BLE001 - a damaged chunk may fail in any decoder
+        sound, reason = False, f"it cannot be decoded ({error})"
+    if not sound:
+        raise CorruptStoreError(
+            f"Step {step} of layer {layer!r} of model {model!r}: {reason}. Run `repaudit verify --data`."
+        )
+    return read
