@@ -1,4 +1,4 @@
-"""Pictures of operators: PHATE of one operator's samples, PHATE and classical MDS of many operators' distances."""
+"""PHATE: of one operator's samples, of several over steps in one frame, of many operators by their distances."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from scipy.spatial.distance import pdist, squareform
 
 from repaudit.errors import OperatorError
 from repaudit.gauge.spectrum import DiffusionOperator
+from repaudit.layout import checked_distances, metric_mds, procrustes_align
 from repaudit.measure.multislice import multislice_operator, standardised_units
 from repaudit.measure.stack import Operator, dense
 from repaudit.names import COMPONENT, FEATURE, SAMPLE, STEP
@@ -23,7 +24,6 @@ T_MAX: Final = 100
 """Longest diffusion time that the von Neumann entropy is looked at for."""
 POTENTIAL_FLOOR: Final = 1e-7
 """Added to transition probabilities before the logarithm, as PHATE does."""
-MDS_ITERATIONS: Final = 1000
 SAME: Final = 1e-9
 """Operators closer than this share of the largest distance are one point."""
 FEWEST_FOR_PHATE: Final = 5
@@ -115,26 +115,38 @@ def phate_frames(
         distances = _potential_distances(dense(operators[index]), time)
         if before is not None and len(before) != len(distances):
             raise OperatorError(f"expected the same {len(before)} samples in operator {index}, found {len(distances)}")
-        points, stress = _metric_mds(distances, n_components, seed, start=before)
+        points, stress = metric_mds(distances, n_components, seed, start=before)
         frames.append(points if before is None else procrustes_align(points, before))
         stresses.append(stress)
     attrs = {"stress": stresses, "t": time, "seed": seed, "method": "phate"}
     return xr.DataArray(np.stack(frames), dims=(dim, SAMPLE, COMPONENT), attrs=attrs)
 
 
-def procrustes_align(points: Array, target: Array) -> Array:
-    """Points (N, component) turned, mirrored and shifted to be as near `target` as that can be; distances unchanged.
+def phate_onto(operators: Sequence[Operator], frames: xr.DataArray, seed: int = 0) -> xr.DataArray:
+    """PHATE coordinates of further operators, each put onto the layout of its own step.
 
-    Examples
-    --------
-    >>> square = np.array([[0.0, 0], [1, 0], [1, 1], [0, 1]])
-    >>> procrustes_align(square[:, ::-1] + 7, square).round(6).tolist()
-    [[0.0, 0.0], [1.0, 0.0], [1.0, 1.0], [0.0, 1.0]]
+    As :func:`phate_frames`, at its diffusion time, but every layout starts from the frame of the same index and is
+    turned onto it: one model's operators beside the merged ones.
+
+    Parameters
+    ----------
+    operators : sequence of T operators (sample, neighbor)
+    frames : DataArray (frame, sample, component)
+        Result of :func:`phate_frames` for the same steps.
+    seed : int
+
+    Returns
+    -------
+    DataArray (frame, sample, component), with attrs as those of :func:`phate_frames`
     """
-    centred, middle = points - points.mean(0), target.mean(0)
-    left, _, right = np.linalg.svd(centred.T @ (target - middle))
-    aligned: Array = centred @ (left @ right) + middle
-    return aligned
+    points, stresses = [], []
+    for operator, frame in zip(operators, frames.values, strict=True):
+        laid_out, stress = metric_mds(
+            _potential_distances(dense(operator), frames.attrs["t"]), frame.shape[1], seed, start=frame
+        )
+        points.append(procrustes_align(laid_out, frame))
+        stresses.append(stress)
+    return xr.DataArray(np.stack(points), dims=frames.dims, attrs={**frames.attrs, "stress": stresses, "seed": seed})
 
 
 def unit_trajectories(
@@ -227,55 +239,19 @@ def phate_trajectories(
     ----------
     Moon et al. (2019), Visualizing structure and transitions in high-dimensional biological data, Nat. Biotechnol. 37.
     """
-    known = _distances(distances)
+    known = checked_distances(distances)
     distinct, which = _distinct(known)
     target, attrs = known[np.ix_(distinct, distinct)], {"t": 0, "knn": 0, "seed": seed, "method": "mds"}
     if len(distinct) >= FEWEST_FOR_PHATE:
         potential, time, knn = _phate_potential(target, seed)
         target, attrs = squareform(pdist(potential)), {"t": time, "knn": knn, "seed": seed, "method": "phate"}
-    points, stress = _metric_mds(target, n_components, seed)
+    points, stress = metric_mds(target, n_components, seed)
     return xr.DataArray(points[which], dims=(dim, COMPONENT), attrs={"stress": stress, **attrs})
-
-
-def mds_embedding(distances: ArrayLike, n_components: int = 2, *, dim: str = "operator") -> xr.DataArray:
-    """Classical MDS: the principal coordinates ``v_k sqrt(lambda_k)`` of ``-1/2 J D^2 J``, J the centring matrix.
-
-    Exact for distances of points in `n_components` dimensions. The largest entry of every coordinate is positive, so
-    that the picture does not depend on the eigensolver.
-
-    Parameters
-    ----------
-    distances : (T, T)
-        Symmetric, zero on the diagonal.
-    n_components : int
-    dim : str
-        Name of the dimension of length T.
-
-    Returns
-    -------
-    DataArray (operator, component)
-        attrs: ``stress`` (Kruskal's stress-1), ``method``.
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> points = mds_embedding(np.array([[0.0, 2.0], [2.0, 0.0]]))
-    >>> np.abs(points.values[:, 0]).tolist()
-    [1.0, 1.0]
-
-    References
-    ----------
-    Torgerson (1952), Multidimensional scaling: I. Theory and method, Psychometrika 17.
-    """
-    known = _distances(distances)
-    points = _classical_mds(known, n_components)
-    attrs = {"stress": _stress(known, squareform(pdist(points))), "method": "classical mds"}
-    return xr.DataArray(points, dims=(dim, COMPONENT), attrs=attrs)
 
 
 def _phate_of_operator(operator: Operator, n_components: int, t: int | str, seed: int) -> tuple[Array, float, int]:
     time = _diffusion_time(operator, t)
-    points, stress = _metric_mds(_potential_distances(dense(operator), time), n_components, seed)
+    points, stress = metric_mds(_potential_distances(dense(operator), time), n_components, seed)
     return points, stress, time
 
 
@@ -328,52 +304,3 @@ def _distinct(distances: Array) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Indices of the distinct points, and for every point which of them it is: copies have no neighbourhood."""
     same = distances <= SAME * distances.max(initial=0)
     return np.unique(same.argmax(1), return_inverse=True)
-
-
-def _metric_mds(distances: Array, n_components: int, seed: int, *, start: Array | None = None) -> tuple[Array, float]:
-    """SMACOF from classical MDS, or from a given layout, and its stress-1."""
-    from sklearn.manifold import smacof
-
-    first = _classical_mds(distances, n_components) if start is None else start.copy()
-    if not distances.any():
-        return np.zeros_like(first), 0.0
-    points, _ = smacof(
-        distances, n_components=n_components, init=first, n_init=1, max_iter=MDS_ITERATIONS, random_state=seed
-    )
-    return points, _stress(distances, squareform(pdist(points)))
-
-
-def _classical_mds(distances: Array, n_components: int) -> Array:
-    if n_components < 1:
-        raise ValueError(f"expected at least one component, found {n_components}")
-    squares = distances**2
-    gram = -0.5 * (squares - squares.mean(0) - squares.mean(1)[:, None] + squares.mean())
-    values, vectors = np.linalg.eigh((gram + gram.T) / 2)
-    values, vectors = values[::-1][:n_components], vectors[:, ::-1][:, :n_components]
-    points = np.zeros((len(distances), n_components))
-    points[:, : len(values)] = vectors * np.sqrt(np.clip(values, 0, None))
-    largest = np.abs(points).argmax(0)
-    return points * np.where(points[largest, np.arange(n_components)] < 0, -1.0, 1.0)
-
-
-def _stress(distances: Array, laid_out: Array) -> float:
-    """Kruskal's stress-1, ``sqrt(sum (d - d')^2 / sum d'^2)`` over the pairs, d' in the picture: 0 is a perfect one."""
-    scale = float((laid_out**2).sum())
-    if scale == 0:
-        return 0.0 if not distances.any() else 1.0
-    return float(np.sqrt(((distances - laid_out) ** 2).sum() / scale))
-
-
-def _distances(distances: ArrayLike) -> Array:
-    known = np.asarray(distances, dtype=np.float64)
-    if known.ndim != 2 or known.shape[0] != known.shape[1] or not len(known):
-        raise OperatorError(f"expected distances of shape (T, T), found {known.shape}")
-    if not np.isfinite(known).all():
-        count = int((~np.isfinite(known)).sum())
-        raise OperatorError(f"expected finite distances, found {count} that are not: leave those operators out")
-    slack = 1e-9 * float(known.max(initial=0))
-    if (known < 0).any() or np.abs(np.diag(known)).max() > slack or np.abs(known - known.T).max() > slack:
-        raise OperatorError("expected distances that are non-negative and symmetric with a zero diagonal")
-    symmetric = (known + known.T) / 2
-    np.fill_diagonal(symmetric, 0)
-    return symmetric

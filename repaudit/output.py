@@ -25,6 +25,7 @@ RESULTS: Final = "results.zarr"
 REPORT: Final = "report.html"
 SUMMARY: Final = "summary.json"
 FIGURES: Final = "figures"
+CACHE: Final = "cache"
 FIGURE_PATTERNS: Final = ("spread.png", "diagnostics.png", "trajectories-*.png", "embedding-*.png")
 _SCRATCH: Final = f".repaudit-{socket.gethostname()}-"
 

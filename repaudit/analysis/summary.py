@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import xarray as xr
 
+from repaudit.analysis.operators import LayerOperators
 from repaudit.measure.phases import phases, verdict
-from repaudit.names import STEP
+from repaudit.measure.settling import settling_order
+from repaudit.names import LAYER, STEP
 
 OPENINGS = {
     "converging": "The models converge",
@@ -28,6 +31,28 @@ COUNTED = {
 }
 IDENTICAL = 1e-6
 """A spread below this at every step is the same run under several names, or the same seed."""
+
+
+def summarize(parts: Mapping[str, xr.Dataset], layers: Sequence[LayerOperators]) -> dict[str, Any]:
+    """The answer over all layers: headline, layers, what settles first, and the models and steps that it stands on."""
+    models = list(dict.fromkeys(model for one in layers for model in one.models()))
+    single = "approach" in parts and len(models) == 1
+    curves = {one.layer: _curve(parts, one.layer, single) for one in layers}
+    order = settling_order({name: found for name, found in curves.items() if len(found[0])})
+    settling = {one.layer: {"settled": one.settled, "below_start": one.below_start} for one in order}
+    nothing = {"settled": None, "below_start": None}
+    found = {}
+    for name, (steps, *_) in curves.items():
+        one = layer_summary(parts["spread"].sel({LAYER: name})) | settling.get(name, nothing)
+        one |= comparisons(parts, name, int(steps[-1]) if len(steps) else None)
+        found[name] = one | {"sentence": _sentence(one, single)}
+    return {
+        "headline": headline(found, len(models)),
+        "layers": found,
+        "settling": [{"layer": name, **when} for name, when in settling.items()],
+        "models": models,
+        "steps": [int(step) for step in parts["spread"][STEP].values],
+    }
 
 
 def layer_summary(spread: xr.Dataset) -> dict[str, Any]:
@@ -56,6 +81,65 @@ def layer_summary(spread: xr.Dataset) -> dict[str, Any]:
         return {**summary, "sentence": "The models are identical at every step: are they one run, or one seed?"}
     ends = [_with_interval(value[i], low[i], high[i], int(steps[i])) for i in sorted({0, peak, len(steps) - 1})]
     return {**summary, "sentence": f"{OPENINGS[summary['verdict']]}: their spread is {_listed(ends)}."}
+
+
+def comparisons(parts: Mapping[str, xr.Dataset], layer: str, end: int | None) -> dict[str, Any]:
+    """What a layer's spread at step `end` is set against: its untrained self, the inputs, noise, and groups."""
+    against = parts["comparison"].sel({LAYER: layer})
+    found: dict[str, Any] = {"noise_floor": _number(float(against["noise_floor"]))}
+    for name, variable in (("untrained", "from_untrained"), ("inputs", "from_inputs")):
+        found[name] = _at(against, end, variable, f"{variable}_low", f"{variable}_high")
+    if found["untrained"]:
+        found["untrained"]["step"] = 0
+    spread = _at(parts["spread"].sel({LAYER: layer}), end, "spread", "low", "high")
+    found["agreement"] = _agreement(spread, found["inputs"])
+    if "groups" in parts:
+        found["groups"] = _groups(parts["groups"].sel({LAYER: layer}), end)
+    return found
+
+
+def _at(dataset: xr.Dataset, step: int | None, value: str, low: str, high: str) -> dict[str, Any] | None:
+    """A value with its interval at one step; None where there is none."""
+    if step is None or value not in dataset or not np.isfinite(dataset[value].sel({STEP: step})):
+        return None
+    here = dataset.sel({STEP: step})
+    return {name: _number(float(here[variable])) for name, variable in (("value", value), ("low", low), ("high", high))}
+
+
+def _agreement(spread: Mapping[str, Any] | None, inputs: Mapping[str, Any] | None) -> str | None:
+    """Whether models are significantly nearer to each other than to their inputs, which all of them share anyway."""
+    if spread is None or inputs is None or spread["high"] is None or inputs["low"] is None:
+        return None
+    return "learned" if spread["high"] < inputs["low"] else "inherited"
+
+
+def _groups(groups: xr.Dataset, end: int | None) -> dict[str, Any]:
+    if end is None:
+        return {}
+    names = [str(name) for name in groups["group"].values]
+    found = {}
+    for i, first in enumerate(names):
+        for other in names[i:]:
+            one = _at(groups.sel(group=first, other=other), end, "spread", "low", "high")
+            if one is not None:
+                found[first if first == other else f"{first} | {other}"] = one
+    return found
+
+
+def _curve(parts: Mapping[str, xr.Dataset], layer: str, single: bool) -> tuple[Any, Any, Any, Any]:
+    """Steps, value, low and high of what may settle: the spread, or a single model's distance from its own end."""
+    group, name = ("approach", "approach") if single else ("spread", "spread")
+    seen = parts[group].sel({LAYER: layer}).squeeze(drop=True).dropna(STEP, subset=[name])
+    return seen[STEP].values, seen[name].values, seen["low"].values, seen["high"].values
+
+
+def _sentence(layer: Mapping[str, Any], single: bool) -> str:
+    settled = layer["settled"]
+    if single:
+        if settled is None:
+            return "One model, still moving at its last step: it is not yet within noise of its own end."
+        return f"One model: from step {settled} on it cannot be told from its own end."
+    return f"{layer['sentence']}{f' Settled from step {settled} on.' if settled is not None else ''}"
 
 
 def headline(layers: dict[str, dict[str, Any]], n_models: int) -> str:

@@ -31,48 +31,83 @@ def analyze(
         Path | None,
         typer.Option(help="Folder for the results, whose earlier ones are replaced; <store>.analysis by default."),
     ] = None,
+    config: Annotated[
+        Path | None, typer.Option(help="YAML file with any of the settings of repaudit.analyze; flags go before it.")
+    ] = None,
     models: Models = None,
     layers: Layers = None,
     steps: Steps = None,
-    merge: Annotated[str, typer.Option(help="Merge strategy: frobenius or weighted.")] = "frobenius",
-    memory: Annotated[str, typer.Option(help="Memory budget, e.g. 2GB.")] = "2GB",
-    seed: Annotated[int, typer.Option(help="Seed of resampling and embeddings.")] = 0,
+    merge: Annotated[
+        str | None, typer.Option(help="Merge strategy: frobenius, weighted, reversible or ot_barycenter.")
+    ] = None,
+    groups: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME=MODELS", help="A group of models to compare, e.g. small='s*,t*'; once for each."),
+    ] = None,
+    similarity: Annotated[str | None, typer.Option(help="Similarity measures, separated by commas.")] = None,
+    similarity_steps: Annotated[str | None, typer.Option(help="Steps of the similarity maps, as --steps.")] = None,
+    memory: Annotated[str | None, typer.Option(help="Memory budget, 2GB by default.")] = None,
+    workers: Annotated[int | None, typer.Option(help="Start so many Dask workers on this machine.")] = None,
+    scheduler: Annotated[str | None, typer.Option(help="Address of a Dask scheduler, e.g. tcp://host:8786.")] = None,
+    device: Annotated[str | None, typer.Option(help="Where operators are computed, e.g. cuda.")] = None,
+    cache: Annotated[
+        bool | None, typer.Option("--cache/--no-cache", help="Keep operators for the next run; kept by default.")
+    ] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of resampling and embeddings.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Say whether models converge, and write a report.
 
-    Results go beside the store, which is never written to.
+    Results go beside the store, which is never written to. Another run computes only what is new.
     """
     with one_line_errors():
-        chosen = parse_steps(steps, store)
+        flags: dict[str, Any] = {
+            "models": parse_names(models),
+            "layers": parse_names(layers),
+            "steps": parse_steps(steps, store),
+            "merge": merge,
+            "groups": _parse_groups(groups),
+            "similarity": parse_names(similarity),
+            "similarity_steps": parse_steps(similarity_steps, store),
+            "memory": memory,
+            "workers": workers,
+            "scheduler": scheduler,
+            "device": device,
+            "cache": cache,
+            "seed": seed,
+        }
+        from repaudit.analysis.settings import Settings, read_config
         from repaudit.output import default_folder
-        from repaudit.pipeline import analyze as run
+        from repaudit.pipeline import run
 
+        given = {name: value for name, value in flags.items() if value is not None}
+        settings = Settings.of({**(read_config(config) if config else {}), **given})
         folder = out or default_folder(store)
         with progress_bars(quiet=as_json) as report:
-            results = run(
-                store,
-                folder,
-                parse_names(models),
-                parse_names(layers),
-                chosen,
-                merge,
-                memory,
-                seed=seed,
-                progress=report,
-            )
+            results = run(store, folder, settings, report)
         if as_json:
             typer.echo((folder / "summary.json").read_text(encoding="utf-8"))
             return
         _print_summary(json.loads(results.attrs["summary"]), folder)
 
 
+def _parse_groups(groups: list[str] | None) -> dict[str, list[str]] | None:
+    """Parse ``small=seed0,seed1``, once for each group."""
+    found = {}
+    for text in groups or ():
+        name, equals, models = text.partition("=")
+        if not (name and equals and models) or name in found:
+            raise typer.BadParameter(f"expected groups like small=seed0,seed1, each once, found {text!r}")
+        found[name.strip()] = [model.strip() for model in models.split(",")]
+    return found or None
+
+
 def _print_summary(summary: dict[str, Any], folder: Path) -> None:
     console = Console(soft_wrap=True)
     console.print(f"\n[bold]{escape(summary['headline'])}[/]", highlight=False)
+    for name, layer in summary["layers"].items():
+        console.print(f"  [cyan]{escape(name)}[/]  {escape(layer['sentence'])}", highlight=False)
     if len(summary["models"]) > 1:
-        for name, layer in summary["layers"].items():
-            console.print(f"  [cyan]{escape(name)}[/]  {escape(layer['sentence'])}", highlight=False)
         console.print("  [dim]spread: 0 identical, 1 unrelated; in brackets 95% intervals[/]", highlight=False)
     for line in summary["left_out"][:MOST_LEFT_OUT]:
         console.print(f"  left out: {escape(line)}", highlight=False)

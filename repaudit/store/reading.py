@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import xarray as xr
 
@@ -21,8 +19,8 @@ def step_checksums(tree: xr.DataTree, model: str, layer: str) -> dict[int, int]:
     return {int(step): int(found) for step, found in zip(dataset[STEP].values, sums, strict=True)}
 
 
-def read_step(tree: xr.DataTree, model: str, layer: str, step: int) -> xr.DataArray:
-    """Read one step of one layer, and compare it with its checksum.
+def read_step(tree: xr.DataTree, model: str, layer: str, step: int, expected: int | None = None) -> xr.DataArray:
+    """Read one step of one layer, and compare it with its checksum: the committed one unless another is expected.
 
     Raises
     ------
@@ -31,14 +29,14 @@ def read_step(tree: xr.DataTree, model: str, layer: str, step: int) -> xr.DataAr
     CorruptStoreError
         The step's data is missing or damaged.
     """
-    expected = step_checksums(tree, model, layer)
-    if step not in expected:
-        raise NotInStoreError(f"Model {model!r} has no step {step}: it has {', '.join(map(str, expected)) or 'none'}.")
-    array: xr.DataArray = catalog.activations(tree, model, layer).isel({STEP: list(expected).index(step)})
+    array = catalog.activations(tree, model, layer)
+    steps = array[STEP].values.tolist()
+    if step not in steps:
+        raise NotInStoreError(f"Model {model!r} has no step {step}: it has {', '.join(map(str, steps)) or 'none'}.")
+    expected = step_checksums(tree, model, layer)[step] if expected is None else expected
     try:
-        read: xr.DataArray = array.compute(scheduler="synchronous")
-        values: np.ndarray[Any, Any] = np.ascontiguousarray(read.values)
-        sound = checksum(values) == expected[step]
+        read: xr.DataArray = array.isel({STEP: steps.index(step)}).compute(scheduler="synchronous")
+        sound = checksum(np.ascontiguousarray(read.values)) == expected
         reason = "it is missing, or does not match its checksum"
     except Exception as error:  # noqa: BLE001 - a damaged chunk may fail in any decoder
         sound, reason = False, f"it cannot be decoded ({error})"

@@ -1,0 +1,183 @@
+"""Spread of the models over steps, and what to set it against: start, inputs, noise, groups, a model's own end."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from functools import partial
+from typing import Any, Final
+
+import numpy as np
+import xarray as xr
+from dask.utils import format_bytes
+from numpy.typing import NDArray
+
+from repaudit.analysis.inputs import InputGeometry
+from repaudit.analysis.operators import LayerOperators
+from repaudit.analysis.study import Study
+from repaudit.errors import ActivationError, AnalysisError
+from repaudit.measure.comparison import departure, group_spread, noise_floor
+from repaudit.measure.spread import Spread, spread
+from repaudit.names import LAYER, MODEL, STEP
+from repaudit.store.reading import read_step
+
+Array = NDArray[np.float64]
+
+NUMBERS: Final = ("value", "raw", "null", "low", "high", "hellinger")
+SPREAD: Final = dict(zip(("spread", "spread_raw", *NUMBERS[2:]), NUMBERS, strict=True))
+"""Variables of the group ``spread`` and the numbers of a :class:`repaudit.measure.spread.Spread` that they hold."""
+GROUP, OTHER = "group", "other"
+
+
+def spread_dataset(operators: LayerOperators, study: Study) -> xr.Dataset:
+    """Spread of the models at every step that at least two of them share; NaN elsewhere."""
+    steps = study.selection.all_steps()
+    values = {name: np.full(len(steps), np.nan) for name in SPREAD}
+    for index, step in enumerate(steps):
+        here = operators.content(step)
+        if len(here) < 2:
+            continue
+        found = _recalled(study, "spread", here, partial(spread, operators.at(step), seed=study.settings.seed))
+        for name, number in SPREAD.items():
+            values[name][index] = found[number]
+    counts = [len(operators.at(step)) for step in steps]
+    data = {name: ((LAYER, STEP), value[None]) for name, value in values.items()}
+    return xr.Dataset({**data, "n_models": (STEP, counts)}, coords={LAYER: _names(operators.layer), STEP: steps})
+
+
+def undefined_spreads(dataset: xr.Dataset, operators: LayerOperators) -> list[str]:
+    """A line for every step whose spread does not exist although at least two models have an operator there."""
+    values = dataset["spread"].sel({LAYER: operators.layer})
+    return [
+        f"layer {operators.layer} at step {step}: no spread, since relabelling an operator's samples "
+        "changes nothing (collapsed or uniform; see diagnostics)"
+        for step, value in zip(values[STEP].values.tolist(), values.values, strict=True)
+        if np.isnan(value) and len(operators.at(step)) > 1
+    ]
+
+
+def comparison_dataset(operators: LayerOperators, study: Study, inputs: InputGeometry | None) -> xr.Dataset:
+    """Departure of the models from their untrained selves and from the inputs' own geometry, and the noise floor."""
+    steps = study.selection.all_steps()
+    dataset = xr.Dataset(coords={LAYER: _names(operators.layer), STEP: steps})
+    start = operators.at(0)
+    if start and set(start) == set(operators.models()):
+        dataset = dataset.assign(_departures(operators, study, "untrained", start, [*operators.content(0).values()]))
+        dataset["from_untrained"].attrs["reference_step"] = 0
+    if inputs is not None:
+        dataset = dataset.assign(_departures(operators, study, "inputs", inputs.operator, [inputs.words]))
+        dataset["from_inputs"].attrs["inputs"] = inputs.words
+    return dataset.assign(noise_floor=((LAYER,), [_noise(operators, study)]))
+
+
+def approach_dataset(operators: LayerOperators, study: Study) -> xr.Dataset | None:
+    """A single model's calibrated squared distance from its own last operator; None for several models."""
+    if len(operators.models()) != 1:
+        return None
+    (model,) = operators.models()
+    steps, last = study.selection.all_steps(), operators.steps()[-1]
+    values = np.full((3, len(steps)), np.nan)
+    for index, step in enumerate(steps):
+        if not operators.at(step):
+            continue
+        content = {"then": operators.content(step)[model], "end": operators.content(last)[model]}
+        pair = {"then": operators.at(step)[model], "end": operators.at(last)[model]}
+        found = _recalled(study, "approach", content, partial(spread, pair, seed=study.settings.seed))
+        values[:, index] = [found[name] for name in ("value", "low", "high")]
+    coords = {LAYER: _names(operators.layer), MODEL: _names(model), STEP: steps}
+    variables = zip(("approach", "low", "high"), values, strict=True)
+    return xr.Dataset({name: ((LAYER, MODEL, STEP), value[None, None]) for name, value in variables}, coords=coords)
+
+
+def groups_dataset(operators: LayerOperators, study: Study) -> xr.Dataset | None:
+    """Spread within and between groups of models; None where no groups were asked for."""
+    belongs = study.settings.group_of(study.selection.models)
+    if not belongs:
+        return None
+    steps, names = study.selection.all_steps(), list(dict.fromkeys(belongs.values()))
+    values = np.full((3, len(steps), len(names), len(names)), np.nan)
+    for index, step in enumerate(steps):
+        here = operators.content(step)
+        if not here:
+            continue
+        content = ["groups", study.settings.seed, sorted(here.items()), [belongs[model] for model in sorted(here)]]
+
+        by_pairs = partial(_by_pairs, operators.at(step), belongs, names, study.settings.seed)
+        for at, triple in study.cache.recall(content, by_pairs).items():
+            i, j = map(int, at.split())
+            values[:, index, i, j] = values[:, index, j, i] = triple
+    coords = {LAYER: _names(operators.layer), STEP: steps, GROUP: _names(*names), OTHER: _names(*names)}
+    variables = zip(("spread", "low", "high"), values, strict=True)
+    return xr.Dataset({name: ((LAYER, STEP, GROUP, OTHER), value[None]) for name, value in variables}, coords=coords)
+
+
+def refuse_too_many(study: Study) -> None:
+    """The spread holds all models' operators of one step, each twice in float64.
+
+    Raises
+    ------
+    AnalysisError
+        They do not fit into the memory budget.
+    """
+    samples, models = study.tree.sizes["sample"], len(study.selection.models)
+    need = 8 * samples**2 * (2 * models + 4)
+    if models > 1 and need > study.settings.budget:
+        raise AnalysisError(
+            f"the spread of {models} models on {samples} samples needs about {format_bytes(need)}, the memory budget "
+            f"is {format_bytes(study.settings.budget)}; raise it or choose fewer models"
+        )
+
+
+def _recalled(study: Study, kind: str, content: Mapping[str, str], compute: Callable[[], Spread]) -> dict[str, float]:
+    found = study.cache.recall([kind, study.settings.seed, sorted(content.items())], lambda: asdict(compute()))
+    return {name: float(value) for name, value in found.items()}
+
+
+def _departures(
+    operators: LayerOperators, study: Study, kind: str, reference: Any, named: Sequence[str]
+) -> dict[str, Any]:
+    steps, settings = study.selection.all_steps(), study.settings
+    how = [f"departure from {kind}", *named, study.fingerprint, asdict(settings.gauge)]
+    values = np.full((3, len(steps)), np.nan)
+    for index, step in enumerate(steps):
+        here = operators.content(step)
+        if here:
+            compute = partial(departure, operators.at(step), reference, seed=settings.seed)
+            found = _recalled(study, json.dumps(how), here, compute)
+            values[:, index] = [found[name] for name in ("value", "low", "high")]
+    names = (f"from_{kind}", f"from_{kind}_low", f"from_{kind}_high")
+    return {name: ((LAYER, STEP), value[None]) for name, value in zip(names, values, strict=True)}
+
+
+def _noise(operators: LayerOperators, study: Study) -> float:
+    """Mean over the models of the noise floor at the last step that they share; NaN where it cannot be had."""
+    step, settings = operators.last_step(), study.settings
+    found = []
+    for model, name in operators.content(step).items():
+        content = ["noise floor", settings.seed, asdict(settings.gauge), name]
+        found.append(study.cache.recall(content, partial(_floor, study, model, operators.layer, step))["floor"])
+    return float(np.mean(found))
+
+
+def _floor(study: Study, model: str, layer: str, step: int) -> dict[str, float]:
+    values = read_step(study.tree, model, layer, step)
+    try:
+        return {"floor": noise_floor(values, study.settings.gauge, seed=study.settings.seed)}
+    except ActivationError:  # too few features to be halved
+        return {"floor": np.nan}
+
+
+def _by_pairs(
+    operators: Mapping[str, Any], belongs: Mapping[str, str], names: list[str], seed: int
+) -> dict[str, Array]:
+    """Value, low and high within every group and between every two, by their places among the names."""
+    found = group_spread(operators, belongs, seed=seed)
+    pairs = {(group, group): one for group, one in found.within.items()} | found.between
+    return {
+        f"{names.index(a)} {names.index(b)}": np.array([one.value, one.low, one.high]) for (a, b), one in pairs.items()
+    }
+
+
+def _names(*names: str) -> NDArray[Any]:
+    return np.array(names, dtype=object)

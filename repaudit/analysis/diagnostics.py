@@ -1,0 +1,35 @@
+"""What the gauge found out about every operator, on one grid of models and steps."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import xarray as xr
+
+from repaudit.analysis.operators import LayerOperators
+from repaudit.analysis.study import Study
+from repaudit.names import LAYER, MODEL, STEP
+
+
+def diagnostics_dataset(operators: LayerOperators, study: Study) -> xr.Dataset:
+    """Every diagnostic of every operator; NaN where a model lacks a step, ``failed`` where P could not be computed."""
+    models, steps = list(study.selection.models), study.selection.all_steps()
+    first = next(iter(operators.stored.values()))
+    shape = (len(models), len(steps))
+    data = {name: np.full(shape, np.nan) for name in first.diagnostics}
+    failed = np.zeros(shape, dtype=np.int64)
+    for (model, step), stored in operators.stored.items():
+        for name, value in stored.diagnostics.items():
+            data[name][models.index(model), steps.index(step)] = value
+    for model, step in operators.failed:
+        failed[models.index(model), steps.index(step)] = 1
+    return xr.Dataset(
+        {name: ((LAYER, MODEL, STEP), value[None]) for name, value in {**data, "failed": failed}.items()},
+        coords={
+            LAYER: np.array([operators.layer], dtype=object),
+            MODEL: np.array(models, dtype=object),
+            STEP: steps,
+        },
+        attrs={"gauge": json.dumps(first.gauge)},
+    )

@@ -1,0 +1,207 @@
+"""Pictures of an analysis: trajectories of operators, the merged operator over steps in one frame, units over steps."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Final, cast
+
+import numpy as np
+import xarray as xr
+from numpy.typing import NDArray
+
+from repaudit.analysis.cache import StoredOperator
+from repaudit.analysis.operators import LayerOperators
+from repaudit.analysis.study import Study
+from repaudit.embed import phate_embedding, phate_frames, phate_onto, phate_trajectories, unit_trajectories
+from repaudit.errors import ActivationError
+from repaudit.layout import mds_embedding, scaled_stress
+from repaudit.measure.distances import calibrated_distances
+from repaudit.measure.stack import OperatorFile, OperatorStack
+from repaudit.merge.merging import DiffusionMerging, Strategy
+from repaudit.names import COMPONENT, LABEL, LAYER, MODEL, SAMPLE, STEP, TEXT
+from repaudit.store.reading import read_step
+
+METRIC: Final = "calibrated"
+"""The distance that trajectories are drawn from: unlike the raw one it does not grow as operators sharpen."""
+MOST_TOGETHER: Final = 1000
+"""The picture of all layers together holds so many operators; of more, steps are chosen evenly."""
+MOST_UNIT_STEPS: Final = 24
+"""Steps, chosen evenly, at which units are drawn."""
+UNIT: Final = "unit"
+GRID: Final = (MODEL, STEP, COMPONENT)
+
+
+def trajectory_dataset(operators: LayerOperators, study: Study) -> xr.Dataset:
+    """PHATE and classical-MDS coordinates of every operator of the layer; NaN where a model lacks a step."""
+    keys = list(operators.stored)
+    points = _laid_out(study, ["trajectories", operators.layer], list(operators.stored.values()))
+    grids = {name: _on_grid(points[name], keys, study) for name in ("trajectory", "mds")}
+    return xr.Dataset(
+        {
+            **{name: ((LAYER, *GRID), grid[None]) for name, grid in grids.items()},
+            **{name: ((LAYER,), [float(points[name])]) for name in ("stress", "distance_stress")},
+        },
+        coords={LAYER: _names([operators.layer]), **_grid_coords(study)},
+        attrs={"metric": METRIC, "seed": study.settings.seed},
+    )
+
+
+def together_dataset(layers: Sequence[LayerOperators], study: Study) -> xr.Dataset:
+    """PHATE coordinates of the operators of all layers, models and steps in one picture; NaN where left out."""
+    steps = _evenly(study.selection.all_steps(), MOST_TOGETHER // max(1, sum(len(one.models()) for one in layers)))
+    chosen = [(one.layer, key) for one in layers for key in one.stored if key[1] in steps]
+    stored = {one.layer: one.stored for one in layers}
+    points = _laid_out(study, ["together"], [stored[layer][key] for layer, key in chosen])
+    grids = []
+    for one in layers:
+        mine = [index for index, (layer, _) in enumerate(chosen) if layer == one.layer]
+        grids.append(_on_grid(points["trajectory"][mine], [chosen[index][1] for index in mine], study))
+    return xr.Dataset(
+        {
+            "together": ((LAYER, *GRID), np.stack(grids)),
+            "together_stress": float(points["stress"]),
+            "together_distance_stress": float(points["distance_stress"]),
+        },
+        coords={LAYER: _names([one.layer for one in layers]), **_grid_coords(study)},
+    )
+
+
+def merged_dataset(operators: LayerOperators, study: Study) -> xr.Dataset:
+    """PHATE of the merged operator P* at the last step that all models share (one model: its own last operator)."""
+    step, settings = operators.last_step(), study.settings
+    here = operators.at(step)
+
+    def embedding() -> dict[str, Any]:
+        found = phate_embedding(_merge(study, here), n_components=2, seed=settings.seed)
+        return {"embedding": found.values, "stress": found.attrs["stress"]}
+
+    found = study.cache.recall(["merged", settings.merge, settings.seed, operators.content(step)], embedding)
+    return xr.Dataset(
+        {
+            "embedding": ((LAYER, SAMPLE, COMPONENT), found["embedding"][None]),
+            "stress": ((LAYER,), [float(found["stress"])]),
+            "merged_step": ((LAYER,), [step]),
+            "merged_models": ((LAYER,), [len(here)]),
+        },
+        coords={LAYER: _names([operators.layer]), COMPONENT: [0, 1], **_samples(study)},
+        attrs={"merge": settings.merge, "seed": settings.seed},
+    )
+
+
+def frames_dataset(operators: LayerOperators, study: Study) -> xr.Dataset | None:
+    """PHATE of P* and of every model's P at some of the steps that all models share, all in one aligned frame."""
+    settings, models = study.settings, operators.models()
+    steps = _evenly(operators.shared_steps(), settings.frames)
+    if not steps:
+        return None
+
+    def frames() -> dict[str, Any]:
+        merged = phate_frames([_merge(study, operators.at(step)) for step in steps], seed=settings.seed)
+        own = [phate_onto([operators.at(step)[model] for step in steps], merged, settings.seed) for model in models]
+        return {
+            "merged": merged.values,
+            "stress": merged.attrs["stress"],
+            "models": np.stack(own),
+            "t": merged.attrs["t"],
+        }
+
+    content = ["frames", settings.merge, settings.seed, [operators.content(step) for step in steps]]
+    found = study.cache.recall(content, frames)
+    return xr.Dataset(
+        {
+            "merged": ((LAYER, STEP, SAMPLE, COMPONENT), found["merged"][None]),
+            "models": ((LAYER, MODEL, STEP, SAMPLE, COMPONENT), found["models"][None]),
+            "stress": ((LAYER, STEP), found["stress"][None]),
+            "t": ((LAYER,), [int(found["t"])]),
+        },
+        coords={LAYER: _names([operators.layer]), MODEL: _names(models), STEP: steps, **_samples(study)},
+        attrs={"merge": settings.merge, "seed": settings.seed},
+    )
+
+
+def units_dataset(operators: LayerOperators, study: Study) -> xr.Dataset | None:
+    """M-PHATE of some of the first model's units over steps, chosen evenly; None where units cannot be drawn."""
+    settings, model = study.settings, operators.models()[0]
+    steps = _evenly([step for step in operators.steps() if model in operators.at(step)], MOST_UNIT_STEPS)
+    if settings.units < 2 or len(steps) < 2:
+        return None
+
+    def view() -> dict[str, Any]:
+        first = read_step(study.tree, model, operators.layer, steps[0])
+        units = _evenly(list(range(first.shape[1])), settings.units)
+        values = [read_step(study.tree, model, operators.layer, step).values[:, units] for step in steps]
+        try:
+            found = unit_trajectories(np.stack(values).astype(np.float32), seed=settings.seed)
+        except ActivationError:
+            return {"units": np.array([], dtype=np.int64)}
+        return {"units": np.array(units), "embedding": found.values, "stress": found.attrs["stress"]}
+
+    content = [operators.stored[model, step].digest for step in steps]
+    found = study.cache.recall(["units", settings.units, settings.seed, content], view)
+    if not len(found["units"]):
+        return None
+    coords = {LAYER: _names([operators.layer]), MODEL: _names([model]), STEP: steps, UNIT: range(len(found["units"]))}
+    return xr.Dataset(
+        {
+            "embedding": ((LAYER, MODEL, STEP, UNIT, COMPONENT), found["embedding"][None, None]),
+            "feature": ((LAYER, MODEL, UNIT), found["units"][None, None]),
+            "stress": ((LAYER, MODEL), [[float(found["stress"])]]),
+        },
+        coords=coords,
+        attrs={"seed": settings.seed},
+    )
+
+
+def _laid_out(study: Study, name: list[str], operators: list[StoredOperator]) -> dict[str, NDArray[Any]]:
+    """Both layouts of operators, from their calibrated distances."""
+    settings = study.settings
+
+    def rows(files: list[OperatorFile], first: int) -> NDArray[Any]:
+        return calibrated_distances(OperatorStack(files), first, memory=settings.memory)
+
+    def layouts() -> dict[str, Any]:
+        distances = study.cache.distances([METRIC, *name], operators, rows)
+        phate = phate_trajectories(distances, n_components=2, seed=settings.seed)
+        return {
+            "trajectory": phate.values,
+            "mds": mds_embedding(distances, n_components=2).values,
+            "stress": phate.attrs["stress"],
+            "distance_stress": scaled_stress(distances, phate.values),
+        }
+
+    return study.cache.recall(["layout", METRIC, settings.seed, [one.digest for one in operators]], layouts)
+
+
+def _merge(study: Study, operators: dict[str, OperatorFile]) -> Any:
+    matrices = {model: file.matrix for model, file in operators.items()}
+    return DiffusionMerging(cast(Strategy, study.settings.merge)).merge(matrices)
+
+
+def _evenly(items: Sequence[int], most: int) -> list[int]:
+    """At most so many of the items, evenly chosen, the first and the last among them."""
+    if most >= len(items):
+        return list(items)
+    return [items[index] for index in np.linspace(0, len(items) - 1, max(most, 0)).round().astype(int)]
+
+
+def _on_grid(points: NDArray[Any], keys: Sequence[tuple[str, int]], study: Study) -> NDArray[Any]:
+    models, steps = study.selection.models, study.selection.all_steps()
+    grid = np.full((len(models), len(steps), points.shape[1]), np.nan)
+    for point, (model, step) in zip(points, keys, strict=True):
+        grid[models.index(model), steps.index(step)] = point
+    return grid
+
+
+def _grid_coords(study: Study) -> dict[str, Any]:
+    return {MODEL: _names(study.selection.models), STEP: study.selection.all_steps(), COMPONENT: [0, 1]}
+
+
+def _samples(study: Study) -> dict[str, Any]:
+    """Sample ids, with labels and texts where there are any."""
+    samples = study.tree.to_dataset()
+    beside = {name: (SAMPLE, samples[name].values) for name in (LABEL, TEXT) if name in samples}
+    return {SAMPLE: samples[SAMPLE].values, **beside}
+
+
+def _names(names: Sequence[str]) -> NDArray[Any]:
+    return np.array(list(names), dtype=object)

@@ -1,0 +1,103 @@
+"""Where work runs: threads here, processes here, or the workers of a Dask scheduler."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Executor, Future, ThreadPoolExecutor, wait
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib import import_module
+from itertools import islice
+from typing import Any, Final, TypeVar
+
+from repaudit.analysis.settings import Settings
+from repaudit.errors import AnalysisError
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+RETRIES: Final = 3
+"""A unit of work whose worker died is given to another so many times."""
+CONNECTING: Final = "20s"
+
+
+@dataclass(frozen=True)
+class Workplace:
+    """Where functions run, and how many at once."""
+
+    executor: Executor
+    slots: int
+
+    def run(self, function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[tuple[Item, Result]]:
+        """Give every item with its result as they come, with few results waiting, whatever the number of items."""
+        left = iter(items)
+        waiting: dict[Future[Result], Item] = {}
+        try:
+            while True:
+                for item in islice(left, 2 * self.slots - len(waiting)):
+                    waiting[self.executor.submit(function, item)] = item
+                if not waiting:
+                    return
+                for future in wait(waiting, return_when=FIRST_COMPLETED).done:
+                    yield waiting.pop(future), _result(future)
+        finally:
+            for future in waiting:
+                future.cancel()
+
+
+@contextmanager
+def workplace(settings: Settings, threads: int) -> Iterator[Workplace]:
+    """Threads of this process, unless the settings name a scheduler or a number of workers.
+
+    Raises
+    ------
+    AnalysisError
+        No scheduler answers, or ``distributed`` is not installed.
+    """
+    if settings.scheduler is None and settings.workers is None:
+        with ThreadPoolExecutor(threads) as executor:
+            yield Workplace(executor, threads)
+        return
+    with _client(settings) as client:
+        slots = sum(client.nthreads().values())
+        if not slots:
+            raise AnalysisError(f"scheduler: {settings.scheduler} has no workers; start some with `dask worker`")
+        yield Workplace(client.get_executor(pure=False, retries=RETRIES), slots)
+
+
+@contextmanager
+def _client(settings: Settings) -> Iterator[Any]:
+    try:
+        distributed: Any = import_module("distributed")
+    except ImportError:
+        raise AnalysisError("workers and schedulers need `distributed`: install repaudit[distributed]") from None
+    if settings.workers is None:
+        try:
+            client = distributed.Client(settings.scheduler, timeout=CONNECTING, set_as_default=False)
+        except (OSError, ValueError) as error:
+            raise AnalysisError(f"scheduler: no answer from {settings.scheduler} ({error})") from None
+        with client:
+            yield client
+        return
+    with (
+        distributed.LocalCluster(
+            n_workers=settings.workers,
+            threads_per_worker=1,
+            memory_limit=0,
+            dashboard_address=None,
+            silence_logs=50,
+        ) as cluster,
+        distributed.Client(cluster, set_as_default=False) as client,
+    ):
+        yield client
+
+
+def _result(future: Future[Result]) -> Result:
+    try:
+        return future.result()
+    except Exception as error:
+        if type(error).__name__ == "KilledWorker":
+            raise AnalysisError(
+                f"the workers died {RETRIES + 1} times over one unit of work, most likely out of memory: {error}"
+            ) from None
+        raise

@@ -1,0 +1,101 @@
+"""How similar every layer of every model is to every other at some steps."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import numpy as np
+import xarray as xr
+from numpy.typing import NDArray
+
+from repaudit.analysis.operators import LayerOperators
+from repaudit.analysis.study import Study
+from repaudit.errors import AnalysisError
+from repaudit.measure.similarity import similarity_map
+from repaudit.names import LAYER, MODEL, SAMPLE, STEP
+from repaudit.store.reading import read_step
+
+REPRESENTATION, OTHER, MEASURE = "representation", "other", "measure"
+NEIGHBORS = 10
+"""Neighbours of mutual_knn, or half of the other samples where there are fewer than 20."""
+
+
+def similarity_dataset(layers: Sequence[LayerOperators], study: Study) -> xr.Dataset | None:
+    """Every measure asked for, for all pairs of (model, layer) at every step asked for; None where none is.
+
+    Raises
+    ------
+    AnalysisError
+        A step that no model has an operator at.
+    """
+    measures, steps = study.settings.similarity, _steps(layers, study)
+    names = [(model, one.layer) for model in study.selection.models for one in layers if model in one.models()]
+    if not measures or len(names) < 2:
+        return None
+    shape = (len(measures), len(steps), len(names), len(names))
+    values = np.full((2, *shape), np.nan)
+    for column, step in enumerate(steps):
+        stored = {one.layer: one.content(step) for one in layers}
+        here = [index for index, (model, layer) in enumerate(names) if model in stored[layer]]
+        if len(here) < 2:
+            continue
+        digests = [stored[layer][model] for model, layer in (names[index] for index in here)]
+        for row, measure in enumerate(measures):
+            views = _Activations(study, [names[index] for index in here], step)
+            content = ["similarity", measure, study.settings.seed, digests]
+            found = study.cache.recall(content, partial(_compare, study, views, measure))
+            for part, name in enumerate(("similarity", "null")):
+                values[part, row, column][np.ix_(here, here)] = found[name]
+    labels = [f"{model}/{layer}" for model, layer in names]
+    coords = {
+        MEASURE: _texts(measures),
+        STEP: steps,
+        REPRESENTATION: _texts(labels),
+        OTHER: _texts(labels),
+        MODEL: (REPRESENTATION, _texts(model for model, _ in names)),
+        LAYER: (REPRESENTATION, _texts(layer for _, layer in names)),
+    }
+    dims = (MEASURE, STEP, REPRESENTATION, OTHER)
+    return xr.Dataset({name: (dims, value) for name, value in zip(("similarity", "null"), values, strict=True)}, coords)
+
+
+def _texts(names: Iterable[str]) -> NDArray[Any]:
+    return np.array(list(names), dtype=object)
+
+
+def _compare(study: Study, views: Mapping[str, Any], measure: str) -> dict[str, Any]:
+    k = min(NEIGHBORS, (study.tree.sizes[SAMPLE] - 1) // 2)
+    found = similarity_map(views, measure, k=k, seed=study.settings.seed, memory=study.settings.budget)
+    return {name: found[name].values for name in ("similarity", "null")}
+
+
+class _Activations(Mapping[str, Any]):
+    """Activations of one step by "model/layer", read when they are asked for."""
+
+    def __init__(self, study: Study, names: Sequence[tuple[str, str]], step: int) -> None:
+        self._study, self._step = study, step
+        self._names = {f"{model}/{layer}": (model, layer) for model, layer in names}
+
+    def __getitem__(self, name: str) -> Any:
+        model, layer = self._names[name]
+        return read_step(self._study.tree, model, layer, self._step).values
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+
+def _steps(layers: Sequence[LayerOperators], study: Study) -> list[int]:
+    """The steps asked for; without any the last one that the models share."""
+    there = sorted({step for one in layers for step in one.steps()})
+    if study.settings.similarity_steps is None:
+        return [max(one.last_step() for one in layers)]
+    missing = [step for step in study.settings.similarity_steps if step not in there]
+    if missing:
+        found, known = (", ".join(map(str, steps)) for steps in (missing, there))
+        raise AnalysisError(f"similarity_steps: no model has step {found}; there are {known}")
+    return sorted(set(study.settings.similarity_steps))

@@ -1,0 +1,143 @@
+"""Points from distances: classical and metric scaling, how faithful a layout is, and one layout turned onto another."""
+
+from __future__ import annotations
+
+from typing import Final
+
+import numpy as np
+import xarray as xr
+from numpy.typing import ArrayLike, NDArray
+from scipy.linalg import eigh
+from scipy.spatial.distance import pdist, squareform
+
+from repaudit.errors import OperatorError
+from repaudit.names import COMPONENT
+
+Array = NDArray[np.float64]
+
+MDS_ITERATIONS: Final = 1000
+
+
+def mds_embedding(distances: ArrayLike, n_components: int = 2, *, dim: str = "operator") -> xr.DataArray:
+    """Classical MDS: the principal coordinates ``v_k sqrt(lambda_k)`` of ``-1/2 J D^2 J``, J the centring matrix.
+
+    Exact for distances of points in `n_components` dimensions. The largest entry of every coordinate is positive, so
+    that the picture does not depend on the eigensolver.
+
+    Parameters
+    ----------
+    distances : (T, T)
+        Symmetric, zero on the diagonal.
+    n_components : int
+    dim : str
+        Name of the dimension of length T.
+
+    Returns
+    -------
+    DataArray (operator, component)
+        attrs: ``stress`` (Kruskal's stress-1), ``method``.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> points = mds_embedding(np.array([[0.0, 2.0], [2.0, 0.0]]))
+    >>> np.abs(points.values[:, 0]).tolist()
+    [1.0, 1.0]
+
+    References
+    ----------
+    Torgerson (1952), Multidimensional scaling: I. Theory and method, Psychometrika 17.
+    """
+    known = checked_distances(distances)
+    points = classical_mds(known, n_components)
+    attrs = {"stress": kruskal_stress(known, squareform(pdist(points))), "method": "classical mds"}
+    return xr.DataArray(points, dims=(dim, COMPONENT), attrs=attrs)
+
+
+def procrustes_align(points: Array, target: Array) -> Array:
+    """Points (N, component) turned, mirrored and shifted to be as near `target` as that can be; distances unchanged.
+
+    Examples
+    --------
+    >>> square = np.array([[0.0, 0], [1, 0], [1, 1], [0, 1]])
+    >>> procrustes_align(square[:, ::-1] + 7, square).round(6).tolist()
+    [[0.0, 0.0], [1.0, 0.0], [1.0, 1.0], [0.0, 1.0]]
+    """
+    centred, middle = points - points.mean(0), target.mean(0)
+    left, _, right = np.linalg.svd(centred.T @ (target - middle))
+    aligned: Array = centred @ (left @ right) + middle
+    return aligned
+
+
+def metric_mds(distances: Array, n_components: int, seed: int, *, start: Array | None = None) -> tuple[Array, float]:
+    """SMACOF from classical MDS, or from a given layout, and its stress-1."""
+    from sklearn.manifold import smacof
+
+    first = classical_mds(distances, n_components) if start is None else start.copy()
+    if not distances.any():
+        return np.zeros_like(first), 0.0
+    points, _ = smacof(
+        distances, n_components=n_components, init=first, n_init=1, max_iter=MDS_ITERATIONS, random_state=seed
+    )
+    return points, kruskal_stress(distances, squareform(pdist(points)))
+
+
+def classical_mds(distances: Array, n_components: int) -> Array:
+    """Principal coordinates of distances (T, T), 0 beyond those there are; see :func:`mds_embedding`."""
+    if n_components < 1:
+        raise ValueError(f"expected at least one component, found {n_components}")
+    squares = distances**2
+    gram = -0.5 * (squares - squares.mean(0) - squares.mean(1)[:, None] + squares.mean())
+    last = len(gram) - 1
+    values, vectors = eigh((gram + gram.T) / 2, subset_by_index=[max(0, last + 1 - n_components), last])
+    values, vectors = values[::-1], vectors[:, ::-1]
+    points = np.zeros((len(distances), n_components))
+    points[:, : len(values)] = vectors * np.sqrt(np.clip(values, 0, None))
+    largest = np.abs(points).argmax(0)
+    return points * np.where(points[largest, np.arange(n_components)] < 0, -1.0, 1.0)
+
+
+def kruskal_stress(distances: Array, laid_out: Array) -> float:
+    """Kruskal's stress-1, ``sqrt(sum (d - d')^2 / sum d'^2)`` over the pairs, d' in the picture: 0 is a perfect one."""
+    scale = float((laid_out**2).sum())
+    if scale == 0:
+        return 0.0 if not distances.any() else 1.0
+    return float(np.sqrt(((distances - laid_out) ** 2).sum() / scale))
+
+
+def scaled_stress(distances: ArrayLike, points: ArrayLike) -> float:
+    """Kruskal's stress of a layout (T, component) against distances (T, T) at the best common scale: 0 is faithful.
+
+    PHATE's own stress is measured against its potential distances; with few operators those say little about the input.
+
+    Examples
+    --------
+    >>> scaled_stress([[0, 2], [2, 0]], [[0.0], [7.0]])
+    0.0
+    """
+    laid_out = pdist(np.asarray(points, dtype=np.float64))
+    given = squareform(np.asarray(distances, dtype=np.float64), checks=False)
+    scale = (laid_out @ given) / (laid_out @ laid_out) if laid_out.any() else 0.0
+    return float(np.sqrt(((given - scale * laid_out) ** 2).sum() / (given**2).sum())) if given.any() else 0.0
+
+
+def checked_distances(distances: ArrayLike) -> Array:
+    """Distances (T, T) in float64, exactly symmetric.
+
+    Raises
+    ------
+    OperatorError
+        They are no square, symmetric, finite, non-negative matrix with a zero diagonal.
+    """
+    known = np.asarray(distances, dtype=np.float64)
+    if known.ndim != 2 or known.shape[0] != known.shape[1] or not len(known):
+        raise OperatorError(f"expected distances of shape (T, T), found {known.shape}")
+    if not np.isfinite(known).all():
+        count = int((~np.isfinite(known)).sum())
+        raise OperatorError(f"expected finite distances, found {count} that are not: leave those operators out")
+    slack = 1e-9 * float(known.max(initial=0))
+    if (known < 0).any() or np.abs(np.diag(known)).max() > slack or np.abs(known - known.T).max() > slack:
+        raise OperatorError("expected distances that are non-negative and symmetric with a zero diagonal")
+    symmetric = (known + known.T) / 2
+    np.fill_diagonal(symmetric, 0)
+    return symmetric
