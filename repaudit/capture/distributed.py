@@ -10,7 +10,7 @@ from typing import Any, Final
 import torch
 import torch.distributed as dist
 
-from repaudit.errors import LostRankError, RankError
+from repaudit.errors import LostRankError, RankError, StateError
 
 RANK_TIMEOUT: Final = timedelta(minutes=5)
 """How long a process waits for the others in an audit."""
@@ -57,6 +57,8 @@ class Ranks:
 
         Raises
         ------
+        StateError
+            On all, when the model of one is no longer as it was.
         LostRankError
             When a process did not answer in time: it failed in the middle of a sharded forward, or died.
         """
@@ -73,7 +75,8 @@ class Ranks:
             raise error
         for rank, failure in enumerate(failures):
             if failure is not None:
-                raise RankError(f"the audit failed on rank {rank}: {failure}")
+                kind = StateError if failure.startswith(f"{StateError.__name__}:") else RankError
+                raise kind(f"the audit failed on rank {rank}: {failure}")
 
     def from_first(self, value: Any) -> Any:
         """The first rank's value, on all."""

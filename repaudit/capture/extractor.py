@@ -1,36 +1,27 @@
-"""Hooks that record activations during a forward, and the extraction of a whole probe set."""
+"""The extraction of a probe set's activations from a model, and of the forwards that a caller runs."""
 
 from __future__ import annotations
 
 import inspect
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
-from typing import Any
+from contextlib import ExitStack, contextmanager
+from functools import partial
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import nn
 
-from repaudit.capture.hidden import HiddenStates
-from repaudit.capture.inputs import forward_arguments
+from repaudit.capture.hooks import Recording
 from repaudit.capture.isolation import eager, same_parameters, undisturbed
-from repaudit.capture.layers import Layer, LayerSpec, as_spec, resolve_layers
-from repaudit.capture.pooling import pool
-from repaudit.capture.probe import ATTENTION_MASK, ProbeSet
-from repaudit.capture.wrappers import (
-    config_of,
-    entry_point,
-    is_offloaded,
-    is_sharded,
-    layers_root,
-    n_virtual_tokens,
-    network,
-)
-from repaudit.errors import ActivationTypeError, CaptureError
+from repaudit.capture.layers import LayerSpec, as_spec, resolve_layers
+from repaudit.capture.probe import ProbeSet
+from repaudit.capture.rehearsal import check_initialized, check_vocabulary, rehearse
+from repaudit.capture.wrappers import entry_point, is_offloaded, is_sharded, network
+from repaudit.errors import CaptureError, LostRankError, StateError
 
-
-class _Stop(BaseException):
-    """Ends a forward once every requested layer has fired; no ``except Exception`` on the way may swallow it."""
+Agree = Callable[[Exception | None], None]
+Result = TypeVar("Result")
 
 
 class ActivationExtractor:
@@ -72,12 +63,13 @@ class ActivationExtractor:
         probe_set: ProbeSet,
         batch_size: int = 32,
         forward: Callable[..., Any] | None = None,
-        agree: Callable[[Exception | None], None] | None = None,
+        agree: Agree | None = None,
     ) -> dict[str, torch.Tensor]:
         """Forward the probe set through the model, which ends as it began, and give the pooled activations.
 
         The model runs in evaluation mode, eagerly, without gradients, and only as deep as the deepest layer asked
-        for. The first batch ever seen of a model runs whole, so that a layer which fires again later is found.
+        for. Of a model that it has not seen before, it first forwards one sample whole, so that a layer which fires
+        again later is found, and one that is padded on the left also without its padding.
 
         Parameters
         ----------
@@ -90,8 +82,9 @@ class ActivationExtractor:
         forward
             What to call with a batch's inputs instead of the network itself.
         agree
-            Called after every batch with what went wrong in it, or None; it raises where one of several processes
-            failed, so that none goes on alone (see :meth:`repaudit.capture.distributed.Ranks.agree`).
+            Called before the first batch, after each, and when the model is back as it was, with what went wrong or
+            None; it raises where one of several processes failed, so that none goes on alone (see
+            :meth:`repaudit.capture.distributed.Ranks.agree`).
 
         Returns
         -------
@@ -104,31 +97,38 @@ class ActivationExtractor:
             When a path does not resolve.
         CaptureError
             When a hook fired several times in one forward, or never, or what it saw cannot be pooled.
+        ProbeSetError
+            When the inputs do not fit the model's ``forward``, hold tokens that it does not know, or are padded on the
+            left and it counts the padding.
+        StateError
+            When the forward changed what cannot be put back.
         """
-        layers = resolve_layers(model, self.layer_specs)
-        net = network(model)
+        agree = agree or _alone
+        net, call = network(model), forward or entry_point(model)
         whole = is_sharded(model) or is_offloaded(net)
+        recording = _agreed(agree, lambda: self._prepared(model, probe_set, whole=whole))
         pieces = _Pieces(len(probe_set))
-        with ExitStack() as stack:
-            if net not in self._seen_whole and not whole:
+        is_new = net not in self._seen_whole
+        with _leaving(agree), ExitStack() as stack:
+            if is_new and not whole:
                 stack.enter_context(same_parameters(net))
             stack.enter_context(undisturbed(model))
-            recording = stack.enter_context(_Recording(model, layers, whole=whole))
+            stack.enter_context(recording)
+            if is_new:
+                _agreed(agree, lambda: rehearse(recording, probe_set, call))
+                self._seen_whole.add(net)
             for batch in probe_set.batches(batch_size):
-                failure = None
-                try:
-                    recording.forward(batch, stop_early=net in self._seen_whole, call=forward or entry_point(model))
-                    self._seen_whole.add(net)
-                    pieces.add(recording.seen)
-                except Exception as error:
-                    if agree is None:
-                        raise
-                    failure = error
-                if agree is not None:
-                    agree(failure)
+                _agreed(agree, partial(pieces.extend, recording, batch, call))
         self.source_dtypes = recording.source_dtypes
         self.activations = pieces.finish()
         return dict(self.activations)
+
+    def _prepared(self, model: nn.Module, probe_set: ProbeSet, *, whole: bool) -> Recording:
+        layers = resolve_layers(model, self.layer_specs)
+        if network(model) not in self._seen_whole:
+            check_initialized(network(model))
+        check_vocabulary(network(model), probe_set)
+        return Recording(model, layers, whole=whole)
 
     @contextmanager
     def capture(self, model: nn.Module, *, detach: bool = True) -> Iterator[ActivationExtractor]:
@@ -166,7 +166,7 @@ class ActivationExtractor:
 
         with ExitStack() as stack:
             stack.enter_context(eager())
-            recording = stack.enter_context(_Recording(model, layers))
+            recording = stack.enter_context(Recording(model, layers))
             stack.callback(net.register_forward_pre_hook(before, with_kwargs=True, prepend=True).remove)
             stack.callback(net.register_forward_hook(after).remove)
             yield self
@@ -176,46 +176,40 @@ class ActivationExtractor:
         self.activations = {name: torch.cat(values) for name, values in joined.items()}
 
 
+def _alone(error: Exception | None) -> None:
+    """The agreement of a process that is alone."""
+    if error is not None:
+        raise error
+
+
+def _agreed(agree: Agree, action: Callable[[], Result]) -> Result:
+    """Run an action that all processes run, and raise on all what failed on one."""
+    result, failure = None, None
+    try:
+        result = action()
+    except Exception as error:  # noqa: BLE001 - raised below, once every process knows
+        failure = error
+    agree(failure)
+    return cast(Result, result)
+
+
+@contextmanager
+def _leaving(agree: Agree) -> Iterator[None]:
+    """Agree on whether the model is back as it was on every process, also where the block itself failed on all."""
+    failure = None
+    try:
+        yield
+    except LostRankError:
+        raise
+    except Exception as error:  # noqa: BLE001 - raised below, once every process knows
+        failure = error
+    agree(failure if isinstance(failure, StateError) else None)
+    if failure is not None:
+        raise failure
+
+
 def _named(net: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
     return dict(zip(inspect.signature(net.forward).parameters, args, strict=False)) | dict(kwargs)
-
-
-def _mask(value: Any) -> torch.Tensor | None:
-    return value if isinstance(value, torch.Tensor) and value.ndim == 2 else None
-
-
-def _shares_memory(first: torch.Tensor, second: torch.Tensor) -> bool:
-    return first is second or first.untyped_storage().data_ptr() == second.untyped_storage().data_ptr()
-
-
-def _decoder_parts(net: nn.Module) -> set[nn.Module]:
-    """The modules of an encoder-decoder's decoder."""
-    if not getattr(config_of(net), "is_encoder_decoder", False):
-        return set()
-    decoder = getattr(net, "get_decoder", lambda: None)() or getattr(net, "decoder", None)
-    return set(decoder.modules()) if isinstance(decoder, nn.Module) else set()
-
-
-def as_activation(value: Any, layer: Layer) -> torch.Tensor:
-    """The tensor of what a hook saw: itself, the first of a tuple, or the first of a model output.
-
-    Raises
-    ------
-    ActivationTypeError
-        For anything else, naming the layer.
-    """
-    first = value
-    if isinstance(value, Mapping):
-        first = value.get("last_hidden_state", next(iter(value.values()), None))
-    elif isinstance(value, tuple | list) and value:
-        first = value[0]
-    if isinstance(first, torch.Tensor):
-        return first
-    raise ActivationTypeError(
-        f"layer {layer.name!r} ({type(layer.module).__name__}): expected a tensor, a tuple that starts with one, or a "
-        f"model output, found {type(value).__name__}"
-        + ("" if first is value else f" starting with {type(first).__name__}")
-    )
 
 
 class _Pieces:
@@ -227,9 +221,10 @@ class _Pieces:
         self._whole: dict[str, torch.Tensor] = {}
         self._devices: set[torch.device] = set()
 
-    def add(self, batch: Mapping[str, torch.Tensor]) -> None:
+    def extend(self, recording: Recording, batch: Mapping[str, torch.Tensor], call: Callable[..., Any]) -> None:
+        """Forward a batch as deep as its deepest layer, and keep what the hooks saw."""
         size = len(next(iter(batch.values())))
-        for name, value in batch.items():
+        for name, value in recording.forward(batch, stop_early=True, call=call).items():
             target = self._whole.get(name)
             if target is None:
                 target = torch.empty(
@@ -250,125 +245,3 @@ class _Pieces:
         for device in self._devices:
             torch.get_device_module(device.type).synchronize(device)
         return self._whole
-
-
-class _Recording:
-    """The hooks of one extraction, and what they saw in the current forward."""
-
-    def __init__(self, model: nn.Module, layers: list[Layer], *, whole: bool = False) -> None:
-        self.layers, self._whole = layers, whole
-        self.net = network(model)
-        self.source_dtypes: dict[str, str] = {}
-        self._hidden = HiddenStates(
-            layers_root(model), [x for x in layers if x.spec.extraction_point == "hidden_states"]
-        )
-        self._decoder = _decoder_parts(self.net)
-        self._n_virtual = n_virtual_tokens(self.net)
-        self._stop_early = False
-        self._n_samples: int | None = None
-        self.begin({})
-
-    def begin(self, inputs: Mapping[str, Any]) -> None:
-        """Forget the forward before; the inputs of the one to come hold the masks of its tokens."""
-        self._inputs = inputs
-        self._seen: dict[str, torch.Tensor] = {}
-        self._fired: dict[str, int] = {layer.name: 0 for layer in self.layers}
-        self._failure: Exception | None = None
-
-    def __enter__(self) -> _Recording:
-        self._stack = ExitStack()
-        for layer in self.layers:
-            if layer.spec.extraction_point == "output":
-                handle = layer.module.register_forward_hook(self._on_output(layer))
-            elif layer.spec.extraction_point == "input":
-                handle = layer.module.register_forward_pre_hook(self._on_input(layer), with_kwargs=True)
-            else:
-                continue
-            self._stack.callback(handle.remove)
-        self._stack.enter_context(self._hidden.hooks(self._record))
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stack.close()
-
-    def forward(self, batch: Mapping[str, torch.Tensor], *, stop_early: bool, call: Callable[..., Any]) -> None:
-        """Run one forward and see that every hook fired once."""
-        self.begin(batch)
-        self._stop_early = stop_early and not self._whole
-        self._n_samples = len(next(iter(batch.values())))
-        args, kwargs = forward_arguments(self.net, batch)
-        with suppress(_Stop):
-            call(*args, **kwargs)
-        self.check()
-
-    def check(self) -> None:
-        if self._failure is not None:
-            raise self._failure
-        for layer in self.layers:
-            count = self._fired[layer.name]
-            if count == 0:
-                raise CaptureError(
-                    f"layer {layer.name!r} ({type(layer.module).__name__}) never fired in a forward of "
-                    f"{type(self.net).__name__}: nothing called it; record a module that the forward does call"
-                )
-            if count > 1:
-                raise CaptureError(
-                    f"layer {layer.name!r} ({type(layer.module).__name__}) fired {count} times in one forward: a "
-                    "shared or reused layer has no single activation; record the modules around it"
-                )
-
-    @property
-    def seen(self) -> dict[str, torch.Tensor]:
-        """The pooled activations of this forward, in the order of the layers."""
-        return {layer.name: self._seen[layer.name] for layer in self.layers}
-
-    def _pooled(self, value: torch.Tensor, layer: Layer) -> torch.Tensor:
-        """The pooled activation, a tensor of its own; a decoder's tokens are masked by its own mask."""
-        inputs = self._inputs
-        mask = _mask(inputs.get(ATTENTION_MASK))
-        if layer.module in self._decoder:
-            own_tokens = inputs.get("decoder_input_ids") is not None
-            mask = _mask(inputs.get("decoder_attention_mask", None if own_tokens else mask))
-        pooled = pool(self._without_prompt(value, inputs), mask, layer.spec.reduce, layer.name)
-        return pooled.clone() if _shares_memory(pooled, value) else pooled
-
-    def _without_prompt(self, value: torch.Tensor, inputs: Mapping[str, Any]) -> torch.Tensor:
-        """Leave out the learned tokens of a prompt, which stand for no token of the probe set."""
-        ids = inputs.get("input_ids")
-        if not self._n_virtual or ids is None or value.ndim != 3 or value.shape[1] != ids.shape[1] + self._n_virtual:
-            return value
-        return value[:, self._n_virtual :]
-
-    def _on_output(self, layer: Layer) -> Callable[..., None]:
-        def hook(_module: nn.Module, _args: Any, output: Any) -> None:
-            self._record(layer, output)
-
-        return hook
-
-    def _on_input(self, layer: Layer) -> Callable[..., None]:
-        def hook(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            self._record(layer, args[0] if args else next(iter(kwargs.values()), None))
-
-        return hook
-
-    def _record(self, layer: Layer, value: Any) -> None:
-        try:
-            self._keep(layer, value)
-        except Exception as error:
-            if not self._whole:
-                raise
-            self._failure = self._failure or error  # raised after the forward: other ranks are in the middle of it
-        if self._stop_early and all(self._fired.values()):
-            raise _Stop
-
-    def _keep(self, layer: Layer, value: Any) -> None:
-        tensor = as_activation(value, layer)
-        if self._n_samples is not None and (tensor.ndim == 0 or len(tensor) != self._n_samples):
-            raise CaptureError(
-                f"layer {layer.name!r}: expected {self._n_samples} samples along the first dim, found "
-                f"{tuple(tensor.shape)}"
-            )
-        self._fired[layer.name] += 1
-        if self._fired[layer.name] == 1:  # now, since what comes later in the forward may change it in place
-            self._seen[layer.name] = self._pooled(tensor, layer)
-        self.source_dtypes[layer.name] = str(tensor.dtype).removeprefix("torch.")

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Final
 
 import torch
+from torch import nn
 
 from repaudit.errors import CaptureError
 
+_FEATURES_FIRST: Final = (nn.modules.conv._ConvNd, nn.modules.batchnorm._NormBase, nn.GroupNorm)
+_FEATURES_LAST: Final = (nn.Linear, nn.LayerNorm)
 _HALF: Final = frozenset({torch.float16, torch.bfloat16})
 
 
@@ -66,15 +69,66 @@ def pool(activation: torch.Tensor, mask: torch.Tensor | None, reduce: str, layer
     return _REDUCTIONS[reduce](activation, keep)
 
 
+def tokens_before_features(activation: torch.Tensor, module: nn.Module) -> torch.Tensor:
+    """Bring an activation whose layout its module's kind tells into the layout that :func:`pool` takes.
+
+    Convolutions and batch norms put features before positions, recurrent networks without ``batch_first`` tokens
+    before samples, linear layers and layer norms features last. So do, of feature maps, those with as many rows as
+    columns along dims 1 and 2 that come from a module without convolutions.
+
+    Raises
+    ------
+    CaptureError
+        When neither the module nor the shape tells.
+
+    Examples
+    --------
+    >>> tokens_before_features(torch.zeros(2, 8, 5), nn.Conv1d(3, 8, 1)).shape
+    torch.Size([2, 5, 8])
+    """
+    if activation.ndim == 3 and isinstance(module, _FEATURES_FIRST):
+        return activation.transpose(1, 2)
+    if activation.ndim == 3 and getattr(module, "batch_first", None) is False:
+        return activation.transpose(0, 1)
+    return activation.permute(0, 3, 1, 2) if activation.ndim == 4 and _features_last(activation, module) else activation
+
+
+def _features_last(activation: torch.Tensor, module: nn.Module) -> bool:
+    if type(module) in _FEATURES_LAST:
+        return True
+    _, first, second, third = activation.shape
+    if first != second or second == third or any(isinstance(part, _FEATURES_FIRST) for part in module.modules()):
+        return False
+    if next(module.parameters(), None) is None:
+        raise CaptureError(
+            f"{type(module).__name__}: nothing tells which dim of {tuple(activation.shape)} holds the features: record "
+            "the convolution, norm or linear layer before it"
+        )
+    return True
+
+
 def _widened(activation: torch.Tensor) -> torch.Tensor:
     return activation.float() if activation.dtype in _HALF else activation
 
 
 def _mean(activation: torch.Tensor, keep: torch.Tensor | None) -> torch.Tensor:
-    values = _widened(activation)
     if keep is None:
-        return values.mean(1)
+        return _widened(activation).mean(1)
+    if keep.device.type == "cpu":  # one sample at a time: a masked copy of them all costs several times the sum
+        return torch.stack([_widened(tokens).mean(0) for tokens in _unmasked(activation, keep)])
+    values = _widened(activation)
     return values.masked_fill(~keep[..., None], 0).sum(1) / keep.sum(1, keepdim=True).to(values.dtype)
+
+
+def _unmasked(activation: torch.Tensor, keep: torch.Tensor) -> Iterator[torch.Tensor]:
+    """Each sample's unmasked tokens, as a view where nothing is masked between them."""
+    positions = torch.arange(keep.shape[1])
+    starts, stops = keep.to(torch.uint8).argmax(1), (positions * keep).argmax(1) + 1
+    whole = (stops - starts == keep.sum(1)).tolist()
+    for sample, start, stop, is_whole, kept in zip(
+        activation, starts.tolist(), stops.tolist(), whole, keep, strict=True
+    ):
+        yield sample[start:stop] if is_whole else sample[kept]
 
 
 def _last_token(activation: torch.Tensor, keep: torch.Tensor | None) -> torch.Tensor:

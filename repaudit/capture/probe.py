@@ -133,6 +133,12 @@ class ProbeSet:
             return "left"
         return "right" if not bool(mask[:, -1].all()) else None
 
+    @property
+    def most_left_padded(self) -> int:
+        """The position of the sample with the most padding on the left; 0 where there is none."""
+        mask = self._inputs.get(ATTENTION_MASK)
+        return 0 if mask is None else int(mask.to(torch.uint8).argmax(1).argmax())
+
     def arrays(self) -> dict[str, np.ndarray]:
         """The inputs as arrays, for the store; bfloat16 becomes float32, exactly."""
         return {name: _to_numpy(value) for name, value in self._inputs.items()}

@@ -21,8 +21,9 @@ from repaudit.capture.extractor import ActivationExtractor
 from repaudit.capture.layers import LayerSpec, resolve_layers
 from repaudit.capture.operators import ACTIVATIONS, OPERATORS, check_record, operator_layers, to_store, try_gauge
 from repaudit.capture.probe import ProbeSet
+from repaudit.capture.rehearsal import check_vocabulary
 from repaudit.capture.trigger import AuditTrigger
-from repaudit.capture.wrappers import is_sharded
+from repaudit.capture.wrappers import is_sharded, network
 from repaudit.errors import LostRankError, StateError, StepOrderError
 from repaudit.store.writer import TrajectoryWriter
 
@@ -219,8 +220,10 @@ class Recorder:
         return shapes, attrs
 
     def rehearse(self, model: nn.Module) -> dict[str, tuple[tuple[int, ...], str]]:
-        """Forward the first batch whole, and give each layer's shape and dtype for the whole probe set."""
-        first = self.probe_set.select(0, self.batch_size)
+        """Forward one batch, and give each layer's shape and dtype for the whole probe set."""
+        check_vocabulary(network(model), self.probe_set)
+        start = self.probe_set.most_left_padded
+        first = self.probe_set.select(start, start + self.batch_size)
         n = len(self.probe_set)
         return {
             name: ((n, *value.shape[1:]), str(value.dtype).removeprefix("torch."))

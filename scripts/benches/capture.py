@@ -1,6 +1,6 @@
 """Bench of recording: an audit's blocked time over bare forwards of its batches, and what audits cost a training loop.
 
-``scripts/bench capture [--rounds 7] [--samples 64] [--tokens 64] [--hidden 256] [--layers 4] [--device cpu]``
+``scripts/bench capture [--rounds 7] [--samples 64] [--tokens 64] [--hidden 384] [--layers 6] [--device cpu]``
 """
 
 from __future__ import annotations
@@ -133,7 +133,7 @@ def train(model: Any, optimizer: Any, ids: torch.Tensor, steps: int, recorder: r
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    defaults = {"rounds": 7, "samples": 64, "tokens": 64, "hidden": 256, "layers": 4, "vocabulary": 8000}
+    defaults = {"rounds": 7, "samples": 64, "tokens": 64, "hidden": 384, "layers": 6, "vocabulary": 8000}
     for name, value in defaults.items():
         parser.add_argument(f"--{name}", type=int, default=value)
     parser.add_argument("--device", default="cpu")

@@ -1,6 +1,7 @@
 """Audits over two gloo processes: the record equals the single-process one, and a failing rank hangs nobody."""
 
 import os
+import random
 import subprocess
 import sys
 from datetime import timedelta
@@ -13,10 +14,9 @@ import torch.multiprocessing as mp
 from transformers import GPT2Config, GPT2LMHeadModel
 
 import repaudit as ra
-from repaudit.capture import distributed
-from repaudit.capture import extractor as extracting
+from repaudit.capture import distributed, hooks
 from repaudit.capture.recorder import AuditWarning
-from repaudit.errors import LostRankError, RankError
+from repaudit.errors import LostRankError, RankError, StateError
 
 GENERATOR = torch.Generator().manual_seed(3)
 PROBE = ra.ProbeSet.from_tensors({"input_ids": torch.randint(1, 32, (7, 8), generator=GENERATOR)})
@@ -133,21 +133,33 @@ def test_a_failing_rank_ends_the_audit_on_all(tmp_path, kind, split, dies):
     assert not ra.open_store(tmp_path / "s.zarr")["models/m"].dataset.sizes.get("step", 0)
 
 
+class Stubborn(random.Random):
+    def setstate(self, state):
+        raise OSError("no")
+
+
 def fail_in_sharded_audits(rank, folder):
-    """Once behind the forward, which every rank survives, then in the middle of it, which none does."""
+    """Once behind the forward, which every rank survives, once where the state of one cannot be put back, then in the
+    middle of a forward: which ends the training on all.
+    """
     distributed.RANK_TIMEOUT = timedelta(seconds=6)
     join(rank, folder)
     model = wrapped("fsdp2")
     recorder = recorder_of(f"{folder}/s.zarr")
     recorder.open(model)
-    pool = extracting.pool
+    pool = hooks.pool
     if rank == 1:
-        extracting.pool = refuse
+        hooks.pool = refuse
     with pytest.warns(AuditWarning, match="no memory left"):
         assert not recorder.audit(model, 0)
-    extracting.pool = pool
+    hooks.pool = pool
     recorder.audit(model, 1)
     recorder.flush()
+    if rank == 1:
+        model.generator = Stubborn(0)
+    with pytest.raises(StateError, match="cannot be put back"):
+        recorder.audit(model, 2)
+    model.generator = None
     if rank == 1:
         model.transformer.h[0].register_forward_pre_hook(refuse)  # the other rank waits for the next block
     with pytest.raises(LostRankError) as caught:

@@ -73,7 +73,7 @@ def test_the_forward_stops_after_the_deepest_layer():
     for name in ("model.layers.2", "lm_head"):
         model.get_submodule(name).register_forward_hook(lambda *_, name=name: seen.append(name))
     extractor.extract(model, padded("right"), batch_size=7)
-    assert seen == ["model.layers.2", "lm_head"]  # the first forward of a model runs whole
+    assert seen == ["model.layers.2", "lm_head"]  # the first forward of a model, of one sample, runs whole
     extractor.extract(model, padded("right"), batch_size=2)
     assert seen == ["model.layers.2", "lm_head"]
 
@@ -327,3 +327,37 @@ def test_capture_forgets_a_forward_that_failed():
         model.fails = False
         model(torch.ones(3, 2))
     torch.testing.assert_close(extractor.activations["first"], model.first(torch.ones(3, 2)).detach())
+
+
+class Keyworded(nn.Module):
+    """A layer whose caller gives its keywords in an order of its own."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer, self.first = Ordered(), nn.Linear(2, 2)
+
+    def forward(self, x):
+        return self.layer(bias=torch.zeros(2, 2), unused=None, hidden=self.first(x))
+
+
+class Ordered(nn.Module):
+    def forward(self, unused=None, hidden=None, bias=None):
+        return {"hidden": hidden, "bias": bias}
+
+
+def test_input_is_the_first_in_the_order_of_forward():
+    model = Keyworded()
+    found = ActivationExtractor(["first", LayerSpec("layer", "input")]).extract(model, INPUT)
+    assert torch.equal(found["layer@input"], found["first"])
+
+
+def test_a_dict_of_several_tensors_is_refused():
+    with pytest.raises(ActivationTypeError, match=r"found dict of hidden, bias: which is meant"):
+        ActivationExtractor(["layer"]).extract(Keyworded(), INPUT)
+
+
+def test_mixed_dtypes_take_inputs_of_the_first_parameters_dtype():
+    model = nn.Sequential(nn.Linear(3, 3).bfloat16(), nn.LayerNorm(3).bfloat16(), nn.Identity(), nn.Linear(3, 2))
+    model[2].forward = lambda x: x.float()
+    found = ActivationExtractor(["[0]", "[3]"]).extract(model, ProbeSet.from_tensors({"input": torch.randn(2, 3)}))
+    assert found["3"].shape == (2, 2)

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from repaudit.capture.pooling import pool
@@ -25,6 +25,7 @@ def masked(draw):
     return torch.randn(n, t, 3, generator=torch.Generator().manual_seed(seed)), torch.tensor(rows).long()
 
 
+@settings(deadline=None)
 @given(masked(), st.sampled_from(["mean", "last_token", "cls"]))
 def test_pooling_equals_the_reference_and_ignores_masked_values(case, reduce):
     activation, mask = case
