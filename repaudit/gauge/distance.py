@@ -17,8 +17,9 @@ TOLERANCE: Final = {torch.float32: 1e-6, torch.float64: 1e-11}
 """Relative error of a squared distance above which a product of matrices is not trusted with it."""
 
 _DENSE_FLAGS: Final = 0.01
-_PAIRS_AT_ONCE: Final = 2048
-_BLOCK: Final = {"cpu": 512, "cuda": 4096}
+_PAIRS_AT_ONCE: Final = 256
+_WIDE: Final = 1024
+_STRIP: Final = {"cpu": 256, "cuda": 4096}
 
 Where = slice | Tensor
 Place = tuple[Where, Where]
@@ -52,24 +53,35 @@ def panel(points: Cloud, place: Where, dtype: torch.dtype) -> Panel:
     return Panel(place, rows, norms, float(norms.amax()))
 
 
-def squared_distances_(out: Tensor, points: Cloud, block: int | None = None) -> Tensor:
-    """Fill ``out (sample, sample)`` with ``|x_i - x_j|²``, exactly symmetric, the diagonal exactly zero.
+def squared_distances_(out: Tensor, points: Cloud, strip: int | None = None) -> Tensor:
+    """Fill ``out (sample, sample)``, contiguous, with ``|x_i - x_j|²``, exactly symmetric, the diagonal exactly zero.
 
-    The upper triangle comes from blocks of ``|x|² + |y|² - 2 x·y``; a distance whose rounding error,
-    ``eps (|x|² + |y|²)``, exceeds :data:`TOLERANCE` of it is computed again from the difference, and a block with many
+    The upper triangle comes in strips of rows, ``|x|² + |y|² - 2 x·y``; a distance whose rounding error,
+    ``eps (|x|² + |y|²)``, exceeds :data:`TOLERANCE` of it is computed again from the difference, and a strip with many
     such in float64. The lower triangle mirrors the upper one.
+
+    Strips need the centred samples from their own first row on. These stand at the end of ``out`` itself until the
+    strips come near, so that no copy of them is allocated where there are more samples than features.
     """
-    places = list(row_panels(len(points), block or _BLOCK.get(out.device.type, 512)))
-    for row, place in enumerate(places):
-        left = panel(points, place, out.dtype)
-        for other in places[row:]:
-            right = left if other is place else panel(points, other, out.dtype)
-            squared_block_(out[place, other], points, left, right)
-            if other is place:
-                # the two halves of a product may differ in the last bit
-                out[place, place] = torch.maximum(out[place, place], out[place, place].mT)
-            else:
-                out[other, place] = out[place, other].mT
+    count, width = points.samples.shape
+    size = strip or _STRIP.get(out.device.type, 256)
+    lodged = width <= count
+    rows = out.view(-1)[(count - width) * count :].view(count, width) if lodged else out.new_empty(count, width)
+    for part in row_panels(count, size):
+        rows[part] = points.rows(part, out.dtype)
+    norms = torch.linalg.vector_norm(rows, dim=1).square_()
+    for place in row_panels(count, size):
+        if lodged and (count - width) * count + place.start * width < place.stop * count:
+            rows, lodged = rows.clone(), False
+        many, own, rest = place.stop - place.start, out[place, place], slice(place.start, count)
+        right = Panel(rest, rows, norms, float(norms.amax()))
+        left = Panel(place, rows[:many], norms[:many], float(norms[:many].amax()))
+        squared_block_(out[place, rest], points, left, right)
+        # the two halves of a product may differ in the last bit
+        own.copy_(torch.maximum(own, own.mT))
+        rows, norms = rows[many:], norms[many:]
+    for place in row_panels(count, size):
+        out[place.stop :, place] = out[place, place.stop :].mT
     return out
 
 
@@ -99,9 +111,11 @@ def pair_distances(points: Cloud, i: Tensor, j: Tensor) -> Tensor:
 
 
 def _again_in_float64(out: Tensor, points: Cloud, place: Place) -> None:
-    wide = torch.empty(out.shape, dtype=torch.float64, device=out.device)
-    squared_block_(wide, points, panel(points, place[0], wide.dtype), panel(points, place[1], wide.dtype))
-    out.copy_(wide)
+    left = panel(points, place[0], torch.float64)
+    for part in row_panels(out.shape[1], _WIDE):
+        wide = torch.empty(len(out), part.stop - part.start, dtype=torch.float64, device=out.device)
+        columns = _samples(place[1], torch.arange(part.start, part.stop, device=out.device))
+        out[:, part] = squared_block_(wide, points, left, panel(points, columns, wide.dtype))
 
 
 def _correct(out: Tensor, points: Cloud, place: Place, flagged: Tensor) -> None:

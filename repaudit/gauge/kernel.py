@@ -5,9 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from repaudit.errors import ActivationError
@@ -19,8 +21,8 @@ FLOOR: Final = 1e-6
 FAR: Final = {torch.float32: -80.0, torch.float64: -600.0}
 """Exponents up to this give zero: lost beside 1, and the exponentials of what lies below are denormal, thus slow."""
 
-_PANEL_ENTRIES: Final = {"cpu": 2**20, "cuda": 2**25}
-_SUM: Final = 512
+_PANEL_ENTRIES: Final = {"cpu": 2**19, "cuda": 2**25}
+_FEW_THREADS: Final = 4
 
 
 @dataclass(frozen=True)
@@ -47,7 +49,7 @@ def bandwidth(squared: Tensor, knn: int, fixed: float | str | None, spread: floa
     """
     count = squared.shape[0]
     if fixed is None:
-        nearest = torch.cat([smallest(squared[part], knn + 1)[0] for part in panels(squared)])
+        nearest = torch.cat([smallest_values(squared[part], knn + 1) for part in panels(squared)])
         scale = nearest.amax(1).double().sqrt()
         zeros = (nearest == 0).sum(1)
     else:
@@ -67,23 +69,62 @@ def floored(scale: Tensor, spread: float) -> tuple[Tensor, int]:
 
 
 def smallest(rows: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """The ``k`` smallest entries of each row and their columns, in no order, ``(row, k)`` each.
+    """The ``k`` smallest entries of each row and their columns, in no order, ``(row, k)`` each."""
+    values, groups = _candidates(rows, k)
+    found, place = values.topk(k, largest=False, sorted=False)
+    if groups is None:
+        return found, place
+    size, width = _grouping(rows.shape[1], k)
+    own = groups.gather(1, (place % k)) + place // k * width
+    # the columns at the end, which belong to no group, come after the groups' candidates
+    return found, torch.where(place < size * k, own, place + size * (width - k))
 
-    The k groups of columns with the smallest minima hold them all, so that few entries are looked at twice.
+
+def smallest_values(rows: Tensor, k: int) -> Tensor:
+    """The ``k`` smallest entries of each row, in no order, ``(row, k)``."""
+    values = _candidates(rows, k)[0]
+    if not _vectorised(rows):
+        return values.topk(k, largest=False, sorted=False).values
+    return torch.from_numpy(np.partition(values.numpy(), k - 1)[:, :k])
+
+
+def _candidates(rows: Tensor, k: int) -> tuple[Tensor, Tensor | None]:
+    """Entries of each row with the ``k`` smallest among them, ``(row, candidate)``, and the groups they come from.
+
+    The k groups of columns with the smallest minima hold them all, so that few entries are looked at twice. A group is
+    every width-th column; a few columns at the end belong to none, and where there are few columns there are no groups.
     """
-    size = math.isqrt(rows.shape[1] // k)
+    size, width = _grouping(rows.shape[1], k)
     if size < 4:
-        values, columns = rows.topk(k, largest=False, sorted=False)
-        return values, columns
-    count, width = len(rows), rows.shape[1] // size
-    # a group is every width-th column; a few columns at the end belong to none
-    minima = rows[:, : width * size].reshape(count, size, width).amin(1)
-    first = minima.topk(k, largest=False, sorted=False).indices
-    member = torch.arange(0, width * size, width, device=rows.device)
-    rest = torch.arange(width * size, rows.shape[1], device=rows.device)
-    columns = torch.cat([(first[:, None] + member[:, None]).reshape(count, -1), rest.expand(count, -1)], 1)
-    values, place = rows.gather(1, columns).topk(k, largest=False, sorted=False)
-    return values, columns.gather(1, place)
+        return rows, None
+    grouped = rows[:, : width * size].reshape(len(rows), size, width)
+    minima = grouped.amin(1)
+    if _vectorised(rows):
+        groups = torch.from_numpy(_lowest(minima.numpy(), k))
+    else:
+        groups = minima.topk(k, largest=False, sorted=False).indices
+    members = grouped.gather(2, groups[:, None].expand(-1, size, -1)).reshape(len(rows), -1)
+    return torch.cat([members, rows[:, width * size :]], 1), groups
+
+
+def _grouping(columns: int, k: int) -> tuple[int, int]:
+    """Columns a group and number of groups that leave the fewest entries to look at."""
+    size = math.isqrt(columns // k)
+    return size, columns // max(size, 1)
+
+
+def _vectorised(rows: Tensor) -> bool:
+    """Whether NumPy's selection, vectorised and on one thread, is faster than torch's on all threads."""
+    return rows.device.type == "cpu" and torch.get_num_threads() <= _FEW_THREADS
+
+
+def _lowest(values: NDArray[Any], k: int) -> NDArray[np.int64]:
+    """Columns of the ``k`` smallest entries of each row, ``(row, k)``."""
+    bound = np.partition(values, k - 1)[:, k - 1 : k]
+    found = np.flatnonzero(values <= bound)
+    if len(found) > k * len(values):  # equal ones on both sides of the bound
+        return np.argpartition(values, k - 1)[:, :k]
+    return found.reshape(-1, k) % values.shape[1]
 
 
 def median_distance(squared: Tensor) -> float:
@@ -130,7 +171,7 @@ def kernel_(squared: Tensor, scale: Tensor, decay: float | None, adaptive: bool,
             rows.add_(exp_(other.pow_(decay / 2).neg_())).mul_(0.5)
         if not self_loops:
             rows.diagonal(part.start).zero_()
-        sums[part] = row_sums(rows)
+        sums[part] = rows.sum(1)
     return sums
 
 
@@ -138,11 +179,6 @@ def exp_(exponent: Tensor) -> Tensor:
     """Exponential in place, exactly zero at and below :data:`FAR`."""
     far = FAR[exponent.dtype]
     return torch.threshold_(exponent.clamp_(min=far).exp_(), math.exp(far) * (1 + 1e-5), 0.0)
-
-
-def row_sums(rows: Tensor) -> Tensor:
-    """Sums over columns, float64: short stretches in the rows' own precision, these together in float64."""
-    return torch.stack([part.sum(1) for part in rows.tensor_split(-(-rows.shape[1] // _SUM), 1)]).double().sum(0)
 
 
 def markov_(kernel: Tensor, sums: Tensor, alpha: float) -> Tensor:
@@ -157,7 +193,7 @@ def markov_(kernel: Tensor, sums: Tensor, alpha: float) -> Tensor:
         rows = kernel[part]
         if alpha:
             rows.mul_(narrow)
-        total = row_sums(rows) if alpha else sums[part]
+        total = rows.sum(1).double() if alpha else sums[part]
         rows.mul_(total.reciprocal()[:, None].to(rows.dtype))
         degrees[part] = total * weight[part]
     return degrees
