@@ -33,14 +33,23 @@ LABEL_COLORS: Final = (
 OTHER: Final = "#9aa0a6"
 MATPLOTLIB_MARKERS: Final = ("o", "s", "D", "^", "v", "P", "X", "*")
 PLOTLY_SYMBOLS: Final = ("circle", "square", "diamond", "triangle-up", "triangle-down", "cross", "x", "star")
-STEP_COLORS: Final = ("#482576", "#3b528b", "#2a788e", "#22a884", "#5ec962", "#a5db36")
-"""Early to late: viridis without its two ends, which vanish on black and on white."""
-DEPTH_COLORS: Final = ("#5b2ea6", "#8f2fb0", "#c03a83", "#e06a52", "#ee9b2e")
+STEP_COLORS: Final = ("#6a4ba3", "#4a64a8", "#2a788e", "#22a884", "#5ec962", "#a5db36")
+"""Early to late: after viridis, its two ends paler and darker: they vanish on black and on white."""
+DEPTH_COLORS: Final = ("#7350c8", "#9a46bd", "#c03a83", "#e06a52", "#e0912a")
 """First to last layer: a second sequence, so that depth is never taken for time."""
 
 
 SPREAD_COLORS: Final = (VERDICTS["converging"], "#e9e6df", VERDICTS["diverging"])
 """Spread from 0 (identical) to 1 (unrelated): the same hues as the verdicts that end there."""
+
+
+SIMILARITY_COLORS: Final = ("#14305c", "#3f4c6b", "#6b6d6f", "#97906f", "#c8b45f", "#f5dc4d")
+"""Similarity from 0 to 1: one hue to another over growing lightness, the same to colour-blind readers (cividis)."""
+
+COMPARISONS: Final = {"from_untrained": "#17997a", "from_inputs": "#4a8fc2"}
+"""Colours of the distances from the untrained networks and from the inputs, apart from those of all depths."""
+MATPLOTLIB_DASHES: Final = {"spread": (0, ()), "from_untrained": (0, (4, 2)), "from_inputs": (0, (1, 1.5))}
+PLOTLY_DASHES: Final = {"spread": "solid", "from_untrained": "dash", "from_inputs": "dot"}
 
 
 DENSE: Final = 60
@@ -176,6 +185,18 @@ def blend(colors: Sequence[str], fraction: float) -> str:
 def depth_color(index: int, count: int) -> str:
     """Colour of the layer ``index`` of ``count``, in the order of the results."""
     return blend(DEPTH_COLORS, index / (count - 1) if count > 1 else 0.0)
+
+
+def group_color(group: int, other: int) -> str:
+    """Colour of a group of models, or of what lies between two of them: the mean of theirs.
+
+    Examples
+    --------
+    >>> group_color(0, 0), group_color(0, 1) == group_color(1, 0)
+    ('#0072b2', True)
+    """
+    first, second = (LABEL_COLORS[index % len(LABEL_COLORS)] for index in (group, other))
+    return blend([first, second], 0.5)
 
 
 def translucent(color: str, opacity: float) -> str:

@@ -90,6 +90,123 @@ def _diagnostics(layers: list[str], models: list[str], steps: np.ndarray) -> xr.
     return xr.Dataset({k: (on, v) for k, v in values.items()}, coords={"layer": layers, "model": models, "step": steps})
 
 
+def _comparison(layers: list[str], steps: np.ndarray) -> xr.Dataset:
+    at = np.linspace(0, 1, len(steps)) + 0.1 * np.arange(len(layers))[:, None]
+    found = {"from_untrained": 0.9 * np.sqrt(at - at[0, 0]), "from_inputs": 0.25 + 0.4 * at}
+    data = {}
+    for name, value in found.items():
+        for end, values in (("", value), ("_low", value - 0.05), ("_high", value + 0.05)):
+            data[name + end] = (("layer", "step"), values)
+    data["noise_floor"] = ("layer", np.full(len(layers), 0.03))
+    return xr.Dataset(data, coords={"layer": layers, "step": steps}, attrs={"inputs": "token counts of input_ids"})
+
+
+def _approach(layers: list[str], models: list[str], steps: np.ndarray) -> xr.Dataset:
+    value = np.broadcast_to(0.9 * (1 - np.linspace(0, 1, len(steps))), (len(layers), len(models), len(steps)))
+    on = ("layer", "model", "step")
+    data = {"approach": (on, value), "low": (on, np.maximum(value - 0.05, 0)), "high": (on, value + 0.05)}
+    return xr.Dataset(data, coords={"layer": layers, "model": models, "step": steps})
+
+
+def _groups(layers: list[str], steps: np.ndarray) -> xr.Dataset:
+    names = ["small", "large"]
+    at = np.linspace(0, 1, len(steps))[None, :, None, None]
+    value = np.broadcast_to(0.5 - 0.4 * at + 0.4 * (1 - np.eye(2)), (len(layers), len(steps), 2, 2))
+    on = ("layer", "step", "group", "other")
+    data = {"spread": (on, value), "low": (on, value - 0.04), "high": (on, value + 0.04)}
+    return xr.Dataset(data, coords={"layer": layers, "step": steps, "group": names, "other": names})
+
+
+def _similarity(layers: list[str], models: list[str], steps: np.ndarray) -> xr.Dataset:
+    measures = ["cka", "mutual_knn", "procrustes"]
+    model, layer = (
+        np.array(names, dtype=object) for names in zip(*[(m, k) for m in models for k in layers], strict=True)
+    )
+    depth = np.array([layers.index(name) for name in layer]) / max(1, len(layers) - 1)
+    apart = np.abs(depth[:, None] - depth) + 0.15 * (model[:, None] != model)
+    kept = steps[[0, -1]] if len(steps) > 1 else steps
+    value = np.stack([[np.exp(-(k + 1) * apart * (2 - s)) for s in range(len(kept))] for k in range(len(measures))])
+    on = ("measure", "step", "representation", "other")
+    return xr.Dataset(
+        {"similarity": (on, value), "null": (on, np.full_like(value, 0.1))},
+        coords={
+            "measure": measures,
+            "step": kept,
+            "model": ("representation", model),
+            "layer": ("representation", layer),
+        },
+    )
+
+
+def _frames(merged: xr.Dataset, models: list[str], steps: np.ndarray) -> xr.Dataset:
+    """Samples that grow out of one point to where they lie in the merged embedding."""
+    last = merged["embedding"].values
+    grow = np.linspace(0.2, 1, len(steps))[:, None, None]
+    moving = last[:, None] * grow
+    of_models = moving[:, None] + 0.3 * np.arange(1, len(models) + 1)[:, None, None, None]
+    return xr.Dataset(
+        {
+            "merged": (("layer", "step", "sample", "component"), moving),
+            "models": (("layer", "model", "step", "sample", "component"), of_models),
+            "stress": (("layer", "step"), np.full(moving.shape[:2], 0.12)),
+        },
+        coords={"layer": merged["layer"], "model": models, "step": steps, "sample": merged["sample"]},
+    )
+
+
+def _units(layers: list[str], models: list[str], steps: np.ndarray, count: int = 12) -> xr.Dataset:
+    turn = np.linspace(0, 2 * np.pi, count, endpoint=False)
+    points = np.linspace(0.2, 1, len(steps))[:, None, None] * np.stack([np.cos(turn), np.sin(turn)], axis=1)
+    shape = (len(layers), len(models))
+    return xr.Dataset(
+        {
+            "embedding": (
+                ("layer", "model", "step", "unit", "component"),
+                np.broadcast_to(points, (*shape, *points.shape)),
+            ),
+            "feature": (("layer", "model", "unit"), np.broadcast_to(7 * np.arange(count), (*shape, count))),
+            "stress": (("layer", "model"), np.full(shape, 0.2)),
+        },
+        coords={"layer": layers, "model": models, "step": steps},
+    )
+
+
+def _together(trajectories: xr.Dataset) -> xr.Dataset:
+    shift = 0.8 * np.arange(trajectories.sizes["layer"])[:, None, None, None]
+    extra = {
+        "together": (trajectories["trajectory"].dims, trajectories["trajectory"].values + shift),
+        "together_stress": ((), 0.05),
+        "together_distance_stress": ((), 0.31),
+        "distance_stress": ("layer", np.full(trajectories.sizes["layer"], 0.33)),
+    }
+    return trajectories.assign(extra)
+
+
+def _add_more(tree: xr.DataTree, summary: dict[str, Any], models: list[str]) -> None:
+    """Add every group and every word of the summary that an analysis may leave out."""
+    trajectories, merged = tree["trajectories"].to_dataset(), tree["merged"].to_dataset()
+    layers, steps = [str(name) for name in trajectories["layer"].values], trajectories["step"].values
+    tree["trajectories"] = xr.DataTree(_together(trajectories))
+    tree["comparison"] = xr.DataTree(_comparison(layers, steps))
+    tree["similarity"] = xr.DataTree(_similarity(layers, models, steps))
+    tree["frames"] = xr.DataTree(_frames(merged, models, steps[-6:]))
+    tree["units"] = xr.DataTree(_units(layers, models[:2], steps))
+    if len(models) == 1:
+        tree["approach"] = xr.DataTree(_approach(layers, models, steps))
+    else:
+        tree["groups"] = xr.DataTree(_groups(layers, steps))
+    last = int(steps[-1])
+    for k, entry in enumerate(summary["layers"].values()):
+        entry["untrained"] = {"step": last, "value": 0.85, "low": 0.8, "high": 0.9}
+        entry["inputs"] = {"value": 0.65, "low": 0.6, "high": 0.7}
+        if len(models) > 1:
+            entry["agreement"] = ("learned", "inherited")[k % 2]
+            entry["groups"] = {"small": {"value": 0.1, "low": 0.06, "high": 0.14}, "small | large": {"value": 0.5}}
+    order = [*reversed(layers)]
+    settled = {name: last // 2 ** (len(order) - k) if k < len(order) - 1 else None for k, name in enumerate(order)}
+    summary["settling"] = [{"layer": name, "settled": settled[name], "below_start": last // 4} for name in order]
+
+
 def _summary(spread: xr.Dataset, models: list[str]) -> dict[str, Any]:
     layers = {}
     steps = spread["step"].values.tolist()
@@ -129,8 +246,12 @@ def make_results(
     steps: tuple[int, ...] = STEPS,
     labels: tuple[str, ...] = LABELS,
     n: int = 120,
+    more: bool = False,
 ) -> tuple[xr.DataTree, dict[str, Any]]:
-    """Results and their summary; with one model neither has a spread that is known."""
+    """Results and their summary; with one model neither has a spread that is known.
+
+    ``more`` adds all that an analysis may leave out.
+    """
     at = np.array(steps, dtype=np.int64)
     spread = _spread(list(layers), at)
     summary = _summary(spread, list(models))
@@ -148,6 +269,8 @@ def make_results(
             "diagnostics": _diagnostics(list(layers), list(models), at),
         }
     )
+    if more:
+        _add_more(tree, summary, list(models))
     tree.attrs = {
         "parameters": summary["parameters"],
         "fingerprint": summary["fingerprint"],

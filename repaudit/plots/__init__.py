@@ -1,0 +1,31 @@
+"""Figures of an analysis with matplotlib: every function takes an ``ax``, draws on it and returns it."""
+
+from repaudit.plots.curves import (
+    plot_approach,
+    plot_comparison,
+    plot_diagnostics,
+    plot_groups,
+    plot_settling,
+    plot_spread,
+)
+from repaudit.plots.embeddings import plot_embedding, plot_frame, plot_together, plot_trajectories, plot_units
+from repaudit.plots.maps import plot_similarity
+from repaudit.plots.reading import path
+from repaudit.plots.saving import save_figures
+
+__all__ = [
+    "path",
+    "plot_approach",
+    "plot_comparison",
+    "plot_diagnostics",
+    "plot_embedding",
+    "plot_frame",
+    "plot_groups",
+    "plot_settling",
+    "plot_similarity",
+    "plot_spread",
+    "plot_together",
+    "plot_trajectories",
+    "plot_units",
+    "save_figures",
+]

@@ -1,0 +1,118 @@
+"""What all figures with matplotlib share: axes of steps, bare embeddings, legends, literal names."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import LinearSegmentedColormap, Normalize
+from matplotlib.lines import Line2D
+
+from repaudit import style
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+INK: Final = "#22262a"
+FAINT: Final = "#c8ccd0"
+STEPS: Final = LinearSegmentedColormap.from_list("repaudit_steps", list(style.STEP_COLORS))
+SIMILARITIES: Final = LinearSegmentedColormap.from_list("repaudit_similarities", list(style.SIMILARITY_COLORS))
+
+
+def axes(ax: Axes | None) -> Axes:
+    """Return the axes given, or those of a new figure of pyplot."""
+    if ax is not None:
+        return ax
+    from matplotlib import pyplot as plt
+
+    return plt.subplots(layout="constrained")[1]
+
+
+def null_axes(ax: Axes, steps: Any, *, count: int = 7, label: str = "") -> None:
+    """Axes of a spread or a distance over steps: from 0, with the line of unrelated models at 1."""
+    ax.axhline(1.0, color=INK, linewidth=0.8, linestyle=(0, (2, 3)), zorder=0)
+    ax.set_ylim(0, max(1.1, 1.03 * ax.dataLim.y1))
+    step_axis(ax, steps, count)
+    despine(ax)
+    ax.set_xlabel("step" if label else "")
+    ax.set_ylabel(label)
+
+
+def step_axis(ax: Axes, steps: Any, count: int = 7) -> None:
+    """Scale and ticks of an axis of steps."""
+    axis = style.StepAxis.of(steps)
+    if axis.log:
+        ax.set_xscale("asinh", linear_width=axis.unit)
+    ticks = axis.ticks(count)
+    ax.set_xticks(ticks, [f"{tick:,}" for tick in ticks])
+    ax.set_xticks([], minor=True)
+    ax.set_xlabel("step")
+
+
+def step_colorbar(ax: Axes, axis: style.StepAxis) -> None:
+    """Colours from the first to the last step, spaced as the axis of steps is."""
+    figure = ax.get_figure()
+    if figure is None or len(axis.steps) < 2:
+        return
+    first, last = axis.position([axis.steps[0], axis.steps[-1]])
+    bar = figure.colorbar(ScalarMappable(Normalize(first, last), STEPS), ax=ax, fraction=0.03, pad=0.02, shrink=0.6)
+    ticks = axis.ticks(6)
+    bar.set_ticks(list(axis.position(ticks)), labels=[f"{tick:,}" for tick in ticks])
+    bar.set_label("step", fontsize=8)
+    bar.ax.tick_params(labelsize=7, length=0)
+    bar.outline.set_visible(False)
+
+
+def marker(index: int) -> str:
+    """Marker of the model `index`."""
+    return style.MATPLOTLIB_MARKERS[index % len(style.MATPLOTLIB_MARKERS)]
+
+
+def key(index: int, color: str = INK) -> Line2D:
+    """Entry of a legend for the marker of the model `index`."""
+    return Line2D([], [], linestyle="", marker=marker(index), color=color, markersize=5)
+
+
+def legend(ax: Axes, handles: Sequence[Line2D], names: Sequence[str]) -> None:
+    """Legend below the axes, where there is more than one name."""
+    if len(names) > 1:
+        ax.legend(
+            handles, [safe(name, 34) for name in names], frameon=False, fontsize=7, handletextpad=0.4,
+            loc="upper center", bbox_to_anchor=(0.5, -0.06), ncols=min(4, len(names)), columnspacing=1.2,
+        )  # fmt: skip
+
+
+def bare(ax: Axes, method: str) -> None:
+    """Leave an embedding with neither ticks nor frame: its units mean nothing, its proportions do.
+
+    The box follows the points, no flatter than 2:5 and no narrower than 2:3.
+    """
+    ax.set_aspect("equal", adjustable="box")
+    box = ax.dataLim
+    if np.isfinite(box.extents).all():
+        width, height = max(box.width, box.height / 1.5, 1e-12), max(box.height, box.width / 2.5, 1e-12)
+        (x, y), margin = (box.x0 + box.width / 2, box.y0 + box.height / 2), 0.55
+        ax.set_xlim(x - margin * width, x + margin * width)
+        ax.set_ylim(y - margin * height, y + margin * height)
+    ax.set_xticks([])
+    ax.set_yticks([])
+    for side in ax.spines.values():
+        side.set_visible(False)
+    ax.text(
+        1, 0, method, transform=ax.transAxes, ha="right", va="bottom", fontsize=7, color=FAINT, zorder=0, clip_on=False
+    )
+
+
+def despine(ax: Axes) -> None:
+    """Two faint sides are enough."""
+    ax.spines[["top", "right"]].set_visible(False)
+    ax.tick_params(labelsize=8, color=FAINT)
+    ax.spines[["left", "bottom"]].set_color(FAINT)
+
+
+def safe(name: str, limit: int = 60) -> str:
+    """Return the name as matplotlib shows it literally: without mathematics, nor hidden by a leading underscore."""
+    shown = style.visible(name, limit).replace("$", r"\$")
+    return f" {shown}" if shown.startswith("_") else shown

@@ -1,0 +1,258 @@
+"""Curves over training steps: spread, distances from untrained networks and inputs, approach, groups, diagnostics."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import xarray as xr
+from matplotlib.lines import Line2D
+
+from repaudit import style
+from repaudit.errors import AnalysisError
+from repaudit.names import LAYER, MODEL, STEP
+from repaudit.plots import canvas
+from repaudit.plots.reading import DIAGNOSTICS, DISTANCES, Curve, curve, distances, names_of, one_layer, pairs
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+
+def plot_spread(spread: xr.Dataset, ax: Axes | None = None, layers: Sequence[str] | None = None) -> Axes:
+    """Draw the spread over steps, with its 95% band and the line of unrelated models at 1.
+
+    Parameters
+    ----------
+    spread
+        Group ``spread`` of the results: ``spread``, ``low`` and ``high`` on (layer, step).
+    ax
+        Where to draw; a new figure when None.
+    layers
+        Names of the layers to draw, all when None. Bands are drawn for up to four.
+
+    Raises
+    ------
+    AnalysisError
+        A layer is not in the results.
+
+    Examples
+    --------
+    >>> import xarray as xr
+    >>> from matplotlib.figure import Figure
+    >>> values = {"spread": (("layer", "step"), [[0.2, 0.7, 0.1]])}
+    >>> spread = xr.Dataset(values, coords={"layer": ["model.norm"], "step": [0, 10, 20]})
+    >>> plot_spread(spread, ax=Figure().add_subplot()).get_ylabel()
+    'spread (1 = unrelated)'
+    """
+    ax = canvas.axes(ax)
+    names = list(layers) if layers is not None else names_of(spread, LAYER)
+    handles = []
+    for index, name in enumerate(names):
+        color = style.depth_color(index, len(names))
+        handles.append(draw_curve(ax, curve(spread, name), color, band=len(names) <= 4, label=name))
+    canvas.null_axes(ax, spread[STEP].values, label="spread (1 = unrelated)")
+    _legend(ax, handles, names)
+    return ax
+
+
+def plot_comparison(
+    comparison: xr.Dataset, layer: str, ax: Axes | None = None, *, spread: xr.Dataset | None = None
+) -> Axes:
+    """Draw how far a layer's models are from each other, from the untrained networks and from the inputs.
+
+    Parameters
+    ----------
+    comparison
+        Group ``comparison`` of the results: ``from_untrained`` and ``from_inputs`` on (layer, step), each with its
+        ``_low`` and ``_high``, and ``noise_floor`` on (layer,); any of them absent.
+    layer
+        Name of the layer.
+    ax
+        Where to draw; a new figure when None.
+    spread
+        Group ``spread``, for the distance from each other.
+
+    Raises
+    ------
+    AnalysisError
+        The layer is not in the results.
+    """
+    ax = canvas.axes(ax)
+    names = names_of(comparison, LAYER)
+    one_layer(comparison, layer)
+    found, floor = distances(spread, comparison, layer)
+    handles = []
+    for name, line in found.items():
+        color = style.COMPARISONS.get(name, style.depth_color(names.index(layer), len(names)))
+        handle = draw_curve(ax, line, color, band=True, label=name)
+        handle.set_linestyle(style.MATPLOTLIB_DASHES[name])
+        handles.append(handle)
+    if floor is not None:
+        ax.axhline(floor, color=style.OTHER, linewidth=1.0)
+        ax.annotate(
+            "noise floor", (1, floor), (0, 1), xycoords=("axes fraction", "data"), textcoords="offset points",
+            ha="right", va="bottom", fontsize=7, color=style.OTHER,
+        )  # fmt: skip
+    canvas.null_axes(ax, comparison[STEP].values, label="distance (1 = unrelated)")
+    _legend(ax, handles, [DISTANCES[name] for name in found])
+    return ax
+
+
+def plot_approach(
+    approach: xr.Dataset, ax: Axes | None = None, layers: Sequence[str] | None = None, *, model: str | None = None
+) -> Axes:
+    """Draw how a single model approaches its own end: its distance from its last operator, 0 there.
+
+    Parameters
+    ----------
+    approach
+        Group ``approach`` of the results: ``approach``, ``low`` and ``high`` on (layer, model, step).
+    ax
+        Where to draw; a new figure when None.
+    layers
+        Names of the layers to draw, all when None. Bands are drawn for up to four.
+    model
+        Name of the model, the first when None.
+
+    Raises
+    ------
+    AnalysisError
+        A layer or the model is not in the results.
+    """
+    ax = canvas.axes(ax)
+    models = names_of(approach, MODEL)
+    if model is not None and model not in models:
+        raise AnalysisError(f"expected one of the models of these results ({', '.join(models)}), found {model!r}")
+    index = 0 if model is None else models.index(model)
+    names, everything = list(layers) if layers is not None else names_of(approach, LAYER), names_of(approach, LAYER)
+    handles = []
+    for name in names:
+        line = curve(approach, name, "approach", model=index)
+        color = style.depth_color(everything.index(name), len(everything))
+        handles.append(draw_curve(ax, line, color, band=len(names) <= 4, label=name))
+    canvas.null_axes(ax, approach[STEP].values, label="distance from its own end")
+    _legend(ax, handles, names)
+    return ax
+
+
+def plot_groups(groups: xr.Dataset, layer: str, ax: Axes | None = None) -> Axes:
+    """Draw the spread within each group of models (solid) and between every two of them (dashed).
+
+    Parameters
+    ----------
+    groups
+        Group ``groups`` of the results: ``spread``, ``low`` and ``high`` on (layer, step, group, other).
+    layer
+        Name of the layer.
+    ax
+        Where to draw; a new figure when None. Bands are drawn for up to six curves.
+
+    Raises
+    ------
+    AnalysisError
+        The layer is not in the results.
+    """
+    ax = canvas.axes(ax)
+    found = pairs(groups, layer)
+    handles = []
+    for i, j, name, line in found:
+        handle = draw_curve(ax, line, style.group_color(i, j), band=len(found) <= 6, label=name)
+        handle.set_linestyle("-" if i == j else (0, (4, 2)))
+        handles.append(handle)
+    canvas.null_axes(ax, groups[STEP].values, label="spread (1 = unrelated)")
+    _legend(ax, handles, [name for _, _, name, _ in found])
+    return ax
+
+
+def plot_settling(settling: Sequence[Mapping[str, Any]], ax: Axes | None = None) -> Axes:
+    """Draw when each layer first was significantly below its start (ring) and when it settled (dot), first on top.
+
+    Parameters
+    ----------
+    settling
+        ``settling`` of the summary: ``layer``, ``settled`` and ``below_start`` of each, either of them None.
+    ax
+        Where to draw; a new figure when None.
+
+    Examples
+    --------
+    >>> from matplotlib.figure import Figure
+    >>> settling = [{"layer": "norm", "settled": 40, "below_start": 10}]
+    >>> [tick.get_text() for tick in plot_settling(settling, ax=Figure().add_subplot()).get_yticklabels()]
+    ['norm']
+    """
+    ax = canvas.axes(ax)
+    shown = [entry for entry in settling if entry.get("settled") is not None or entry.get("below_start") is not None]
+    for row, entry in enumerate(shown):
+        below, settled = entry.get("below_start"), entry.get("settled")
+        if below is not None and settled is not None:
+            ax.plot([below, settled], [row, row], color=canvas.FAINT, linewidth=1.4, zorder=1)
+        for step, face in ((below, "white"), (settled, canvas.INK)):
+            if step is not None:
+                ax.plot([step], [row], "o", markersize=5, color=canvas.INK, markerfacecolor=face, zorder=2)
+    steps = {step for entry in shown for step in (entry.get("below_start"), entry.get("settled")) if step is not None}
+    canvas.step_axis(ax, sorted({0, *steps}))
+    canvas.despine(ax)
+    ax.set_yticks(range(len(shown)), [canvas.safe(str(entry["layer"]), 34) for entry in shown])
+    ax.set_ylim(len(shown) - 0.5, -0.5)
+    ax.spines["left"].set_visible(False)
+    ax.set_title("ring: first below its start    dot: settled", loc="left", fontsize=8, color=canvas.INK)
+    return ax
+
+
+def plot_diagnostics(
+    diagnostics: xr.Dataset, ax: Axes | None = None, *, variable: str = "effective_neighbors", layer: str | None = None
+) -> Axes:
+    """Draw one diagnostic of the operators over steps, a line for each model and layer, coloured by layer.
+
+    Parameters
+    ----------
+    diagnostics
+        Group ``diagnostics`` of the results: ``variable`` on (layer, model, step).
+    ax
+        Where to draw; a new figure when None.
+    variable
+        Which diagnostic.
+    layer
+        Name of one layer; all when None.
+
+    Raises
+    ------
+    AnalysisError
+        The variable or the layer is not in the results.
+    """
+    if variable not in diagnostics:
+        raise AnalysisError(
+            f"expected one of the diagnostics {sorted(map(str, diagnostics.data_vars))}, found {variable!r}"
+        )
+    ax = canvas.axes(ax)
+    everything, models = names_of(diagnostics, LAYER), names_of(diagnostics, MODEL)
+    layers = everything if layer is None else [layer]
+    steps = np.asarray(diagnostics[STEP].values)
+    for name in layers:
+        values = one_layer(diagnostics, name)[variable].transpose(MODEL, STEP).values.astype(float)
+        color = style.depth_color(everything.index(name), len(everything))
+        for index in range(len(models)):
+            there = np.isfinite(values[index])
+            marker = canvas.marker(index) if there.sum() <= style.DENSE else ""
+            ax.plot(steps[there], values[index][there], color=color, linewidth=1.1, marker=marker, markersize=2.8)
+    canvas.step_axis(ax, steps)
+    canvas.despine(ax)
+    ax.set_title(DIAGNOSTICS.get(variable, variable), loc="left", fontsize=9, color=canvas.INK)
+    return ax
+
+
+def draw_curve(ax: Axes, line: Curve, color: str, *, band: bool, label: str) -> Line2D:
+    """Draw a curve and, where its bounds are known, its band."""
+    if band and np.isfinite(line.low).any():
+        ax.fill_between(line.step, line.low, line.high, color=color, alpha=0.18, linewidth=0)
+    marker = "" if len(line.step) > style.DENSE else "o"
+    (drawn,) = ax.plot(line.step, line.value, color=color, linewidth=1.6, marker=marker, markersize=2.6)
+    drawn.set_gid(label)
+    return drawn
+
+
+def _legend(ax: Axes, handles: Sequence[Line2D], names: Sequence[str]) -> None:
+    if len(names) > 1:
+        ax.legend(handles, [canvas.safe(name, 34) for name in names], frameon=False, fontsize=7, loc="best")

@@ -1,0 +1,201 @@
+"""Pictures of operators, samples and units as points: trajectories, embeddings, and how both move over training."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import xarray as xr
+from matplotlib.lines import Line2D
+
+from repaudit import style
+from repaudit.errors import AnalysisError
+from repaudit.names import COMPONENT, LAYER, MODEL, SAMPLE, STEP
+from repaudit.plots import canvas
+from repaudit.plots.reading import labels_of, names_of, one_layer, path, two
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+
+def plot_trajectories(
+    trajectories: xr.Dataset, layer: str, ax: Axes | None = None, *, variable: str = "trajectory"
+) -> Axes:
+    """Draw the trajectories of all models in one layer, coloured by step and marked by model.
+
+    Parameters
+    ----------
+    trajectories
+        Group ``trajectories`` of the results: ``variable`` on (layer, model, step, component).
+    layer
+        Name of the layer.
+    ax
+        Where to draw; a new figure when None.
+    variable
+        ``"trajectory"`` (PHATE) or ``"mds"`` (classical scaling of the same distances).
+
+    Raises
+    ------
+    AnalysisError
+        The layer is not in the results.
+    """
+    ax = canvas.axes(ax)
+    axis = style.StepAxis.of(trajectories[STEP].values)
+    models = names_of(trajectories, MODEL)
+    for index, model in enumerate(models):
+        points = path(trajectories, layer, model, variable)
+        x, y = two(points)
+        marker = canvas.marker(index)
+        ax.plot(x, y, color=canvas.FAINT, linewidth=1.0, zorder=1)
+        size, edge = (8, 0.0) if axis.dense else (30, 0.5)
+        colors = canvas.STEPS(axis.fraction(points[STEP].values))
+        ax.scatter(x, y, c=colors, marker=marker, s=size, edgecolors="white", linewidths=edge, zorder=2)
+        ax.scatter(
+            x[-1:], y[-1:], marker=marker, s=90, facecolors="none", edgecolors=canvas.INK, linewidths=1.0, zorder=3
+        )
+    canvas.legend(ax, [canvas.key(index) for index in range(len(models))], models)
+    canvas.bare(ax, "PHATE" if variable == "trajectory" else "MDS")
+    canvas.step_colorbar(ax, axis)
+    return ax
+
+
+def plot_together(trajectories: xr.Dataset, ax: Axes | None = None) -> Axes:
+    """Draw the trajectories of all layers in one picture: colour is the layer, the marker the model, larger later.
+
+    Parameters
+    ----------
+    trajectories
+        Group ``trajectories`` of the results: ``together`` on (layer, model, step, component).
+    ax
+        Where to draw; a new figure when None.
+    """
+    ax = canvas.axes(ax)
+    layers, models = names_of(trajectories, LAYER), names_of(trajectories, MODEL)
+    axis = style.StepAxis.of(trajectories[STEP].values)
+    for depth, layer in enumerate(layers):
+        color = style.depth_color(depth, len(layers))
+        for index, model in enumerate(models):
+            points = path(trajectories, layer, model, "together")
+            x, y = two(points)
+            sizes = 4 + 26 * axis.fraction(points[STEP].values)
+            ax.plot(x, y, color=color, linewidth=0.8, alpha=0.5, zorder=1)
+            ax.scatter(x, y, s=sizes, color=color, marker=canvas.marker(index), linewidths=0, zorder=2)
+    few = range(len(layers)) if len(layers) <= 8 else np.unique(np.linspace(0, len(layers) - 1, 6).astype(int))
+    lines = [Line2D([], [], color=style.depth_color(k, len(layers)), linewidth=2) for k in few]
+    marks = [canvas.key(index) for index in range(len(models))] if len(models) > 1 else []
+    canvas.legend(ax, [*lines, *marks], [*(layers[k] for k in few), *models[: len(marks)]])
+    canvas.bare(ax, "PHATE")
+    return ax
+
+
+def plot_embedding(merged: xr.Dataset, layer: str, ax: Axes | None = None) -> Axes:
+    """Draw the merged operator's embedding of the samples, coloured by label.
+
+    Parameters
+    ----------
+    merged
+        Group ``merged`` of the results: ``embedding`` on (layer, sample, component), coordinate ``label (sample)``.
+    layer
+        Name of the layer.
+    ax
+        Where to draw; a new figure when None.
+
+    Raises
+    ------
+    AnalysisError
+        The layer is not in the results.
+    """
+    ax = canvas.axes(ax)
+    groups = _draw_samples(ax, one_layer(merged, layer)["embedding"], labels_of(merged))
+    handles = [
+        Line2D([], [], linestyle="", marker=style.MATPLOTLIB_MARKERS[g.marker], color=g.color, markersize=5)
+        for g in groups
+    ]
+    canvas.legend(ax, handles, [group.name for group in groups])
+    canvas.bare(ax, "PHATE")
+    return ax
+
+
+def plot_frame(frames: xr.Dataset, layer: str, step: int, ax: Axes | None = None, *, model: str | None = None) -> Axes:
+    """Draw the samples at one step, in the frame that all steps and models of the layer share.
+
+    Parameters
+    ----------
+    frames
+        Group ``frames`` of the results: ``merged`` on (layer, step, sample, component) and, for a model of its own,
+        ``models`` on (layer, model, step, sample, component).
+    layer, step
+        Which layer, and which of the steps of this group.
+    ax
+        Where to draw; a new figure when None. Its limits hold the samples of every step.
+    model
+        Name of a model; the merged operator's samples when None.
+
+    Raises
+    ------
+    AnalysisError
+        The layer, the step or the model is not in the results.
+    """
+    one, steps = one_layer(frames, layer), [int(found) for found in frames[STEP].values]
+    if step not in steps:
+        raise AnalysisError(f"expected one of the steps {steps}, found {step}")
+    values = one["merged"]
+    if model is not None:
+        names = names_of(one, MODEL)
+        if model not in names:
+            raise AnalysisError(f"expected one of the models {names}, found {model!r}")
+        values = one["models"].isel({MODEL: names.index(model)})
+    ax = canvas.axes(ax)
+    _draw_samples(ax, values.isel({STEP: steps.index(step)}), labels_of(frames))
+    everything = values.transpose(..., COMPONENT).values.reshape(-1, values.sizes[COMPONENT])[:, :2]
+    everything = everything[np.isfinite(everything).all(axis=1)]
+    if len(everything):
+        ax.update_datalim(everything)
+    canvas.bare(ax, "PHATE")
+    ax.set_title(f"step {step:,}", loc="left", fontsize=8, color=canvas.INK)
+    return ax
+
+
+def plot_units(units: xr.Dataset, layer: str, ax: Axes | None = None, *, model: str | None = None) -> Axes:
+    """Draw a layer's units over steps (M-PHATE), coloured by step, a line for each unit.
+
+    Parameters
+    ----------
+    units
+        Group ``units`` of the results: ``embedding`` on (layer, model, step, unit, component).
+    layer
+        Name of the layer.
+    ax
+        Where to draw; a new figure when None.
+    model
+        Name of the model; the first when None. Each model's picture has a frame of its own.
+
+    Raises
+    ------
+    AnalysisError
+        The layer or the model is not in the results.
+    """
+    models = names_of(units, MODEL)
+    if model is not None and model not in models:
+        raise AnalysisError(f"expected one of the models {models}, found {model!r}")
+    ax = canvas.axes(ax)
+    index = 0 if model is None else models.index(model)
+    axis = style.StepAxis.of(units[STEP].values)
+    points = one_layer(units, layer)["embedding"].isel({MODEL: index}).transpose("unit", STEP, COMPONENT)
+    colors = canvas.STEPS(axis.fraction(points[STEP].values))
+    for unit in range(points.sizes["unit"]):
+        x, y = two(points.isel(unit=unit))
+        ax.plot(x, y, color=canvas.FAINT, linewidth=0.5, zorder=1)
+        ax.scatter(x, y, c=colors, s=6, linewidths=0, zorder=2)
+    canvas.bare(ax, "M-PHATE")
+    canvas.step_colorbar(ax, axis)
+    return ax
+
+
+def _draw_samples(ax: Axes, points: xr.DataArray, labels: list[str] | None) -> list[style.LabelGroup]:
+    x, y = two(points.transpose(SAMPLE, COMPONENT))
+    groups = style.label_groups(labels, len(x))
+    for group in groups:
+        marker = style.MATPLOTLIB_MARKERS[group.marker]
+        ax.scatter(x[group.index], y[group.index], s=16, marker=marker, c=group.color, edgecolors="none", alpha=0.85)
+    return groups

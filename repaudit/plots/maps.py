@@ -1,0 +1,90 @@
+"""Heat maps: the similarity of every two representations."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import xarray as xr
+
+from repaudit.errors import AnalysisError
+from repaudit.names import MODEL, STEP
+from repaudit.plots import canvas
+from repaudit.plots.reading import arrange
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from numpy.typing import NDArray
+
+MEASURES = {
+    "cka": "linear CKA",
+    "cka_debiased": "linear CKA, debiased",
+    "cka_rbf": "RBF CKA",
+    "mutual_knn": "mutual nearest neighbours",
+    "procrustes": "Procrustes",
+    "rsa": "RSA",
+}
+"""Measures of similarity and the words for them."""
+
+
+def plot_similarity(
+    similarity: xr.Dataset, measure: str, step: int | None = None, ax: Axes | None = None, *, by: str = MODEL
+) -> Axes:
+    """Draw the similarity of every two representations, 1 for representations alike, as a map.
+
+    Parameters
+    ----------
+    similarity
+        Group ``similarity`` of the results: ``similarity`` on (measure, step, representation, other), coordinates
+        ``model`` and ``layer`` of the representations.
+    measure
+        Which measure.
+    step
+        Which of the steps of this group; the last when None.
+    ax
+        Where to draw; a new figure when None.
+    by
+        ``"model"``: blocks of one model, its layers in order; ``"layer"``: blocks of one layer.
+
+    Raises
+    ------
+    AnalysisError
+        The measure or the step is not in the results.
+    """
+    values = similarity_matrix(similarity, measure, step)
+    ax = canvas.axes(ax)
+    found = arrange(similarity, by)
+    count = len(found.index)
+    image = ax.imshow(values[np.ix_(found.index, found.index)], cmap=canvas.SIMILARITIES, vmin=0, vmax=1)
+    for _, start, _ in found.blocks[1:]:
+        ax.axhline(start - 0.5, color="white", linewidth=1.2)
+        ax.axvline(start - 0.5, color="white", linewidth=1.2)
+    middles = [(start + end - 1) / 2 for _, start, end in found.blocks]
+    ax.set_xticks(middles, [canvas.safe(name, 24) for name, _, _ in found.blocks], rotation=90 if count > 60 else 30)
+    if count <= 24:
+        ax.set_yticks(range(count), [canvas.safe(name, 34) for name in found.inner])
+    else:
+        ax.set_yticks(middles, [canvas.safe(name, 34) for name, _, _ in found.blocks])
+    ax.tick_params(labelsize=7, length=0)
+    ax.spines[:].set_visible(False)
+    ax.set_title(MEASURES.get(measure, canvas.safe(measure)), loc="left", fontsize=9, color=canvas.INK)
+    figure = ax.get_figure()
+    if figure is not None:
+        bar = figure.colorbar(image, ax=ax, fraction=0.03, pad=0.02, shrink=0.6)
+        bar.ax.tick_params(labelsize=7, length=0)
+        bar.outline.set_visible(False)
+    return ax
+
+
+def similarity_matrix(similarity: xr.Dataset, measure: str, step: int | None = None) -> NDArray[np.float64]:
+    """Similarities (representation, other) by one measure at one step, the last when None."""
+    measures = [str(name) for name in similarity["measure"].values]
+    steps = [int(found) for found in similarity[STEP].values]
+    if measure not in measures or (step is not None and step not in steps):
+        raise AnalysisError(
+            f"expected one of the measures {measures} at one of the steps {steps}, found {measure!r}"
+            + (f" at {step}" if step is not None else "")
+        )
+    at = len(steps) - 1 if step is None else steps.index(step)
+    one = similarity["similarity"].isel({"measure": measures.index(measure), STEP: at})
+    return np.asarray(one.transpose("representation", "other").values, dtype=float)

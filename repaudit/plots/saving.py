@@ -1,0 +1,233 @@
+"""An analysis's figures as files, each a picture of one layer or a panel for each."""
+
+from __future__ import annotations
+
+import json
+import math
+import warnings
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import xarray as xr
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from repaudit import style
+from repaudit.names import LAYER, MODEL, STEP, encode_name
+from repaudit.plots import canvas, curves, embeddings, maps
+from repaudit.plots.reading import (
+    DIAGNOSTICS,
+    DISTANCES,
+    curve,
+    group,
+    known,
+    names_of,
+    of_layer,
+    one_layer,
+    scalar,
+    varying,
+)
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+
+def save_figures(results: xr.DataTree, folder: str | Path, *, dpi: int = 200) -> list[Path]:
+    """Write what the results hold as PNG.
+
+    Of all layers: spread, comparison, approach, groups, settling, together, diagnostics and similarity-<measure>; of
+    each layer: trajectories-<layer>, embedding-<layer>, frames-<layer> and units-<layer>. What is not known is not
+    drawn: with a single model there is no spread.png.
+
+    Parameters
+    ----------
+    results
+        Results of an analysis.
+    folder
+        Where the figures go; made when missing.
+    dpi
+        Dots per inch.
+
+    Returns
+    -------
+    list of Path
+        The files written.
+    """
+    target = Path(folder)
+    target.mkdir(parents=True, exist_ok=True)
+    summary = _summary(results)
+    figures = _panels(results, summary) | _over_layers(results, summary)
+    for name, variable, draw in (
+        ("trajectories", "trajectory", embeddings.plot_trajectories),
+        ("merged", "embedding", embeddings.plot_embedding),
+        ("units", "embedding", embeddings.plot_units),
+    ):
+        stem = "embedding" if name == "merged" else name
+        dataset = group(results, name, variable)
+        if dataset is not None:
+            figures |= _layer_figures(dataset, variable, stem, draw)
+    figures |= _frames_figures(group(results, "frames", "merged"))
+    return [_save(figure, target / f"{name}.png", dpi) for name, figure in figures.items()]
+
+
+def _save(figure: Figure, file: Path, dpi: int) -> Path:
+    with warnings.catch_warnings():
+        # A name in a script that matplotlib's font lacks is drawn as boxes; the report shows it as it is.
+        warnings.filterwarnings("ignore", message=r"Glyph .* missing from", category=UserWarning)
+        figure.savefig(file, dpi=dpi, bbox_inches="tight", pad_inches=0.06, facecolor="white")
+    return file
+
+
+def _panels(results: xr.DataTree, summary: Mapping[str, Any]) -> dict[str, Figure]:
+    """Figures with a panel for each layer."""
+    figures = {}
+    spread, comparison = group(results, "spread", "spread"), group(results, "comparison")
+    if spread is not None:
+        figures["spread"] = _spread_figure(spread, summary.get("layers") or {})
+    if comparison is not None and any(name in comparison and known(comparison[name]) for name in DISTANCES):
+        figures["comparison"] = _small_multiples(
+            comparison, lambda layer, ax: curves.plot_comparison(comparison, layer, ax, spread=spread)
+        )
+    approach, groups = group(results, "approach", "approach"), group(results, "groups", "spread")
+    if approach is not None:
+        figures["approach"] = _small_multiples(approach, lambda layer, ax: curves.plot_approach(approach, ax, [layer]))
+    if groups is not None:
+        figures["groups"] = _small_multiples(groups, lambda layer, ax: curves.plot_groups(groups, layer, ax))
+    return figures
+
+
+def _over_layers(results: xr.DataTree, summary: Mapping[str, Any]) -> dict[str, Figure]:
+    """Figures of all layers in one picture."""
+    figures = {}
+    settling = [entry for entry in summary.get("settling") or () if entry.get("settled") is not None]
+    if settling:
+        figures["settling"] = Figure(figsize=(5.6, 0.6 + 0.22 * len(settling)), layout="constrained")
+        curves.plot_settling(settling, figures["settling"].add_subplot())
+    trajectories, similarity = group(results, "trajectories", "together"), group(results, "similarity", "similarity")
+    if trajectories is not None and trajectories.sizes[LAYER] > 1:
+        figures["together"] = Figure(figsize=(6.4, 5.4), layout="constrained")
+        embeddings.plot_together(trajectories, figures["together"].add_subplot())
+    if similarity is not None:
+        for measure in map(str, similarity["measure"].values):
+            figure = Figure(figsize=(6.0, 5.2), layout="constrained")
+            maps.plot_similarity(similarity, measure, ax=figure.add_subplot())
+            figures[f"similarity-{encode_name(measure)}"] = figure
+    diagnostics = group(results, "diagnostics")
+    if diagnostics is not None:
+        figures["diagnostics"] = _diagnostics_figure(diagnostics)
+    return figures
+
+
+def _layer_figures(dataset: xr.Dataset, variable: str, stem: str, draw: Callable[..., Axes]) -> dict[str, Figure]:
+    figures = {}
+    for layer in names_of(dataset, LAYER):
+        if not of_layer(dataset, layer, variable):
+            continue
+        figure = Figure(figsize=(6.4, 4.6), layout="constrained")
+        ax = draw(dataset, layer, ax=figure.add_subplot())
+        stress = scalar(one_layer(dataset, layer), "distance_stress" if stem == "trajectories" else "stress")
+        words = "" if stress is None else f"   stress {stress:.2f}"
+        ax.set_title(canvas.safe(layer) + words, loc="left", fontsize=10, color=canvas.INK)
+        figures[f"{stem}-{encode_name(layer)}"] = figure
+    return figures
+
+
+def _frames_figures(frames: xr.Dataset | None) -> dict[str, Figure]:
+    """Up to five steps of each layer's merged operator side by side."""
+    figures: dict[str, Figure] = {}
+    if frames is None:
+        return figures
+    for layer in names_of(frames, LAYER):
+        values = one_layer(frames, layer)["merged"].transpose(STEP, ...)
+        there = [int(step) for step in frames[STEP].values[np.isfinite(values.values).any(axis=(1, 2))]]
+        if len(there) < 2:
+            continue
+        steps = [there[k] for k in np.unique(np.linspace(0, len(there) - 1, 5).astype(int))]
+        figure = Figure(figsize=(2.2 * len(steps), 2.6), layout="constrained")
+        for ax, step in zip(figure.subplots(1, len(steps), squeeze=False)[0], steps, strict=True):
+            embeddings.plot_frame(frames, layer, step, ax)
+        figure.suptitle(canvas.safe(layer), x=0.01, ha="left", fontsize=10, color=canvas.INK)
+        figures[f"frames-{encode_name(layer)}"] = figure
+    return figures
+
+
+def _small_multiples(dataset: xr.Dataset, draw: Callable[[str, Axes], Axes]) -> Figure:
+    """One panel a layer, all on one scale, with one legend for all of them."""
+    layers = names_of(dataset, LAYER)
+    figure, axes = _grid(len(layers))
+    label = ""
+    for ax, layer in zip(axes, layers, strict=False):
+        label = draw(layer, ax).get_ylabel()
+        ax.set(xlabel="", ylabel="")
+        canvas.step_axis(ax, dataset[STEP].values, 5)
+        ax.set_xlabel("")
+        ax.set_title(canvas.safe(layer, 34), loc="left", fontsize=9, color=canvas.INK)
+    axes[0].set_ylim(0, max(ax.get_ylim()[1] for ax in axes[: len(layers)]))
+    for ax in axes[: len(layers)]:
+        if ax is not axes[0] and ax.get_legend() is not None:
+            ax.get_legend().remove()
+    figure.supylabel(label, fontsize=9, color=canvas.INK)
+    figure.supxlabel("step", fontsize=9, color=canvas.INK)
+    return figure
+
+
+def _grid(count: int) -> tuple[Figure, Any]:
+    columns = min(count, 3 if count <= 12 else 5)
+    rows = math.ceil(count / columns)
+    figure = Figure(figsize=(max(4.2, 2.9 * columns), 2.2 * rows + 0.4), layout="constrained")
+    axes = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).ravel()
+    for ax in axes[count:]:
+        ax.set_axis_off()
+    for ax in axes[max(0, count - columns) : count]:
+        ax.xaxis.set_tick_params(labelbottom=True)
+    return figure, axes
+
+
+def _spread_figure(spread: xr.Dataset, verdicts: Mapping[str, Any]) -> Figure:
+    """Small multiples, one a layer, every other layer in grey behind it."""
+    layers = names_of(spread, LAYER)
+    figure, axes = _grid(len(layers))
+    lines = {layer: curve(spread, layer) for layer in layers}
+    for ax, layer in zip(axes, layers, strict=False):
+        for other in lines.values():
+            ax.plot(other.step, other.value, color=canvas.FAINT, linewidth=0.7, zorder=1)
+        verdict = str(verdicts.get(layer, {}).get("verdict") or "")
+        color = style.VERDICTS.get(verdict, canvas.INK)
+        curves.draw_curve(ax, lines[layer], color, band=True, label=layer)
+        canvas.null_axes(ax, spread[STEP].values, count=5)
+        ax.set_title(canvas.safe(layer, 34), loc="left", fontsize=9, color=canvas.INK)
+        ax.set_title(verdict, loc="right", fontsize=9, color=color)
+    axes[0].set_ylim(0, max(1.1, *(1.03 * ax.dataLim.y1 for ax in axes[: len(layers)])))
+    figure.supylabel("spread (1 = unrelated, 0 = identical)", fontsize=9, color=canvas.INK)
+    figure.supxlabel("step", fontsize=9, color=canvas.INK)
+    return figure
+
+
+def _diagnostics_figure(diagnostics: xr.Dataset) -> Figure:
+    variables = varying(diagnostics) or [name for name in DIAGNOSTICS if name in diagnostics][:1]
+    columns = min(3, len(variables)) or 1
+    rows = math.ceil(len(variables) / columns) or 1
+    figure = Figure(figsize=(3.0 * columns, 2.1 * rows + 0.5), layout="constrained")
+    axes = figure.subplots(rows, columns, squeeze=False).ravel()
+    for ax, variable in zip(axes, variables, strict=False):
+        curves.plot_diagnostics(diagnostics, ax=ax, variable=variable)
+        ax.set_xlabel("")
+    for ax in axes[len(variables) :]:
+        ax.set_axis_off()
+    layers, models = names_of(diagnostics, LAYER), names_of(diagnostics, MODEL)
+    lines = [Line2D([], [], color=style.depth_color(i, len(layers)), linewidth=2) for i in range(len(layers))]
+    handles = [*lines, *[canvas.key(index) for index in range(len(models))]]
+    names = [canvas.safe(name, 34) for name in (*layers, *models)]
+    columns = math.ceil(len(names) / 24)
+    figure.legend(handles, names, loc="outside right upper", frameon=False, fontsize=7, ncols=columns)
+    figure.supxlabel("step", fontsize=9, color=canvas.INK)
+    return figure
+
+
+def _summary(results: xr.DataTree) -> Mapping[str, Any]:
+    """Return the summary in the results' attributes; nothing where there is none."""
+    summary = results.attrs.get("summary", "{}")
+    found = json.loads(summary) if isinstance(summary, str) else summary
+    return found if isinstance(found, Mapping) else {}

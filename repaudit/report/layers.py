@@ -1,0 +1,211 @@
+"""What the report shows of each layer, gathered from the groups of the results that know the layer."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import xarray as xr
+from markupsafe import Markup
+
+from repaudit import style
+from repaudit.interactive import curves, embeddings
+from repaudit.interactive.frames import Thinning, figure_of_frames, frames_of
+from repaudit.names import LABEL, LAYER, MODEL, SAMPLE, STEP, TEXT
+from repaudit.plots.reading import (
+    DIAGNOSTICS,
+    curve,
+    distances,
+    group,
+    known,
+    names_of,
+    of_layer,
+    one_layer,
+    pairs,
+    scalar,
+    varying,
+)
+from repaudit.report import words
+from repaudit.report.sparkline import sparkline
+
+
+@dataclass
+class LayerView:
+    """What the report says and shows of one layer; ``figures`` maps a kind of figure to its JSON."""
+
+    name: str
+    anchor: str
+    verdict: str
+    sentence: str
+    agreement: str
+    numbers: dict[str, str]
+    groups: dict[str, str]
+    sparkline: Markup | None = None
+    figures: dict[str, Any] = field(default_factory=dict)
+    frames: dict[str, Any] | None = None
+    units: dict[str, str] = field(default_factory=dict)
+    diagnostics: dict[str, str] = field(default_factory=dict)
+    findings: list[str] = field(default_factory=list)
+    checked: list[str] = field(default_factory=list)
+    table: list[dict[str, str]] = field(default_factory=list)
+    stress: dict[str, str] = field(default_factory=dict)
+    merged: str = "the merged operator"
+
+
+@dataclass(frozen=True)
+class Groups:
+    """Groups of the results, each None where it is absent or knows nothing."""
+
+    spread: xr.Dataset | None
+    approach: xr.Dataset | None
+    comparison: xr.Dataset | None
+    groups: xr.Dataset | None
+    trajectories: xr.Dataset | None
+    merged: xr.Dataset | None
+    frames: xr.Dataset | None
+    units: xr.Dataset | None
+    similarity: xr.Dataset | None
+    diagnostics: xr.Dataset | None
+
+    @classmethod
+    def of(cls, results: xr.DataTree) -> Groups:
+        """Pick the groups out of a tree."""
+        merged = group(results, "merged", "embedding")
+        return cls(
+            spread=group(results, "spread", "spread"),
+            approach=group(results, "approach", "approach"),
+            comparison=group(results, "comparison"),
+            groups=group(results, "groups", "spread"),
+            trajectories=group(results, "trajectories"),
+            merged=merged,
+            frames=_labelled(group(results, "frames", "merged"), merged),
+            units=group(results, "units", "embedding"),
+            similarity=group(results, "similarity", "similarity"),
+            diagnostics=group(results, "diagnostics"),
+        )
+
+    def layers(self) -> list[str]:
+        """Names of the layers, in the order in which the groups first have them."""
+        datasets = (self.spread, self.trajectories, self.merged, self.diagnostics, self.approach, self.comparison)
+        return list(dict.fromkeys(name for found in datasets if found is not None for name in names_of(found, LAYER)))
+
+
+def _labelled(frames: xr.Dataset | None, merged: xr.Dataset | None) -> xr.Dataset | None:
+    """Frames with the merged embedding's labels and texts of the same samples, so that both are grouped alike."""
+    if frames is None or merged is None or frames.sizes[SAMPLE] != merged.sizes[SAMPLE]:
+        return frames
+    return frames.assign_coords({name: merged[name].variable for name in (LABEL, TEXT) if name in merged.variables})
+
+
+def layer_views(groups: Groups, summary: Mapping[str, Any]) -> list[LayerView]:
+    """Gather what is said and shown of every layer that the summary or the results know."""
+    said: Mapping[str, Any] = summary.get("layers", {})
+    thinning = Thinning.of(groups.frames) if groups.frames is not None else None
+    views = []
+    for index, name in enumerate(dict.fromkeys([*said, *groups.layers()])):
+        entry = said.get(name, {})
+        view = LayerView(
+            name,
+            f"layer-{index}",
+            str(entry.get("verdict") or "undecided"),
+            words.sentence(entry),
+            words.agreement(entry),
+            words.numbers(entry),
+            words.group_numbers(entry),
+        )
+        _add_spread(view, groups, entry)
+        _add_comparison(view, groups)
+        _add_trajectories(view, groups.trajectories)
+        _add_samples(view, groups, thinning)
+        _add_units(view, groups.units)
+        _add_diagnostics(view, groups.diagnostics)
+        views.append(view)
+    return views
+
+
+def _add_spread(view: LayerView, groups: Groups, entry: Mapping[str, Any]) -> None:
+    """Spread over steps; of a single model, its approach to its own end."""
+    color = style.VERDICTS.get(view.verdict, style.OTHER)
+    spread, approach = groups.spread, groups.approach
+    if spread is not None and of_layer(spread, view.name, "spread"):
+        view.figures["spread"] = curves.spread_figure(spread, view.name, entry.get("phases") or ())
+        axis = style.StepAxis.of(spread[STEP].values)
+        view.sparkline = sparkline(curve(spread, view.name), axis, color, _top(spread))
+        view.table = list(words.rows(one_layer(spread, view.name)))
+    elif spread is None and approach is not None and of_layer(approach, view.name, "approach"):
+        line = curve(approach, view.name, "approach", model=0)
+        if not line.step.size:
+            return
+        view.figures["approach"] = curves.approach_figure(approach, view.name)
+        view.sparkline = sparkline(line, style.StepAxis.of(approach[STEP].values), color, max(1.1, line.top))
+
+
+def _top(spread: xr.Dataset) -> float:
+    """One scale for the small drawings of all layers."""
+    values = [np.asarray(spread[name].values, dtype=float) for name in ("spread", "high") if name in spread]
+    return max([1.1, *(float(found[np.isfinite(found)].max(initial=0)) for found in values)])
+
+
+def _add_comparison(view: LayerView, groups: Groups) -> None:
+    found, _ = distances(None, groups.comparison, view.name)
+    if found:
+        view.figures["comparison"] = curves.comparison_figure(groups.comparison, groups.spread, view.name)
+    if groups.groups is not None and of_layer(groups.groups, view.name, "spread") and pairs(groups.groups, view.name):
+        view.figures["groups"] = curves.groups_figure(groups.groups, view.name)
+
+
+def _add_trajectories(view: LayerView, trajectories: xr.Dataset | None) -> None:
+    if trajectories is None or view.name not in names_of(trajectories, LAYER):
+        return
+    one = one_layer(trajectories, view.name)
+    for variable in ("trajectory", "mds"):
+        if variable in one and known(one[variable]):
+            view.figures[variable] = embeddings.trajectory_figure(trajectories, view.name, variable)
+    view.stress["trajectory"] = words.stress(scalar(one, "stress"), scalar(one, "distance_stress"))
+
+
+def _add_samples(view: LayerView, groups: Groups, thinning: Thinning | None) -> None:
+    """Samples as they move over steps, else as they lie in the merged operator."""
+    frames, merged = groups.frames, groups.merged
+    if frames is not None and thinning is not None and view.name in names_of(frames, LAYER):
+        view.frames = frames_of(frames, view.name, thinning)
+        if view.frames is not None:
+            view.figures["embedding"] = figure_of_frames(frames, view.frames["range"])
+            view.stress["embedding"] = _worst(one_layer(frames, view.name)) + thinning.words
+            return
+    if merged is not None and of_layer(merged, view.name, "embedding"):
+        one = one_layer(merged, view.name)
+        view.figures["embedding"] = embeddings.embedding_figure(merged, view.name)
+        view.merged = words.merged_words(one)
+        view.stress["embedding"] = words.stress(scalar(one, "stress"), None)
+
+
+def _worst(one: xr.Dataset) -> str:
+    values = np.asarray(one["stress"].values if "stress" in one else [], dtype=float)
+    values = values[np.isfinite(values)]
+    return f"Stress at most {values.max():.2f}. " if values.size else ""
+
+
+def _add_units(view: LayerView, units: xr.Dataset | None) -> None:
+    if units is None or not of_layer(units, view.name, "embedding"):
+        return
+    one = one_layer(units, view.name)
+    for index, model in enumerate(names_of(units, MODEL)):
+        if known(one["embedding"].isel({MODEL: index})):
+            view.units[f"units-{index}"] = model
+            view.figures[f"units-{index}"] = embeddings.units_figure(units, view.name, index)
+
+
+def _add_diagnostics(view: LayerView, diagnostics: xr.Dataset | None) -> None:
+    """Curves of what varies, and words for every count that is not as it should be."""
+    if diagnostics is None or view.name not in names_of(diagnostics, LAYER):
+        return
+    one = one_layer(diagnostics, view.name)
+    view.diagnostics = {variable: DIAGNOSTICS[variable] for variable in varying(one)}
+    for variable in view.diagnostics:
+        view.figures[variable] = curves.diagnostic_figure(diagnostics, view.name, variable)
+    for variable in filter(one.__contains__, words.HEALTHY):
+        view.findings += words.finding(variable, one)
+        view.checked.append(words.diagnostic(variable))

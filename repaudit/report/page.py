@@ -1,0 +1,159 @@
+"""How the report is written: one HTML file that opens with the answer and needs nothing beside it."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import os
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+import xarray as xr
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from repaudit import style
+from repaudit.interactive import embeddings, frames, maps
+from repaudit.interactive.canvas import as_data
+from repaudit.names import LAYER, SAMPLE
+from repaudit.plots.reading import known, scalar
+from repaudit.report import words
+from repaudit.report.layers import Groups, LayerView, layer_views
+
+MANY_LAYERS: Final = 7
+"""From so many layers on, the page opens with a map of them and shows one at a time."""
+
+
+def write_report(results: xr.DataTree, summary: Mapping[str, Any], path: str | Path) -> Path:
+    """Write the results as one self-contained HTML file.
+
+    The file opens with the headline and a sentence for each layer, and the order in which the layers settle; then come
+    all layers together and their similarity; then, for each layer, the spread over steps with its interval and the
+    null line at 1, the distances from the untrained networks and the inputs, the trajectories, the samples' embedding
+    as it moves, and the diagnostics; last the parameters, the fingerprint of the probe set, the versions, and what was
+    left out. It holds plotly.js once and asks nothing of the network. Of a single model, which has no spread, it shows
+    the approach to its own end.
+
+    Parameters
+    ----------
+    results
+        Results of an analysis; of its groups any may be absent.
+    summary
+        The content of ``summary.json``.
+    path
+        The file to write; one that exists is replaced, in one piece.
+
+    Returns
+    -------
+    Path
+        The file written.
+    """
+    environment = _environment()
+    assets = _assets(environment)
+    groups = Groups.of(results)
+    layers = layer_views(groups, summary)
+    overview = _overview(groups, layers)
+    figures = {view.anchor: {kind: as_data(made) for kind, made in view.figures.items()} for view in layers}
+    html = environment.get_template("report.html.jinja").render(
+        summary=summary,
+        layers=layers,
+        settling=words.settling(summary),
+        figures=({"overview": overview} if overview else {}) | figures,
+        overview=overview,
+        texts=_texts(groups),
+        frames=_frames(groups, layers),
+        similarity=None if groups.similarity is None else maps.similarity_data(groups.similarity),
+        together_stress=_together_stress(groups.trajectories),
+        many=len(layers) >= MANY_LAYERS,
+        most_rows=words.MOST_ROWS,
+        samples=_samples(groups),
+        span=words.span(summary),
+        has_spread=groups.spread is not None,
+        has_approach=any("approach" in view.figures for view in layers),
+        verdicts=style.VERDICTS,
+        about=words.about(results, summary),
+        script_sources=" ".join(_digest(assets[name]) for name in ("plotlyjs", "script")),
+        **{name: Markup(text) for name, text in assets.items()},  # noqa: S704 - files of ours and of plotly's
+    )
+    return _replace(Path(path), html)
+
+
+def _overview(groups: Groups, layers: Sequence[LayerView]) -> dict[str, Any]:
+    """Figures of all layers: a map of the spread where there are many, all trajectories together, similarities."""
+    made = {}
+    if len(layers) >= MANY_LAYERS and groups.spread is not None:
+        made["map"] = maps.overview_figure(groups.spread)
+    together = groups.trajectories
+    if together is not None and "together" in together and together.sizes[LAYER] > 1 and known(together["together"]):
+        made["together"] = embeddings.together_figure(together)
+    if groups.similarity is not None:
+        made["similarity"] = maps.similarity_figure(groups.similarity)
+    return {kind: as_data(figure) for kind, figure in made.items()}
+
+
+def _assets(environment: Environment) -> dict[str, str]:
+    """Scripts and style sheet that the page holds, none of them with anything of the results in it."""
+    from plotly.offline import get_plotlyjs
+
+    script, css = (environment.get_template(f"report.{kind}").render() for kind in ("js", "css"))
+    return {"plotlyjs": get_plotlyjs(), "script": script, "css": css}
+
+
+def _digest(script: str) -> str:
+    """Return the source by which the page's security policy lets this script run, and no other."""
+    return f"'sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}'"
+
+
+def _environment() -> Environment:
+    environment = Environment(
+        loader=PackageLoader("repaudit"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["visible"] = style.visible
+    environment.filters["numbered"] = lambda names: [(k, str(name)) for k, name in enumerate(names)]
+    return environment
+
+
+def _replace(target: Path, html: str) -> Path:
+    """Write beside the file, then rename over it, so that no reader meets half a report."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile(
+        "w", encoding="utf-8", dir=target.parent, prefix=f".{target.name}.", delete=False
+    ) as stream:
+        stream.write(html)
+    partial = Path(stream.name)
+    umask = os.umask(0)
+    os.umask(umask)
+    partial.chmod(0o666 & ~umask)
+    partial.replace(target)
+    return target
+
+
+def _samples(groups: Groups) -> int:
+    found = groups.merged if groups.merged is not None else groups.frames
+    return int(found.sizes.get(SAMPLE, 0)) if found is not None else 0
+
+
+def _frames(groups: Groups, layers: Sequence[LayerView]) -> dict[str, Any]:
+    """Positions of every layer's samples, and which samples of each group of labels these are."""
+    moving = {view.anchor: view.frames for view in layers if view.frames is not None}
+    if groups.frames is None or not moving:
+        return {}
+    return {"pick": frames.picked(groups.frames, frames.Thinning.of(groups.frames)), "layers": moving}
+
+
+def _together_stress(trajectories: xr.Dataset | None) -> str:
+    if trajectories is None:
+        return ""
+    return words.stress(scalar(trajectories, "together_stress"), scalar(trajectories, "together_distance_stress"))
+
+
+def _texts(groups: Groups) -> list[list[str]]:
+    """Texts to hover over, of the samples in the group that tells most about them."""
+    found = next((one for one in (groups.merged, groups.frames) if one is not None and SAMPLE in one.coords), None)
+    return embeddings.sample_texts(found) if found is not None else []

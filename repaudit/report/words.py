@@ -1,0 +1,202 @@
+"""What the report says: sentences, numbers and findings, each only where its values are known."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Final
+
+import numpy as np
+import xarray as xr
+
+from repaudit import style
+from repaudit.names import MODEL, STEP
+from repaudit.plots.reading import DIAGNOSTICS, names_of
+
+MOST_ROWS: Final = 200
+"""A table of more steps shows so many of them, evenly chosen, and says so."""
+
+HEALTHY: Final = {
+    "isolated": 0, "duplicates": 0, "collapsed": 0, "components": 1, "floored": 0, "failed": 0, "uniformity": 0.99,
+}  # fmt: skip
+"""What each diagnostic is at most where nothing is wrong with an operator."""
+
+ROUGH: Final = 0.2
+"""Kruskal called a layout with this stress, or more, a poor one."""
+
+
+def sentence(entry: Mapping[str, Any]) -> str:
+    """Return the layer's sentence without the verdict, which stands before it in colour."""
+    text = str(entry.get("sentence") or "").removeprefix(f"{entry.get('verdict')}: ")
+    return text[:1].upper() + text[1:]
+
+
+def numbers(entry: Mapping[str, Any]) -> dict[str, str]:
+    """Start, peak and end of a layer's spread, as far as they are known."""
+    found = {}
+    peak = entry.get("peak") or {}
+    if _finite(entry.get("start")):
+        found["start"] = f"{entry['start']:.2f}"
+    if _finite(peak.get("value")):
+        found["peak"] = f"{peak['value']:.2f} at step {peak['step']:,}"
+    if _finite(entry.get("end")):
+        found["end"] = f"{entry['end']:.2f}" + _interval(entry)
+    return found
+
+
+def agreement(entry: Mapping[str, Any]) -> str:
+    """Say whether the models' agreement was learned or inherited, with the numbers that tell; else nothing."""
+    kind, end = entry.get("agreement"), entry.get("end")
+    inputs, untrained = entry.get("inputs") or {}, entry.get("untrained") or {}
+    if kind not in {"learned", "inherited"} or not _finite(end) or not _finite(inputs.get("value")):
+        return ""
+    each, theirs = f"{end:.2f}{_interval(entry)}", f"{inputs['value']:.2f}{_interval(inputs)}"
+    words = (
+        f"Learned agreement: in the end the models are closer to each other ({each}) than to their inputs ({theirs})"
+        if kind == "learned"
+        else f"Inherited agreement: in the end the models are no closer to each other ({each}) than to their inputs "
+        f"({theirs})"
+    )
+    if not _finite(untrained.get("value")):
+        return f"{words}."
+    return f"{words}; they have moved {untrained['value']:.2f} away from their untrained networks."
+
+
+def group_numbers(entry: Mapping[str, Any]) -> dict[str, str]:
+    """Spread within and between groups of models at the last step, as far as known."""
+    found: Mapping[str, Any] = entry.get("groups") or {}
+    return {
+        style.visible(str(name), 60): f"{value['value']:.2f}{_interval(value)}"
+        for name, value in found.items()
+        if isinstance(value, Mapping) and _finite(value.get("value"))
+    }
+
+
+def settling(summary: Mapping[str, Any]) -> list[dict[str, str]]:
+    """Layers in the order in which they settle, with words for the steps; those of which neither is known left out."""
+    shown = []
+    for entry in summary.get("settling") or ():
+        settled, below = entry.get("settled"), entry.get("below_start")
+        if settled is None and below is None:
+            continue
+        when = f"step {settled:,}" if settled is not None else "still moving"
+        since = f"below its start from {below:,}" if below is not None else ""
+        shown.append({"layer": str(entry["layer"]), "when": when, "since": since})
+    return shown
+
+
+def stress(in_phate: float | None, in_distances: float | None) -> str:
+    """Say how true a picture is: the stress in its own terms, and that against the operators' own distances."""
+    words = "" if in_phate is None else f"Stress {in_phate:.2f}."
+    if in_distances is None:
+        return words
+    rough = ": a rough picture" if in_distances >= ROUGH else ""
+    own = "" if in_phate is None else f" ({in_phate:.2f} in PHATE's own terms)"
+    return f"Stress {in_distances:.2f} against the operators' distances{own}{rough}."
+
+
+def merged_words(one: xr.Dataset) -> str:
+    """Say of how many models, at which step, as far as the results tell."""
+    count = int(one["merged_models"]) if "merged_models" in one else 0
+    step = f" at step {int(one['merged_step']):,}" if "merged_step" in one else ""
+    operator = "the model's operator" if count == 1 else f"the merged operator{f' of {count} models' if count else ''}"
+    return f"{operator}{step} (PHATE){', by label' if 'label' in one.coords else ''}"
+
+
+def rows(one: xr.Dataset) -> Iterator[dict[str, str]]:
+    """Table of the measures of one layer, a row for each step."""
+    columns = ("spread", "low", "high", "spread_raw", "hellinger", "n_models")
+    steps = one[STEP].values
+    for k in np.unique(np.linspace(0, len(steps) - 1, min(len(steps), MOST_ROWS)).astype(int)):
+        row = {"step": f"{int(steps[k]):,}"}
+        for name in columns:
+            if name in one and one[name].dims == (STEP,):
+                row[name] = _number(one[name].values[k])
+        yield row
+
+
+def diagnostic(variable: str) -> str:
+    """Words for what is counted where a diagnostic is not as it should be."""
+    return {"components": "disconnected operators", "uniformity": f"uniformity above {HEALTHY['uniformity']:g}"}.get(
+        variable, DIAGNOSTICS.get(variable, variable)
+    )
+
+
+def finding(variable: str, one: xr.Dataset) -> list[str]:
+    """Say where a diagnostic exceeds what a healthy operator has."""
+    values = one[variable].transpose(MODEL, STEP).values.astype(float)
+    bad = np.isfinite(values) & (values > HEALTHY[variable])
+    if not bad.any():
+        return []
+    models = [name for name, row in zip(names_of(one, MODEL), bad, strict=True) if row.any()]
+    steps = one[STEP].values[bad.any(axis=0)]
+    worst = "" if variable in {"collapsed", "failed"} else f", at most {_number(values[bad].max())}"
+    return [
+        f"{diagnostic(variable)}: in {bad.sum()} of {np.isfinite(values).sum()} operators{worst} "
+        f"({', '.join(models)}; steps {int(steps.min()):,} to {int(steps.max()):,})"
+    ]
+
+
+def span(summary: Mapping[str, Any]) -> str:
+    """Say how many steps there are, and from which to which."""
+    steps = summary.get("steps") or []
+    if isinstance(steps, Mapping):
+        steps = sorted({int(step) for found in steps.values() for step in found})
+    if not steps:
+        return ""
+    return (
+        f"{len(steps)} steps, {int(steps[0]):,} to {int(steps[-1]):,}" if len(steps) > 1 else f"step {int(steps[0]):,}"
+    )
+
+
+def about(results: xr.DataTree, summary: Mapping[str, Any]) -> list[tuple[str, Any]]:
+    """Sections of the page's end: what was left out, the parameters, the probe set, the versions."""
+    attrs: dict[str, Any] = {str(name): value for name, value in results.attrs.items()}
+    attrs |= {name: value for name, value in summary.items() if value is not None}
+    titles = {
+        "left_out": "Left out", "parameters": "Parameters", "fingerprint": "Fingerprint of the probe set",
+        "versions": "Versions", "store": "Store",
+    }  # fmt: skip
+    return [(title, plain(_decoded(attrs[name]))) for name, title in titles.items() if name in attrs]
+
+
+def plain(value: Any) -> Any:
+    """Nested mappings and sequences with every leaf as the text to show.
+
+    Examples
+    --------
+    >>> plain({"knn": 15, "bandwidth": None, "layers": ["a"]})
+    {'knn': '15', 'bandwidth': 'none', 'layers': ['a']}
+    """
+    if isinstance(value, Mapping):
+        return {style.visible(str(name)): plain(item) for name, item in value.items()}
+    if isinstance(value, Sequence | np.ndarray) and not isinstance(value, str | bytes):
+        return [plain(item) for item in value]
+    return "none" if value is None else style.visible(str(value))
+
+
+def _decoded(value: Any) -> Any:
+    """Attributes on disk may hold their nested values as JSON."""
+    if isinstance(value, str) and value[:1] in ("{", "["):
+        try:
+            return json.loads(value)
+        except ValueError:
+            return value
+    return value
+
+
+def _interval(entry: Mapping[str, Any]) -> str:
+    low, high = entry.get("low"), entry.get("high")
+    return f" [{low:.2f}, {high:.2f}]" if _finite(low) and _finite(high) else ""
+
+
+def _finite(value: Any) -> bool:
+    return value is not None and math.isfinite(value)
+
+
+def _number(value: Any) -> str:
+    number = float(value)
+    if not math.isfinite(number):
+        return "–"
+    return f"{number:,.0f}" if number.is_integer() else f"{number:.4g}"
