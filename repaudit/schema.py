@@ -38,14 +38,18 @@ def unbelievable(document: Mapping[str, Any]) -> str | None:
     """
     try:
         shape, chunks = document["shape"], document["chunk_grid"]["configuration"]["chunk_shape"]
-        whole = all(isinstance(size, int) and size >= 0 for size in shape) and all(
-            isinstance(size, int) and size >= 1 for size in chunks
+        whole = all(type(size) is int and size >= 0 for size in shape) and all(
+            type(size) is int and size >= 1 for size in chunks
         )
-        if not whole or len(shape) != len(chunks):
-            return f"its shape and chunks are {shape} and {chunks}"
+        if not whole or len(shape) != len(chunks) or not isinstance(shape, list) or not isinstance(chunks, list):
+            return f"its shape and chunks are {_brief(str(shape))} and {_brief(str(chunks))}"
         itemsize = _ITEMSIZES.get(document["data_type"], 8)
     except (KeyError, TypeError) as error:
         return f"it is no array document ({type(error).__name__}: {error})"
+    if any(not size <= chunk <= max(1, 2 * size) for size, chunk in zip(shape[1:], chunks[1:], strict=True)):
+        return (
+            f"rows of shape {_brief(str(shape[1:]))} do not lie in one chunk each, of shape {_brief(str(chunks[1:]))}"
+        )
     if prod(chunks) * itemsize > MOST_CHUNK_BYTES:
         return f"one chunk {chunks} of {document['data_type']} would take {prod(chunks) * itemsize} bytes"
     if shape and shape[0] > (MOST_STEPS if chunks[0] < shape[0] else MOST_SAMPLES):

@@ -16,8 +16,9 @@ from repaudit.errors import CorruptStoreError
 from repaudit.names import ATTRS, CHECKSUM, LAYER, STEP
 from repaudit.schema import unbelievable, violations
 from repaudit.store.encoding import COORDINATE_CHUNK, checksum, decode_column
-from repaudit.store.layout import DOCUMENT, STEP_COLUMNS, chunk_key, dump
+from repaudit.store.layout import DOCUMENT, STEP_COLUMNS, chunk_key, coordinate_arrays, dump
 from repaudit.store.root import read_document
+from repaudit.store.root_inspection import differences, refused_by_zarr
 from repaudit.store.storage import Storage
 
 _CHECKSUM_BYTES: Final = 4
@@ -64,7 +65,7 @@ class ModelInspection:
             arrays |= self._settled(arrays, own)
             self.faults += self._inconsistencies(arrays)
         for name, array in arrays.items():
-            reason = unbelievable(array)
+            reason = unbelievable(array) or refused_by_zarr(array)
             if reason is not None:
                 self.faults.append(f"the metadata of {name} cannot be right: {reason}")
         return {name: array for name, array in arrays.items() if unbelievable(array) is None}
@@ -87,7 +88,7 @@ class ModelInspection:
         """Give the own documents of layers that the model's document lacks, or has in a form the chunks contradict."""
         if not self.committed:
             return {}
-        names = self._names()
+        names = self.names
         settled = {}
         for key, array in own.items():
             if key not in arrays:
@@ -127,8 +128,30 @@ class ModelInspection:
         ]
         if any(size != len(layers) for size in widths) or len(set(layers)) != len(layers):
             yield f"{self.key}/{DOCUMENT} has the layers {sorted(layers)}, but names and checksums of {widths} layers"
-        elif self.committed and (names := self._names()) and sorted(names) != sorted(layers):
+        elif self.committed and (names := self.names) and sorted(names) != sorted(layers):
             yield f"{self.key}/{DOCUMENT} has the layers {sorted(layers)}, but {LAYER} names {sorted(names)}"
+
+        expected = coordinate_arrays(0, len(layers))
+        for name in expected.keys() & arrays.keys():
+            wrong = differences(_but_length(arrays[name]), _but_length(expected[name]))
+            if wrong and name not in {CHECKSUM, LAYER}:
+                yield f"the metadata of {name} cannot be right: {', '.join(wrong)} are not those of the format"
+
+    def outdated(self) -> Iterator[tuple[str, str, str]]:
+        """Give (place, kind, message) of the arrays' own documents that are no earlier state of the model's."""
+        for name, array in self.arrays.items() if self.committed else ():
+            place = f"{self.key}/{name}/{DOCUMENT}"
+            try:
+                document = read_document(self.storage, place)
+            except CorruptStoreError as error:
+                yield place, "damaged_metadata", str(error)
+                continue
+            if document is None:
+                yield place, "damaged_metadata", f"{place} is missing."
+            elif unbelievable(document) is not None or _but_length(document) != _but_length(array):
+                yield place, "damaged_metadata", f"{place} is not what {self.key}/{DOCUMENT} says of it."
+            elif document["shape"][0] > array["shape"][0]:
+                yield place, "leftover", f"{place} has {document['shape'][0]} steps: a truncation was not finished."
 
     @property
     def lengths(self) -> set[int]:
@@ -156,9 +179,13 @@ class ModelInspection:
             return self.committed
         return max(min(claims), min(max(claims), max(present, self._rows_present())))
 
+    def chunks_present(self, key: str) -> dict[int, str]:
+        """Give the files of an array's chunks by their first index."""
+        files = [file for file in self.storage.children(f"{self.key}/{key}") if file.startswith("c.")]
+        return {int(index): file for file in files if (index := file.split(".")[1]).isdecimal() and index.isascii()}
+
     def _chunks_present(self, key: str) -> int:
-        indices = [file.split(".")[1] for file in self.storage.children(f"{self.key}/{key}") if file.startswith("c.")]
-        return max((int(index) + 1 for index in indices if index.isdigit()), default=0)
+        return max(self.chunks_present(key), default=-1) + 1
 
     def _rows_present(self) -> int:
         """Give the number of rows of `step` that are not fill."""
@@ -179,23 +206,41 @@ class ModelInspection:
         """Number of committed steps, or None where no document tells."""
         return None if self.document is None else int(self.document["attributes"][ATTRS]["committed"])
 
+    @property
+    def name(self) -> str | None:
+        """The model's real name, or None where no document tells."""
+        return None if self.document is None else str(self.document["attributes"][ATTRS]["name"])
+
     @cached_property
     def layer_keys(self) -> dict[str, str]:
         """Keys of the layers on disk, by real name, in recorded order."""
         found = {array["attributes"][LAYER]: key for key, array in self.arrays.items() if self._is_layer(array)}
-        order = self._names()
+        order = self.names
         return dict(sorted(found.items(), key=lambda item: order.index(item[0]) if item[0] in order else len(order)))
 
     @staticmethod
     def _is_layer(array: Mapping[str, Any]) -> bool:
         return LAYER in array.get("attributes", {}) and array["dimension_names"][0] == STEP
 
-    def _names(self) -> list[str]:
-        data = self.storage.get(f"{self.key}/{LAYER}/{chunk_key(0)}")
+    @cached_property
+    def names(self) -> list[str]:
+        """The recorded names of the layers; none where their chunk cannot be read."""
+        return [] if self.names_fault else decode_column(self._names_chunk or b"", np.dtype(object))
+
+    @cached_property
+    def names_fault(self) -> str | None:
+        """What is wrong with the chunk of the layers' names, or None."""
+        if self._names_chunk is None:
+            return "missing"
         try:
-            return [] if data is None else decode_column(data, np.dtype(object))
-        except ValueError:
-            return []
+            decode_column(self._names_chunk, np.dtype(object))
+        except Exception as error:  # noqa: BLE001 - a damaged chunk may fail anywhere in the decoder
+            return str(error)
+        return None
+
+    @cached_property
+    def _names_chunk(self) -> bytes | None:
+        return self.storage.get(f"{self.key}/{LAYER}/{chunk_key(0)}")
 
     def column(self, name: str, chunk: int) -> list[Any] | str:
         """Give one chunk of a coordinate, or what is wrong with it."""

@@ -252,18 +252,21 @@ def column_document(
     return array_document(shape, data_type, chunk_shape, dimensions, fill=fill, codecs=codecs, attributes=attributes)
 
 
-def model_arrays(layers: Sequence[LayerLayout], steps: int) -> dict[str, dict[str, Any]]:
-    """Give the documents of all arrays of a model with `steps` steps, by key."""
+def coordinate_arrays(steps: int, n_layers: int) -> dict[str, dict[str, Any]]:
+    """Give the documents of a model's coordinates: those of its steps, the checksums, the names of its layers."""
     arrays = {
         name: column_document((steps,), column.dtype, (COORDINATE_CHUNK,), (STEP,), column.fill, column.attributes)
         for name, column in STEP_COLUMNS.items()
     }
     crc = {"long_name": "CRC-32C of a step's values in C order, little-endian"}
-    arrays[CHECKSUM] = column_document(
-        (steps, len(layers)), "uint32", (COORDINATE_CHUNK, len(layers)), (STEP, LAYER), 0, crc
-    )
-    arrays[LAYER] = column_document((len(layers),), "string", (len(layers),), (LAYER,), "", {"long_name": "layer"})
-    return arrays | {layer.key: layer.document(steps) for layer in layers}
+    arrays[CHECKSUM] = column_document((steps, n_layers), "uint32", (COORDINATE_CHUNK, n_layers), (STEP, LAYER), 0, crc)
+    arrays[LAYER] = column_document((n_layers,), "string", (n_layers,), (LAYER,), "", {"long_name": "layer"})
+    return arrays
+
+
+def model_arrays(layers: Sequence[LayerLayout], steps: int) -> dict[str, dict[str, Any]]:
+    """Give the documents of all arrays of a model with `steps` steps, by key."""
+    return coordinate_arrays(steps, len(layers)) | {layer.key: layer.document(steps) for layer in layers}
 
 
 def group_document(

@@ -9,12 +9,13 @@ from typing import Any
 import xarray as xr
 
 from repaudit.errors import CorruptStoreError
-from repaudit.names import MODELS, PROBE, STEP
-from repaudit.schema import unbelievable
+from repaudit.names import ATTRS, MODELS, STEP
+from repaudit.schema import unbelievable, violations
 from repaudit.store.layout import DOCUMENT
 from repaudit.store.local import LocalStorage
 from repaudit.store.place import open_storage
 from repaudit.store.root import nothing_there, read_document, store_attributes
+from repaudit.store.root_inspection import RootInspection
 from repaudit.store.storage import Storage
 
 
@@ -41,36 +42,59 @@ def open_store(url: str | os.PathLike[str], storage_options: Mapping[str, Any] |
     check_documents(storage)
     place = storage.url if isinstance(storage, LocalStorage) else os.fspath(url)
     options = None if isinstance(storage, LocalStorage) else dict(storage_options or {})
-    return xr.open_datatree(place, engine="zarr", consolidated=False, chunks={}, storage_options=options)
+    try:
+        return xr.open_datatree(place, engine="zarr", consolidated=False, chunks={}, storage_options=options)
+    except (PermissionError, ConnectionError, TimeoutError, Warning):
+        raise
+    except Exception as error:  # what it reads was there a moment ago: any part of it may be damaged
+        raise CorruptStoreError(
+            f"{storage.url} cannot be opened ({type(error).__name__}: {error}). Run `repaudit verify --data`."
+        ) from error
 
 
 def check_documents(storage: Storage) -> None:
-    """Refuse metadata that would make a reader allocate absurd amounts, before anything is opened."""
-    for name in storage.children():
-        document = read_document(storage, f"{name}/{DOCUMENT}")
-        if document is not None and document.get("node_type") == "array":
-            _refuse_unbelievable(storage, name, document)
-    for key in [PROBE, *(f"{MODELS}/{name}" for name in storage.children(MODELS) if name != DOCUMENT)]:
-        document = read_document(storage, f"{key}/{DOCUMENT}")
-        if document is None:
+    """Refuse metadata that breaks the format, or would make a reader allocate absurd amounts, before all else."""
+    document = read_document(storage, DOCUMENT) or {}
+    _refuse(storage, DOCUMENT, violations("root", document))
+    attributes = document["attributes"]
+    root = RootInspection(storage, attributes[ATTRS], attributes.get("coordinates"))
+    for flaw in root.visible_flaws():
+        _refuse(storage, flaw.place, [flaw.message])
+    names: dict[str, str] = {}
+    for child in storage.children(MODELS):
+        key = f"{MODELS}/{child}"
+        if child == DOCUMENT or (model := read_document(storage, f"{key}/{DOCUMENT}")) is None:
+            lost = child != DOCUMENT and storage.size(f"{key}/{STEP}/{DOCUMENT}") is not None
+            _refuse(storage, key, ["its document is missing, and with it the record of its steps"] * lost)
             continue
-        consolidated = document.get("consolidated_metadata")
-        arrays = consolidated.get("metadata") if isinstance(consolidated, dict) else None
-        if not isinstance(arrays, dict):
+        _check_model(storage, key, model)
+        name = model["attributes"][ATTRS]["name"]
+        if name in names:
             raise CorruptStoreError(
-                f"{storage.url}: {key}/{DOCUMENT} has no consolidated metadata, so no committed record."
+                f"{storage.url}: {names[name]} and {key} are both model {name!r}: expected one group a model. "
+                f"Move one of them out of the store."
             )
-        for name, array in arrays.items():
-            _refuse_unbelievable(storage, f"{key}/{name}", array)
-        lengths = {array["shape"][0] for array in arrays.values() if (array.get("dimension_names") or [])[:1] == [STEP]}
-        if len(lengths) > 1:
-            raise CorruptStoreError(
-                f"{storage.url}: the arrays of {key} have {sorted(lengths)} steps, expected one number. "
-                f"Run `repaudit verify`, then `repaudit repair`."
-            )
+        names[name] = key
 
 
-def _refuse_unbelievable(storage: Storage, key: str, document: Mapping[str, Any]) -> None:
-    reason = unbelievable(document)
-    if reason is not None:
-        raise CorruptStoreError(f"{storage.url}: the metadata of {key} cannot be right: {reason}. Nothing was read.")
+def _check_model(storage: Storage, key: str, document: Mapping[str, Any]) -> None:
+    place = f"{key}/{DOCUMENT}"
+    _refuse(storage, place, violations("model", document))
+    arrays = document["consolidated_metadata"]["metadata"]
+    for name, array in arrays.items():
+        reason = unbelievable(array)
+        _refuse(storage, place, [f"the metadata of {name} cannot be right: {reason}"] if reason else [])
+    committed = document["attributes"][ATTRS]["committed"]
+    lengths = {array["shape"][0] for array in arrays.values() if array["dimension_names"][0] == STEP} | {committed}
+    _refuse(
+        storage, place, [f"the arrays of {key} have {sorted(lengths)} steps, expected one number"] * (len(lengths) > 1)
+    )
+
+
+def _refuse(storage: Storage, place: str, found: list[str]) -> None:
+    if found:
+        more = f" (and {len(found) - 1} more)" if len(found) > 1 else ""
+        raise CorruptStoreError(
+            f"{storage.url}: {place}: {found[0]}{more}. Nothing was read. "
+            f"Run `repaudit verify`, then `repaudit repair`."
+        )

@@ -18,6 +18,7 @@ from repaudit.store.layout import DOCUMENT, LEASE, REPAIR, STEP_COLUMNS, chunk_k
 from repaudit.store.lease import Holder, Lease, abandoned
 from repaudit.store.place import open_storage
 from repaudit.store.root import nothing_there, now, read_document, store_attributes
+from repaudit.store.root_inspection import RootInspection
 from repaudit.store.storage import TEMPORARY, Parts, Storage
 
 _UNKNOWN: Final[Mapping[str, Any]] = {"epoch": float("nan"), "wall_time": 0, "trigger": "", "loss": float("nan")}
@@ -110,6 +111,13 @@ def _mend_root(storage: Storage) -> Iterator[Repaired]:
     if document.pop("consolidated_metadata", None) is not None:
         storage.put(DOCUMENT, [dump(document)])
         yield Repaired(DOCUMENT, "misaligned", "The consolidated metadata that hid later steps was taken away.")
+    own, beside = document["attributes"][ATTRS], document["attributes"].get("coordinates")
+    for _ in range(2):  # the inputs' own documents are mended after the group that lists them
+        for flaw in list(RootInspection(storage, own, beside).flaws()):
+            if flaw.mended is not None:
+                storage.put(flaw.place, [dump(flaw.mended)])
+                message = f"{flaw.message} It was written anew from what else the store holds."
+                yield Repaired(flaw.place, flaw.kind, message)
     for name in storage.children(PROBE):
         if name.endswith(TEMPORARY) and abandoned(name):
             storage.delete_prefix(f"{PROBE}/{name}")
@@ -133,17 +141,26 @@ def _mend_model(storage: Storage, key: str, force: bool) -> list[Repaired]:
         model = ModelInspection(storage, key)
         if not model.layer_keys:
             raise CorruptStoreError(f"{storage.url}: nothing is left of {key} to rebuild it from: {model.faults}.")
+        if model.document is None and model.names_fault:
+            raise CorruptStoreError(
+                f"{storage.url}: of {key} both the document and the names of the layers are lost, so nothing tells "
+                f"whose checksums are whose. Nothing of this model was changed; restore one of them from a backup."
+            )
         found = set(model.leftovers())
         rows = _judge(model)
         bad = [row for row in rows if row.fault]
         rebuilt = not model.sound or not model.aligned
         if not force:
             _refuse_intact(model, rows)
-        if bad or rebuilt or any(row.unknown for row in rows):
+        if bad or rebuilt or any(row.unknown for row in rows) or (rows and model.names_fault):
             _stage(model, [row for row in rows if not row.fault])
             _replay(storage, key)
             done += _describe(model, rows, rebuilt)
-        for place in list(ModelInspection(storage, key).leftovers()):
+        model = ModelInspection(storage, key)
+        for place, kind, message in list(model.outdated()):
+            storage.put(place, [dump(model.arrays[place.split("/")[-2]])])
+            done.append(Repaired(place, kind, f"{message} It was written anew."))
+        for place in list(model.leftovers()):
             storage.delete(place)
             if place in found:
                 done.append(Repaired(place, "leftover", "A chunk beyond the committed steps was removed."))
@@ -315,6 +332,9 @@ def _describe(model: ModelInspection, rows: list[_Row], rebuilt: bool) -> Iterat
             known = [int(step)] if step is not None and step >= 0 else []
             message = f"Step {step if known else 'of unknown number'} was dropped for all layers: {row.fault}."
             yield Repaired(f"{model.key}[{row.index}]", "damaged_chunk", message, known)
+    if rows and model.names_fault:
+        message = f"The names of the layers ({model.names_fault}) were written anew from the layers' metadata."
+        yield Repaired(f"{model.key}/{LAYER}/{chunk_key(0)}", "damaged_chunk", message)
     unknown = sorted({name for row in rows for name in row.unknown})
     if unknown:
         message = f"{', '.join(unknown)}: damaged chunks were replaced by 'unknown', or by recomputed checksums."

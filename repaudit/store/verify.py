@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from itertools import pairwise
-from typing import Any
+from itertools import islice, pairwise
+from typing import Any, Final
 
 from repaudit.errors import CorruptStoreError, UnknownVersionError
 from repaudit.names import CHECKSUM, LABEL, LAYER, MODELS, PROBE, SAMPLE, STEP, TEXT
@@ -17,6 +17,7 @@ from repaudit.store.layout import DOCUMENT, LEASE, STEP_COLUMNS, chunk_key
 from repaudit.store.lease import Holder, abandoned
 from repaudit.store.place import open_storage
 from repaudit.store.root import nothing_there, read_document, store_attributes
+from repaudit.store.root_inspection import RootInspection
 from repaudit.store.storage import TEMPORARY, Storage
 
 KINDS = (
@@ -28,6 +29,9 @@ KINDS = (
     "foreign",
     "leftover",
 )
+
+_MOST_LISTED: Final = 1000
+"""Missing chunks of one array that are named one by one."""
 
 
 @dataclass(frozen=True)
@@ -71,12 +75,17 @@ def verify(
         return [Problem(DOCUMENT, "damaged_metadata", str(error))]
     if own is None:
         raise nothing_there(storage)
-    problems = [*_links(storage), *_root(storage), *_inputs(storage, data)]
+    problems = [*_links(storage), *_root(storage, own, data)]
     linked = {problem.location for problem in problems if problem.kind == "foreign"}
-    for name in storage.children(MODELS):
+    names: dict[str, str] = {}
+    for name in [name for name in storage.children(MODELS) if name != DOCUMENT]:
         key = f"{MODELS}/{name}"
-        if name != DOCUMENT and not any(place == key or place.startswith(f"{key}/") for place in linked):
-            problems += _model(storage, key, data)
+        if not any(place == key or place.startswith(f"{key}/") for place in linked):
+            model = ModelInspection(storage, key)
+            problems += _model(model, data)
+            if names.setdefault(model.name or key, key) != key:
+                message = f"{key} and {names[model.name or key]} are both model {model.name!r}: move one away."
+                problems.append(Problem(f"{key}/{DOCUMENT}", "misaligned", message))
     return problems
 
 
@@ -85,7 +94,7 @@ def _links(storage: Storage) -> Iterator[Problem]:
         yield Problem(key, "foreign", f"{key} is a symbolic link: a store holds its own files only.")
 
 
-def _root(storage: Storage) -> Iterator[Problem]:
+def _root(storage: Storage, own: Mapping[str, Any], data: bool) -> Iterator[Problem]:
     document = read_document(storage, DOCUMENT) or {}
     for violation in violations("root", document):
         yield Problem(DOCUMENT, "damaged_metadata", f"{DOCUMENT}: {violation}")
@@ -100,6 +109,10 @@ def _root(storage: Storage) -> Iterator[Problem]:
         if name.endswith(TEMPORARY) and abandoned(name):
             yield Problem(f"{PROBE}/{name}", "leftover", "A write that never finished.")
     yield from _lease(storage, f"{PROBE}/{LEASE}")
+    root = RootInspection(storage, own, document["attributes"].get("coordinates"))
+    yield from (Problem(flaw.place, flaw.kind, flaw.message) for flaw in root.flaws())
+    yield from _coordinates(root, data)
+    yield from _inputs(root, data)
 
 
 def _lease(storage: Storage, key: str) -> Iterator[Problem]:
@@ -108,46 +121,45 @@ def _lease(storage: Storage, key: str) -> Iterator[Problem]:
         yield Problem(key, "leftover", f"A lease whose holder is gone ({Holder.parse(data)}).")
 
 
-def _inputs(storage: Storage, data: bool) -> Iterator[Problem]:
-    """Check the samples' coordinates and the probe's inputs."""
-    keys = [SAMPLE, *(name for name in (LABEL, TEXT) if storage.children(name))]
-    try:
-        group = read_document(storage, f"{PROBE}/{DOCUMENT}")
-    except CorruptStoreError as error:
-        yield Problem(f"{PROBE}/{DOCUMENT}", "damaged_metadata", str(error))
-        group = None
-    if group is None:
-        yield Problem(f"{PROBE}/{DOCUMENT}", "damaged_metadata", f"{PROBE}/{DOCUMENT} is missing or cannot be read.")
-    else:
-        found = violations("probe", group)
-        yield from (Problem(f"{PROBE}/{DOCUMENT}", "damaged_metadata", f"{PROBE}: {text}") for text in found)
-        keys += [f"{PROBE}/{name}" for name in (group["consolidated_metadata"]["metadata"] if not found else ())]
-    for key in keys:
-        yield from _input(storage, key, data)
+def _coordinates(root: RootInspection, data: bool) -> Iterator[Problem]:
+    """Check the chunks of the samples' ids, labels and previews: one each."""
+    for name in root.coordinates:
+        place = f"{name}/{chunk_key(0)}"
+        if root.storage.size(place) is None:
+            yield Problem(place, "missing_chunk", f"{name} has {root.samples} samples, but their chunk is not there.")
+        elif data and root.samples is not None and isinstance(fault := root.texts(name), str):
+            yield Problem(place, "damaged_chunk", f"The chunk of {name}: {fault}.")
 
 
-def _input(storage: Storage, key: str, data: bool) -> Iterator[Problem]:
-    try:
-        document = read_document(storage, f"{key}/{DOCUMENT}")
-    except CorruptStoreError as error:
-        yield Problem(f"{key}/{DOCUMENT}", "damaged_metadata", str(error))
-        return
-    if document is None:
-        yield Problem(f"{key}/{DOCUMENT}", "damaged_metadata", f"{key}/{DOCUMENT} is missing.")
-        return
-    rows, chunk_rows = document["shape"][0], document["chunk_grid"]["configuration"]["chunk_shape"][0]
-    for chunk in range(-(-rows // chunk_rows)):
-        place = f"{key}/{chunk_key(chunk, *(0 for _ in document['shape'][1:]))}"
-        if storage.size(place) is None:
-            yield Problem(place, "missing_chunk", f"{key} has {rows} samples, but their chunk {chunk} is not there.")
-        elif data:
-            content = storage.get(place) or b""
-            if checksum(content[:-4]).to_bytes(4, "little") != content[-4:]:
-                yield Problem(place, "damaged_chunk", f"Chunk {chunk} of {key} does not match its checksum.")
+def _inputs(root: RootInspection, data: bool) -> Iterator[Problem]:
+    """Check the chunks of the probe's inputs."""
+    for key, array in root.listed_inputs().items():
+        place, size = f"{PROBE}/{key}", root.chunk_bytes(array)
+        count = -(-array["shape"][0] // array["chunk_grid"]["configuration"]["chunk_shape"][0])
+        present = set(root.storage.children(place))
+        names = (chunk_key(chunk, *(0 for _ in array["shape"][1:])) for chunk in range(count))
+        yield from _missing(place, names, present)
+        for name in sorted(name for name in present if name != DOCUMENT):
+            if root.storage.size(f"{place}/{name}") != size:
+                yield Problem(f"{place}/{name}", "damaged_chunk", f"A chunk of {place} has not {size} bytes.")
+            elif data:
+                content = root.storage.get(f"{place}/{name}") or b""
+                if checksum(content[:-4]).to_bytes(4, "little") != content[-4:]:
+                    message = f"A chunk of {place} does not match its checksum."
+                    yield Problem(f"{place}/{name}", "damaged_chunk", message)
 
 
-def _model(storage: Storage, key: str, data: bool) -> Iterator[Problem]:
-    model = ModelInspection(storage, key)
+def _missing(place: str, names: Iterable[str], present: Container[str]) -> Iterator[Problem]:
+    """Name the chunks that are not there one by one, as long as that helps anybody."""
+    absent = (name for name in names if name not in present)
+    for name in islice(absent, _MOST_LISTED):
+        yield Problem(f"{place}/{name}", "missing_chunk", f"Chunk {name} of {place} is committed, but it is not there.")
+    if next(absent, None) is not None:
+        yield Problem(place, "missing_chunk", f"More chunks of {place} are not there than are listed here.")
+
+
+def _model(model: ModelInspection, data: bool) -> Iterator[Problem]:
+    storage, key = model.storage, model.key
     if not model.sound:
         kind = "damaged_metadata" if model.document is not None or model.arrays else "foreign"
         yield from (Problem(f"{key}/{DOCUMENT}", kind, fault) for fault in model.faults)
@@ -160,6 +172,7 @@ def _model(storage: Storage, key: str, data: bool) -> Iterator[Problem]:
     yield from _chunks(model, data)
     lease = storage.get(f"{key}/{LEASE}")
     if lease is None or Holder.parse(lease).stale:  # a living writer's unfinished step is no leftover
+        yield from (Problem(*flaw) for flaw in model.outdated())
         for place in model.leftovers():
             yield Problem(place, "leftover", f"A chunk beyond the {model.committed} committed steps.")
     yield from _lease(storage, f"{key}/{LEASE}")
@@ -179,14 +192,21 @@ def _shapes(model: ModelInspection) -> Iterator[Problem]:
 def _columns(model: ModelInspection) -> Iterator[Problem]:
     committed = model.committed or 0
     steps: list[int] = []
+    if committed and model.names_fault:
+        kind = "missing_chunk" if model.names_fault == "missing" else "damaged_chunk"
+        message = f"The names of the layers cannot be read: {model.names_fault}."
+        yield Problem(f"{model.key}/{LAYER}/{chunk_key(0)}", kind, message)
     for name in (*STEP_COLUMNS, CHECKSUM):
-        for chunk in range(-(-committed // COORDINATE_CHUNK)):
+        place, count = f"{model.key}/{name}", -(-committed // COORDINATE_CHUNK)
+        present = set(model.storage.children(place))
+        yield from _missing(place, (model.chunk_name(name, chunk) for chunk in range(count)), present)
+        for chunk in range(count):
+            if model.chunk_name(name, chunk) not in present:
+                continue
             values = model.column(name, chunk)
-            place = f"{model.key}/{name}/{model.chunk_name(name, chunk)}"
-            if values == "missing":
-                yield Problem(place, "missing_chunk", f"Chunk {chunk} of {name} is committed, but it is not there.")
-            elif isinstance(values, str):
-                yield Problem(place, "damaged_chunk", f"Chunk {chunk} of {name} is damaged: {values}.")
+            if isinstance(values, str):
+                message = f"Chunk {chunk} of {name} is damaged: {values}."
+                yield Problem(f"{place}/{model.chunk_name(name, chunk)}", "damaged_chunk", message)
             elif name == STEP:
                 steps += values[: committed - chunk * COORDINATE_CHUNK]
     if any(later <= earlier for earlier, later in pairwise(steps)):
@@ -194,20 +214,21 @@ def _columns(model: ModelInspection) -> Iterator[Problem]:
 
 
 def _chunks(model: ModelInspection, data: bool) -> Iterator[Problem]:
+    committed = model.committed or 0
     for position, (layer, name) in enumerate(model.layer_keys.items()):
-        present = set(model.storage.children(f"{model.key}/{name}"))
-        size = model.raw_size(name)
-        for index in range(model.committed or 0):
-            place = f"{model.key}/{name}/{model.chunk_name(name, index)}"
-            if model.chunk_name(name, index) not in present:
-                message = f"Step index {index} of layer {layer!r} is committed, but its chunk is not there."
-                yield Problem(place, "missing_chunk", message)
-            elif data:
-                sums = model.column(CHECKSUM, index // COORDINATE_CHUNK)
-                known = None if isinstance(sums, str) else sums[index % COORDINATE_CHUNK][position]
-                fault = model.step_fault(name, index, known)
-                if fault is not None:
-                    yield Problem(place, "damaged_chunk", f"Step index {index} of layer {layer!r}: {fault}.")
-            elif size is not None and model.storage.size(place) != size:
-                message = f"Step index {index} of layer {layer!r}: {model.storage.size(place)} bytes, expected {size}."
-                yield Problem(place, "damaged_chunk", message)
+        place, size = f"{model.key}/{name}", model.raw_size(name)
+        present = model.chunks_present(name)
+        names = (model.chunk_name(name, index) for index in range(committed))
+        yield from _missing(place, names, set(present.values()))
+        for index in sorted(index for index in present if index < committed):
+            chunk = f"{place}/{present[index]}"
+            fault = _chunk_fault(model, name, position, index) if data else None
+            if not data and size is not None and (found := model.storage.size(chunk)) != size:
+                fault = f"{found} bytes, expected {size}"
+            if fault is not None:
+                yield Problem(chunk, "damaged_chunk", f"Step index {index} of layer {layer!r}: {fault}.")
+
+
+def _chunk_fault(model: ModelInspection, name: str, position: int, index: int) -> str | None:
+    sums = model.column(CHECKSUM, index // COORDINATE_CHUNK)
+    return model.step_fault(name, index, None if isinstance(sums, str) else sums[index % COORDINATE_CHUNK][position])

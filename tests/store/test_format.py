@@ -87,6 +87,9 @@ def test_the_golden_store_reads_with_repaudit_and_verifies():
         {"chunk_grid": {"name": "regular", "configuration": {"chunk_shape": [1, 10**12]}}},
         {"chunk_grid": {"name": "regular", "configuration": {"chunk_shape": [0, 3]}}},
         {"chunk_grid": None},
+        {"shape": [True, 3]},
+        {"shape": [5, 10**6]},
+        {"shape": [5, 1]},
     ],
 )
 def test_absurd_sizes_are_refused_before_anything_is_allocated(change):

@@ -65,6 +65,26 @@ DAMAGES = {
     "leftover_chunk": lambda store: shutil.copy(store / FIRST / "c.2.0.0", store / FIRST / "c.7.0.0"),
     "leftover_write": lambda store: (store / "probe/.abc.partial").write_bytes(b"half"),
     "foreign": lambda store: (store / "notes.txt").write_text("mine"),
+    "no_models_group": lambda store: (store / "models/zarr.json").unlink(),
+    "empty_models_group": lambda store: (store / "models/zarr.json").write_text(""),
+    "foreign_models_group": lambda store: (store / "models/zarr.json").write_text('{"zarr_format": 2}'),
+    "consolidated_models": lambda store: edit(
+        store / "models/zarr.json",
+        lambda d: d.update(consolidated_metadata={"kind": "inline", "must_understand": False, "metadata": {}}),
+    ),
+    "missing_names": lambda store: (store / "models/seed0/layer/c.0").unlink(),
+    "damaged_names": lambda store: flip(store / "models/seed0/layer/c.0"),
+    "sample_shape": lambda store: edit(store / "sample/zarr.json", lambda d: d.update(shape=[5])),
+    "label_dtype": lambda store: edit(store / "label/zarr.json", lambda d: d.update(data_type="float64")),
+    "text_codecs": lambda store: edit(store / "text/zarr.json", lambda d: d.update(codecs=[])),
+    "no_text_document": lambda store: (store / "text/zarr.json").unlink(),
+    "input_document": lambda store: (store / "probe/input_ids/zarr.json").write_text("{"),
+    "empty_probe": lambda store: edit(
+        store / "probe/zarr.json", lambda d: d["consolidated_metadata"].update(metadata={})
+    ),
+    "no_probe": lambda store: (store / "probe/zarr.json").unlink(),
+    "own_document": lambda store: (store / FIRST / "zarr.json").write_text("{}"),
+    "own_column": lambda store: (store / "models/seed0/step/zarr.json").unlink(),
     "linked_layer": lambda store: (
         shutil.move(store / FIRST, store.parent / "x"),
         (store / FIRST).symlink_to(store.parent / "x"),
@@ -88,6 +108,21 @@ EXPECTED = {
     "leftover_chunk": ("leftover", f"{FIRST}/c.7.0.0"),
     "leftover_write": ("leftover", "probe/.abc.partial"),
     "foreign": ("foreign", "notes.txt"),
+    "no_models_group": ("damaged_metadata", "models/zarr.json"),
+    "empty_models_group": ("damaged_metadata", "models/zarr.json"),
+    "foreign_models_group": ("damaged_metadata", "models/zarr.json"),
+    "consolidated_models": ("misaligned", "models/zarr.json"),
+    "missing_names": ("missing_chunk", "models/seed0/layer/c.0"),
+    "damaged_names": ("damaged_chunk", "models/seed0/layer/c.0"),
+    "sample_shape": ("damaged_metadata", "sample/zarr.json"),
+    "label_dtype": ("damaged_metadata", "label/zarr.json"),
+    "text_codecs": ("damaged_metadata", "text/zarr.json"),
+    "no_text_document": ("damaged_metadata", "text/zarr.json"),
+    "input_document": ("damaged_metadata", "probe/input_ids/zarr.json"),
+    "empty_probe": ("damaged_metadata", "probe/zarr.json"),
+    "no_probe": ("damaged_metadata", "probe/zarr.json"),
+    "own_document": ("damaged_metadata", f"{FIRST}/zarr.json"),
+    "own_column": ("damaged_metadata", "models/seed0/step/zarr.json"),
     "linked_layer": ("foreign", FIRST),
 }
 NEEDS_DATA = {"damaged_chunk", "damaged_input"}
@@ -122,6 +157,21 @@ KEEPS_ALL = [
     "consolidated_root",
     "leftover_chunk",
     "leftover_write",
+    "no_models_group",
+    "empty_models_group",
+    "foreign_models_group",
+    "consolidated_models",
+    "missing_names",
+    "damaged_names",
+    "sample_shape",
+    "label_dtype",
+    "text_codecs",
+    "no_text_document",
+    "input_document",
+    "empty_probe",
+    "no_probe",
+    "own_document",
+    "own_column",
 ]
 
 
@@ -263,3 +313,39 @@ def test_what_is_no_store_is_refused(tmp_path):
     for function in (ra.verify, ra.repair, ra.open_store):
         with pytest.raises(NotAStoreError, match="not a repaudit store"):
             function(tmp_path / "other.zarr")
+
+
+def test_two_groups_of_one_model_are_told_apart_by_a_person(store):
+    shutil.copytree(store / "models/seed0", store / "models/seed1")
+    assert [(p.kind, p.location) for p in ra.verify(store)] == [("misaligned", "models/seed1/zarr.json")]
+    with pytest.raises(CorruptStoreError, match="models/seed0 and models/seed1 are both model 'seed0'"):
+        ra.open_store(store)
+
+
+def test_a_model_without_its_document_is_not_passed_over(store):
+    DAMAGES["no_document"](store)
+    with pytest.raises(CorruptStoreError, match="models/seed0: its document is missing"):
+        ra.open_store(store)
+    ra.repair(store)
+    assert catalog.models(ra.open_store(store)) == ["seed0"]
+
+
+def test_without_document_and_names_no_column_of_checksums_is_guessed(store):
+    DAMAGES["no_document"](store)
+    DAMAGES["missing_names"](store)
+    with pytest.raises(CorruptStoreError, match=r"names of the layers are lost.*Nothing of this model was changed"):
+        ra.repair(store, force=True)
+
+
+def test_of_very_many_missing_chunks_the_first_thousand_are_listed(store):
+    def grow(document):
+        document["attributes"]["repaudit"]["committed"] = 9_000_000
+        for array in shapes_of(document).values():
+            if array["dimension_names"][0] == "step":
+                array["shape"][0] = 9_000_000
+
+    edit(store / "models/seed0/zarr.json", grow)
+    missing = [problem for problem in ra.verify(store, data=True) if problem.location.startswith(FIRST)]
+    assert [problem.location for problem in missing[:2]] == [f"{FIRST}/c.5.0.0", f"{FIRST}/c.6.0.0"]
+    assert len(missing) == 1001
+    assert "More chunks" in missing[-1].message
