@@ -53,6 +53,21 @@ def test_analyze_prints_the_answer_and_the_report(planted_store, tmp_path):
     assert summary["steps"] == [0, 1, 2, 4, 16]
 
 
+def test_analyze_takes_a_config_and_flags_go_before_it(planted_store, tmp_path):
+    config = tmp_path / "analysis.yaml"
+    config.write_text("layers: [second]\nseed: 7\nmerge: reversible\nframes: 0\ngauge: {knn: 10}\n")
+    groups = ("--groups", "a=seed0,seed1", "--groups", "b=seed2")
+    run = repaudit(
+        "analyze", planted_store(), "--config", config, "--merge", "weighted", *groups, "--workers", "1", "--json"
+    )
+    assert run.returncode == 0, run.stderr
+    summary = json.loads(run.stdout)
+    assert list(summary["layers"]) == ["second"]
+    assert (summary["parameters"]["seed"], summary["parameters"]["merge"]) == (7, "weighted")
+    assert summary["parameters"]["gauge"]["knn"] == 10
+    assert set(summary["layers"]["second"]["groups"]) == {"a", "a | b"}
+
+
 def test_analyze_json_is_all_there_is_on_stdout(planted_store, tmp_path):
     run = repaudit("analyze", planted_store(models=1, layers=("only",)), "--json", "--out", tmp_path / "elsewhere")
     assert run.returncode == 0, run.stderr
@@ -86,6 +101,10 @@ def test_bad_places_get_one_line(command, foreign, tmp_path):
         (["--steps", "abc"], "abc"),
         (["--memory", "lots"], "lots"),
         (["--merge", "sum"], "sum"),
+        (["--config", "nowhere.yaml"], "nowhere.yaml"),
+        (["--groups", "seed0"], "seed0"),
+        (["--groups", "a=seed9"], "seed0 in none"),
+        (["--similarity", "cosine"], "cosine"),
     ],
 )
 def test_wrong_usage_exits_with_2(planted_store, flags, said):

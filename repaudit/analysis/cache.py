@@ -141,7 +141,7 @@ def _aside(place: Path) -> Iterator[IO[bytes]]:
 
 def _read(place: Path) -> dict[str, Array] | None:
     try:
-        with np.load(place, allow_pickle=False) as found:
+        with place.open("rb") as stream, np.load(stream, allow_pickle=False) as found:
             return dict(found)
     except (OSError, ValueError, EOFError, BadZipFile, KeyError):
         return None

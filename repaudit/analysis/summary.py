@@ -13,7 +13,7 @@ import xarray as xr
 from repaudit.analysis.operators import LayerOperators
 from repaudit.measure.phases import phases, verdict
 from repaudit.measure.settling import settling_order
-from repaudit.names import LAYER, STEP
+from repaudit.names import LAYER, MODEL, STEP
 
 OPENINGS = {
     "converging": "The models converge",
@@ -129,7 +129,8 @@ def _groups(groups: xr.Dataset, end: int | None) -> dict[str, Any]:
 def _curve(parts: Mapping[str, xr.Dataset], layer: str, single: bool) -> tuple[Any, Any, Any, Any]:
     """Steps, value, low and high of what may settle: the spread, or a single model's distance from its own end."""
     group, name = ("approach", "approach") if single else ("spread", "spread")
-    seen = parts[group].sel({LAYER: layer}).squeeze(drop=True).dropna(STEP, subset=[name])
+    one = parts[group].sel({LAYER: layer})
+    seen = (one.isel({MODEL: 0}) if single else one).dropna(STEP, subset=[name])
     return seen[STEP].values, seen[name].values, seen["low"].values, seen["high"].values
 
 

@@ -1,0 +1,104 @@
+"""What is kept between runs: only what is new is computed, and what is damaged is computed again."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import xarray as xr
+
+import repaudit as ra
+
+BARE = {"frames": 2, "units": 3, "similarity": ("mutual_knn",)}
+
+
+def operators_in(out):
+    return {path.name: path.stat().st_mtime_ns for path in (out / "cache" / "operators").rglob("*.npy")}
+
+
+def groups_of(results):
+    return {name: results[name].to_dataset() for name in results.children}
+
+
+def assert_equal(first, second, rtol):
+    assert set(first.children) == set(second.children)
+    for name, group in groups_of(first).items():
+        for variable, array in group.data_vars.items():
+            if array.dtype.kind == "f":
+                other = second[name][variable].values
+                scale = float(np.nanmax(np.abs(other), initial=0)) or 1.0
+                np.testing.assert_allclose(
+                    array.values, other, rtol=rtol, atol=rtol * scale, err_msg=f"{name}/{variable}"
+                )
+            else:
+                np.testing.assert_array_equal(array.values, second[name][variable].values)
+
+
+def test_a_grown_store_asks_for_its_new_steps_only(planted_store, tmp_path):
+    steps, out = (0, 1, 2, 4, 8, 16), tmp_path / "out"
+    url = planted_store(steps=steps)
+    ra.analyze(url, out, steps=steps[:4], **BARE)
+    before = operators_in(out)
+    assert len(before) == 3 * 2 * 4
+    grown = ra.analyze(url, out, **BARE)
+    after = operators_in(out)
+    assert len(after) == 3 * 2 * 6
+    assert {name: after[name] for name in before} == before, "an operator was computed twice"
+    # distances of new to known operators round otherwise than all at once: 1e-7 of them, 1e-5 of a layout
+    assert_equal(grown, ra.analyze(url, tmp_path / "fresh", cache=False, **BARE), rtol=1e-4)
+    assert not (tmp_path / "fresh" / "cache").exists()
+
+
+def test_an_unchanged_store_gives_the_same_results_without_work(planted_store, tmp_path):
+    url, out = planted_store(layers=("only",)), tmp_path / "out"
+    first = ra.analyze(url, out, **BARE)
+    kept = {path: path.stat().st_mtime_ns for path in (out / "cache").rglob("*") if path.is_file()}
+    second = ra.analyze(url, out, **BARE)
+    assert {path: path.stat().st_mtime_ns for path in (out / "cache").rglob("*") if path.is_file()} == kept
+    for name, group in groups_of(first).items():
+        xr.testing.assert_identical(group, second[name].to_dataset())
+
+
+@pytest.mark.parametrize("damage", ["flip", "cut", "facts", "result"])
+def test_damaged_entries_are_computed_again(planted_store, tmp_path, damage):
+    url, out = planted_store(models=2, layers=("only",), steps=(0, 1, 2)), tmp_path / "out"
+    first = ra.analyze(url, out, **BARE)
+    if damage == "result":
+        for path in (out / "cache" / "results").rglob("*.npz"):
+            path.write_bytes(path.read_bytes()[:100])
+    else:
+        path = next(iter(sorted((out / "cache" / "operators").rglob("*.npy"))))
+        content = bytearray(path.read_bytes())
+        if damage == "flip":
+            content[-1000] ^= 64
+        path.write_bytes(content[:-5000] if damage == "cut" else content)
+        if damage == "facts":
+            path.with_suffix(".json").write_text("{}")
+    second = ra.analyze(url, out, **BARE)
+    assert_equal(first, second, rtol=1e-9)
+
+
+def test_another_gauge_or_seed_is_another_result(planted_store, tmp_path):
+    url, out = planted_store(models=2, layers=("only",), steps=(0, 16)), tmp_path / "out"
+    first = ra.analyze(url, out, **BARE)
+    other = ra.analyze(url, out, gauge={"knn": 5}, **BARE)
+    assert len(operators_in(out)) == 2 * 2 * 2
+    assert abs(float((first["spread"]["spread"] - other["spread"]["spread"]).sum())) > 1e-3
+    fresh = ra.analyze(url, tmp_path / "fresh", gauge=ra.DiffusionGauge(knn=5), **BARE)
+    assert_equal(other, fresh, rtol=1e-9)
+
+
+def test_an_interrupted_run_goes_on_where_it_was(planted_store, tmp_path):
+    url, out = planted_store(), tmp_path / "out"
+
+    def interrupt(what, done, _total):
+        if what == "operators" and done == 10:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        ra.analyze(url, out, progress=interrupt, **BARE)
+    before = operators_in(out)
+    assert 10 <= len(before) < 36
+    results = ra.analyze(url, out, **BARE)
+    after = operators_in(out)
+    assert {name: after[name] for name in before} == before
+    assert np.isfinite(results["spread"]["spread"]).all()

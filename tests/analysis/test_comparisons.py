@@ -1,0 +1,194 @@
+"""What the spread is set against, and what else an analysis shows, on stores whose truth is planted."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+import repaudit as ra
+from repaudit.analysis.inputs import token_shares
+from repaudit.embed import phate_frames
+from repaudit.errors import AnalysisError
+
+SAMPLES = 60
+BARE = {"frames": 0, "units": 0, "similarity": ()}
+
+
+@pytest.fixture
+def token_probe() -> ra.ProbeSet:
+    """60 samples of up to 12 tokens out of 30, about half of them masked."""
+    generator = torch.Generator().manual_seed(4)
+    ids = torch.randint(30, (SAMPLES, 12), generator=generator)
+    mask = (torch.arange(12) < torch.randint(3, 13, (SAMPLES, 1), generator=generator)).long()
+    return ra.ProbeSet.from_tensors({"input_ids": ids, "attention_mask": mask})
+
+
+def write(url, probe_set, model, steps):
+    """Steps is a mapping of step to activations of one layer, "layer"."""
+    shape = next(iter(steps.values())).shape
+    layers = {"layer": (shape, "float32")}
+    with ra.TrajectoryWriter(url, model_name=model, probe_set=probe_set, layers=layers, durable=False) as writer:
+        for step, values in steps.items():
+            writer.append(step, {"layer": values.astype(np.float32)})
+
+
+def rotated(rng, values):
+    return values @ np.linalg.qr(rng.standard_normal((values.shape[1], values.shape[1])))[0]
+
+
+def test_what_is_inherited_from_the_inputs_is_told_from_what_is_learned(tmp_path, token_probe):
+    shares = token_shares(*(token_probe.inputs[name].numpy() for name in ("input_ids", "attention_mask")))
+    learned = np.random.default_rng(0).standard_normal((SAMPLES, shares.shape[1]))
+    for model in range(3):
+        rng = np.random.default_rng(model + 1)
+        noise = 0.1 * shares.std() * rng.standard_normal((2, *shares.shape))
+        write(
+            tmp_path / "s.zarr",
+            token_probe,
+            f"seed{model}",
+            {0: rotated(rng, shares + noise[0]), 10: rotated(rng, learned + 0.1 * noise[1])},
+        )
+    results = ra.analyze(tmp_path / "s.zarr", **BARE)
+    against = results["comparison"].sel(layer="layer")
+    assert against["from_inputs"].sel(step=0) < 0.15, "random projections of the inputs have their geometry"
+    assert against["from_inputs"].sel(step=10) > 0.9, "unrelated to the inputs"
+    assert against["from_untrained"].sel(step=0) == 0
+    assert against["from_untrained"].sel(step=10) > 0.9
+    assert results.repaudit.summary["layers"]["layer"]["agreement"] == "learned"
+    early = ra.analyze(tmp_path / "s.zarr", tmp_path / "early", steps=[0], **BARE)
+    assert early.repaudit.summary["layers"]["layer"]["agreement"] == "inherited"
+
+
+def test_without_an_audit_at_step_0_there_is_nothing_untrained(planted_store, tmp_path):
+    results = ra.analyze(planted_store(steps=(3, 5), layers=("only",)), tmp_path / "out", **BARE)
+    assert "from_untrained" not in results["comparison"]
+    assert results.repaudit.summary["layers"]["only"]["untrained"] is None
+
+
+def test_groups_are_near_themselves_and_far_from_each_other(tmp_path, probe_set):
+    own = {name: np.random.default_rng(i).standard_normal((48, 8)) for i, name in enumerate(("small", "large"))}
+    for name, values in own.items():
+        for seed in range(3):
+            rng = np.random.default_rng(100 + seed)
+            noise = 0.05 * rng.standard_normal(values.shape)
+            write(tmp_path / "g.zarr", probe_set, f"{name}{seed}", {7: rotated(rng, values + noise)})
+    groups = {"s": ["small*"], "l": ["large0", "large1", "large2"]}
+    results = ra.analyze(tmp_path / "g.zarr", groups=groups, **BARE)
+    found = results["groups"]["spread"].sel(layer="layer", step=7)
+    assert found.sel(group="s", other="s") < 0.1
+    assert found.sel(group="l", other="l") < 0.1
+    assert 0.9 < found.sel(group="s", other="l") < 1.1
+    assert found.sel(group="l", other="s") == found.sel(group="s", other="l")
+    assert set(results.repaudit.summary["layers"]["layer"]["groups"]) == {"s", "l", "s | l"}
+
+
+@pytest.mark.parametrize(
+    ("groups", "said"),
+    [
+        ({"a": ["seed0"]}, "seed1 in none"),
+        ({"a": ["seed*"], "b": ["seed1"]}, "seed1 in a, b"),
+        ({"a": ["seed*"], "b": ["none*"]}, "no model belongs to b"),
+    ],
+)
+def test_groups_that_do_not_fit_the_models_are_refused(planted_store, tmp_path, groups, said):
+    with pytest.raises(AnalysisError, match=said):
+        ra.analyze(planted_store(models=2), tmp_path / "out", groups=groups)
+    assert not (tmp_path / "out").exists()
+
+
+def test_one_model_settles_where_it_was_planted(tmp_path, probe_set):
+    rng = np.random.default_rng(0)
+    end, start = rng.standard_normal((2, 48, 12))
+    shares = {0: 0.0, 10: 0.3, 20: 0.8, 30: 1.0, 40: 1.0, 50: 1.0}
+    write(tmp_path / "one.zarr", probe_set, "solo", {s: a * end + (1 - a) * start for s, a in shares.items()})
+    results = ra.analyze(tmp_path / "one.zarr", **BARE)
+    approach = results["approach"]["approach"].sel(layer="layer", model="solo")
+    assert approach.sel(step=0) > 0.8
+    assert approach.sel(step=[30, 40, 50]).max() < 1e-6
+    summary = results.repaudit.summary
+    assert summary["layers"]["layer"]["settled"] == 30
+    assert summary["settling"] == [{"layer": "layer", "settled": 30, "below_start": 10}]
+    assert summary["layers"]["layer"]["verdict"] == "undecided"
+    assert "step 30" in summary["layers"]["layer"]["sentence"]
+
+
+def test_layers_are_listed_as_they_settle(tmp_path, probe_set):
+    common = np.random.default_rng(9).standard_normal((48, 12))
+    schedule = {"late": [0, 0, 0.2, 0.6, 1, 1, 1], "early": [0, 0.6, 1, 1, 1, 1, 1]}
+    for model in range(4):
+        rng = np.random.default_rng(model)
+        own = rng.standard_normal((48, 12))
+        layers = dict.fromkeys(schedule, ((48, 12), "float32"))
+        with ra.TrajectoryWriter(
+            tmp_path / "o.zarr", model_name=f"m{model}", probe_set=probe_set, layers=layers, durable=False
+        ) as writer:
+            for step in range(7):
+                values = {
+                    name: rotated(rng, shares[step] * common + (1 - shares[step]) * own).astype(np.float32)
+                    for name, shares in schedule.items()
+                }
+                writer.append(step, values)
+    order = ra.analyze(tmp_path / "o.zarr", **BARE).repaudit.summary["settling"]
+    assert [one["layer"] for one in order] == ["early", "late"]
+    assert (order[0]["settled"], order[1]["settled"]) == (2, 4)
+
+
+def test_similarities_are_those_of_the_stored_activations(planted_store, tmp_path):
+    url = planted_store(models=2)
+    results = ra.analyze(
+        url,
+        tmp_path / "out",
+        similarity=["cka", "mutual_knn", "procrustes"],
+        similarity_steps=[0, 16],
+        frames=0,
+        units=0,
+    )
+    found = results["similarity"]
+    tree = ra.open_store(url)
+    X, Y = (tree[f"models/{name}"]["first"].sel(step=0).values for name in ("seed0", "seed1"))
+    for measure in ("cka", "mutual_knn", "procrustes"):
+        expected = ra.similarity(X, Y, measure=measure)
+        one = found.sel(measure=measure, step=0, representation="seed0/first", other="seed1/first")
+        np.testing.assert_allclose([one["similarity"], one["null"]], [expected.value, expected.null], rtol=1e-6)
+    assert found["similarity"].sel(measure="cka", step=16, representation="seed0/first", other="seed1/second") > 0.99
+    assert found["layer"].sel(representation="seed1/second") == "second"
+    with pytest.raises(AnalysisError, match=r"similarity_steps.*3"):
+        ra.analyze(url, tmp_path / "out", similarity_steps=[3])
+
+
+def test_frames_are_phate_of_the_merged_operators_in_one_frame(planted_store, tmp_path):
+    url = planted_store(layers=("only",))
+    frames = ra.analyze(url, tmp_path / "out", frames=3, units=0, similarity=())["frames"]
+    assert frames["step"].values.tolist() == [0, 2, 16]
+    tree = ra.open_store(url)
+    merged = [
+        ra.DiffusionMerging("frobenius").merge({m: o.to_numpy() for m, o in tree.repaudit.operators("only", s).items()})
+        for s in (0, 2, 16)
+    ]
+    np.testing.assert_allclose(frames["merged"].sel(layer="only"), phate_frames(merged).values, atol=1e-6)
+    last = frames.sel(layer="only", step=16)
+    apart = np.linalg.norm(last["models"] - last["merged"], axis=-1).max()
+    assert apart < 0.1 * np.abs(last["merged"]).max(), "models that agree lie where the merged one does"
+
+
+def test_units_and_the_picture_of_all_layers_are_drawn(planted_store, tmp_path):
+    results = ra.analyze(planted_store(), tmp_path / "out", units=5, frames=0, similarity=())
+    units = results["units"]
+    assert units["embedding"].shape == (2, 1, 6, 5, 2)
+    assert units["feature"].sel(layer="first", model="seed0").values.tolist() == [0, 3, 6, 8, 11]
+    together = results["trajectories"]["together"]
+    assert together.dims == ("layer", "model", "step", "component")
+    assert np.isfinite(together).all()
+    # both layers hold the same activations: the same points
+    np.testing.assert_allclose(together.sel(layer="first"), together.sel(layer="second"), atol=1e-9)
+
+
+def test_a_damaged_chunk_is_left_out_by_name(planted_store, tmp_path):
+    url = planted_store(models=2, layers=("only",))
+    (url / "models/seed1/only/c.2.0.0").unlink()
+    results = ra.analyze(url, tmp_path / "out", **BARE)
+    assert results["diagnostics"]["failed"].sel(layer="only", model="seed1").sum() == 1
+    (line,) = results.repaudit.summary["left_out"]
+    assert "seed1" in line
+    assert "checksum" in line

@@ -1,0 +1,86 @@
+"""Dask workers give what threads give, also when one of them is killed."""
+
+from __future__ import annotations
+
+import os
+import signal
+
+import numpy as np
+import psutil
+import pytest
+import torch
+
+import repaudit as ra
+from repaudit.analysis import execution
+from repaudit.errors import AnalysisError
+
+BARE = {"frames": 0, "units": 0, "similarity": ()}
+distributed = pytest.importorskip("distributed", reason="the extra `distributed` is not installed")
+
+
+def assert_same_spread(first, second):
+    for name in ("spread", "low", "high", "hellinger"):
+        np.testing.assert_allclose(first["spread"][name], second["spread"][name], rtol=1e-6, atol=1e-9)
+    np.testing.assert_allclose(first["diagnostics"]["entropy"], second["diagnostics"]["entropy"], rtol=1e-6)
+
+
+def test_a_scheduler_gives_what_threads_give(planted_store, tmp_path):
+    url = planted_store()
+    local = ra.analyze(url, tmp_path / "local", **BARE)
+    cluster = distributed.LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None)
+    with cluster:
+        remote = ra.analyze(url, tmp_path / "remote", scheduler=cluster.scheduler_address, **BARE)
+    assert_same_spread(local, remote)
+
+
+def test_a_killed_worker_costs_time_and_nothing_else(planted_store, tmp_path):
+    url = planted_store()
+    local = ra.analyze(url, tmp_path / "local", **BARE)
+    killed = []
+
+    def kill(what, done, _total):
+        if what == "operators" and done >= 5 and not killed:
+            workers = [
+                child
+                for child in psutil.Process().children(recursive=True)
+                if "spawn_main" in " ".join(child.cmdline()) and not child.children()
+            ]
+            killed.append(workers[-1].pid)
+            os.kill(workers[-1].pid, signal.SIGKILL)
+
+    remote = ra.analyze(url, tmp_path / "remote", workers=2, progress=kill, **BARE)
+    assert killed
+    assert_same_spread(local, remote)
+
+
+def test_a_scheduler_that_does_not_answer_is_named(planted_store, tmp_path, monkeypatch):
+    monkeypatch.setattr(execution, "CONNECTING", "1s")
+    with pytest.raises(AnalysisError, match=r"tcp://127.0.0.1:9"):
+        ra.analyze(planted_store(models=1), tmp_path / "out", scheduler="tcp://127.0.0.1:9")
+    with pytest.raises(AnalysisError, match="give one of them"):
+        ra.analyze(planted_store(models=1, name="b.zarr"), tmp_path / "out", scheduler="tcp://127.0.0.1:9", workers=1)
+
+
+def test_few_results_wait_whatever_the_number_of_items():
+    started, finished, most = [], [], 0
+    with execution.ThreadPoolExecutor(2) as executor:
+        place = execution.Workplace(executor, 2)
+        for item, result in place.run(lambda item: started.append(item) or item * item, iter(range(100))):
+            finished.append(item)
+            most = max(most, len(started) - len(finished))
+            assert result == item * item
+    assert sorted(finished) == list(range(100))
+    assert most <= 4
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_cuda_gives_what_the_cpu_gives(planted_store, tmp_path):
+    url = planted_store()
+    first, second = (ra.analyze(url, tmp_path / device, device=device, **BARE) for device in ("cpu", "cuda"))
+    np.testing.assert_allclose(first["spread"]["spread"], second["spread"]["spread"], rtol=1e-4, atol=1e-6)
+
+
+def test_a_device_that_is_not_there_is_refused(planted_store, tmp_path):
+    with pytest.raises(AnalysisError, match="device"):
+        ra.analyze(planted_store(models=1), tmp_path / "out", device="nonsense")
