@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from unittest import mock
+
 import numpy as np
 import pytest
 import torch
@@ -10,9 +12,10 @@ from hypothesis import strategies as st
 from scipy.spatial.distance import cdist
 
 import repaudit as ra
+from repaudit.gauge import distance, kernel, landmarks, neighbors
 from repaudit.gauge.cloud import cloud
 from repaudit.gauge.distance import squared_distances_
-from repaudit.gauge.kernel import median_distance, smallest
+from repaudit.gauge.kernel import median_distance, smallest, smallest_values
 
 N, D = 600, 256
 
@@ -77,37 +80,56 @@ def test_bfloat16_is_widened_and_not_computed_in():
     assert np.linalg.norm(operator.to_numpy() - truth) <= 1e-5 * np.linalg.norm(truth)
 
 
-def test_torch_settings_do_not_reach_the_gauge():
+@pytest.mark.parametrize("parameters", [{}, {"neighbors": 20}, {"landmarks": 40}])
+def test_torch_settings_do_not_reach_the_gauge(parameters, monkeypatch):
     X = torch.from_numpy(adversaries()["offset 100"].astype(np.float32))
-    plain = ra.DiffusionGauge()(X).matrix
+    gauge = ra.DiffusionGauge(**parameters)
+    plain = gauge(X).to_numpy()
+    seen = []
+    multiply = distance.squared_block_
+
+    # which settings change a product depends on the processor, so the settings themselves are looked at
+    def watched(*arguments):
+        seen.append((torch.get_float32_matmul_precision(), torch.is_autocast_enabled("cpu")))
+        return multiply(*arguments)
+
+    for module in (distance, neighbors, landmarks):
+        monkeypatch.setattr(module, "squared_block_", watched)
     before = torch.get_float32_matmul_precision()
     try:
         torch.set_float32_matmul_precision("medium")
         with torch.autocast("cpu", dtype=torch.bfloat16):
-            inside = ra.DiffusionGauge()(X)
-            gradient = ra.DiffusionGauge()(X.clone().requires_grad_())
+            inside = gauge(X)
         assert torch.get_float32_matmul_precision() == "medium"
     finally:
         torch.set_float32_matmul_precision(before)
-    torch.testing.assert_close(inside.matrix, plain, rtol=0, atol=0)
-    torch.testing.assert_close(gradient.matrix.detach(), plain, rtol=1e-4, atol=1e-8)
+    assert set(seen) == {("highest", False)}
+    np.testing.assert_array_equal(inside.to_numpy(), plain)
     with torch.inference_mode():
-        torch.testing.assert_close(ra.DiffusionGauge()(X).matrix, plain, rtol=0, atol=0)
+        np.testing.assert_array_equal(gauge(X).to_numpy(), plain)
+
+
+def test_autocast_does_not_reach_gradients():
+    X = torch.from_numpy(adversaries()["offset 100"].astype(np.float32))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = ra.DiffusionGauge()(X.clone().requires_grad_()).matrix.detach()
+    torch.testing.assert_close(found, ra.DiffusionGauge()(X).matrix, rtol=1e-4, atol=1e-8)
 
 
 @settings(max_examples=40, deadline=None)
 @given(
     seed=st.integers(0, 2**31),
     n=st.integers(2, 90),
-    block=st.integers(1, 40),
+    strip=st.integers(1, 40),
+    width=st.integers(1, 100),
     shift=st.floats(-1e4, 1e4),
     copies=st.integers(1, 5),
 )
-def test_distances_do_not_depend_on_blocks(seed, n, block, shift, copies):
+def test_distances_do_not_depend_on_strips(seed, n, strip, width, shift, copies):
     rng = np.random.default_rng(seed)
-    X = (np.repeat(rng.standard_normal((-(-n // copies), 7)), copies, axis=0)[:n] + shift).astype(np.float32)
+    X = (np.repeat(rng.standard_normal((-(-n // copies), width)), copies, axis=0)[:n] + shift).astype(np.float32)
     points = cloud(torch.from_numpy(X))
-    found = squared_distances_(torch.empty(n, n), points, block)
+    found = squared_distances_(torch.empty(n, n), points, strip)
     truth = cdist(X.astype(np.float64), X.astype(np.float64), "sqeuclidean") * points.unit**2
     np.testing.assert_allclose(found.numpy(), truth, rtol=1e-5, atol=0)
     assert torch.equal(found, found.mT)
@@ -115,9 +137,13 @@ def test_distances_do_not_depend_on_blocks(seed, n, block, shift, copies):
 
 @settings(max_examples=40, deadline=None)
 @given(seed=st.integers(0, 2**31), columns=st.integers(4, 900), k=st.integers(1, 4), levels=st.integers(1, 2000))
-def test_smallest_entries(seed, columns, k, levels):
+@pytest.mark.parametrize("vectorised", [True, False])
+def test_smallest_entries(vectorised, seed, columns, k, levels):
     rows = torch.from_numpy(np.random.default_rng(seed).integers(0, levels, (5, columns)).astype(np.float32))
-    values, place = smallest(rows, k)
+    with mock.patch.object(kernel, "_vectorised", lambda rows: vectorised):
+        values, place = smallest(rows, k)
+        alone = smallest_values(rows, k)
+    torch.testing.assert_close(alone.sort(1).values, values.sort(1).values, rtol=0, atol=0)
     torch.testing.assert_close(values.sort(1).values, rows.sort(1).values[:, :k], rtol=0, atol=0)
     assert torch.equal(rows.gather(1, place), values)
     assert all(len(set(row)) == k for row in place.tolist())
