@@ -54,6 +54,7 @@ def band(made: go.Figure, axis: style.StepAxis, line: Curve, color: str, during:
         made.add_scatter(
             x=np.concatenate([x, x[::-1]]), y=np.concatenate([line.high[there], line.low[there][::-1]]),
             mode="lines", line={"width": 0}, fill="toself", fillcolor=style.translucent(color, 0.22), hoverinfo="skip",
+            showlegend=False,
         )  # fmt: skip
     return x
 
@@ -83,12 +84,12 @@ def step_axis(made: go.Figure, axis: style.StepAxis) -> go.Figure:
     return made
 
 
-def legend(made: go.Figure, *, y: float = -0.02) -> None:
-    """Names in a row below the figure."""
-    made.update_layout(
-        showlegend=True,
-        legend={"orientation": "h", "yanchor": "top", "y": y, "x": 0, "itemsizing": "constant", "itemwidth": 30},
-    )
+def legend(made: go.Figure, *, above: bool = False) -> None:
+    """Names in a row below the figure, or above it."""
+    where = {"yanchor": "bottom", "y": 1.02} if above else {"yanchor": "top", "y": -0.02}
+    made.update_layout(showlegend=True, legend={"orientation": "h", "x": 0, "itemsizing": "constant", **where})
+    if above:
+        made.update_layout(margin={"t": 40})
 
 
 def bare(made: go.Figure, *, named: bool) -> go.Figure:

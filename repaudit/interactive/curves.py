@@ -58,11 +58,12 @@ def comparison_figure(comparison: xr.Dataset | None, spread: xr.Dataset | None, 
         canvas.band(made, axis, line, color)
         _line(made, axis, line, DISTANCES[name], color, style.PLOTLY_DASHES[name])
     if floor is not None:
-        made.add_hline(y=floor, line={"width": 1, "color": style.OTHER})
-        made.add_annotation(
-            x=0, xref="paper", y=floor, text="noise floor", showarrow=False, xanchor="left", yanchor="bottom"
-        )
-    canvas.legend(made, y=-0.2)
+        ends = axis.position([axis.steps[0], axis.steps[-1]])
+        made.add_scatter(
+            x=ends, y=[floor, floor], mode="lines", name="noise floor", line={"width": 1, "color": style.OTHER},
+            hovertemplate="noise floor %{y:.3f}<extra></extra>",
+        )  # fmt: skip
+    canvas.legend(made, above=True)
     return canvas.null_axis(made, axis, max([1.1, *(1.06 * line.top for line in found.values())]), "distance")
 
 
@@ -75,7 +76,7 @@ def groups_figure(groups: xr.Dataset, layer: str) -> go.Figure:
         if len(found) <= 6:
             canvas.band(made, axis, line, color)
         _line(made, axis, line, name, color, "solid" if i == j else "dash")
-    canvas.legend(made, y=-0.2)
+    canvas.legend(made, above=True)
     return canvas.null_axis(made, axis, max([1.1, *(1.06 * line.top for *_, line in found)]), "spread")
 
 

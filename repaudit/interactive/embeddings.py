@@ -50,7 +50,7 @@ def together_figure(trajectories: xr.Dataset) -> go.Figure:
         parts = [canvas.coordinates(path(trajectories, layer, model, "together")) for model in models]
         x, y = (np.concatenate([np.append(part[k], np.float32(np.nan)) for part in parts]) for k in (0, 1))
         line = {"width": 1.2, "color": style.translucent(style.depth_color(depth, len(layers)), 0.5)}
-        made.add_scatter(x=x, y=y, mode="lines", line=line, hoverinfo="skip")
+        made.add_scatter(x=x, y=y, mode="lines", line=line, hoverinfo="skip", showlegend=False)
     scale = _depth_scale(len(layers))
     for index, model in enumerate(models):
         found = [path(trajectories, layer, model, "together") for layer in layers]

@@ -55,7 +55,7 @@ def similarity_figure(similarity: xr.Dataset) -> go.Figure:
     )  # fmt: skip
     made.update_xaxes(showgrid=False, zeroline=False, constrain="domain", automargin=True, tickangle=-35, ticks="")
     made.update_yaxes(
-        showgrid=False, zeroline=False, constrain="domain", automargin=True, ticks="",
+        showgrid=False, zeroline=False, constrain="domain", constraintoward="top", automargin=True, ticks="",
         scaleanchor="x", scaleratio=1, autorange="reversed",
     )  # fmt: skip
     made.update_layout(margin={"l": 8, "r": 8, "t": 8, "b": 8})
