@@ -108,6 +108,6 @@ def figure_of_frames(frames: xr.Dataset, bounds: list[list[float]]) -> go.Figure
     made = samples_figure(empty, empty, groups)
     for trace in made.data:
         trace.x, trace.y = [None], [None]
-    made.update_xaxes(range=bounds[0], autorange=False)
-    made.update_yaxes(range=bounds[1], autorange=False)
+    made.update_xaxes(range=bounds[0], autorange=False, constrain="domain")
+    made.update_yaxes(range=bounds[1], autorange=False, constrain="domain")
     return made

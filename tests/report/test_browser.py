@@ -278,6 +278,17 @@ def test_hostile_names_are_shown_and_not_run(show):
     quiet(page)
 
 
+def test_hostile_names_in_every_group_are_shown_and_not_run(show):
+    page = show(
+        layers=(HOSTILE, "a,b", "层" * 60), models=(HOSTILE, "x,y", "m" * 90), labels=(HOSTILE, "json"), more=True
+    )
+    assert page.evaluate("window.broken") is None
+    assert page.evaluate("document.querySelectorAll('img').length") == 0
+    names = page.evaluate("[...document.querySelectorAll('#layer-0 [name=source] option')].map(o => o.textContent)")
+    assert names[1].startswith(HOSTILE[:15])
+    quiet(page)
+
+
 def test_the_policy_of_the_page_refuses_any_other_script(show):
     page = show()
     page.evaluate(
@@ -301,16 +312,75 @@ def test_many_layers_open_with_a_map_and_one_layer_and_a_click_opens_another(sho
     quiet(page)
 
 
+CHOOSE = "(select, value) => { select.value = value; select.dispatchEvent(new Event('input', {bubbles: true})); }"
+
+
+def choose(page: Browser, plot: str, name: str, value: object) -> None:
+    """Choose in a control beside a figure, as a reader would."""
+    control = f"{plot}.closest('figure').querySelector('[name={name}]')"
+    page.evaluate(f"({CHOOSE})({control}, {json.dumps(value)})")
+
+
 def test_classical_scaling_takes_the_place_of_phate_and_gives_it_back(show):
     page = show()
-    place = "document.querySelector('[data-layer=layer-0][data-figure=trajectory]')"
+    place = "document.querySelector('#layer-0 [data-figure=trajectory]')"
     page.evaluate(f"void (window.place = {place})")
     phate = page.evaluate("Array.from(place._fullData[0].x)")
-    page.evaluate("place.closest('figure').querySelector('.swap').click()")
+    choose(page, "place", "view", "mds")
     page.until("place.dataset.figure === 'mds'")
     assert page.evaluate("Array.from(place._fullData[0].x)") != phate
-    page.evaluate("place.closest('figure').querySelector('.swap').click()")
+    choose(page, "place", "view", "trajectory")
     assert page.evaluate("Array.from(place._fullData[0].x)") == phate
+    quiet(page)
+
+
+def test_the_slider_moves_the_samples_and_the_axes_stay(show):
+    page = show(more=True)
+    page.evaluate("void (window.place = document.querySelector('#layer-0 [data-figure=embedding]'))")
+    ranges = "[place._fullLayout.xaxis.range, place._fullLayout.yaxis.range].flat()"
+    before = page.evaluate(ranges)
+    late = page.evaluate("Array.from(place.data[0].x)")
+    assert page.evaluate("place.querySelectorAll('.scatterlayer path.point').length") == 120
+    choose(page, "place", "frame", 0)
+    page.until(f"Math.abs(place.data[0].x[0] - {0.2 * late[0]}) < 1e-5")
+    assert page.evaluate("Array.from(place.data[0].x)") == pytest.approx([0.2 * x for x in late], abs=1e-5)
+    assert page.evaluate("place.closest('figure').querySelector('output').textContent") == "step 16"
+    choose(page, "place", "source", 2)
+    page.until(f"Math.abs(place.data[0].x[0] - {0.2 * late[0] + 0.6}) < 1e-5")
+    assert page.evaluate(ranges) == pytest.approx(before)
+    page.evaluate("place.closest('figure').querySelector('.play').click()")
+    page.until("place.closest('figure').querySelector('output').textContent === 'step 512'")
+    page.until("place.closest('figure').querySelector('.play').textContent === 'Play'")
+    quiet(page)
+
+
+def test_the_similarity_map_follows_its_selectors(show):
+    page = show(more=True, scheme="dark")
+    page.evaluate("void (window.place = document.querySelector('[data-figure=similarity]'))")
+    cells = "place.data[0].z.map(row => Array.from(row))"
+    first = page.evaluate(cells)
+    assert len(first) == 9
+    assert all(first[k][k] == pytest.approx(1) for k in range(9))
+    choose(page, "place", "order", "layer")
+    by_layer = page.evaluate(cells)
+    order = [3 * model + layer for layer in range(3) for model in range(3)]
+    assert by_layer == [[first[i][j] for j in order] for i in order]
+    said = page.evaluate("place.data[0].hovertext[0][1]")
+    assert said.startswith("model.layers.0 · seed0<br>model.layers.0 · seed1<br>")
+    assert "by chance 0.100" in said
+    choose(page, "place", "measure", 1)
+    assert page.evaluate(cells)[0][1] == pytest.approx(by_layer[0][1] ** 2, rel=1e-5)
+    choose(page, "place", "step", 1)
+    assert page.evaluate(cells)[0][1] == pytest.approx(by_layer[0][1] ** 4, rel=1e-5)
+    quiet(page)
+
+
+def test_every_group_of_a_phone_s_report_is_drawn_in_the_dark(show):
+    page = show(more=True, scheme="dark", width=390)
+    kinds = set(page.evaluate("[...document.querySelectorAll('.plot[data-drawn]')].map(place => place.dataset.figure)"))
+    assert {"together", "similarity", "comparison", "groups", "units-0", "embedding"} <= kinds
+    assert page.evaluate("document.documentElement.scrollWidth") == 390
+    assert page.evaluate("document.querySelectorAll('.settling li').length") == 3
     quiet(page)
 
 
@@ -319,4 +389,13 @@ def test_a_single_model_gets_its_trajectory_and_embedding(show):
     figures = page.evaluate("[...document.querySelectorAll('#layer-0 .plot')].map(place => place.dataset.figure)")
     assert figures[:2] == ["trajectory", "embedding"]
     assert "at least two models" in page.evaluate("document.querySelector('.answer').textContent")
+    quiet(page)
+
+
+def test_a_single_model_shows_its_approach_in_the_place_of_the_spread(show):
+    page = show(models=("only",), more=True)
+    figures = page.evaluate("[...document.querySelectorAll('#layer-0 .plot')].map(place => place.dataset.figure)")
+    assert figures[0] == "approach"
+    assert page.evaluate("document.querySelectorAll('.answer .spark polyline').length") == 3
+    assert "at least two models" not in page.evaluate("document.querySelector('.answer').textContent")
     quiet(page)

@@ -33,6 +33,63 @@ def test_every_function_draws_on_the_ax_it_is_given_and_returns_it(make_results,
         assert len(ax.get_children()) > before
 
 
+def test_every_further_function_draws_on_the_ax_it_is_given_and_returns_it(make_results, ax):
+    tree, summary = make_results(more=True)
+    alone, _ = make_results(models=("only",), more=True)
+    layer, group = "model.layers.1", lambda name: tree[name].to_dataset()
+    for draw in (
+        lambda: plots.plot_comparison(group("comparison"), layer, ax=ax, spread=group("spread")),
+        lambda: plots.plot_groups(group("groups"), layer, ax=ax),
+        lambda: plots.plot_approach(alone["approach"].to_dataset(), ax=ax),
+        lambda: plots.plot_settling(summary["settling"], ax=ax),
+        lambda: plots.plot_together(group("trajectories"), ax=ax),
+        lambda: plots.plot_frame(group("frames"), layer, 512, ax=ax, model="seed1"),
+        lambda: plots.plot_units(group("units"), layer, ax=ax),
+    ):
+        before = len(ax.get_children())
+        assert draw() is ax
+        assert len(ax.get_children()) > before
+
+
+def test_a_comparison_holds_three_curves_and_the_noise_floor(make_results, ax):
+    tree, _ = make_results(more=True)
+    comparison = tree["comparison"].to_dataset()
+    plots.plot_comparison(comparison, "model.norm", ax=ax, spread=tree["spread"].to_dataset())
+    drawn = {line.get_gid(): line.get_ydata() for line in ax.lines if line.get_gid()}
+    assert list(drawn) == ["spread", "from_untrained", "from_inputs"]
+    np.testing.assert_array_equal(drawn["from_inputs"], comparison["from_inputs"].sel(layer="model.norm"))
+    assert [0.03, 0.03] in [list(line.get_ydata()) for line in ax.lines]
+
+
+@pytest.mark.parametrize("by", ["model", "layer"])
+def test_a_similarity_map_orders_its_rows(make_results, by):
+    tree, _ = make_results(more=True)
+    similarity = tree["similarity"].to_dataset()
+    ax = plots.plot_similarity(similarity, "cka", ax=Figure().add_subplot(), by=by)
+    drawn = ax.images[0].get_array()
+    one = similarity["similarity"].sel(measure="cka", step=512).values
+    order = range(9) if by == "model" else [3 * m + k for k in range(3) for m in range(3)]
+    np.testing.assert_array_equal(drawn, one[np.ix_(order, order)])
+    with pytest.raises(AnalysisError, match="found 'cosine'"):
+        plots.plot_similarity(similarity, "cosine", ax=ax)
+
+
+def test_frames_of_one_layer_share_their_limits(make_results):
+    frames = make_results(more=True)[0]["frames"].to_dataset()
+    axes = [plots.plot_frame(frames, "model.norm", step, ax=Figure().add_subplot()) for step in (16, 512)]
+    assert axes[0].get_xlim() == axes[1].get_xlim()
+    assert axes[0].get_ylim() == axes[1].get_ylim()
+
+
+def test_every_further_group_has_its_files(make_results, tmp_path):
+    tree, _ = make_results(layers=("a,b", "norm"), more=True)
+    found = {file.name for file in plots.save_figures(tree, tmp_path, dpi=40)}
+    assert {
+        "comparison.png", "groups.png", "settling.png", "together.png", "similarity-cka.png", "frames-a,b.png",
+        "units-norm.png",
+    } <= found  # fmt: skip
+
+
 def test_spread_lines_hold_the_values_and_the_null_line_lies_at_one(make_results, ax):
     tree, _ = make_results()
     spread = tree["spread"].to_dataset()

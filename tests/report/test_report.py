@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import xarray as xr
 
+from repaudit.interactive.frames import Thinning, frames_of
 from repaudit.report import write_report
 
 HOSTILE = '</script><script>window.broken=1</script><img src=x onerror="window.broken=1">'
@@ -194,3 +195,64 @@ def test_a_lone_surrogate_is_shown_and_does_not_stop_the_report(make_results, tm
     tree, summary = make_results()
     summary["headline"] = "cut \ud800 here"
     assert "cut \\ud800 here" in write_report(tree, summary, tmp_path / "report.html").read_text(encoding="utf-8")
+
+
+MORE = ("spread", "comparison", "approach", "groups", "similarity", "trajectories", "merged", "frames", "units")
+
+
+@pytest.mark.parametrize("group", MORE)
+def test_any_group_may_be_absent_or_empty_or_unknown(make_results, tmp_path, group):
+    tree, summary = make_results(models=("only",) if group == "approach" else ("a", "b"), more=True)
+    unknown = tree[group].to_dataset().map(lambda values: values.astype(float) * np.nan)
+    for left in (None, xr.Dataset(), tree[group].to_dataset().drop_vars(list(tree[group].data_vars)), unknown):
+        del tree[group]
+        if left is not None:
+            tree[group] = xr.DataTree(left)
+        shown = Page(write_report(tree, summary, tmp_path / "report.html").read_text())
+        assert len(shown.data("figures")["layer-0"]) >= 2
+        tree[group] = xr.DataTree(unknown)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"steps": (7,)}, {"layers": ("only",)}, {"layers": tuple(f"layer{k}" for k in range(40)), "n": 20}, {"n": 4}],
+)
+def test_one_step_one_layer_or_forty_are_written(page, options):
+    shown = page(more=True, **options)
+    assert all(name in shown.text for name in options.get("layers", ()))
+
+
+def test_words_of_agreement_settling_and_stress(page):
+    text = page(more=True).text
+    assert "Learned agreement: in the end the models are closer to each other (0.12 [0.08, 0.16])" in text
+    assert "no closer to each other (0.10 [0.06, 0.14]) than to their inputs (0.65 [0.60, 0.70])" in text
+    assert re.search(r"model\.norm step 64 below its start from 128 .* model\.layers\.0 still moving", text)
+    assert "Stress 0.33 against the operators' distances (0.07 in PHATE's own terms): a rough picture." in text
+
+
+def test_moving_samples_are_those_of_the_results(make_results, page):
+    tree, _ = make_results(more=True)
+    frames = page(more=True).data("frames")
+    kept = frames["layers"]["layer-1"]
+    values = np.frombuffer(base64.b64decode(kept["positions"]["bdata"]), "<f4").reshape(kept["positions"]["shape"])
+    order = np.concatenate([np.flatnonzero(np.arange(120) % 4 == k) for k in (0, 2, 3, 1)])
+    np.testing.assert_allclose(values[0], tree["frames"]["merged"][1].values[:, order], rtol=1e-6)
+    np.testing.assert_allclose(values[2], tree["frames"]["models"][1, 1].values[:, order], rtol=1e-6)
+    low, high = kept["range"][0]
+    assert low <= values[..., 0].min()
+    assert values[..., 0].max() <= high
+
+
+def test_frames_beyond_the_limit_are_thinned_and_said(make_results):
+    frames = make_results(more=True)[0]["frames"].to_dataset()
+    everything = 2 * 3 * 4 * 6 * 120
+    assert Thinning.of(frames, everything).words == ""
+    thinned = Thinning.of(frames, everything // 2)
+    assert thinned.words == "Shown: 60 of 120 samples."
+    assert frames.sizes["step"] - 1 in thinned.steps
+    sizes = [numbers_of(frames_of(frames, layer, thinned)) for layer in frames["layer"].values]
+    assert sum(sizes) <= everything // 2
+
+
+def numbers_of(kept) -> int:
+    return int(np.prod(kept["positions"]["shape"]))
