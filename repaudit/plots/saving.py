@@ -101,7 +101,11 @@ def _panels(results: xr.DataTree, summary: Mapping[str, Any]) -> dict[str, Figur
 def _over_layers(results: xr.DataTree, summary: Mapping[str, Any]) -> dict[str, Figure]:
     """Figures of all layers in one picture."""
     figures = {}
-    settling = [entry for entry in summary.get("settling") or () if entry.get("settled") is not None]
+    settling = [
+        entry
+        for entry in summary.get("settling") or ()
+        if entry.get("settled") is not None or entry.get("below_start") is not None
+    ]
     if settling:
         figures["settling"] = Figure(figsize=(5.6, 0.6 + 0.22 * len(settling)), layout="constrained")
         curves.plot_settling(settling, figures["settling"].add_subplot())
