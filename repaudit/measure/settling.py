@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 from numpy.typing import ArrayLike
 
-from repaudit.measure.curve import Curve
+from repaudit.measure.curve import SMALLEST_CHANGE, Curve
 
 Points = tuple[Sequence[int] | ArrayLike, ArrayLike, ArrayLike, ArrayLike]
 """Steps, value, low and high, each (step,)."""
@@ -35,9 +36,11 @@ def below_start(steps: Sequence[int] | ArrayLike, value: ArrayLike, low: ArrayLi
 
 
 def settled(steps: Sequence[int] | ArrayLike, value: ArrayLike, low: ArrayLike, high: ArrayLike) -> int | None:
-    """First step from which on the spread never differs significantly from its end.
+    """First step from which on the spread stays within the interval of its end (or .01) and never differs from it.
 
-    None where it still moves: where that step would be the last one, and for fewer than two steps.
+    The end's interval is what counts: a step that is itself too uncertain to differ significantly from the end has not
+    settled for that. None where the spread still moves: where that step would be the last one, for fewer than two
+    steps, and where the end has no interval.
 
     Examples
     --------
@@ -46,7 +49,11 @@ def settled(steps: Sequence[int] | ArrayLike, value: ArrayLike, low: ArrayLike, 
     """
     curve = Curve.of(steps, value, low, high)
     last = len(curve) - 1
-    moved = [i for i in range(last) if curve.falls(i, last) or curve.rises(i, last)]
+    if last < 1 or not np.isfinite(curve.below[last] + curve.above[last]):
+        return None
+    away = curve.value - curve.value[last]
+    outside = (away > max(SMALLEST_CHANGE, curve.above[last])) | (-away > max(SMALLEST_CHANGE, curve.below[last]))
+    moved = [i for i in range(last) if outside[i] or curve.falls(i, last) or curve.rises(i, last)]
     first = moved[-1] + 1 if moved else 0
     return int(curve.steps[first]) if first < last else None
 

@@ -29,6 +29,13 @@ def test_settled_from_the_step_after_the_last_that_differs_from_the_end() -> Non
     assert settled([], [], [], []) is None
 
 
+def test_a_step_too_uncertain_to_differ_has_not_settled() -> None:
+    v, half = np.array([0.8, 0.75, 0.4, 0.21, 0.2]), np.array([0.05, 0.05, 0.6, 0.05, 0.05])
+    assert settled(STEPS, v, v - half, v + half) == 100
+    half[-1] = np.nan
+    assert settled(STEPS, v, v - half, v + half) is None
+
+
 def test_layers_in_the_order_in_which_they_settle() -> None:
     curves = {
         "deep": points([0.8, 0.75, 0.6, 0.5, 0.2]),
