@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field
+from numbers import Integral
 from typing import Any, Final, Literal
 
 import torch
@@ -85,10 +86,10 @@ class DiffusionGauge:
     def __post_init__(self) -> None:
         _one_of("kernel", self.kernel, KNN)
         _one_of("metric", self.metric, ("euclidean", "cosine"))
-        for name in ("knn", "neighbors"):
+        for name, least in (("knn", 1), ("neighbors", 1), ("landmarks", 2)):
             value = getattr(self, name)
-            if value is not None and (isinstance(value, bool) or int(value) != value or value < 1):
-                raise ValueError(f"{name} is a number of neighbours, 1 or more; found {value!r}")
+            if value is not None and (isinstance(value, bool) or not isinstance(value, Integral) or value < least):
+                raise ValueError(f"{name} is a number of samples, {least} or more; found {value!r}")
         if not 0 <= self.alpha <= 1:
             raise ValueError(f"alpha lies between 0 and 1; found {self.alpha!r}")
         if not 0 < self.decay < float("inf"):
@@ -97,8 +98,6 @@ class DiffusionGauge:
             not isinstance(self.bandwidth, str) and 0 < float(self.bandwidth or 0) < float("inf")
         ):
             raise ValueError(f"bandwidth is a positive distance, 'median' or None; found {self.bandwidth!r}")
-        if self.landmarks is not None and (isinstance(self.landmarks, bool) or int(self.landmarks) < 2):
-            raise ValueError(f"landmarks is a number of samples, 2 or more; found {self.landmarks!r}")
         if self.landmarks is not None and self.neighbors is not None:
             raise ValueError("neighbors keeps near samples, landmarks a few for all; give one of them")
         if self.bandwidth == "median" and not self._every_pair:

@@ -123,7 +123,7 @@ def _lowest(values: NDArray[Any], k: int) -> NDArray[np.int64]:
     bound = np.partition(values, k - 1)[:, k - 1 : k]
     found = np.flatnonzero(values <= bound)
     if len(found) > k * len(values):  # equal ones on both sides of the bound
-        return np.argpartition(values, k - 1)[:, :k]
+        return np.asarray(np.argpartition(values, k - 1)[:, :k])
     return found.reshape(-1, k) % values.shape[1]
 
 

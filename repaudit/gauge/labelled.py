@@ -54,18 +54,20 @@ def _from_dataarray(array: xr.DataArray) -> Activations:
             place[key] = array.attrs[key]
     if LAYER not in place and array.name is not None:
         place[LAYER] = array.name
-    if SAMPLE in array.dims:
-        array = array.transpose(SAMPLE, ...)
     if array.ndim != 2:
         raise ActivationError(
             f"expected activations on (sample, feature), found dims {array.dims}: select one step (and token) first, "
             "or map the gauge over the tree"
         )
+    if SAMPLE in array.dims:
+        array = array.transpose(SAMPLE, ...)
     ids = array.coords[SAMPLE].values if SAMPLE in array.coords else None
     return Activations(_tensor(array.values), ids, place)
 
 
 def _tensor(X: Any) -> Tensor:
+    if isinstance(X, np.ma.MaskedArray) or (isinstance(X, Tensor) and X.layout != torch.strided):
+        raise ActivationError(f"expected dense activations without a mask, found {type(X).__name__}")
     if not isinstance(X, Tensor):
         array = np.asarray(X)
         if array.dtype.kind not in "fiub" and array.dtype.name != "bfloat16":

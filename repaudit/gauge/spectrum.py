@@ -191,6 +191,8 @@ class DiffusionOperator:
         Source: Liao et al., Assessing neural network representations during training using noise-resilient diffusion
         spectral entropy (2023).
         """
+        if not t >= 0:
+            raise ValueError(f"the diffusion time t is 0 or more; found {t!r}")
         weight = self._moduli.pow(t)
         p = weight / weight.sum()
         return float(-torch.special.xlogy(p, p).sum())
@@ -258,12 +260,24 @@ def _from_dataarray(array: xr.DataArray, attrs: Mapping[str, Any] | None) -> Dif
     if array.ndim != 2:
         raise OperatorError(f"expected one operator on (sample, neighbor), found dims {array.dims}; select one first")
     if set(array.dims) == {SAMPLE, NEIGHBOR}:
-        array = array.transpose(SAMPLE, NEIGHBOR)
+        array = _same_order(array.transpose(SAMPLE, NEIGHBOR))
     tensor = as_matrix(array.values)
     check_stochastic(tensor)
     degrees = torch.as_tensor(np.array(array.coords[DEGREE].values, dtype=np.float64)) if exact else None
     samples = array.coords[SAMPLE].values if SAMPLE in array.coords else None
     return DiffusionOperator(tensor, degrees, attrs=given, diagnostics=known, samples=samples)
+
+
+def _same_order(array: xr.DataArray) -> xr.DataArray:
+    """The neighbours in the order of the samples, where both are labelled."""
+    if not {SAMPLE, NEIGHBOR} <= set(array.coords):
+        return array
+    samples, neighbors = array.coords[SAMPLE].values, array.coords[NEIGHBOR].values
+    if np.array_equal(samples, neighbors):
+        return array
+    if len(set(samples)) < len(samples) or sorted(samples) != sorted(neighbors):
+        raise OperatorError("expected transitions among the same samples, found other ids on neighbor than on sample")
+    return array.sel({NEIGHBOR: samples})
 
 
 def is_sparse(matrix: Any) -> bool:

@@ -30,7 +30,8 @@ class DiffusionMerging:
 
     ``"weighted"``: row-normalised ``Σ w_k P_k``. ``"frobenius"``: ``(1/N) Σ P_k``, the minimiser of the summed squared
     Frobenius distance. ``"reversible"``: ``D^-1 Σ w_k Π_k P_k``, the mixture of the random walks, with a real spectrum.
-    ``"ot_barycenter"``: each row the Wasserstein barycenter of the rows. ``"gromov"``: the Gromov-Wasserstein
+    ``"ot_barycenter"``: each row the Wasserstein barycenter of the rows, dense also for sparse operators, as mass may
+    move to samples that no row holds. ``"gromov"``: the Gromov-Wasserstein
     barycenter, for operators on different samples. See the modules of :mod:`repaudit.merge` for formulas and sources.
 
     Parameters
@@ -77,8 +78,10 @@ class DiffusionMerging:
             raise ValueError(f"strategy is one of {', '.join(map(repr, _STRATEGIES))}; found {self.strategy!r}")
         if self.strategy == "frobenius" and self.weights is not None:
             raise WeightError("strategy='frobenius' weighs all operators equally; for weights use strategy='weighted'")
+        if not isinstance(self.weights, Mapping | None):
+            raise WeightError(f"expected weights by model name, {{'seed0': 1.0}}; found {type(self.weights).__name__}")
         for name, weight in (self.weights or {}).items():
-            if not (math.isfinite(weight) and weight >= 0):
+            if not (not isinstance(weight, str) and math.isfinite(weight) and weight >= 0):
                 raise WeightError(f"expected weights that are finite and not negative, found {weight!r} for {name!r}")
         if not (self.reg == 0 or SMALLEST_REG <= self.reg < math.inf):
             raise ValueError(f"reg is 0 (exact) or at least {SMALLEST_REG:.4f} of the largest cost; found {self.reg!r}")

@@ -121,6 +121,18 @@ def test_nan_is_an_error_that_says_where(place):
         ra.DiffusionGauge(knn=3)(X)
 
 
+def test_an_error_names_the_dims_as_they_are():
+    array = xr.DataArray(np.zeros((2, 20, 3)), dims=("step", "sample", "feature"))
+    with pytest.raises(ActivationError, match=r"found dims \('step', 'sample', 'feature'\)"):
+        ra.DiffusionGauge()(array)
+
+
+@pytest.mark.parametrize("X", [np.ma.masked_array(np.ones((9, 2)), True), torch.eye(9).to_sparse()])
+def test_masked_and_sparse_activations_are_refused(X):
+    with pytest.raises(ActivationError, match="dense activations without a mask"):
+        ra.DiffusionGauge(knn=3)(X)
+
+
 def test_too_few_samples_for_a_given_knn():
     with pytest.raises(ActivationError, match="knn=15 needs at least 16 samples, found 10"):
         ra.DiffusionGauge(knn=15)(samples(10))
@@ -143,6 +155,9 @@ def test_what_is_no_table_of_numbers_is_refused(X):
         {"kernel": "cauchy"},
         {"knn": 0},
         {"knn": 2.5},
+        {"knn": "a"},
+        {"knn": float("nan")},
+        {"landmarks": 2.5},
         {"alpha": 2.0},
         {"bandwidth": -1.0},
         {"metric": "l1"},

@@ -140,7 +140,7 @@ def test_distances_do_not_depend_on_strips(seed, n, strip, width, shift, copies)
 @pytest.mark.parametrize("vectorised", [True, False])
 def test_smallest_entries(vectorised, seed, columns, k, levels):
     rows = torch.from_numpy(np.random.default_rng(seed).integers(0, levels, (5, columns)).astype(np.float32))
-    with mock.patch.object(kernel, "_vectorised", lambda rows: vectorised):
+    with mock.patch.object(kernel, "_vectorised", return_value=vectorised):
         values, place = smallest(rows, k)
         alone = smallest_values(rows, k)
     torch.testing.assert_close(alone.sort(1).values, values.sort(1).values, rtol=0, atol=0)

@@ -92,6 +92,8 @@ def test_power():
     assert raised.matrix.dtype == torch.float32
     torch.testing.assert_close(raised.stationary, operator.stationary)
     torch.testing.assert_close(operator.power(0).matrix, torch.eye(80))
+    with pytest.raises(ValueError, match="diffusion time"):
+        operator.entropy(-1)
     for wrong in (-1, 0.5):
         with pytest.raises(ValueError, match="diffusion time"):
             operator.power(wrong)
@@ -153,6 +155,16 @@ def test_dataarray_and_back(dtype):
     assert back.attrs == operator.attrs
     assert back.diagnostics == operator.diagnostics
     assert back.samples.tolist() == ids
+
+
+def test_neighbors_are_matched_by_their_ids():
+    X = xr.DataArray(np.random.default_rng(0).standard_normal((12, 3)), dims=("sample", "feature"))
+    operator = ra.DiffusionGauge(knn=3)(X.assign_coords(sample=[f"s{i}" for i in range(12)]))
+    array, order = operator.to_dataarray(), np.random.default_rng(1).permutation(12)
+    for read in (ra.DiffusionOperator.from_dataarray, ra.DiffusionOperator.from_matrix):
+        assert torch.equal(read(array.isel(neighbor=order)).matrix, operator.matrix)
+    with pytest.raises(OperatorError, match="other ids"):
+        ra.DiffusionOperator.from_dataarray(array.assign_coords(neighbor=np.arange(12)))
 
 
 def test_diagnostics_count_what_was_planted():

@@ -79,7 +79,12 @@ def test_weights_that_do_not_fit(weights, message):
         ra.DiffusionMerging("weighted", weights=weights).merge(operators(0, 5))
 
 
-@pytest.mark.parametrize("weight", [-1.0, float("nan"), float("inf")])
+def test_weights_without_names():
+    with pytest.raises(WeightError, match="by model name"):
+        ra.DiffusionMerging("weighted", weights=[1, 2])
+
+
+@pytest.mark.parametrize("weight", [-1.0, float("nan"), float("inf"), "1"])
 def test_weights_that_are_none(weight):
     with pytest.raises(WeightError, match="m0"):
         ra.DiffusionMerging("weighted", weights={"m0": weight})
