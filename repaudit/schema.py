@@ -18,6 +18,7 @@ from repaudit.names import FORMAT_VERSION
 MOST_STEPS: Final = 10_000_000
 MOST_SAMPLES: Final = 100_000_000
 MOST_CHUNK_BYTES: Final = 2**31
+MOST_CHUNKS: Final = 2**20
 MOST_STEP_BYTES: Final = 2**40
 
 _ENDING: Final = ".schema.json"
@@ -50,13 +51,26 @@ def unbelievable(document: Mapping[str, Any]) -> str | None:
         return (
             f"rows of shape {_brief(str(shape[1:]))} do not lie in one chunk each, of shape {_brief(str(chunks[1:]))}"
         )
-    if prod(chunks) * itemsize > MOST_CHUNK_BYTES:
-        return f"one chunk {chunks} of {document['data_type']} would take {prod(chunks) * itemsize} bytes"
+    inner = _inner_chunk(document) or chunks
+    if prod(inner) * itemsize > MOST_CHUNK_BYTES:
+        return f"one chunk {inner} of {document['data_type']} would take {prod(inner) * itemsize} bytes"
+    if prod(chunks) > MOST_CHUNKS * prod(inner):
+        return f"one shard {chunks} holds more than {MOST_CHUNKS} chunks {inner}"
     if shape and shape[0] > (MOST_STEPS if chunks[0] < shape[0] else MOST_SAMPLES):
         return f"it has {shape[0]} rows"
     if prod(shape[1:]) * itemsize > MOST_STEP_BYTES:
         return f"one row of {shape} would take {prod(shape[1:]) * itemsize} bytes"
     return None
+
+
+def _inner_chunk(document: Mapping[str, Any]) -> list[int] | None:
+    """Give the shape of the chunks within a shard, which are what is decoded at once."""
+    try:
+        sharding = document["codecs"][0]
+        inner = sharding["configuration"]["chunk_shape"] if sharding["name"] == "sharding_indexed" else None
+    except (KeyError, TypeError, IndexError):
+        return None
+    return inner if isinstance(inner, list) and all(type(size) is int and size >= 1 for size in inner) else None
 
 
 @cache

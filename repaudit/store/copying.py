@@ -9,14 +9,15 @@ from typing import Any
 
 import numpy as np
 import xarray as xr
-from numpy.typing import NDArray
 
-from repaudit.errors import CorruptStoreError, LayoutError, NotInStoreError
-from repaudit.names import ATTRS, CHECKSUM, EPOCH, LABEL, LAYER, LOSS, PROBE, SAMPLE, STEP, TEXT, TRIGGER, WALL_TIME
+from repaudit.errors import CorruptStoreError, LayoutError, ModelExistsError, NotInStoreError, StepOrderError
+from repaudit.names import ATTRS, EPOCH, LABEL, LAYER, LOSS, PROBE, SAMPLE, STEP, TEXT, TRIGGER, WALL_TIME
 from repaudit.store import catalog
-from repaudit.store.encoding import checksum
+from repaudit.store.local import LocalStorage
+from repaudit.store.place import open_storage
 from repaudit.store.probe import StoredProbeSet
 from repaudit.store.reader import open_store
+from repaudit.store.reading import read_step, step_checksums
 from repaudit.store.writer import TrajectoryWriter
 
 _OWN_ATTRIBUTES = frozenset({LAYER, "source_dtype", "codec", "keepbits", "long_name", "units"})
@@ -35,7 +36,8 @@ def copy_store(
 ) -> dict[str, list[int]]:
     """Copy committed steps into another store, step by step through the commit protocol.
 
-    A copy that was interrupted goes on where it stopped. Memory holds a few steps of one model at a time.
+    A copy that was interrupted goes on where it stopped, once what is there is found to be the same.
+    Memory holds a few steps of one model at a time.
 
     Parameters
     ----------
@@ -56,7 +58,12 @@ def copy_store(
     ------
     NotInStoreError
         If a model, a layer or a step is not in the source.
+    ModelExistsError, StepOrderError
+        If the destination holds something else under a model's name, or later steps than those to be copied.
+    CorruptStoreError
+        If a step or a coordinate of the source is missing or damaged.
     """
+    _refuse_same(source, destination, storage_options)
     tree = open_store(source, storage_options)
     chosen = _choose(models, catalog.models(tree), "model", os.fspath(source))
     if steps is not None:
@@ -82,6 +89,14 @@ def copy_store(
     return copied
 
 
+def _refuse_same(
+    source: str | os.PathLike[str], destination: str | os.PathLike[str], options: Mapping[str, Any] | None
+) -> None:
+    ends = [open_storage(place, options) for place in (source, destination)]
+    if len({os.path.realpath(end.url) if isinstance(end, LocalStorage) else end.url for end in ends}) == 1:
+        raise LayoutError(f"{ends[0].url} cannot be copied into itself: expected another destination.")
+
+
 def _copy_steps(
     writer: TrajectoryWriter,
     tree: xr.DataTree,
@@ -89,43 +104,50 @@ def _copy_steps(
     arrays: Mapping[str, xr.DataArray],
     steps: Collection[int] | None,
 ) -> None:
-    dataset = catalog.model_dataset(tree, model)
-    rows = dataset[[EPOCH, LOSS, TRIGGER, WALL_TIME]].load()
-    done = set(writer.steps)
-    for index, step in enumerate(dataset[STEP].values.tolist()):
-        if step in done or (steps is not None and step not in steps):
-            continue
-        row = rows.isel({STEP: index})
-        values = {name: _as_source(_checked_step(tree, model, name, step), array) for name, array in arrays.items()}
-        microseconds = row[WALL_TIME].values.astype("datetime64[us]").astype(np.int64)
-        writer.append(
-            step,
-            values,
-            epoch=_known(row[EPOCH]),
-            loss=_known(row[LOSS]),
-            trigger=str(row[TRIGGER].values) or None,
-            wall_time=int(microseconds) / 1e6,
-            copy=False,
+    recorded = catalog.steps(tree, model)
+    chosen = [step for step in recorded if steps is None or step in steps]
+    sums = {name: step_checksums(tree, model, name) for name in arrays}
+
+    def values(step: int) -> dict[str, Any]:
+        read = {name: read_step(tree, model, name, step, sums[name][step]) for name in arrays}
+        return {name: _as_source(np.ascontiguousarray(array.values), array) for name, array in read.items()}
+
+    todo = [step for step in chosen if step not in set(writer.steps)]
+    if todo and writer.steps and todo[0] < writer.steps[-1]:
+        raise StepOrderError(
+            f"The destination holds model {model!r} up to step {writer.steps[-1]}; step {todo[0]} is earlier, and a "
+            f"copy only adds later ones. Copy all steps into another place."
         )
+    for step in writer.steps:
+        if step not in recorded or writer.checksums(step) != writer.would_be(values(step)):
+            raise ModelExistsError(
+                f"The destination holds another model {model!r}: its step {step} is not that of the source. Nothing "
+                f"was copied; choose another destination."
+            )
+    rows = _step_rows(tree, model)
+    for step in todo:
+        writer.append(step, values(step), **rows[step], copy=False)
 
 
-def _checked_step(tree: xr.DataTree, model: str, layer: str, step: int) -> NDArray[Any]:
-    """Read one step of one layer and compare it with its checksum: a missing chunk would read as NaN."""
-    dataset = catalog.model_dataset(tree, model)
-    array = catalog.activations(tree, model, layer)
-    index = dataset[STEP].values.tolist().index(step)
-    column = [str(name) for name in dataset[LAYER].values].index(layer)
+def _step_rows(tree: xr.DataTree, model: str) -> dict[int, dict[str, Any]]:
+    """Give the coordinates of each step as a writer takes them."""
     try:
-        values = np.ascontiguousarray(array[index].values)
-        sound = checksum(values) == int(dataset[CHECKSUM][index, column])
-        reason = "it is missing, or does not match its checksum"
-    except Exception as error:  # noqa: BLE001 - a damaged chunk may fail in any decoder
-        sound, reason = False, f"it cannot be decoded ({error})"
-    if not sound:
+        dataset = catalog.model_dataset(tree, model)[[EPOCH, LOSS, TRIGGER, WALL_TIME]].load()
+    except (OSError, ValueError) as error:
         raise CorruptStoreError(
-            f"Step {step} of layer {layer!r} of model {model!r}: {reason}. Run `repaudit verify --data`."
-        )
-    return values
+            f"A coordinate of model {model!r} cannot be read ({error}). Run `repaudit verify --data`."
+        ) from error
+    rows = {}
+    for index, step in enumerate(dataset[STEP].values.tolist()):
+        row = dataset.isel({STEP: index})
+        microseconds = row[WALL_TIME].values.astype("datetime64[us]").astype(np.int64)
+        rows[step] = {
+            EPOCH: _known(row[EPOCH]),
+            LOSS: _known(row[LOSS]),
+            TRIGGER: str(row[TRIGGER].values) or None,
+            WALL_TIME: int(microseconds) / 1e6,
+        }
+    return rows
 
 
 def _known(value: xr.DataArray) -> float | None:
@@ -167,7 +189,20 @@ def _choose(wanted: Collection[Any] | None, present: Collection[Any], what: str,
 
 
 def stored_probe_set(tree: xr.DataTree) -> StoredProbeSet:
-    """Give the probe set of an open store."""
+    """Give the probe set of an open store.
+
+    Raises
+    ------
+    CorruptStoreError
+        If a part of it is missing or damaged.
+    """
+    try:
+        return _stored_probe_set(tree)
+    except (OSError, ValueError) as error:
+        raise CorruptStoreError(f"The probe set cannot be read ({error}). Run `repaudit verify --data`.") from error
+
+
+def _stored_probe_set(tree: xr.DataTree) -> StoredProbeSet:
     root = tree.to_dataset()
     inputs = {
         str(array.attrs.get("input", key)): np.asarray(array.values)
@@ -211,12 +246,13 @@ def export_layer(
         raise LayoutError(f"Cannot export to {target.name!r}: expected a path that ends in .npy or .safetensors.")
     tree = open_store(source, storage_options)
     array = catalog.activations(tree, model, layer)
+    sums = step_checksums(tree, model, layer)
     chosen = _choose(steps, catalog.steps(tree, model), "step", f"model {model!r}")
     shape = (len(chosen), *array.shape[1:])
     if target.suffix == ".npy":
         out = np.lib.format.open_memmap(target, mode="w+", dtype=array.dtype, shape=shape)
         for index, step in enumerate(chosen):
-            out[index] = _checked_step(tree, model, layer, step)
+            out[index] = read_step(tree, model, layer, step, sums[step]).values
         out.flush()
     else:
         from safetensors.numpy import save_file
@@ -224,6 +260,6 @@ def export_layer(
         metadata = {"model": model, "layer": layer, "fingerprint": str(tree.attrs[ATTRS]["fingerprint"])}
         values = np.empty(shape, array.dtype)
         for index, step in enumerate(chosen):
-            values[index] = _checked_step(tree, model, layer, step)
+            values[index] = read_step(tree, model, layer, step, sums[step]).values
         save_file({"activations": values, "step": np.array(chosen, dtype=np.int64)}, target, metadata=metadata)
     return shape

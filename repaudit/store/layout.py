@@ -32,6 +32,7 @@ from repaudit.names import (
     WALL_TIME,
     encode_name,
 )
+from repaudit.schema import unbelievable, violations
 from repaudit.store.encoding import COORDINATE_CHUNK, STORED_DTYPES, Codec, StepGrid
 
 DOCUMENT: Final = "zarr.json"
@@ -40,6 +41,21 @@ REPAIR: Final = f"{PROBE}/.repair"
 """Where a repair prepares what it will put: in the consolidated probe group, which no reader lists."""
 
 _LONGEST_KEY: Final = 180
+
+_RESERVED_ATTRIBUTES: Final = frozenset(
+    {LAYER, "source_dtype", "codec", "keepbits", "_FillValue", "missing_value", "scale_factor", "add_offset", "dtype"}
+    | {
+        "_Unsigned",
+        "_Encoding",
+        "_ARRAY_DIMENSIONS",
+        "calendar",
+        "coordinates",
+        "bounds",
+        "grid_mapping",
+        "ancillary_variables",
+    }
+)
+"""Attributes that say what a layer is, or by which CF readers decode it."""
 
 
 class ProbeSetLike(Protocol):
@@ -67,7 +83,7 @@ def safe_key(name: str) -> str:
 
 def model_key(model_name: str) -> str:
     """Give the group of a model."""
-    return f"{MODELS}/{safe_key(model_name)}"
+    return f"{MODELS}/{safe_key(check_name(model_name, 'model'))}"
 
 
 def chunk_key(*indices: int) -> str:
@@ -157,8 +173,11 @@ def lay_out_layers(
     """
     if not layers:
         raise LayoutError("A model needs at least one layer: `layers` is empty.")
-    shapes = {name: _checked_shape(name, shape, dtype, n_samples) for name, (shape, dtype) in layers.items()}
+    dtypes = {check_name(name, "layer"): dtype_name(dtype) for name, (_, dtype) in layers.items()}
+    shapes = {name: _checked_shape(name, shape, dtypes[name], n_samples) for name, (shape, _) in layers.items()}
     extra = attributes or {}
+    if unknown := extra.keys() - layers.keys():
+        raise LayoutError(f"Attributes of layers that are not there: {sorted(unknown)}; the layers are {list(layers)}.")
     operators = {name for name in shapes if extra.get(name, {}).get(KIND) == OPERATOR}
     activations = [shape for name, shape in shapes.items() if name not in operators]
     widths = {shape[-1] for shape in activations}
@@ -174,17 +193,52 @@ def lay_out_layers(
         taken |= {feature, *token}
         laid_out.append((name, shape, (SAMPLE, *token, feature)))
     return [
-        LayerLayout(
-            name,
-            _layer_key(name, taken),
-            shape,
-            layers[name][1],
-            dimensions,
-            Codec.choose(codec, layers[name][1], keepbits),
-            dict(extra.get(name, {})),
+        _checked_document(
+            LayerLayout(
+                name,
+                _layer_key(name, taken),
+                shape,
+                dtypes[name],
+                dimensions,
+                Codec.choose(codec, dtypes[name], keepbits),
+                dict(extra.get(name, {})),
+            )
         )
         for name, shape, dimensions in laid_out
     ]
+
+
+def check_name(name: Any, what: str) -> str:
+    """Give the name of a model or layer if it can be one: text, not empty, without lone surrogates."""
+    if not isinstance(name, str) or not name or name != name.encode(errors="ignore").decode():
+        raise LayoutError(f"The name of a {what} is {name!r}: expected a text of one or more characters.")
+    return name
+
+
+def dtype_name(dtype: Any) -> str:
+    """Give the name of a NumPy or torch dtype, or of its name."""
+    text = str(dtype).removeprefix("torch.")
+    try:
+        return text if text in STORED_DTYPES else str(np.dtype(dtype).name)
+    except TypeError:
+        return text
+
+
+def _checked_document(layer: LayerLayout) -> LayerLayout:
+    """Refuse what a reader would refuse, or take for instructions to change the values."""
+    reserved = sorted(layer.attributes.keys() & _RESERVED_ATTRIBUTES)
+    if reserved or " since " in str(layer.attributes.get("units", "")):
+        found = ", ".join(reserved) or f"units={layer.attributes['units']!r}"
+        raise LayoutError(f"Layer {layer.name!r} has the attributes {found}: readers would decode its values by them.")
+    document = layer.document(0)
+    try:
+        json.dumps(document, allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise LayoutError(f"The attributes of layer {layer.name!r} are no JSON: {error}.") from error
+    wrong = unbelievable(document) or "; ".join(violations("layer", document))
+    if wrong:
+        raise LayoutError(f"Layer {layer.name!r} cannot be stored: {wrong}.")
+    return layer
 
 
 def _layer_key(name: str, taken: set[str]) -> str:

@@ -64,6 +64,16 @@ class Holder:
             return _process_start(self.pid) != self.process_start
         return time.time() - self.heartbeat > self.term
 
+    @property
+    def advice(self) -> str:
+        """What to do about a living holder."""
+        if self.token in _HELD:
+            return (
+                "It was opened in this very process and is still open: close it first. A variable that was assigned "
+                "anew or deleted, as in a notebook, leaves its writer open."
+            )
+        return "Close it, wait, or pass force=True if that writer is known to be dead."
+
     def __str__(self) -> str:
         age = time.time() - self.heartbeat
         return f"process {self.pid} on {self.host.partition('/')[0] or 'an unknown host'}, {age:.0f} s ago"
@@ -114,10 +124,7 @@ class Lease:
             return
         other = Holder.parse(data)
         if not force and not other.stale:
-            raise LeaseError(
-                f"{self.what} is being written by another writer ({other}): expected no other writer. Close it, wait, "
-                f"or pass force=True if that writer is known to be dead."
-            )
+            raise LeaseError(f"{self.what} is being written by another writer ({other}): expected none. {other.advice}")
         self._take_over(other, force)
 
     def _take_over(self, other: Holder, force: bool) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 from fsspec.core import url_to_fs
 from fsspec.implementations.local import LocalFileSystem
 
+from repaudit.errors import StoreNotFoundError
 from repaudit.store.local import LocalStorage
 from repaudit.store.remote import RemoteStorage
 from repaudit.store.storage import Storage
@@ -35,9 +36,14 @@ def open_storage(
     True
     """
     text = os.fspath(url)
+    if not text:
+        raise StoreNotFoundError("The path of the store is empty.")
     if "://" not in text and "::" not in text:
-        return LocalStorage(Path(text), durable=durable)
-    filesystem, path = url_to_fs(text, **(storage_options or {}))
+        return LocalStorage(Path(os.path.expanduser(text)), durable=durable)  # noqa: PTH111 - keeps an unknown ~name
+    try:
+        filesystem, path = url_to_fs(text, **(storage_options or {}))
+    except (ValueError, ImportError) as error:
+        raise StoreNotFoundError(f"There is no way to {text}: {error}.") from error
     if isinstance(filesystem, LocalFileSystem):
         return LocalStorage(Path(path), durable=durable)
     return RemoteStorage(filesystem, path, text)

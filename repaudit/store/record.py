@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from repaudit.errors import CorruptStoreError, LayoutError, ModelExistsError, StepOrderError
 from repaudit.names import ATTRS, CHECKSUM, LAYER, STEP
+from repaudit.schema import unbelievable
 from repaudit.store.encoding import COORDINATE_CHUNK, decode_column, encode_column, encode_step
 from repaudit.store.layout import (
     DOCUMENT,
@@ -60,8 +61,19 @@ class ModelRecord:
         if if_exists not in {"resume", "error", "replace"}:
             raise LayoutError(f"if_exists={if_exists!r}: expected 'resume', 'error' or 'replace'.")
         key = model_key(model_name)
+        if if_exists != "replace" and storage.size(f"{key}/{DOCUMENT}") is None:
+            left = [name for name in storage.children(key) if not name.startswith(LEASE)]
+            if left and storage.size(f"{key}/{DOCUMENT}") is None:  # not one that another writer is just making
+                raise CorruptStoreError(
+                    f"{storage.url}: the document of model {model_name!r} is lost, its arrays are not. Run "
+                    f"`repaudit repair`, or pass if_exists='replace' to drop them."
+                )
         own = {"name": model_name, "committed": 0, "gaps": [], "created": now(), "versions": package_versions()}
         fresh = model_document({**attributes, **own}, layers, 0)
+        try:
+            dump(fresh)
+        except (TypeError, ValueError) as error:
+            raise LayoutError(f"The attributes of model {model_name!r} are no JSON: {error}.") from error
         # The group comes before its lease, so that no reader ever meets a directory that is no Zarr group.
         created = storage.create(f"{key}/{DOCUMENT}", dump(fresh))
         if not created and if_exists == "error":
@@ -80,13 +92,18 @@ class ModelRecord:
         return record
 
     def _start(self, fresh: dict[str, Any], *, replace: bool) -> None:
-        staged = f"{REPAIR}/{self.key.partition('/')[2]}/{DOCUMENT}"
-        if self.storage.size(staged) is not None:
+        staged = f"{REPAIR}/{self.key.partition('/')[2]}"
+        if replace:
+            self.storage.delete(f"{staged}/{DOCUMENT}")
+            self.storage.delete_prefix(staged)
+            self._reset(fresh)
+            return
+        if self.storage.size(f"{staged}/{DOCUMENT}") is not None:
             raise CorruptStoreError(
                 f"{self.storage.url}: a repair of model {self.model_name!r} was interrupted. Run `repaudit repair`."
             )
         self.reload()
-        if replace or self.committed == 0:
+        if self.committed == 0:
             self._reset(fresh)
         else:
             self._check_layout()
@@ -109,8 +126,8 @@ class ModelRecord:
 
     def reload(self) -> None:
         """Take the state from the store, the only truth."""
-        document = read_document(self.storage, f"{self.key}/{DOCUMENT}")
         try:
+            document = read_document(self.storage, f"{self.key}/{DOCUMENT}")
             assert document is not None  # noqa: S101 - narrows the type; a missing document is caught below
             self.document = document
             count = self.committed
@@ -272,6 +289,10 @@ class ModelRecord:
         for index in range(keep, old):
             for layer in self.layers:
                 self.storage.delete(f"{self.key}/{layer.step_key(index)}")
+        for chunk in range(-(-keep // COORDINATE_CHUNK), -(-old // COORDINATE_CHUNK)):
+            for name in STEP_COLUMNS:
+                self.storage.delete(f"{self.key}/{name}/{chunk_key(chunk)}")
+            self.storage.delete(f"{self.key}/{CHECKSUM}/{chunk_key(chunk, 0)}")
         return dropped
 
     def _follow_up(self, *, only_larger: bool = False) -> None:
@@ -279,12 +300,20 @@ class ModelRecord:
         documents = {}
         for key, wanted in self.document["consolidated_metadata"]["metadata"].items():
             place = f"{self.key}/{key}/{DOCUMENT}"
-            if only_larger:
-                present = read_document(self.storage, place)
-                if present is not None and present["shape"][0] <= wanted["shape"][0]:
-                    continue
+            if only_larger and self._lags(place, wanted):
+                continue
             documents[place] = [dump(wanted)]
         self.storage.put_many(documents)
+
+    def _lags(self, place: str, wanted: Mapping[str, Any]) -> bool:
+        """Tell whether an array's own document is an earlier state of the one wanted, which readers may meet."""
+        try:
+            present = read_document(self.storage, place)
+        except CorruptStoreError:
+            return False
+        if present is None or unbelievable(present) is not None:
+            return False
+        return {**present, "shape": wanted["shape"]} == wanted and present["shape"][0] <= wanted["shape"][0]
 
     def finalise(self) -> None:
         """Bring the arrays' own documents up to date and give the lease back."""

@@ -6,8 +6,19 @@ import contextlib
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from repaudit.errors import ForeignPathError
+from repaudit.errors import ForeignPathError, StoreError
 from repaudit.store.storage import Parts, Storage
+
+
+@contextlib.contextmanager
+def _reached(url: str) -> Iterator[None]:
+    """Give every failure of a remote service as an OSError, which says what may pass when tried again."""
+    try:
+        yield
+    except (OSError, StoreError):
+        raise
+    except Exception as error:
+        raise ConnectionError(f"{url} cannot be reached ({type(error).__name__}: {error}).") from error
 
 
 class RemoteStorage(Storage):
@@ -25,30 +36,34 @@ class RemoteStorage(Storage):
         return f"{self.root}/{key}" if key else self.root
 
     def get(self, key: str) -> bytes | None:
-        try:
-            return bytes(self.filesystem.cat_file(self.path(key)))
-        except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
-            return None
+        with _reached(self.url):
+            try:
+                return bytes(self.filesystem.cat_file(self.path(key)))
+            except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
+                return None
 
     def put(self, key: str, parts: Parts) -> None:
-        self.filesystem.pipe_file(self.path(key), b"".join(parts))
+        with _reached(self.url):
+            self.filesystem.pipe_file(self.path(key), b"".join(parts))
 
     def create(self, key: str, data: bytes) -> bool:
-        try:
-            self.filesystem.pipe_file(self.path(key), data, mode="create")
-        except FileExistsError:
-            return False
-        return True
+        with _reached(self.url):
+            try:
+                self.filesystem.pipe_file(self.path(key), data, mode="create")
+            except FileExistsError:
+                return False
+            return True
 
     def put_many(self, objects: Mapping[str, Parts]) -> None:
-        self.filesystem.pipe({self.path(key): b"".join(parts) for key, parts in objects.items()})
+        with _reached(self.url):
+            self.filesystem.pipe({self.path(key): b"".join(parts) for key, parts in objects.items()})
 
     def delete(self, key: str) -> None:
-        with contextlib.suppress(FileNotFoundError):
+        with _reached(self.url), contextlib.suppress(FileNotFoundError):
             self.filesystem.rm_file(self.path(key))
 
     def delete_prefix(self, prefix: str) -> None:
-        with contextlib.suppress(FileNotFoundError):
+        with _reached(self.url), contextlib.suppress(FileNotFoundError):
             self.filesystem.rm(self.path(prefix), recursive=True)
 
     def keys(self, prefix: str = "") -> Iterator[str]:
@@ -57,15 +72,19 @@ class RemoteStorage(Storage):
             yield str(path).removeprefix(self.root + "/")
 
     def children(self, prefix: str = "") -> list[str]:
-        self.filesystem.invalidate_cache()
-        try:
-            found = self.filesystem.ls(self.path(prefix), detail=False)
-        except (FileNotFoundError, NotADirectoryError):
-            return []
-        return sorted(str(path).rstrip("/").rsplit("/", 1)[-1] for path in found)
+        with _reached(self.url):
+            self.filesystem.invalidate_cache()
+            try:
+                found = self.filesystem.ls(self.path(prefix), detail=False)
+            except (FileNotFoundError, NotADirectoryError):
+                return []
+            self.filesystem.invalidate_cache()  # a later look at one of them must not answer from this listing
+            return sorted(str(path).rstrip("/").rsplit("/", 1)[-1] for path in found)
 
     def size(self, key: str) -> int | None:
-        try:
-            return int(self.filesystem.size(self.path(key)))
-        except FileNotFoundError:
-            return None
+        with _reached(self.url):
+            self.filesystem.invalidate_cache()
+            try:
+                return int(self.filesystem.size(self.path(key)))
+            except FileNotFoundError:
+                return None

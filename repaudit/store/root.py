@@ -105,6 +105,8 @@ def store_attributes(storage: Storage) -> dict[str, Any] | None:
 
 def ensure_root(storage: Storage, probe_set: ProbeSetLike, *, wait: float = ROOT_WAIT) -> dict[str, Any]:
     """Create the store for a probe set, or check that the store at hand was made with the same one."""
+    if isinstance(storage, LocalStorage) and storage.root.exists() and not storage.root.is_dir():
+        raise NotAStoreError(f"{storage.url} is a file: expected a folder of Zarr, or a new path.")
     deadline = time.monotonic() + wait
     while (own := store_attributes(storage)) is None:
         try:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import operator
 from typing import Any
 
 import numpy as np
@@ -58,3 +60,28 @@ def _as_numpy(layer: LayerLayout, values: Any) -> tuple[NDArray[Any], str]:
     elif array.dtype.kind != "f":
         raise LayoutError(f"Layer {layer.name!r}: expected {layer.source_dtype}, found {source}.")
     return array, source
+
+
+def step_number(step: Any) -> int:
+    """Give a step as an integer; anything else, a truth value too, is a TypeError."""
+    if isinstance(step, bool):
+        raise TypeError(f"step={step!r}: expected an integer, found a truth value.")
+    return operator.index(step)
+
+
+def number(value: Any, what: str) -> float | None:
+    """Give a number as it is now: the caller may change an array or a tensor in place while the step waits."""
+    if value is None:
+        return None
+    try:
+        return float(value.detach() if hasattr(value, "detach") else value)
+    except (TypeError, ValueError) as error:
+        raise type(error)(f"{what}={value!r}: expected a number ({error}).") from error
+
+
+def finite(value: Any, what: str) -> float:
+    """Give a finite number, a time for instance."""
+    found = number(value, what)
+    if found is None or not math.isfinite(found):
+        raise ValueError(f"{what}={value!r}: expected seconds since 1970-01-01 UTC.")
+    return found

@@ -2,78 +2,26 @@
 
 from __future__ import annotations
 
-import logging
-import math
-import operator
 import os
-import queue
 import threading
 import time
 import warnings
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from functools import partial
+from collections.abc import Mapping, Sequence
 from types import TracebackType
-from typing import Any, Final, Self
-
-from numpy.typing import NDArray
+from typing import Any, Self
 
 from repaudit.errors import LayoutError, StepOrderError, WriterClosedError
 from repaudit.names import EPOCH, LOSS, STEP, TRIGGER, WALL_TIME
-from repaudit.store.failures import StoreWarning, as_store_error, retrying
-from repaudit.store.layout import ProbeSetLike, lay_out_layers
+from repaudit.store.committer import Committer, QueuedGap, QueuedStep, QueuedTruncation
+from repaudit.store.encoding import checksum
+from repaudit.store.failures import StoreWarning
+from repaudit.store.layout import ProbeSetLike, check_name, lay_out_layers
 from repaudit.store.place import open_storage
-from repaudit.store.record import ModelRecord, StepRow
+from repaudit.store.record import ModelRecord
 from repaudit.store.root import ensure_root
 from repaudit.store.shutdown import forget, postponed, watch
 from repaudit.store.storage import Storage
-from repaudit.store.values import stored_values
-
-_LOGGER = logging.getLogger(__name__)
-
-QUEUE_LENGTH: Final = 2
-"""Steps that may wait; then `append` blocks, so that memory stays bounded."""
-
-
-@dataclass
-class _Queued:
-    row: StepRow
-    arrays: Mapping[str, NDArray[Any]]
-
-
-@dataclass
-class _Gap:
-    step: int
-    reason: str
-
-
-@dataclass
-class _Truncation:
-    after_step: int
-    done: threading.Event = field(default_factory=threading.Event)
-
-
-def _number(value: Any, what: str) -> float | None:
-    """Give a number as it is now: the caller may change an array or a tensor in place while the step waits."""
-    if value is None:
-        return None
-    try:
-        return float(value.detach() if hasattr(value, "detach") else value)
-    except (TypeError, ValueError) as error:
-        raise type(error)(f"{what}={value!r}: expected a number ({error}).") from error
-
-
-def _step_number(step: Any) -> int:
-    if isinstance(step, bool):
-        raise TypeError(f"step={step!r}: expected an integer, found a truth value.")
-    return operator.index(step)
-
-
-def _finite(value: Any, what: str) -> float:
-    number = _number(value, what)
-    if number is None or not math.isfinite(number):
-        raise ValueError(f"{what}={value!r}: expected seconds since 1970-01-01 UTC.")
-    return number
+from repaudit.store.values import finite, number, step_number, stored_values
 
 
 class TrajectoryWriter:
@@ -81,7 +29,8 @@ class TrajectoryWriter:
 
     `append` returns as soon as the step is queued; a background thread writes the chunks and then makes all layers
     of the step visible at once, by one atomic put of the model's ``zarr.json``. Readers, plain
-    ``xarray.open_datatree`` included, see committed steps and nothing else, also after a crash.
+    ``xarray.open_datatree`` included, see committed steps and nothing else, also after a crash. Several threads may
+    share a writer; their steps must increase in the order in which they are appended.
 
     Parameters
     ----------
@@ -151,7 +100,7 @@ class TrajectoryWriter:
         if on_store_error not in {"raise", "warn"}:
             raise LayoutError(f"on_store_error={on_store_error!r}: expected 'raise' or 'warn'.")
         self.on_store_error = on_store_error
-        self.model_name = model_name
+        self.model_name = check_name(model_name, "model")
         laid_out = lay_out_layers(layers, len(probe_set), codec=codec, keepbits=keepbits, attributes=layer_attrs)
         storage = store if isinstance(store, Storage) else open_storage(store, storage_options, durable=durable)
         ensure_root(storage, probe_set)
@@ -166,17 +115,10 @@ class TrajectoryWriter:
             self._record.lease.release()
             raise
         self._steps = self._record.steps
-        self._committed = self._record.steps
-        self._gaps = self._record.gaps
-        self._unnoted: list[tuple[int, str]] = []
-        self._untold: list[str] = []
-        self._error: BaseException | None = None
         self._closed = self._ended = False
         self._process = os.getpid()
-        self._failed = False
-        self._queue: queue.Queue[_Queued | _Gap | _Truncation | None] = queue.Queue(QUEUE_LENGTH)
-        self._thread = threading.Thread(target=self._work, name=f"repaudit-writer-{model_name}", daemon=True)
-        self._thread.start()
+        self._lock = threading.RLock()
+        self._committer = Committer(self._record, on_store_error)
         watch(self)
 
     @property
@@ -187,13 +129,21 @@ class TrajectoryWriter:
     @property
     def committed(self) -> list[int]:
         """The steps that every reader sees."""
-        return list(self._committed)
+        return list(self._committer.committed)
+
+    def checksums(self, step: int) -> dict[str, int]:
+        """Give the CRC-32C of each layer's values at a committed step."""
+        sums = self._record.checksums[self.committed.index(step)]
+        return dict(zip((layer.name for layer in self._record.layers), sums, strict=True))
+
+    def would_be(self, arrays: Mapping[str, Any]) -> dict[str, int]:
+        """Give the CRC-32C that each layer's values would have in the record, rounded where its codec rounds."""
+        return {name: checksum(stored_values(layer, arrays[name], copy=False)) for name, layer in self._layers.items()}
 
     @property
     def gaps(self) -> list[dict[str, Any]]:
         """The steps that could not be stored, each with its reason."""
-        unnoted = [{STEP: step, "reason": reason} for step, reason in self._unnoted]
-        return [*(dict(gap) for gap in self._gaps), *unnoted]
+        return self._committer.gaps
 
     def append(
         self,
@@ -230,25 +180,30 @@ class TrajectoryWriter:
             If an earlier step could not be stored and ``on_store_error="raise"``.
         """
         self._check_open()
-        step = _step_number(step)
+        step = step_number(step)
+        self._check_order(step)  # at once, and again when no other thread can come between
+        self._check_names(arrays)
+        values = {name: stored_values(layer, arrays[name], copy=copy) for name, layer in self._layers.items()}
+        row = {
+            STEP: step,
+            EPOCH: number(epoch, EPOCH),
+            LOSS: number(loss, LOSS),
+            TRIGGER: None if trigger is None else str(trigger),
+            WALL_TIME: time.time() if wall_time is None else finite(wall_time, WALL_TIME),
+        }
+        with postponed(), self._lock:
+            self._check_open()
+            self._check_order(step)
+            self._committer.queue.put(QueuedStep(row, values))
+            self._steps.append(step)  # only now: a step whose append was interrupted may be appended again
+
+    def _check_order(self, step: int) -> None:
         if step < 0 or (self._steps and step <= self._steps[-1]):
             last = f"the last one is {self._steps[-1]}" if self._steps else "it must not be negative"
             raise StepOrderError(
                 f"Step {step} of model {self.model_name!r}: {last}; steps must increase. To go back to an older "
                 f"checkpoint, pass truncate_after."
             )
-        self._check_names(arrays)
-        values = {name: stored_values(layer, arrays[name], copy=copy) for name, layer in self._layers.items()}
-        row = {
-            STEP: step,
-            EPOCH: _number(epoch, EPOCH),
-            LOSS: _number(loss, LOSS),
-            TRIGGER: None if trigger is None else str(trigger),
-            WALL_TIME: time.time() if wall_time is None else _finite(wall_time, WALL_TIME),
-        }
-        with postponed():
-            self._queue.put(_Queued(row, values))
-            self._steps.append(step)  # only now: a step whose append was interrupted may be appended again
 
     def note_gap(self, step: int, reason: str) -> None:
         """Note that a step was asked for and is not in the record, and why.
@@ -262,13 +217,13 @@ class TrajectoryWriter:
         WriterClosedError, StoreError, TypeError
             As for :meth:`append`.
         """
-        self._check_open()
-        step = _step_number(step)
-        if step < 0 or step in self._steps:
-            why = "it must not be negative" if step < 0 else "it is in the record"
-            raise StepOrderError(f"Step {step} of model {self.model_name!r} cannot be noted as a gap: {why}.")
-        with postponed():
-            self._queue.put(_Gap(step, str(reason)))
+        step = step_number(step)
+        with postponed(), self._lock:
+            self._check_open()
+            if step < 0 or step in self._steps:
+                why = "it must not be negative" if step < 0 else "it is in the record"
+                raise StepOrderError(f"Step {step} of model {self.model_name!r} cannot be noted as a gap: {why}.")
+            self._committer.queue.put(QueuedGap(step, str(reason)))
 
     def _check_names(self, arrays: Mapping[str, Any]) -> None:
         missing, unknown = self._layers.keys() - arrays.keys(), arrays.keys() - self._layers.keys()
@@ -282,18 +237,18 @@ class TrajectoryWriter:
         """Wait until every queued step is committed, or noted as a gap."""
         self._check_process()
         with postponed():
-            self._queue.join()
+            self._committer.queue.join()
         self._surface()
 
     def truncate(self, after_step: int) -> None:
         """Commit a record that ends at `after_step`; steps beyond it are dropped and may be recorded anew."""
-        self._check_open()
-        request = _Truncation(int(after_step))
-        with postponed():
-            self._queue.put(request)
+        request = QueuedTruncation(step_number(after_step))
+        with postponed(), self._lock:
+            self._check_open()
+            self._committer.queue.put(request)
             request.done.wait()
-        self._surface()
-        self._steps = [step for step in self._steps if step <= after_step]
+            self._surface()
+            self._steps = [step for step in self._steps if step <= after_step]
 
     def close(self) -> None:
         """Flush, finalise, and give the model's lease back; a second call does nothing."""
@@ -303,10 +258,11 @@ class TrajectoryWriter:
             self._closed = self._ended = True
             return
         with postponed():
-            if not self._closed:
-                self._queue.put(None)
-                self._closed = True
-            self._thread.join()  # also when a first call was interrupted here
+            with self._lock:
+                if not self._closed:
+                    self._committer.queue.put(None)
+                    self._closed = True
+            self._committer.thread.join()  # also when a first call was interrupted here
             self._ended = True
         forget(self)
         self._surface()
@@ -327,8 +283,9 @@ class TrajectoryWriter:
     def _check_open(self) -> None:
         self._surface()
         self._check_process()
-        if self._closed or self._failed:
-            why = "failed earlier; close it and open another" if self._failed else "is closed"
+        failed = self._committer.failed
+        if self._closed or failed:
+            why = "failed earlier; close it and open another" if failed else "is closed"
             raise WriterClosedError(f"The writer of model {self.model_name!r} {why}.")
 
     def _check_process(self) -> None:
@@ -340,67 +297,11 @@ class TrajectoryWriter:
 
     def _surface(self) -> None:
         """Tell the caller's thread what went wrong in the writer's."""
-        while self._untold:
-            warnings.warn(self._untold.pop(0), StoreWarning, stacklevel=3)
-        if self._error is not None:
-            error, self._error = self._error, None
-            self._failed = True
-            raise error
-
-    def _work(self) -> None:
-        while True:
-            item = self._queue.get()
-            try:
-                if item is None:
-                    self._note_gaps()
-                    self._guard(self._record.finalise, "finalising", self.on_store_error)
-                    return
-                if isinstance(item, _Truncation):  # asked for by name: a failure is always raised
-                    what = f"truncation after step {item.after_step}"
-                    self._guard(partial(self._truncate, item.after_step), what, "raise")
-                    item.done.set()
-                elif isinstance(item, _Gap):
-                    self._unnoted.append((item.step, item.reason))
-                    self._note_gaps()
-                elif self._error is None and not self._failed:
-                    self._guard(partial(self._store, item), item.row[STEP], self.on_store_error)
-                    self._note_gaps()
-            finally:
-                self._queue.task_done()
-
-    def _store(self, item: _Queued) -> None:
-        retrying()(self._record.append, item.row, item.arrays)
-        self._committed = self._record.steps
-
-    def _truncate(self, after_step: int) -> None:
-        retrying()(self._record.truncate, after_step)
-        self._committed = self._record.steps
-        self._gaps = self._record.gaps
-        self._unnoted = [gap for gap in self._unnoted if gap[0] <= after_step]
-
-    def _note_gaps(self) -> None:
-        """Commit what could not be stored, as soon as the store takes it."""
-        try:
-            while self._unnoted:
-                self._record.record_gap(*self._unnoted[0])
-                del self._unnoted[0]
-                self._gaps = self._record.gaps
-        except Exception as error:  # noqa: BLE001 - the gaps wait in `_unnoted` for the next occasion
-            _LOGGER.info("Model %r: %d gaps cannot be noted yet: %s", self.model_name, len(self._unnoted), error)
-
-    def _guard(self, action: Callable[[], None], what: int | str, policy: str) -> None:
-        """Run one action of this thread; its failure is kept for the caller's thread, or becomes a gap."""
-        try:
-            action()
-        except Exception as error:  # noqa: BLE001 - whatever a store raises must reach the training thread
-            _LOGGER.warning("Model %r, %s: %s", self.model_name, what, error)
-            if policy == "raise":
-                self._error = as_store_error(error, self.model_name, what)
-                return
-            reason = f"{type(error).__name__}: {error}"
-            if isinstance(what, int):
-                self._unnoted.append((what, reason))
-                missing = f"is not in the store ({reason}); {len(self.gaps)} missing so far."
-                self._untold.append(f"Step {what} of model {self.model_name!r} {missing}")
-            else:
-                self._untold.append(f"Model {self.model_name!r}, {what}: {reason}")
+        told = self._committer
+        with self._lock:
+            while told.untold:
+                warnings.warn(told.untold.pop(0), StoreWarning, stacklevel=3)
+            if told.error is not None:
+                error, told.error = told.error, None
+                told.failed = True
+                raise error

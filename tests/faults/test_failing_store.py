@@ -11,7 +11,7 @@ import pytest
 
 import repaudit as ra
 from repaudit.errors import LeaseError, StoreError
-from repaudit.store import catalog, failures, writer
+from repaudit.store import catalog, committer, failures
 from repaudit.store.failures import StoreWarning
 from tests.faults.conftest import LAYERS, FailingStorage, StoreDiedError, assert_reads_back, dying_at, step_arrays
 
@@ -135,7 +135,7 @@ def test_a_slow_store_holds_the_training_back_instead_of_filling_memory(tmp_path
         storage.fails = lambda write: time.sleep(0.01)
         for step in range(12):
             recording.append(step, step_arrays(step))
-            assert len(recording.steps) - len(recording.committed) <= writer.QUEUE_LENGTH + 2
+            assert len(recording.steps) - len(recording.committed) <= committer.QUEUE_LENGTH + 2
     assert recording.committed == list(range(12))
 
 

@@ -10,7 +10,7 @@ import pytest
 from safetensors.numpy import load_file
 
 import repaudit as ra
-from repaudit.errors import CorruptStoreError, LayoutError, NotInStoreError
+from repaudit.errors import CorruptStoreError, LayoutError, ModelExistsError, NotInStoreError, StepOrderError
 from repaudit.store import catalog
 from repaudit.store.copying import copy_store, export_layer
 
@@ -108,3 +108,42 @@ def test_a_model_is_not_resumed_in_another_codec_or_dtype(url, probe_set, part, 
         writer.append(0, {"x": np.ones((6, 3), "f4")})
     with pytest.raises(LayoutError, match=rf"'x' of model 'm' has {part}"):
         ra.TrajectoryWriter(url, model_name="m", probe_set=probe_set, layers={"x": ((6, 3), dtype)}, codec=codec)
+
+
+@pytest.mark.parametrize("other", ["values", "steps"])
+@pytest.mark.parametrize("codec", [{}, {"codec": "lossy", "keepbits": 5}])
+def test_a_copy_does_not_take_another_run_for_its_own(source, tmp_path, probe_set, layers, step_arrays, other, codec):
+    target = tmp_path / "other.zarr"
+    with ra.TrajectoryWriter(target, model_name="a", probe_set=probe_set, layers=layers, **codec) as writer:
+        writer.append(0, step_arrays(0))
+        writer.append(5 if other == "values" else 4, step_arrays(99))
+    with pytest.raises(ModelExistsError, match=r"another model 'a': its step (5|4)"):
+        copy_store(source, target, models=["a"], layers=list(layers), steps=[0, 10], **codec)
+    assert len(catalog.steps(ra.open_store(target), "a")) == 2
+
+
+def test_a_lossy_copy_goes_on_where_it_stopped(source, tmp_path):
+    part = {"models": ["a"], "layers": ["model.layers.0"], "codec": "lossy", "keepbits": 5}
+    copy_store(source, tmp_path / "copy.zarr", steps=[0, 5], **part)
+    assert copy_store(source, tmp_path / "copy.zarr", **part) == {"a": [0, 5, 10]}
+
+
+def test_earlier_steps_cannot_follow_later_ones_into_a_copy(source, tmp_path):
+    copy_store(source, tmp_path / "copy.zarr", steps=[5])
+    with pytest.raises(StepOrderError, match=r"up to step 5; step 0 is earlier.*another place"):
+        copy_store(source, tmp_path / "copy.zarr")
+
+
+def test_a_store_is_not_copied_into_itself(source, tmp_path):
+    (tmp_path / "link.zarr").symlink_to(source)
+    for target in (source, tmp_path / "link.zarr"):
+        with pytest.raises(LayoutError, match="into itself"):
+            copy_store(source, target)
+
+
+@pytest.mark.parametrize("part", ["models/a/loss/c.0", "probe/input_ids/c.0.0", "label/c.0"])
+def test_a_damaged_coordinate_is_a_clear_error_of_a_copy(source, tmp_path, part):
+    chunk = Path(source) / part
+    chunk.write_bytes(bytes([chunk.read_bytes()[0] ^ 1]) + chunk.read_bytes()[1:])
+    with pytest.raises(CorruptStoreError, match="verify"):
+        copy_store(source, tmp_path / "copy.zarr")

@@ -33,25 +33,35 @@ def plant(storage, **changes) -> None:
     storage.put(KEY, [dataclasses.replace(Holder.current(60.0), **changes).dump()])
 
 
+def assert_taken(storage) -> None:
+    """Take the lease at once: it is ours, it holds, and it leaves nothing behind."""
+    lease = Lease(storage, KEY, "Model 'm'")
+    assert json.loads(storage.get(KEY))["token"] == lease.holder.token
+    lease.check()
+    with pytest.raises(LeaseError, match="another writer"):
+        Lease(storage, KEY, "Model 'm'")
+    lease.release()
+    assert storage.get(KEY) is None
+
+
 def test_a_living_lease_is_refused_and_free_after_release(storage):
     lease = Lease(storage, KEY, "Model 'm'")
     with pytest.raises(LeaseError, match=f"Model 'm' is being written by another writer .*{os.getpid()}"):
         Lease(storage, KEY, "Model 'm'")
     lease.release()
-    Lease(storage, KEY, "Model 'm'").release()
-    assert storage.get(KEY) is None
+    assert_taken(storage)
 
 
 def test_the_lease_of_a_dead_process_on_this_host_is_taken_at_once(storage):
     dead = subprocess.Popen([sys.executable, "-c", ""])
     dead.wait()
     plant(storage, pid=dead.pid, process_start="12345")
-    Lease(storage, KEY, "Model 'm'").release()
+    assert_taken(storage)
 
 
 def test_a_process_number_used_again_does_not_keep_a_lease_alive(storage):
     plant(storage, pid=os.getppid(), process_start="1")
-    Lease(storage, KEY, "Model 'm'").release()
+    assert_taken(storage)
 
 
 def test_the_lease_of_a_living_process_is_respected(storage):
@@ -62,7 +72,7 @@ def test_the_lease_of_a_living_process_is_respected(storage):
         with pytest.raises(LeaseError):
             Lease(storage, KEY, "Model 'm'")
         process.kill()
-    Lease(storage, KEY, "Model 'm'").release()
+    assert_taken(storage)
 
 
 def test_a_lease_from_another_host_holds_for_its_term(storage):
@@ -70,7 +80,7 @@ def test_a_lease_from_another_host_holds_for_its_term(storage):
     with pytest.raises(LeaseError, match="elsewhere"):
         Lease(storage, KEY, "Model 'm'")
     plant(storage, host="elsewhere", heartbeat=time.time() - 61)
-    Lease(storage, KEY, "Model 'm'").release()
+    assert_taken(storage)
 
 
 def test_the_heartbeat_is_renewed(storage):
@@ -95,7 +105,7 @@ def test_force_takes_a_living_lease_and_the_former_holder_learns_it(storage):
 
 def test_an_unreadable_lease_is_nobodys(storage):
     storage.put(KEY, [b"\x00 torn"])
-    Lease(storage, KEY, "Model 'm'").release()
+    assert_taken(storage)
 
 
 def test_of_many_heirs_of_a_stale_lease_one_gets_it(storage):

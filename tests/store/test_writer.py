@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
-import os
+import subprocess
+import sys
 import threading
 import warnings
 
@@ -15,10 +17,12 @@ import xarray as xr
 
 import repaudit as ra
 from repaudit.errors import (
+    CorruptStoreError,
     FingerprintError,
     LayoutError,
     LeaseError,
     ModelExistsError,
+    NotAStoreError,
     ProbeSetError,
     StepOrderError,
     WriterClosedError,
@@ -253,11 +257,11 @@ def test_an_interrupted_close_is_finished_by_the_next(url, probe_set, layers, st
         def interrupt(timeout=None):
             raise KeyboardInterrupt
 
-        interrupted.setattr(writer._thread, "join", interrupt)
+        interrupted.setattr(writer._committer.thread, "join", interrupt)
         with pytest.raises(KeyboardInterrupt):
             writer.close()
     writer.close()
-    assert not writer._thread.is_alive()
+    assert not writer._committer.thread.is_alive()
     assert writer.committed == [0]
 
 
@@ -268,22 +272,167 @@ def test_an_interrupted_append_may_be_repeated(url, probe_set, layers, step_arra
             def interrupt(item):
                 raise KeyboardInterrupt
 
-            interrupted.setattr(writer._queue, "put", interrupt)
+            interrupted.setattr(writer._committer.queue, "put", interrupt)
             with pytest.raises(KeyboardInterrupt):
                 writer.append(0, step_arrays(0))
         writer.append(0, step_arrays(0))
     assert writer.committed == [0]
 
 
-def test_a_forked_child_is_refused_the_parents_writer(url, probe_set, layers, step_arrays, monkeypatch):
-    with ra.TrajectoryWriter(url, model_name="m", probe_set=probe_set, layers=layers) as writer:
-        with monkeypatch.context() as child:
-            child.setattr(os, "getpid", lambda: -1)
-            for act in (lambda: writer.append(0, step_arrays(0)), writer.flush):
-                with pytest.raises(WriterClosedError, match="forked"):
-                    act()
-        writer.append(0, step_arrays(0))
-    assert writer.committed == [0]
+FORK = """
+import os, signal, sys
+import numpy as np
+import repaudit as ra
+from repaudit.errors import WriterClosedError
+from repaudit.store.probe import StoredProbeSet
+probe_set = StoredProbeSet("a" * 64, ["a", "b"], {"x": np.zeros((2, 2))})
+arrays = {"l": np.ones((2, 3), "float32")}
+writer = ra.TrajectoryWriter(sys.argv[1], model_name="m", probe_set=probe_set, layers={"l": ((2, 3), "float32")})
+writer.append(0, arrays)
+child = os.fork()
+if child == 0:
+    signal.alarm(20)
+    refused = 0
+    more = (lambda: writer.truncate(0), lambda: writer.note_gap(3, 'x'))
+    for act in (lambda: writer.append(1, arrays), writer.flush, *more):
+        try:
+            act()
+        except WriterClosedError as error:
+            refused += "forked" in str(error)
+    writer.close()
+    os._exit(refused)
+status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+writer.append(1, arrays)
+writer.close()
+print(status, writer.committed)
+"""
+
+
+def test_a_forked_child_is_refused_the_parents_writer_and_cannot_close_it(url):
+    run = subprocess.run([sys.executable, "-c", FORK, url], capture_output=True, text=True, check=False, timeout=60)
+    assert run.stdout == "4 [0, 1]\n", run.stderr
+    assert ra.verify(url, data=True) == []
+
+
+def test_several_threads_append_without_loss_or_disorder(url, probe_set, layers, step_arrays):
+    with open_writer(url, probe_set, layers) as writer:
+        counter, lock = iter(range(10_000)), threading.Lock()
+
+        def append():
+            for _ in range(10):
+                with lock:
+                    step = next(counter)
+                with contextlib.suppress(StepOrderError):  # another thread was quicker with a later step
+                    writer.append(step, step_arrays(step))
+
+        threads = [threading.Thread(target=append) for _ in range(8)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        writer.flush()
+        assert writer.committed == writer.steps == sorted(set(writer.steps))
+    tree = ra.open_store(url)
+    array = catalog.activations(tree, "seed0", "model.layers.0")
+    for step in writer.committed:
+        np.testing.assert_array_equal(array.sel(step=step).values, step_arrays(step)["model.layers.0"])
+
+
+def test_truncation_across_coordinate_chunks_leaves_nothing_behind(url, probe_set, monkeypatch):
+    for module in ("record", "layout", "inspection", "verify", "encoding"):
+        monkeypatch.setattr(f"repaudit.store.{module}.COORDINATE_CHUNK", 4)
+    layers = {"x": ((6, 1), "float32")}
+    with open_writer(url, probe_set, layers) as writer:
+        for step in range(11):
+            writer.append(step, {"x": np.full((6, 1), step, "f4")})
+        writer.truncate(1)
+        writer.flush()
+    assert ra.verify(url, data=True) == []
+    assert catalog.steps(ra.open_store(url), "seed0") == [0, 1]
+
+
+@pytest.mark.parametrize("damage", ["zarr.json", "step/c.0"])
+def test_a_damaged_model_can_be_replaced(url, probe_set, layers, step_arrays, tmp_path, damage):
+    with open_writer(url, probe_set, layers) as writer:
+        writer.append(5, step_arrays(5))
+    (tmp_path / "store.zarr/models/seed0" / damage).write_text("{")
+    with pytest.raises(CorruptStoreError, match="repair"):
+        open_writer(url, probe_set, layers)
+    with open_writer(url, probe_set, layers, if_exists="replace") as writer:
+        writer.append(1, step_arrays(1))
+    assert ra.verify(url, data=True) == []
+
+
+def test_a_lost_document_does_not_cost_the_arrays_when_the_run_resumes(url, probe_set, layers, step_arrays, tmp_path):
+    with open_writer(url, probe_set, layers) as writer:
+        writer.append(5, step_arrays(5))
+    (tmp_path / "store.zarr/models/seed0/zarr.json").unlink()
+    with pytest.raises(CorruptStoreError, match=r"document of model 'seed0' is lost.*repair"):
+        open_writer(url, probe_set, layers)
+    ra.repair(url)
+    with open_writer(url, probe_set, layers) as writer:
+        assert writer.committed == [5]
+
+
+def test_a_writer_forgotten_in_this_process_is_named_as_such(url, probe_set, layers):
+    writer = open_writer(url, probe_set, layers)
+    with pytest.raises(LeaseError, match=r"opened in this very process.*notebook"):
+        open_writer(url, probe_set, layers)
+    writer.close()
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.dtype("float32"), torch.float32, "f4", ">f4"])
+def test_dtypes_are_taken_as_people_write_them(url, probe_set, dtype):
+    with open_writer(url, probe_set, {"x": ((6, 2), dtype)}) as writer:
+        writer.append(0, {"x": np.ones((6, 2), "f4")})
+    assert ra.open_store(url)["models/seed0"]["x"].dtype == np.float32
+
+
+@pytest.mark.parametrize(
+    ("keywords", "message"),
+    [
+        ({"layer_attrs": {"x": {"scale_factor": 2.0}}}, "scale_factor"),
+        ({"layer_attrs": {"x": {"_FillValue": 0}}}, "_FillValue"),
+        ({"layer_attrs": {"x": {"units": "days since 2000-01-01"}}}, "days since"),
+        ({"layer_attrs": {"x": {"long_name": 5}}}, "long_name"),
+        ({"layer_attrs": {"x": {"rate": float("nan")}}}, "no JSON"),
+        ({"layer_attrs": {"y": {}}}, "not there"),
+        ({"model_attrs": {"rate": np.float32(1)}}, "no JSON"),
+        ({"model_name": ""}, "name of a model"),
+        ({"model_name": None}, "name of a model"),
+        ({"model_name": "\ud800"}, "name of a model"),
+        ({"layers": {"": ((6, 2), "float32")}}, "name of a layer"),
+        ({"layers": {"x": ((6, 2**30), "float32")}}, "one chunk"),
+        ({"layers": {"x": ((6, 2), object())}}, "dtype"),
+    ],
+)
+def test_what_readers_would_refuse_or_misread_is_refused_at_the_start(url, probe_set, keywords, message):
+    with pytest.raises(LayoutError, match=message):
+        open_writer(url, probe_set, **{"layers": {"x": ((6, 2), "float32")}} | keywords)
+
+
+def test_a_step_of_many_gigabytes_is_believed_where_its_chunks_are_small():
+    from repaudit.schema import unbelievable
+    from repaudit.store.layout import lay_out_layers
+
+    (layer,) = lay_out_layers({"x": ((2**16, 2**17), "float32")}, 2**16)
+    assert unbelievable(layer.document(3)) is None
+    tiny = layer.document(3)
+    tiny["codecs"][0]["configuration"]["chunk_shape"] = [1, 1, 1]
+    assert "chunks" in str(unbelievable(tiny))
+
+
+def test_a_tilde_is_the_home_folder(tmp_path, probe_set, layers, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    open_writer("~/s.zarr", probe_set, layers).close()
+    assert (tmp_path / "s.zarr/zarr.json").exists()
+    assert catalog.models(ra.open_store("~/s.zarr")) == ["seed0"]
+
+
+def test_a_file_at_the_place_of_the_store_is_a_clear_error(tmp_path, probe_set, layers):
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(NotAStoreError, match="is a file"):
+        open_writer(tmp_path / "file", probe_set, layers)
 
 
 def record_and_leave(url, probe_set, layers, arrays):
