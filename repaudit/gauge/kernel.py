@@ -123,8 +123,9 @@ def _lowest(values: NDArray[Any], k: int) -> NDArray[np.int64]:
     bound = np.partition(values, k - 1)[:, k - 1 : k]
     found = np.flatnonzero(values <= bound)
     if len(found) > k * len(values):  # equal ones on both sides of the bound
-        return np.asarray(np.argpartition(values, k - 1)[:, :k])
-    return found.reshape(-1, k) % values.shape[1]
+        found = np.argpartition(values, k - 1)[:, :k]
+    columns: NDArray[np.int64] = found.reshape(-1, k) % values.shape[1]
+    return columns
 
 
 def median_distance(squared: Tensor) -> float:

@@ -80,8 +80,9 @@ class DiffusionMerging:
             raise WeightError("strategy='frobenius' weighs all operators equally; for weights use strategy='weighted'")
         if not isinstance(self.weights, Mapping | None):
             raise WeightError(f"expected weights by model name, {{'seed0': 1.0}}; found {type(self.weights).__name__}")
-        for name, weight in (self.weights or {}).items():
-            if not (not isinstance(weight, str) and math.isfinite(weight) and weight >= 0):
+        given: Mapping[str, Any] = self.weights or {}
+        for name, weight in given.items():
+            if isinstance(weight, str) or not (math.isfinite(weight) and weight >= 0):
                 raise WeightError(f"expected weights that are finite and not negative, found {weight!r} for {name!r}")
         if not (self.reg == 0 or SMALLEST_REG <= self.reg < math.inf):
             raise ValueError(f"reg is 0 (exact) or at least {SMALLEST_REG:.4f} of the largest cost; found {self.reg!r}")

@@ -70,6 +70,19 @@ def measure(count: int, dimension: int) -> None:
     print((high_water() - before) * 1024 / (4 * count**2))
 
 
+def sparse(count: int, dimension: int) -> str:
+    """Seconds and peak memory, activations and libraries included, of a kNN-sparse operator in a process of its own."""
+    here = str(Path(__file__).parent)
+    code = f"import sys; sys.path.insert(0, {here!r}); import gauge; gauge.measure_sparse({count}, {dimension})"
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip()
+
+
+def measure_sparse(count: int, dimension: int) -> None:
+    X = torch.randn(count, dimension, generator=torch.Generator().manual_seed(0))
+    elapsed = timed(lambda: ra.DiffusionGauge(neighbors=30)(X), "cpu")
+    print(f"{elapsed:.1f} s, peak {high_water() / 2**20:.2f} GiB of the whole process")
+
+
 def high_water() -> int:
     status = Path("/proc/self/status").read_text()
     return int(next(line.split()[1] for line in status.splitlines() if line.startswith("VmHWM")))
@@ -81,6 +94,7 @@ def main() -> None:
     parser.add_argument("--dimension", type=int, default=768)
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--slow-until", type=int, default=2000, help="largest N at which scipy and graphtools run too")
+    parser.add_argument("--sparse", type=int, default=20000, help="samples of the kNN-sparse operator; 0 for none")
     parser.add_argument("--device", default="cpu")
     options = parser.parse_args()
     warnings.simplefilter("ignore")
@@ -104,6 +118,8 @@ def main() -> None:
         low = min(seconds["repaudit"]) / min(seconds["gemm"])
         memory = f"{peak(count, options.dimension):.2f}" if options.device == "cpu" else "-"
         print(f"N={count}: " + ", ".join(row) + f"; best over best {low:.2f}x; peak {memory} x result", flush=True)
+    if options.device == "cpu" and options.sparse:
+        print(f"kNN-sparse, neighbors=30, N={options.sparse}: {sparse(options.sparse, options.dimension)}")
     print(f"load at the end {os.getloadavg()[0]:.2f}")
 
 
