@@ -42,20 +42,11 @@ REPAIR: Final = f"{PROBE}/.repair"
 
 _LONGEST_KEY: Final = 180
 
-_RESERVED_ATTRIBUTES: Final = frozenset(
-    {LAYER, "source_dtype", "codec", "keepbits", "_FillValue", "missing_value", "scale_factor", "add_offset", "dtype"}
-    | {
-        "_Unsigned",
-        "_Encoding",
-        "_ARRAY_DIMENSIONS",
-        "calendar",
-        "coordinates",
-        "bounds",
-        "grid_mapping",
-        "ancillary_variables",
-    }
+_DECODING_ATTRIBUTES: Final = frozenset(
+    {"_FillValue", "missing_value", "scale_factor", "add_offset", "dtype", "_Unsigned", "_Encoding"}
+    | {"_ARRAY_DIMENSIONS", "calendar", "coordinates", "bounds", "grid_mapping", "ancillary_variables"}
 )
-"""Attributes that say what a layer is, or by which CF readers decode it."""
+"""Attributes by which CF readers decode values or find coordinates."""
 
 
 class ProbeSetLike(Protocol):
@@ -226,7 +217,7 @@ def dtype_name(dtype: Any) -> str:
 
 def _checked_document(layer: LayerLayout) -> LayerLayout:
     """Refuse what a reader would refuse, or take for instructions to change the values."""
-    reserved = sorted(layer.attributes.keys() & _RESERVED_ATTRIBUTES)
+    reserved = sorted(layer.attributes.keys() & _DECODING_ATTRIBUTES)
     if reserved or " since " in str(layer.attributes.get("units", "")):
         found = ", ".join(reserved) or f"units={layer.attributes['units']!r}"
         raise LayoutError(f"Layer {layer.name!r} has the attributes {found}: readers would decode its values by them.")
