@@ -58,12 +58,20 @@ class AuditTrainerCallback(TrainerCallback):
         """With a ``gauge``: a list of (step, {layer: operator})."""
         return self.recorder.trajectory
 
+    @property
+    def _state_key(self) -> str:
+        return f"repaudit: {self.recorder.model_name} in {self.recorder.store}"
+
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, *, model: Any = None, **_: Any
     ) -> None:
+        kept: Any = state.stateful_callbacks  # saved with every checkpoint, by the trainer
         if state.global_step > 0:
             self.session.mark_resumed()
+            if self._state_key in kept:
+                self.session.load_state_dict(kept[self._state_key])
         self.session.start(model, state.global_step, epoch=state.epoch)
+        kept[self._state_key] = self.session.state_dict()
 
     def on_step_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         self.session.hand_over()
@@ -76,8 +84,8 @@ class AuditTrainerCallback(TrainerCallback):
     def on_epoch_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, *, model: Any = None, **_: Any
     ) -> None:
-        epochs = round(state.epoch or 0)
-        self._event(state, model, self.session.trigger.due_at_epoch(epochs))
+        if state.epoch is not None and float(state.epoch).is_integer():  # else the training stops within an epoch
+            self._event(state, model, self.session.trigger.due_at_epoch(int(state.epoch)))
 
     def on_save(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, *, model: Any = None, **_: Any

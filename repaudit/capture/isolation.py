@@ -44,6 +44,7 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
         stack.enter_context(torch.no_grad())
         stack.enter_context(eager())
         stack.enter_context(_slow_attention())
+        stack.callback(torch.set_default_dtype, torch.get_default_dtype())  # a stopped forward may have left its own
         for device_type in {"cpu", *(parameter.device.type for parameter in model.parameters())}:
             if torch.is_autocast_enabled(device_type):
                 dtype = torch.get_autocast_dtype(device_type)
@@ -96,9 +97,9 @@ def same_parameters(model: nn.Module) -> Iterator[None]:
     StateError
         Naming those that changed.
     """
-    before = {name: _checksum(parameter) for name, parameter in model.named_parameters()}
+    before = {name: checksum(parameter) for name, parameter in model.named_parameters()}
     yield
-    changed = [name for name, parameter in model.named_parameters() if _checksum(parameter) != before.get(name)]
+    changed = [name for name, parameter in model.named_parameters() if checksum(parameter) != before.get(name)]
     if changed:
         raise StateError(
             f"a forward in evaluation mode changes the parameters {', '.join(changed[:5])}: an audit would change "
@@ -106,7 +107,8 @@ def same_parameters(model: nn.Module) -> Iterator[None]:
         )
 
 
-def _checksum(parameter: torch.Tensor) -> tuple[object, ...] | None:
+def checksum(parameter: torch.Tensor) -> tuple[object, ...] | None:
+    """A parameter's shape, sum and norm, by which a change of it is told; None where it holds no numbers."""
     if isinstance(parameter, nn.parameter.UninitializedParameter) or parameter.is_meta:
         return None
     value = parameter.detach()

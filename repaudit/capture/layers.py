@@ -61,6 +61,8 @@ class LayerSpec:
         ):
             if value not in allowed:
                 raise ValueError(f"{field}: expected one of {', '.join(allowed)}, found {value!r}")
+        if self.name is not None and not self.name:
+            raise ValueError(f"name: expected a layer's name or None, found {self.name!r}")
         parse_path(self.path)
 
     def name_for(self, resolved: str) -> str:
@@ -181,7 +183,7 @@ def _children(
     else:
         names = _indexed(module, part, list(children))
         several = n_places > 1 or isinstance(part, slice)
-    if not names and not (several and children):
+    if not names and not several:
         raise LayerPathError(_unresolved(path, module, part, whole, list(children)))
     return [(f"{path}.{name}" if path else name, children[name]) for name in names]
 

@@ -117,7 +117,8 @@ class RepresentationAuditCallback(pl.Callback):
         )
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._event(trainer, pl_module, self.session.trigger.due_at_epoch(trainer.current_epoch + 1))
+        if _epoch_is_whole(trainer):
+            self._event(trainer, pl_module, self.session.trigger.due_at_epoch(trainer.current_epoch + 1))
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if self.session.trigger.on_validation_end and not trainer.sanity_checking and trainer.state.fn == "fit":
@@ -154,6 +155,12 @@ class RepresentationAuditCallback(pl.Callback):
         """The precision that the model is trained in."""
         context: Callable[[], AbstractContextManager[Any]] = trainer.precision_plugin.forward_context
         return context
+
+
+def _epoch_is_whole(trainer: pl.Trainer) -> bool:
+    """Whether the epoch that ends has seen all its batches: the hook also fires where the training stops within it."""
+    loop = trainer.fit_loop.epoch_loop
+    return loop.batch_progress.is_last_batch or loop.batch_idx + 1 >= trainer.num_training_batches
 
 
 def _is_tuning(trainer: pl.Trainer) -> bool:

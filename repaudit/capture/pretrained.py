@@ -2,34 +2,30 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
 from os import PathLike
 from pathlib import Path
 from typing import Any, Final
 
 from torch import nn
 
+from repaudit.capture.isolation import checksum
 from repaudit.capture.layers import LayerSpec
+from repaudit.capture.loading import Loader
 from repaudit.capture.probe import ATTENTION_MASK, ProbeSet
 from repaudit.capture.probe_files import read_probe_file
 from repaudit.capture.recorder import Recorder
+from repaudit.capture.sources import Source, find_sources
 from repaudit.errors import PretrainedError
+from repaudit.names import ATTRS
+from repaudit.store.layout import DOCUMENT, model_key
+from repaudit.store.place import open_storage
+from repaudit.store.root import read_document
 
-_NUMBER: Final = re.compile(r"(\d+)(?!.*\d)")
-_STEP: Final = re.compile(r"step[=_\-]?(\d+)")
-_PREFIX: Final = "network."
-
-
-@dataclass(frozen=True)
-class Source:
-    """One set of weights: where it is, which revision or file of it, and the step it stands for."""
-
-    place: str
-    step: int
-    revision: str | None = None
-    file: Path | None = None
+SOURCE: Final = "source"
+"""The attribute of a model that tells where its weights came from."""
 
 
 def record_pretrained(
@@ -42,7 +38,6 @@ def record_pretrained(
     names: Sequence[str] | None = None,
     trust_remote_code: bool = False,
     max_length: int = 64,
-    batch_size: int = 32,
     tokenizer: Any = None,
     config: Any = None,
     **recorder_options: Any,
@@ -52,8 +47,8 @@ def record_pretrained(
     Parameters
     ----------
     models
-        Each a local folder, a hub id, a ``.gguf`` file, or a folder of checkpoints (Hugging Face's ``checkpoint-N``
-        or Lightning's ``*.ckpt``, whose weights go into a model of ``config``).
+        Each a local folder, a hub id, a ``.gguf`` file, a Lightning checkpoint (``.ckpt``), or a folder of checkpoints
+        (Hugging Face's ``checkpoint-N``, or Lightning's).
     probe_file
         A ``.txt``, ``.jsonl`` or ``.csv`` file, or a probe set. All models of a store share one; texts are cut to
         ``max_length`` tokens by the models' own tokenizer, which must be one and the same.
@@ -66,7 +61,10 @@ def record_pretrained(
     names
         Names in the store, one a model; by default the last part of the place.
     tokenizer
-        Used for all models, and taken for theirs, in place of the ones that come with them.
+        Used for all models, and taken for theirs, in place of the ones that come with them: itself, or its place.
+    config
+        Of the model into which the weights of Lightning checkpoints go: itself, a model, or a place, whose tokenizer
+        is then the checkpoints'.
     trust_remote_code
         Whether a model may run code that comes with it.
     recorder_options
@@ -75,131 +73,71 @@ def record_pretrained(
     Returns
     -------
     dict of str to list of int
-        The steps recorded of each model; a single set of weights is step 0.
+        The steps in the record of each model; a single set of weights is step 0. What an earlier call recorded of the
+        same weights is not recorded again.
 
     Raises
     ------
     PretrainedError
-        When a place holds no model, when checkpoints have no or the same steps, or when the models' own tokenizers
-        make different tokens of the texts.
+        When a place holds no model, when checkpoints have no or the same steps, when the models' own tokenizers
+        make different tokens of the texts, or when the store holds something else under a model's name.
     """
     chosen = _names(models, names)
     series = {name: find_sources(model, revisions) for name, model in zip(chosen, models, strict=True)}
+    loader = Loader(trust_remote_code, config, tokenizer)
     if isinstance(probe_file, ProbeSet):
         probe_set = probe_file
-    elif tokenizer is not None:
-        probe_set = _probe_set(probe_file, tokenizer, max_length)
     else:
-        firsts = {name: sources[0] for name, sources in series.items()}
-        own = {name: _tokenizer(source, trust_remote_code) for name, source in firsts.items()}
-        probe_set = _shared_probe_set(probe_file, own, max_length)
-    recorded = {}
-    for name, sources in series.items():
-        recorder = Recorder(
-            store, name, probe_set, layers, batch_size=batch_size, on_store_error="raise", **recorder_options
+        tokenizers = {name: loader.tokenizer(sources[0]) for name, sources in series.items()}
+        probe_set = _shared_probe_set(probe_file, tokenizers, max_length)
+    options: dict[str, Any] = {"batch_size": 32, "on_store_error": "raise"} | recorder_options
+    return {
+        name: _record_series(
+            Recorder(store, name, probe_set, layers, **options), sources, loader, options.get("storage_options")
         )
-        with recorder:
-            for source in sources:
-                recorder.audit(load_model(source, trust_remote_code=trust_remote_code, config=config), source.step)
-        recorded[name] = recorder.steps
-    return recorded
+        for name, sources in series.items()
+    }
 
 
-def find_sources(place: str | PathLike[str], revisions: Sequence[str] = ()) -> list[Source]:
-    """Find the sets of weights that a place holds, by increasing step."""
-    path = Path(place)
-    if revisions and path.exists():
+def _record_series(
+    recorder: Recorder, sources: Sequence[Source], loader: Loader, storage_options: Mapping[str, Any] | None
+) -> list[int]:
+    """Record one model's sets of weights, after a look at whether the store has another model of its name."""
+    with recorder:
+        for source in sources:
+            model = loader.model(source)
+            if source is sources[0]:
+                recorder.model_attrs[SOURCE] = _identity(source, model)
+                _refuse_another(recorder, storage_options)
+            recorder.audit(model, source.step)
+    return recorder.steps
+
+
+def _identity(source: Source, model: nn.Module) -> dict[str, Any]:
+    """What tells a model from others of its name: its first set of weights, and where that came from."""
+    sums = {name: checksum(parameter) for name, parameter in model.named_parameters()}
+    weights = hashlib.sha256(json.dumps(sums).encode()).hexdigest()
+    return {"place": source.place, "revision": source.revision, "step": source.step, "weights": weights}
+
+
+def _refuse_another(recorder: Recorder, storage_options: Mapping[str, Any] | None) -> None:
+    name, own = recorder.model_name, recorder.model_attrs[SOURCE]
+    document = read_document(open_storage(recorder.store, storage_options), f"{model_key(name)}/{DOCUMENT}")
+    there = {} if document is None else document["attributes"].get(ATTRS, {})
+    if not there.get("committed") or recorder.if_exists != "resume":
+        return
+    known = there.get(SOURCE)
+    if known is None or known["weights"] != own["weights"]:
+        other = "a model recorded in its training" if known is None else f"{_where(known)}, other weights"
         raise PretrainedError(
-            f"{place}: a local place has one set of weights and no revisions, found {', '.join(revisions)}: leave "
-            "them out, or pass a hub id"
+            f"{recorder.store} holds under the name {name!r} {other} than {_where(own)}: expected the same model, or a "
+            "name that is free. Give another one (--name)"
         )
-    if revisions:
-        found = [Source(str(place), _number(revision), revision=revision) for revision in revisions]
-    elif path.is_file():
-        found = [Source(str(path), 0, file=path)]
-    elif path.is_dir() and not (path / "config.json").exists():
-        found = list(_checkpoints(path))
-    else:
-        found = [Source(str(place), 0)]
-    steps = [source.step for source in found]
-    if len(set(steps)) != len(steps):
-        raise PretrainedError(f"{place}: two checkpoints have one step, found the steps {sorted(steps)}")
-    return sorted(found, key=lambda source: source.step)
 
 
-def _checkpoints(folder: Path) -> Iterator[Source]:
-    places = [path for path in sorted(folder.iterdir()) if path.suffix == ".ckpt" or (path / "config.json").exists()]
-    if not places:
-        raise PretrainedError(
-            f"{folder}: expected a model (config.json) or checkpoints (folders such as checkpoint-500, or *.ckpt), "
-            f"found {', '.join(sorted(path.name for path in folder.iterdir())[:8]) or 'nothing'}"
-        )
-    for path in places:
-        if path.name != "last.ckpt":
-            yield Source(str(path), _number(path.stem), file=path if path.is_file() else None)
-
-
-def _number(text: str) -> int:
-    found = _STEP.search(text) or _NUMBER.search(text)
-    if found is None:
-        raise PretrainedError(f"{text!r}: expected a name that tells the step, such as step1000 or checkpoint-500")
-    return int(found[1])
-
-
-def load_model(source: Source, *, trust_remote_code: bool = False, config: Any = None) -> nn.Module:
-    """Load one set of weights, in the dtype it is stored in, ready to be forwarded."""
-    from transformers import AutoModel, AutoModelForCausalLM
-
-    if source.file is not None and source.file.suffix == ".ckpt":
-        return _from_lightning(source.file, config)
-    known = _load_config(source, trust_remote_code)
-    architectures = getattr(known, "architectures", None) or []
-    is_gguf = source.file is not None  # the format of language models, which names no class
-    causal = is_gguf or any("CausalLM" in name or "LMHead" in name for name in architectures)
-    loaded: nn.Module = _load(AutoModelForCausalLM if causal else AutoModel, source, trust_remote_code, dtype="auto")
-    return loaded.eval()
-
-
-def _load_config(source: Source, trust_remote_code: bool) -> Any:
-    from transformers import AutoConfig
-
-    return _load(AutoConfig, source, trust_remote_code)
-
-
-def _load(auto: Any, source: Source, trust_remote_code: bool, **options: Any) -> Any:
-    where = {"revision": source.revision} if source.revision else {}
-    place: str | Path = source.place
-    if source.file is not None:
-        place, where = source.file.parent, {"gguf_file": source.file.name}
-    try:
-        return auto.from_pretrained(place, trust_remote_code=trust_remote_code, **where, **options)
-    except (OSError, ValueError, KeyError, ImportError) as error:
-        hint = (
-            "" if trust_remote_code or "trust_remote_code" not in str(error) else " (pass --trust-remote-code to allow)"
-        )
-        at = f" at revision {source.revision}" if source.revision else ""
-        lines = str(error).strip().splitlines() or [type(error).__name__]
-        raise PretrainedError(f"{source.place}{at}: cannot be loaded{hint}: {lines[0]}") from error
-
-
-def _from_lightning(path: Path, config: Any) -> nn.Module:
-    """Put the weights of a Lightning checkpoint into a model; only tensors and plain values are unpickled."""
-    import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
-
-    if config is None:
-        raise PretrainedError(f"{path}: a Lightning checkpoint holds weights alone: pass the model's config")
-    if isinstance(config, str | PathLike):
-        config = AutoConfig.from_pretrained(config)
-    state = torch.load(path, map_location="cpu", weights_only=True)["state_dict"]
-    if all(name.startswith(_PREFIX) for name in state):
-        state = {name.removeprefix(_PREFIX): value for name, value in state.items()}
-    model: nn.Module = config if isinstance(config, nn.Module) else AutoModelForCausalLM.from_config(config)  # type: ignore[no-untyped-call]
-    try:
-        model.load_state_dict(state)
-    except RuntimeError as error:
-        raise PretrainedError(f"{path}: its weights do not fit {type(model).__name__}: {error}") from error
-    return model.eval()
+def _where(source: Mapping[str, Any]) -> str:
+    revision = f" at revision {source['revision']}" if source["revision"] else ""
+    return f"{source['place']}{revision} (step {source['step']})"
 
 
 def _names(models: Sequence[str | PathLike[str]], names: Sequence[str] | None) -> list[str]:
@@ -211,12 +149,6 @@ def _names(models: Sequence[str | PathLike[str]], names: Sequence[str] | None) -
 
 def _name_of(model: str | PathLike[str]) -> str:
     return Path(model).resolve().name.removesuffix(".gguf") if Path(model).exists() else str(model).rsplit("/", 1)[-1]
-
-
-def _tokenizer(source: Source, trust_remote_code: bool) -> Any:
-    from transformers import AutoTokenizer
-
-    return _load(AutoTokenizer, source, trust_remote_code)
 
 
 def _shared_probe_set(path: str | PathLike[str], tokenizers: Mapping[str, Any], max_length: int) -> ProbeSet:

@@ -47,6 +47,14 @@ class ProbeSet:
         labels: Sequence[Any] | None = None,
         texts: Sequence[str] | None = None,
     ) -> None:
+        if not isinstance(inputs, Mapping):
+            raise ProbeSetError(
+                "inputs: expected a mapping of the names in the model's forward to tensors, such as "
+                f"{{'input_ids': ids}}, found {type(inputs).__name__}"
+            )
+        for what, values in (("ids", ids), ("labels", labels), ("texts", texts)):
+            if isinstance(values, str):
+                raise ProbeSetError(f"{what}: expected a sequence, one a sample, found the string {values!r}")
         self._inputs = {name: _checked_input(name, value) for name, value in inputs.items()}
         n = _n_samples(self._inputs)
         _check_mask(self._inputs.get(ATTENTION_MASK))

@@ -2,37 +2,28 @@
 
 from __future__ import annotations
 
-import difflib
-import inspect
-import logging
 import time
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from os import PathLike
 from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import Any, Self
 
 import torch
 from torch import nn
 
 from repaudit.capture.distributed import Ranks
 from repaudit.capture.extractor import ActivationExtractor
+from repaudit.capture.failures import Failures
 from repaudit.capture.layers import LayerSpec, resolve_layers
 from repaudit.capture.operators import ACTIVATIONS, OPERATORS, check_record, operator_layers, to_store, try_gauge
+from repaudit.capture.options import check_choices, check_names
 from repaudit.capture.probe import ProbeSet
 from repaudit.capture.rehearsal import check_vocabulary
 from repaudit.capture.trigger import AuditTrigger
 from repaudit.capture.wrappers import is_sharded, network
-from repaudit.errors import LostRankError, StateError, StepOrderError
+from repaudit.errors import StepOrderError
 from repaudit.store.writer import TrajectoryWriter
-
-_LOGGER = logging.getLogger(__name__)
-Result = TypeVar("Result")
-
-
-class AuditWarning(UserWarning):
-    """An audit failed; the training goes on without its record."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +51,8 @@ class Recorder:
     layer_specs
         What to record.
     trigger
-        With a trigger, :meth:`audit` does nothing at steps that are not due.
+        With a trigger, :meth:`audit` does nothing at steps that are not due; one of steps, since a loop tells no
+        epochs, checkpoints or validations.
     batch_size
         Samples a forward.
     gauge
@@ -112,15 +104,8 @@ class Recorder:
         model_attrs: Mapping[str, Any] | None = None,
         **writer_options: Any,
     ) -> None:
-        if on_store_error not in {"warn", "raise"}:
-            raise ValueError(f"on_store_error: expected 'warn' or 'raise', found {on_store_error!r}")
-        if batch_size < 1:
-            raise ValueError(f"batch_size: expected at least 1, found {batch_size}")
-        if not model_name:
-            raise ValueError("model_name: expected a name, found an empty one")
-        if gauge is not None and not callable(gauge):
-            raise TypeError(f"gauge: expected a DiffusionGauge or another callable, found {gauge!r}")
-        _check_options(writer_options)
+        check_choices(model_name, trigger, batch_size, gauge, on_store_error)
+        check_names(writer_options, (Recorder, TrajectoryWriter))
         check_record(record, gauge)
         self.record = record
         self.store, self.model_name, self.probe_set = store, model_name, probe_set
@@ -128,8 +113,8 @@ class Recorder:
         self.durable, self.on_store_error, self.if_exists = durable, on_store_error, if_exists
         self.extractor = ActivationExtractor(layer_specs)
         self.trajectory: list[tuple[int, dict[str, Any]]] = []
-        self.failures: list[tuple[int, str]] = []
-        self._model_attrs, self._writer_options = dict(model_attrs or {}), writer_options
+        self.model_attrs = dict(model_attrs or {})
+        self._failures, self._writer_options = Failures(model_name, on_store_error), writer_options
         self._split, self._ranks = split_across_ranks, Ranks()
         self._shapes: dict[str, tuple[tuple[int, ...], str]] = {}
         self._is_open = False
@@ -141,6 +126,11 @@ class Recorder:
     def steps(self) -> list[int]:
         """The steps of this model that are in the store, or on their way there."""
         return self._last_steps if self._writer is None else self._writer.steps
+
+    @property
+    def failures(self) -> list[tuple[int, str]]:
+        """The steps whose audit failed or could not be stored, each with its reason."""
+        return self._failures.all(self._writer)
 
     @property
     def is_open(self) -> bool:
@@ -197,6 +187,7 @@ class Recorder:
             on_store_error=self.on_store_error,
             **self._writer_options,
         )
+        self._failures.opened(self._writer)
 
     def _layers(self, model: nn.Module) -> tuple[dict[str, Any], dict[str, Mapping[str, Any]]]:
         """What the store is to hold: each layer's shape and dtype, and its attributes."""
@@ -271,7 +262,7 @@ class Recorder:
         self, model: nn.Module, step: int, *, epoch: float | None = None, loss: float | torch.Tensor | None = None
     ) -> Audit | None:
         """Forward the probe set; None where that failed and failures are only counted."""
-        return self._attempt(step, lambda: self._taken(model, step, epoch, loss))
+        return self._failures.attempt(step, lambda: self._taken(model, step, epoch, loss), self._writer)
 
     def _taken(self, model: nn.Module, step: int, epoch: float | None, loss: float | torch.Tensor | None) -> Audit:
         activations = self._activations(model)
@@ -300,7 +291,6 @@ class Recorder:
     def hand_over(self, audit: Audit, triggers: Sequence[str]) -> bool:
         """Queue an audit for the store; False where that failed and failures are only counted."""
         writer = self._writer
-
         if writer is None:
             return False
 
@@ -316,19 +306,20 @@ class Recorder:
             )
             return True
 
-        return bool(self._attempt(audit.step, append))
+        return bool(self._failures.attempt(audit.step, append, writer))
 
     def flush(self) -> None:
         """Wait until everything handed over is committed."""
         if self._writer is not None:
-            self._attempt(None, self._writer.flush)
+            self._failures.attempt(None, self._writer.flush, self._writer)
 
     def close(self) -> None:
         """Flush, and give the model's lease back; a later audit opens the record again."""
         self._is_open = False
         if self._writer is not None:
             writer, self._writer = self._writer, None
-            self._attempt(None, writer.close)
+            self._failures.attempt(None, writer.close, writer)
+            self._failures.all(writer)
             self._last_steps = writer.steps
 
     def __enter__(self) -> Self:
@@ -339,41 +330,10 @@ class Recorder:
     ) -> None:
         self.close()
 
-    def _attempt(self, step: int | None, action: Callable[[], Result]) -> Result | None:
-        """Let a failure pass with a warning, unless failures are to be raised."""
-        try:
-            return action()
-        except (LostRankError, StateError):
-            raise  # the processes are out of step, or the model is no longer as it was: the training must not go on
-        except Exception as error:
-            if self.on_store_error == "raise":
-                raise
-            reason = f"{type(error).__name__}: {error}"
-            at = "closing the store" if step is None else f"the audit at step {step}"
-            if step is not None:
-                self.failures.append((step, reason))
-            _LOGGER.warning("model %r: %s failed (%s)", self.model_name, at, reason)
-            warnings.warn(
-                f"model {self.model_name!r}: {at} failed ({reason}); the training goes on, "
-                f"{len(self.failures)} audits missing so far",
-                AuditWarning,
-                stacklevel=4,
-            )
-            return None
-
     def _facts(self) -> dict[str, Any]:
         side = self.probe_set.padding_side
         versions = {"torch": str(torch.__version__)}
-        return {"versions": versions, **({"padding_side": side} if side else {}), **self._model_attrs}
-
-
-def _check_options(options: Mapping[str, Any]) -> None:
-    known = [*inspect.signature(Recorder).parameters, *inspect.signature(TrajectoryWriter).parameters]
-    for name in options:
-        if name not in known:
-            close = difflib.get_close_matches(name, known, 1)
-            hint = f": is {close[0]!r} meant?" if close else ""
-            raise TypeError(f"unexpected keyword {name!r}{hint}")
+        return {"versions": versions, **({"padding_side": side} if side else {}), **self.model_attrs}
 
 
 def _number(loss: float | torch.Tensor | None) -> float | None:

@@ -148,7 +148,7 @@ def _tensor(value: torch.Tensor, *, is_buffer: bool) -> Restore | None:
         return None
     if not is_buffer and value.nbytes > LARGEST_TENSOR:
         return _watched(value)
-    kept = value.detach().clone()
+    kept, version = value.detach().clone(), _version(value)
 
     def restore() -> None:
         if value.shape != kept.shape or value.dtype != kept.dtype:
@@ -159,6 +159,8 @@ def _tensor(value: torch.Tensor, *, is_buffer: bool) -> Restore | None:
         elif not _same(value, kept):
             with torch.inference_mode(value.is_inference()):
                 value.detach().copy_(kept)
+        if _version(value) != version:  # the values are those that a graph alive across the audit has saved
+            torch._C._autograd._unsafe_set_version_counter((value,), (version,))
 
     return restore
 

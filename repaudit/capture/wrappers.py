@@ -33,18 +33,21 @@ def unwrap(module: nn.Module) -> nn.Module:
 
 def _inner(module: nn.Module) -> nn.Module | None:
     for name in WRAPPER_NAMES:
-        if isinstance(inner := module._modules.get(name), nn.Module):
+        if (inner := child_of(module, name)) is not None:
             return inner
-    if type(module).__name__ in _MODULE_WRAPPERS:
-        return module._modules.get("module")
-    return None
+    return child_of(module, "module") if type(module).__name__ in _MODULE_WRAPPERS else None
+
+
+def child_of(module: nn.Module, name: str) -> nn.Module | None:
+    """The submodule of that name; None where there is none. A TorchScript module's children have no ``get``."""
+    return module._modules[name] if name in module._modules else None  # noqa: SIM401
 
 
 def network(module: nn.Module) -> nn.Module:
     """The network of a training module: its ``.network`` where it has one (see ``HFTrainerModule``), else itself."""
     inner = unwrap(module)
-    held = inner._modules.get("network")
-    return unwrap(held) if isinstance(held, nn.Module) else inner
+    held = child_of(inner, "network")
+    return inner if held is None else unwrap(held)
 
 
 def entry_point(module: nn.Module) -> nn.Module:
@@ -52,7 +55,7 @@ def entry_point(module: nn.Module) -> nn.Module:
     while True:
         if _is_sharding(module):
             return module
-        inner = _inner(module) or module._modules.get("network")
+        inner = _inner(module) or child_of(module, "network")
         if inner is None:
             return module
         module = inner

@@ -21,9 +21,12 @@ def record(
     store: Annotated[str, typer.Option(help="Path or URL of the store; made if it is not there.")],
     revision: Annotated[list[str] | None, typer.Option(help="Revision to record, e.g. step1000; repeatable.")] = None,
     name: Annotated[list[str] | None, typer.Option(help="Name in the store, one a model; repeatable.")] = None,
-    config: Annotated[str | None, typer.Option(help="Config of the model in Lightning checkpoints.")] = None,
-    max_length: Annotated[int, typer.Option(help="Texts are cut to so many tokens.")] = 64,
-    batch_size: Annotated[int, typer.Option(help="Samples a forward.")] = 32,
+    config: Annotated[
+        str | None, typer.Option(help="Place that has the config (and tokenizer) of Lightning checkpoints.")
+    ] = None,
+    tokenizer: Annotated[str | None, typer.Option(help="Place of the tokenizer, instead of the models' own.")] = None,
+    max_length: Annotated[int, typer.Option(min=1, help="Texts are cut to so many tokens.")] = 64,
+    batch_size: Annotated[int, typer.Option(min=1, help="Samples a forward.")] = 32,
     trust_remote_code: Annotated[
         bool, typer.Option("--trust-remote-code", help="Let a model run code that comes with it.")
     ] = False,
@@ -35,7 +38,7 @@ def record(
 
         recorded = record_pretrained(
             models, probe, split_paths(layers), store, revisions=revision or (), names=name, config=config,
-            max_length=max_length, batch_size=batch_size, trust_remote_code=trust_remote_code,
+            tokenizer=tokenizer, max_length=max_length, batch_size=batch_size, trust_remote_code=trust_remote_code,
         )  # fmt: skip
     if as_json:
         typer.echo(json.dumps(recorded, indent=2))

@@ -15,7 +15,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 import repaudit as ra
 from repaudit.capture import distributed, hooks
-from repaudit.capture.recorder import AuditWarning
+from repaudit.capture.failures import AuditWarning
 from repaudit.errors import LostRankError, RankError, StateError
 
 GENERATOR = torch.Generator().manual_seed(3)

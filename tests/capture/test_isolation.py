@@ -216,3 +216,59 @@ def test_padded_encoder_layers_are_called_with_their_padding():
     found = ActivationExtractor(["layers[*]", "layers[0].linear1"]).extract(encoder, probe_set)
     assert found["layers.0.linear1"].shape == (3, 16)
     assert torch.backends.mha.get_fastpath_enabled()
+
+
+class Counts(nn.Module):
+    """Multiplies by a buffer, which every forward in evaluation mode changes in place."""
+
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(3, 3)
+        self.register_buffer("scale", torch.ones(3))
+
+    def forward(self, x):
+        if not self.training:
+            self.scale.add_(1)
+        return self.linear(x * self.scale)
+
+
+def test_a_graph_that_is_alive_across_an_audit_can_still_be_run_back():
+    model = Counts()
+    x = torch.eye(3, requires_grad=True)
+    loss = model(x).sum()
+    ActivationExtractor(["linear"]).extract(model, ProbeSet.from_tensors({"x": torch.eye(3)}))
+    loss.backward()
+    assert model.scale.tolist() == [1, 1, 1]
+    assert x.grad is not None
+
+
+def test_the_default_dtype_comes_back_from_a_forward_that_was_stopped():
+    class Widens(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.linear = nn.Linear(3, 3)
+
+        def forward(self, x):
+            before = torch.get_default_dtype()
+            torch.set_default_dtype(torch.float64)
+            y = self.linear(x)
+            torch.set_default_dtype(before)
+            return y
+
+    ActivationExtractor(["linear"]).extract(Widens(), ProbeSet.from_tensors({"x": torch.eye(3)}))
+    assert torch.get_default_dtype() == torch.float32
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")
+def test_parts_in_torchscript_are_walked():
+    class Mixed(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.scripted = torch.jit.trace(nn.Sequential(nn.Linear(3, 3)), torch.eye(3))
+            self.head = nn.Linear(3, 2)
+
+        def forward(self, x):
+            return self.head(self.scripted(x))
+
+    found = ActivationExtractor(["head"]).extract(Mixed(), ProbeSet.from_tensors({"x": torch.eye(3)}))
+    assert found["head"].shape == (3, 2)

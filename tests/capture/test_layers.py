@@ -152,3 +152,15 @@ def test_paths_start_at_network():
     holder.network = Net(1)
     assert paths(holder, "layers[0]") == ["layers.0"]
     assert paths(holder, "network.layers[0]") == ["layers.0"]
+
+
+def test_a_glob_passes_by_siblings_that_have_no_children():
+    model = nn.ModuleDict({"plain": nn.ReLU(), "deep": nn.Sequential(nn.Linear(2, 2))})
+    assert [layer.path for layer in resolve_layers(model, ["*[0]"])] == ["deep.0"]
+    with pytest.raises(LayerPathError, match="matches no layer"):
+        resolve_layers(model, ["*.nothing"])
+
+
+def test_a_name_must_not_be_empty():
+    with pytest.raises(ValueError, match="name: expected a layer's name or None"):
+        LayerSpec("deep", name="")

@@ -16,7 +16,7 @@ from transformers import GPT2Config
 
 import repaudit as ra
 from repaudit.analysis.selection import select
-from repaudit.capture.recorder import AuditWarning
+from repaudit.capture.failures import AuditWarning
 from repaudit.errors import AnalysisError, LayerPathError, RepauditError, StateError, StepOrderError
 from repaudit.store.copying import copy_store
 

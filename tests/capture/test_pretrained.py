@@ -245,3 +245,70 @@ def test_separators_inside_a_text_and_a_byte_order_mark(tmp_path):
     path = tmp_path / "p.jsonl"
     path.write_text('{"text": "a\u2028b"}\n{"text": "c\x85d"}\n', encoding="utf-8-sig")
     assert read_probe_file(path)[0] == ["a\u2028b", "c\x85d"]
+
+
+def test_another_model_under_a_name_that_exists_is_refused(tmp_path, texts):
+    save(tmp_path / "one", 0)
+    save(tmp_path / "two", 1)
+    arguments = (texts, ["model.norm"], tmp_path / "s.zarr")
+    assert record_pretrained([tmp_path / "one"], *arguments, names=["m"]) == {"m": [0]}
+    assert record_pretrained([tmp_path / "one"], *arguments, names=["m"]) == {"m": [0]}
+    with pytest.raises(PretrainedError, match=r"name 'm' \S*one \(step 0\), other weights than \S*two \(step 0\)"):
+        record_pretrained([tmp_path / "two"], *arguments, names=["m"])
+    save(tmp_path / "series" / "checkpoint-0", 0)
+    save(tmp_path / "series" / "checkpoint-5", 5)
+    series = [tmp_path / "series"]
+    assert record_pretrained(series, *arguments, names=["m"]) == {"m": [0, 5]}  # begins with the same weights
+    assert record_pretrained([tmp_path / "two"], *arguments, names=["m"], if_exists="replace") == {"m": [0]}
+
+
+def test_a_model_recorded_in_training_is_no_pretrained_one(tmp_path, texts):
+    model = save(tmp_path / "one")
+    probe_set = ra.ProbeSet.from_texts(["a b c", "d e", "f"], tf.AutoTokenizer.from_pretrained(tmp_path / "one"))
+    with ra.Recorder(tmp_path / "s.zarr", "one", probe_set, ["model.norm"]) as recorder:
+        recorder.audit(model, 0)
+    with pytest.raises(PretrainedError, match="a model recorded in its training than"):
+        record_pretrained([tmp_path / "one"], probe_set, ["model.norm"], tmp_path / "s.zarr")
+
+
+def run_record(*arguments):
+    command = [sys.executable, "-c", "from repaudit.cli import app; app()", "record", *map(str, arguments)]
+    return subprocess.run(command, check=False, capture_output=True, text=True)
+
+
+def test_lightning_checkpoints_from_the_shell(tmp_path, texts):
+    module = ra.HFTrainerModule(CONFIG)
+    torch.save({"state_dict": module.state_dict(), "global_step": 30}, tmp_path / "best.ckpt")
+    save(tmp_path / "base")
+    options = ["--probe", texts, "--layers", "model.norm", "--json"]
+    done = run_record(tmp_path / "best.ckpt", *options, "--store", tmp_path / "s.zarr", "--config", tmp_path / "base")
+    assert json.loads(done.stdout) == {"best.ckpt": [30]}, done.stderr
+    there = ["--config", tmp_path / "base" / "config.json", "--tokenizer", tmp_path / "base"]
+    done = run_record(tmp_path / "best.ckpt", *options, "--store", tmp_path / "t.zarr", *there)
+    assert json.loads(done.stdout) == {"best.ckpt": [30]}, done.stderr
+    wrong = run_record(tmp_path / "best.ckpt", *options, "--store", tmp_path / "u.zarr", "--batch-size", 0)
+    assert wrong.returncode == 2
+    assert "Traceback" not in wrong.stderr
+
+
+@pytest.mark.parametrize("content", [b"", b"junk", {"weights": 1}, {"state_dict": {}, "other": object}])
+def test_files_that_are_no_checkpoints_of_plain_values_are_told(tmp_path, texts, content):
+    place = tmp_path / "step=3.ckpt"
+    place.write_bytes(content) if isinstance(content, bytes) else torch.save(content, place)
+    save(tmp_path / "base")
+    with pytest.raises(PretrainedError, match=r"step=3\.ckpt: expected a Lightning checkpoint"):
+        record_pretrained([place], texts, ["model.norm"], tmp_path / "s.zarr", config=str(tmp_path / "base"))
+
+
+def test_a_trainers_folder_is_its_checkpoints_and_its_last_model(tmp_path):
+    save(tmp_path / "run")
+    assert [source.step for source in find_sources(tmp_path / "run")] == [0]
+    for step in (500, 20):
+        save(tmp_path / "run" / f"checkpoint-{step}", step)
+    assert [source.step for source in find_sources(tmp_path / "run")] == [20, 500]
+    (tmp_path / "run" / "trainer_state.json").write_text('{"global_step": 700}')
+    found = [(source.step, source.place) for source in find_sources(tmp_path / "run")]
+    assert found[-1] == (700, str(tmp_path / "run"))
+    (tmp_path / "light").mkdir()
+    torch.save({"state_dict": {}, "global_step": 9}, tmp_path / "light" / "last.ckpt")
+    assert [source.step for source in find_sources(tmp_path / "light")] == [9]

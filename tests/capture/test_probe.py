@@ -99,3 +99,14 @@ def test_batches_and_selections_keep_order():
     assert (part.ids, part.labels, part.inputs["x"].tolist()) == (["2", "3"], ["c", "d"], [2, 3])
     with pytest.raises(ValueError, match="at least 1"):
         next(probe_set.batches(0))
+
+
+@pytest.mark.parametrize("make", [ProbeSet, ProbeSet.from_tensors])
+def test_a_bare_tensor_is_told_from_a_mapping(make):
+    with pytest.raises(ProbeSetError, match=r"inputs: expected a mapping .* found Tensor"):
+        make(torch.eye(3))
+
+
+def test_a_string_is_no_sequence_of_labels():
+    with pytest.raises(ProbeSetError, match="labels: expected a sequence, one a sample, found the string 'abc'"):
+        ProbeSet.from_tensors({"x": torch.eye(3)}, labels="abc")

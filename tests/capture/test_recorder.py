@@ -1,12 +1,14 @@
 """The recorder in one's own loop: opening, failing, and what is noted of it."""
 
 import pickle
+import warnings
 
 import pytest
 import torch
 from torch import nn
 
 import repaudit as ra
+from repaudit.capture.failures import AuditWarning
 from repaudit.errors import RepauditError
 
 PROBE = ra.ProbeSet.from_tensors({"x": torch.eye(3)})
@@ -41,6 +43,13 @@ def test_paths_that_do_not_resolve_are_told_at_every_audit(tmp_path):
         ({"on_store_eror": "raise"}, TypeError, "'on_store_eror': is 'on_store_error' meant"),
         ({"gauge": "gaussian"}, TypeError, "gauge: expected a DiffusionGauge"),
         ({"model_name": ""}, ValueError, "model_name"),
+        (
+            {"trigger": ra.AuditTrigger(every_n_epochs=1, every_n_steps=2)},
+            ValueError,
+            "every_n_epochs would never fire",
+        ),
+        ({"trigger": ra.AuditTrigger(on_checkpoint=True)}, ValueError, "on_checkpoint would never fire"),
+        ({"trigger": ra.AuditTrigger(on_validation_end=True)}, ValueError, "on_validation_end would never fire"),
     ],
 )
 def test_wrong_options_are_refused_at_once(tmp_path, options, error, message):
@@ -54,3 +63,67 @@ def test_a_callback_travels_to_another_process(tmp_path):
     callback.recorder.rehearse(model)
     there = pickle.loads(pickle.dumps(callback))
     assert there.recorder.rehearse(model) == callback.recorder.rehearse(model)
+
+
+class Fails(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first, self.fails = nn.Linear(3, 2), False
+
+    def forward(self, x):
+        if self.fails:
+            raise MemoryError("no memory left")
+        return self.first(x)
+
+
+def test_a_failed_audit_is_told_once_counted_and_a_gap_of_the_record(tmp_path, caplog):
+    model = Fails()
+    with recorder(tmp_path / "s.zarr", ["first"]) as audits:
+        for step in range(4):
+            model.fails = step == 2
+            with warnings.catch_warnings(record=True) as told:
+                warnings.simplefilter("always")
+                assert audits.audit(model, step) is not model.fails
+            messages = [str(one.message) for one in told]
+            assert len(messages) == model.fails
+        assert audits.failures == [(2, "MemoryError: no memory left")]
+    assert not caplog.records
+    attributes = ra.open_store(tmp_path / "s.zarr")["models/seed0"].attrs["repaudit"]
+    assert [(gap["step"], gap["reason"]) for gap in attributes["gaps"]] == [(2, "MemoryError: no memory left")]
+    with recorder(tmp_path / "s.zarr", ["first"]) as audits:
+        audits.audit(model, 4)
+        assert audits.failures == []  # that gap is an earlier run's
+
+
+def test_what_the_store_could_not_take_is_among_the_failures(tmp_path, monkeypatch):
+    from repaudit.store.record import ModelRecord
+
+    append = ModelRecord.append
+
+    def refuse(self, row, arrays):
+        if row["step"] == 1:
+            raise RepauditError("no room")
+        return append(self, row, arrays)
+
+    model = nn.Sequential(nn.Linear(3, 2))
+    monkeypatch.setattr(ModelRecord, "append", refuse)
+    with pytest.warns(UserWarning, match="no room"):
+        audits = recorded(recorder(tmp_path / "s.zarr"), model)
+    assert audits.failures == [(1, "RepauditError: no room")]
+
+
+def recorded(audits, model):
+    with audits:
+        for step in range(3):
+            audits.audit(model, step)
+    return audits
+
+
+def test_warnings_name_what_is_missing(tmp_path):
+    model = Fails()
+    with recorder(tmp_path / "s.zarr", ["first"]) as audits:
+        audits.audit(model, 0)
+        model.fails = True
+        for step in (1, 2):
+            with pytest.warns(AuditWarning, match=f"the audit at step {step} failed .*{step} audits missing so far"):
+                audits.audit(model, step)
