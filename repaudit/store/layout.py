@@ -167,8 +167,6 @@ def lay_out_layers(
     dtypes = {check_name(name, "layer"): dtype_name(dtype) for name, (_, dtype) in layers.items()}
     shapes = {name: _checked_shape(name, shape, dtypes[name], n_samples) for name, (shape, _) in layers.items()}
     extra = attributes or {}
-    if unknown := extra.keys() - layers.keys():
-        raise LayoutError(f"Attributes of layers that are not there: {sorted(unknown)}; the layers are {list(layers)}.")
     operators = {name for name in shapes if extra.get(name, {}).get(KIND) == OPERATOR}
     activations = [shape for name, shape in shapes.items() if name not in operators]
     widths = {shape[-1] for shape in activations}

@@ -396,7 +396,6 @@ def test_dtypes_are_taken_as_people_write_them(url, probe_set, dtype):
         ({"layer_attrs": {"x": {"units": "days since 2000-01-01"}}}, "days since"),
         ({"layer_attrs": {"x": {"long_name": 5}}}, "long_name"),
         ({"layer_attrs": {"x": {"rate": float("nan")}}}, "no JSON"),
-        ({"layer_attrs": {"y": {}}}, "not there"),
         ({"model_attrs": {"rate": np.float32(1)}}, "no JSON"),
         ({"model_name": ""}, "name of a model"),
         ({"model_name": None}, "name of a model"),
