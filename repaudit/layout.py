@@ -69,15 +69,23 @@ def procrustes_align(points: Array, target: Array) -> Array:
     return aligned
 
 
-def metric_mds(distances: Array, n_components: int, seed: int, *, start: Array | None = None) -> tuple[Array, float]:
-    """SMACOF from classical MDS, or from a given layout, and its stress-1."""
+def metric_mds(
+    distances: Array, n_components: int, seed: int, *, start: Array | None = None, tolerance: float = 1e-6
+) -> tuple[Array, float]:
+    """SMACOF from classical MDS, or from a given layout, until its stress falls by less than a share; with stress-1."""
     from sklearn.manifold import smacof
 
     first = classical_mds(distances, n_components) if start is None else start.copy()
     if not distances.any():
         return np.zeros_like(first), 0.0
     points, _ = smacof(
-        distances, n_components=n_components, init=first, n_init=1, max_iter=MDS_ITERATIONS, random_state=seed
+        distances,
+        n_components=n_components,
+        init=first,
+        n_init=1,
+        max_iter=MDS_ITERATIONS,
+        random_state=seed,
+        eps=tolerance,
     )
     return points, kruskal_stress(distances, squareform(pdist(points)))
 

@@ -26,7 +26,10 @@ REPORT: Final = "report.html"
 SUMMARY: Final = "summary.json"
 FIGURES: Final = "figures"
 CACHE: Final = "cache"
-FIGURE_PATTERNS: Final = ("spread.png", "diagnostics.png", "trajectories-*.png", "embedding-*.png")
+FIGURE_PATTERNS: Final = (
+    *(f"{name}.png" for name in ("spread", "diagnostics", "comparison", "approach", "groups", "settling", "together")),
+    *(f"{name}-*.png" for name in ("trajectories", "embedding", "similarity", "frames", "units")),
+)
 _SCRATCH: Final = f".repaudit-{socket.gethostname()}-"
 
 

@@ -9,15 +9,9 @@ from scipy.spatial.distance import pdist, squareform
 from scipy.stats import spearmanr
 
 from repaudit import DiffusionGauge
-from repaudit.embed import (
-    mds_embedding,
-    phate_embedding,
-    phate_frames,
-    phate_trajectories,
-    procrustes_align,
-    unit_trajectories,
-)
+from repaudit.embed import phate_embedding, phate_frames, phate_trajectories, unit_trajectories
 from repaudit.errors import ActivationError, OperatorError
+from repaudit.layout import mds_embedding, procrustes_align
 
 
 def distances(points: np.ndarray) -> np.ndarray:
