@@ -22,8 +22,6 @@ Array = NDArray[np.float64]
 
 T_MAX: Final = 100
 """Longest diffusion time that the von Neumann entropy is looked at for."""
-FRAME_TOLERANCE: Final = 1e-4
-"""Frames are many: a layout is good where another iteration lowers its stress by less than this share."""
 POTENTIAL_FLOOR: Final = 1e-7
 """Added to transition probabilities before the logarithm, as PHATE does."""
 SAME: Final = 1e-9
@@ -117,7 +115,7 @@ def phate_frames(
         distances = _potential_distances(dense(operators[index]), time)
         if before is not None and len(before) != len(distances):
             raise OperatorError(f"expected the same {len(before)} samples in operator {index}, found {len(distances)}")
-        points, stress = metric_mds(distances, n_components, seed, start=before, tolerance=FRAME_TOLERANCE)
+        points, stress = metric_mds(distances, n_components, seed, start=before)
         frames.append(points if before is None else procrustes_align(points, before))
         stresses.append(stress)
     attrs = {"stress": stresses, "t": time, "seed": seed, "method": "phate"}
@@ -144,7 +142,7 @@ def phate_onto(operators: Sequence[Operator], frames: xr.DataArray, seed: int = 
     points, stresses = [], []
     for operator, frame in zip(operators, frames.values, strict=True):
         distances = _potential_distances(dense(operator), frames.attrs["t"])
-        laid_out, stress = metric_mds(distances, frame.shape[1], seed, start=frame, tolerance=FRAME_TOLERANCE)
+        laid_out, stress = metric_mds(distances, frame.shape[1], seed, start=frame)
         points.append(procrustes_align(laid_out, frame))
         stresses.append(stress)
     return xr.DataArray(np.stack(points), dims=frames.dims, attrs={**frames.attrs, "stress": stresses, "seed": seed})

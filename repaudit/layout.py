@@ -16,6 +16,9 @@ from repaudit.names import COMPONENT
 Array = NDArray[np.float64]
 
 MDS_ITERATIONS: Final = 1000
+FRESH, STARTED = 1e-6, 1e-4
+"""A layout is good where another iteration lowers its stress by less than this share; of those that start from another
+there are many, one a frame."""
 
 
 def mds_embedding(distances: ArrayLike, n_components: int = 2, *, dim: str = "operator") -> xr.DataArray:
@@ -69,13 +72,12 @@ def procrustes_align(points: Array, target: Array) -> Array:
     return aligned
 
 
-def metric_mds(
-    distances: Array, n_components: int, seed: int, *, start: Array | None = None, tolerance: float = 1e-6
-) -> tuple[Array, float]:
+def metric_mds(distances: Array, n_components: int, seed: int, *, start: Array | None = None) -> tuple[Array, float]:
     """SMACOF from classical MDS, or from a given layout, until its stress falls by less than a share; with stress-1."""
     from sklearn.manifold import smacof
 
     first = classical_mds(distances, n_components) if start is None else start.copy()
+    tolerance = FRESH if start is None else STARTED
     if not distances.any():
         return np.zeros_like(first), 0.0
     points, _ = smacof(
