@@ -1,7 +1,9 @@
-"""Distances of T operators against the bare Gram product of the same shape: time and peak memory.
+"""Distances of T operators against the bare Gram product of the same shape, and a whole analysis: time and peak memory.
 
 Each row is measured in a process of its own, so that the peak is its own. The bare product is ``F @ F.T`` of the
-flattened operators, in memory and in their precision; the distances read the same operators from a file.
+flattened operators, in memory and in their precision; the distances read the same operators from a file. The whole
+analysis runs on a store of synthetic replicas: threads, two Dask workers, again with all its operators kept, and again
+after the store has grown by one step a model.
 """
 
 from __future__ import annotations
@@ -17,11 +19,13 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import psutil
 import torch
 
+import repaudit as ra
 from repaudit.measure.distances import operator_distances
 from repaudit.measure.gram import stream_gram
 from repaudit.measure.stack import OperatorStack
@@ -92,12 +96,49 @@ def measure(path: Path, repeats: int, memory: str) -> dict[str, float]:
     }
 
 
+def write_store(url: Path, steps: range, samples: int, models: int = 3, width: int = 768) -> None:
+    """Replicas that converge, in one layer; later steps join a store that exists."""
+    rng = np.random.default_rng(0)
+    common = rng.standard_normal((samples, width))
+    inputs = {"pixels": torch.zeros(samples, 4).copy_(torch.from_numpy(rng.standard_normal((samples, 4))))}
+    probe_set = ra.ProbeSet.from_tensors(inputs)
+    for model in range(models):
+        own, layers = rng.standard_normal((samples, width)), {"layer": ((samples, width), "float32")}
+        name = f"seed{model}"
+        with ra.TrajectoryWriter(url, model_name=name, probe_set=probe_set, layers=layers, durable=False) as writer:
+            for step in steps:
+                share = 1 - np.exp(-step / 4)
+                writer.append(step, {"layer": (share * common + (1 - share) * own).astype(np.float32)})
+
+
+def whole(samples: int, steps: int, memory: str) -> None:
+    """Print the time of a whole analysis in four settings, and how far the workers' results are from the threads'."""
+    bare: dict[str, Any] = {"frames": 0, "units": 0, "similarity": (), "memory": memory}
+    with tempfile.TemporaryDirectory() as folder:
+        url = Path(folder, "store.zarr")
+        write_store(url, range(steps), samples)
+        results = {}
+        ra.analyze(url, Path(folder, "warm"), steps=[0], **bare)
+        with Peak() as peak:
+            first = seconds(lambda: results.update(threads=ra.analyze(url, Path(folder, "threads"), **bare)))
+        workers = seconds(lambda: results.update(workers=ra.analyze(url, Path(folder, "workers"), workers=2, **bare)))
+        again = seconds(lambda: ra.analyze(url, Path(folder, "threads"), **bare))
+        write_store(url, range(steps, steps + 1), samples)
+        grown = seconds(lambda: ra.analyze(url, Path(folder, "threads"), **bare))
+    spreads = [results[name]["spread"]["spread"].values for name in ("threads", "workers")]
+    print(f"\nwhole analysis, 3 models x 1 layer x {steps} steps, {samples} samples, without frames, units, similarity")
+    print(f"threads {first:.1f} s (peak {peak.megabytes:.0f} MB), 2 Dask workers {workers:.1f} s with their start,")
+    print(f"again with nothing new {again:.1f} s, after one step more {grown:.1f} s")
+    print(f"largest difference of the spread, workers against threads: {np.abs(spreads[0] - spreads[1]).max():.1e}")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(prog="analyze", description=__doc__)
     parser.add_argument("--operators", type=int, nargs="+", default=[50, 200, 1000])
     parser.add_argument("--samples", type=int, default=1000)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--memory", default="500MB")
+    parser.add_argument("--steps", type=int, default=24, help="of the whole analysis; 0 to leave it out")
     parser.add_argument("--one", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.one:
@@ -125,6 +166,8 @@ def main() -> None:
                 f"{row['operators']:>10}{row['gemm_s']:>10.3f}{row['file_ratio']:>12.2f}{row['memory_ratio']:>12.2f}"
                 f"{row['peak_mb']:>10.0f}{row['recomputed']:>12}"
             )
+    if options.steps:
+        whole(options.samples, options.steps, options.memory)
 
 
 if __name__ == "__main__":
