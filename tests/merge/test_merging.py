@@ -166,3 +166,14 @@ def test_gromov_merges_operators_on_different_samples():
     np.testing.assert_allclose(values[:3], 1, atol=2e-2)
     assert values[3] < 0.2
     torch.testing.assert_close(merged.stationary @ merged.matrix, merged.stationary)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("strategy", ["weighted", "frobenius", "reversible", "ot_barycenter", "gromov"])
+def test_cuda_merges_as_the_cpu_does(strategy):
+    gauge, clouds = ra.DiffusionGauge(), np.random.default_rng(5).standard_normal((3, 40, 6))
+    merging = ra.DiffusionMerging(strategy)
+    truth = merging.merge({str(k): gauge(torch.from_numpy(cloud)) for k, cloud in enumerate(clouds)})
+    merged = merging.merge({str(k): gauge(torch.from_numpy(cloud).cuda()) for k, cloud in enumerate(clouds)})
+    np.testing.assert_allclose(merged.to_numpy(), truth.to_numpy(), atol=1e-6)
