@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, Final, cast
 
 import numpy as np
@@ -71,11 +72,9 @@ def merged_dataset(operators: LayerOperators, study: Study) -> xr.Dataset:
     step, settings = operators.last_step(), study.settings
     here = operators.at(step)
 
-    def embedding() -> dict[str, Any]:
-        found = phate_embedding(_merge(study, here), n_components=2, seed=settings.seed)
-        return {"embedding": found.values, "stress": found.attrs["stress"]}
-
-    found = study.cache.recall(["merged", settings.merge, settings.seed, operators.content(step)], embedding)
+    found = study.cache.recall(
+        ["merged", settings.merge, settings.seed, operators.content(step)], partial(_embedding, here, study)
+    )
     return xr.Dataset(
         {
             "embedding": ((LAYER, SAMPLE, COMPONENT), found["embedding"][None]),
@@ -95,18 +94,8 @@ def frames_dataset(operators: LayerOperators, study: Study) -> xr.Dataset | None
     if not steps:
         return None
 
-    def frames() -> dict[str, Any]:
-        merged = phate_frames([_merge(study, operators.at(step)) for step in steps], seed=settings.seed)
-        own = [phate_onto([operators.at(step)[model] for step in steps], merged, settings.seed) for model in models]
-        return {
-            "merged": merged.values,
-            "stress": merged.attrs["stress"],
-            "models": np.stack(own),
-            "t": merged.attrs["t"],
-        }
-
     content = ["frames", settings.merge, settings.seed, [operators.content(step) for step in steps]]
-    found = study.cache.recall(content, frames)
+    found = study.cache.recall(content, partial(_frames, operators, steps, study))
     return xr.Dataset(
         {
             "merged": ((LAYER, STEP, SAMPLE, COMPONENT), found["merged"][None]),
@@ -126,17 +115,8 @@ def units_dataset(operators: LayerOperators, study: Study) -> xr.Dataset | None:
     if settings.units < 2 or len(steps) < 2:
         return None
 
-    def view() -> dict[str, Any]:
-        first = read_step(study.tree, model, operators.layer, steps[0])
-        units = _evenly(list(range(first.shape[1])), settings.units)
-        values = [read_step(study.tree, model, operators.layer, step).values[:, units] for step in steps]
-        try:
-            found = unit_trajectories(np.stack(values).astype(np.float32), seed=settings.seed)
-        except ActivationError:
-            return {"units": np.array([], dtype=np.int64)}
-        return {"units": np.array(units), "embedding": found.values, "stress": found.attrs["stress"]}
-
     content = [operators.stored[model, step].digest for step in steps]
+    view = partial(_units, model, operators.layer, steps, study)
     found = study.cache.recall(["units", settings.units, settings.seed, content], view)
     if not len(found["units"]):
         return None
@@ -154,22 +134,46 @@ def units_dataset(operators: LayerOperators, study: Study) -> xr.Dataset | None:
 
 def _laid_out(study: Study, name: list[str], operators: list[StoredOperator]) -> dict[str, NDArray[Any]]:
     """Both layouts of operators, from their calibrated distances."""
-    settings = study.settings
+    content = ["layout", METRIC, study.settings.seed, [one.digest for one in operators]]
+    return study.cache.recall(content, partial(_layouts, study, name, operators))
 
+
+def _layouts(study: Study, name: list[str], operators: list[StoredOperator]) -> dict[str, Any]:
     def rows(files: list[OperatorFile], first: int) -> NDArray[Any]:
-        return calibrated_distances(OperatorStack(files), first, memory=settings.memory)
+        return calibrated_distances(OperatorStack(files), first, memory=study.settings.memory)
 
-    def layouts() -> dict[str, Any]:
-        distances = study.cache.distances([METRIC, *name], operators, rows)
-        phate = phate_trajectories(distances, n_components=2, seed=settings.seed)
-        return {
-            "trajectory": phate.values,
-            "mds": mds_embedding(distances, n_components=2).values,
-            "stress": phate.attrs["stress"],
-            "distance_stress": scaled_stress(distances, phate.values),
-        }
+    distances = study.cache.distances([METRIC, *name], operators, rows)
+    phate = phate_trajectories(distances, n_components=2, seed=study.settings.seed)
+    return {
+        "trajectory": phate.values,
+        "mds": mds_embedding(distances, n_components=2).values,
+        "stress": phate.attrs["stress"],
+        "distance_stress": scaled_stress(distances, phate.values),
+    }
 
-    return study.cache.recall(["layout", METRIC, settings.seed, [one.digest for one in operators]], layouts)
+
+def _embedding(operators: dict[str, OperatorFile], study: Study) -> dict[str, Any]:
+    found = phate_embedding(_merge(study, operators), n_components=2, seed=study.settings.seed)
+    return {"embedding": found.values, "stress": found.attrs["stress"]}
+
+
+def _frames(operators: LayerOperators, steps: Sequence[int], study: Study) -> dict[str, Any]:
+    seed, models = study.settings.seed, operators.models()
+    merged = phate_frames([_merge(study, operators.at(step)) for step in steps], seed=seed)
+    own = [phate_onto([operators.at(step)[model] for step in steps], merged, seed) for model in models]
+    about = {name: merged.attrs[name] for name in ("stress", "t")}
+    return {"merged": merged.values, "models": np.stack(own), **about}
+
+
+def _units(model: str, layer: str, steps: Sequence[int], study: Study) -> dict[str, Any]:
+    first = read_step(study.tree, model, layer, steps[0])
+    units = _evenly(range(first.shape[1]), study.settings.units)
+    values = [read_step(study.tree, model, layer, step).values[:, units] for step in steps]
+    try:
+        found = unit_trajectories(np.stack(values).astype(np.float32), seed=study.settings.seed)
+    except ActivationError:  # fewer than two units
+        return {"units": np.array([], dtype=np.int64)}
+    return {"units": np.array(units), "embedding": found.values, "stress": found.attrs["stress"]}
 
 
 def _merge(study: Study, operators: dict[str, OperatorFile]) -> Any:

@@ -87,6 +87,24 @@ def test_another_gauge_or_seed_is_another_result(planted_store, tmp_path):
     assert_equal(other, fresh, rtol=1e-9)
 
 
+def test_another_record_under_the_same_names_is_another_result(planted_store, tmp_path, probe_set):
+    url, out = planted_store(models=2, layers=("only",), steps=(0, 16)), tmp_path / "out"
+    first = ra.analyze(url, out, **BARE)
+    values, layers = (
+        np.random.default_rng(77).normal(size=(2, 48, 12)).astype("float32"),
+        {"only": ((48, 12), "float32")},
+    )
+    with ra.TrajectoryWriter(
+        url, model_name="seed1", probe_set=probe_set, layers=layers, durable=False, if_exists="replace"
+    ) as writer:
+        writer.append(0, {"only": values[0]})
+        writer.append(16, {"only": values[1]})
+    second = ra.analyze(url, out, **BARE)
+    assert first["spread"]["spread"].sel(step=16) < 0.05
+    assert second["spread"]["spread"].sel(step=16) > 0.8
+    assert_equal(second, ra.analyze(url, tmp_path / "fresh", cache=False, **BARE), rtol=1e-4)
+
+
 def test_an_interrupted_run_goes_on_where_it_was(planted_store, tmp_path):
     url, out = planted_store(), tmp_path / "out"
 
