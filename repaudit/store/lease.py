@@ -123,6 +123,8 @@ class Lease:
             self._acquire(force)
             return
         other = Holder.parse(data)
+        if other.token == self.holder.token:  # a client that lost the answer to its put has tried it again
+            return
         if not force and not other.stale:
             raise LeaseError(f"{self.what} is being written by another writer ({other}): expected none. {other.advice}")
         self._take_over(other, force)
@@ -148,7 +150,9 @@ class Lease:
         data = self.storage.get(self.key)
         if data is None or Holder.parse(data).token != self.holder.token:
             self._lost = True
-            taker = "nobody: the lease was removed" if data is None else str(Holder.parse(data))
+            if data is None:
+                raise LeaseError(f"{self.what}: its lease is gone, as when the store was deleted; this writer stops.")
+            taker = Holder.parse(data)
             raise LeaseError(f"{self.what} was taken over by another writer ({taker}); this writer stops.")
 
     def _beat(self) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import xarray as xr
+from zarr.storage import FsspecStore
 
 from repaudit.errors import CorruptStoreError
 from repaudit.names import ATTRS, MODELS, STEP
@@ -40,16 +41,24 @@ def open_store(url: str | os.PathLike[str], storage_options: Mapping[str, Any] |
     if store_attributes(storage) is None:
         raise nothing_there(storage)
     check_documents(storage)
-    place = storage.url if isinstance(storage, LocalStorage) else os.fspath(url)
-    options = None if isinstance(storage, LocalStorage) else dict(storage_options or {})
     try:
-        return xr.open_datatree(place, engine="zarr", consolidated=False, chunks={}, storage_options=options)
+        place = _zarr_store(storage, url, storage_options)
+        return xr.open_datatree(place, engine="zarr", consolidated=False, chunks={})
     except (PermissionError, ConnectionError, TimeoutError, Warning):
         raise
     except Exception as error:  # what it reads was there a moment ago: any part of it may be damaged
         raise CorruptStoreError(
             f"{storage.url} cannot be opened ({type(error).__name__}: {error}). Run `repaudit verify --data`."
         ) from error
+
+
+def _zarr_store(storage: Storage, url: str | os.PathLike[str], storage_options: Mapping[str, Any] | None) -> Any:
+    """Give what xarray opens: a path, or a Zarr store that sees what is there now."""
+    if isinstance(storage, LocalStorage):
+        return storage.url
+    store = FsspecStore.from_url(os.fspath(url), storage_options=dict(storage_options or {}), read_only=True)
+    store.fs.invalidate_cache()  # a file system that was here before would answer from the listings it remembers
+    return store
 
 
 def check_documents(storage: Storage) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import os
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -104,3 +106,21 @@ def probe_set() -> StoredProbeSet:
 @pytest.fixture
 def failing_storage() -> type[FailingStorage]:
     return FailingStorage
+
+
+@pytest.fixture(scope="session")
+def s3():
+    """An S3 service on this machine; gives the options to reach it."""
+    moto = pytest.importorskip("moto.server", reason="the S3 tests need the extra 'test' (moto)")
+    os.environ.setdefault("AWS_ACCESS_KEY_ID", "testing")
+    os.environ.setdefault("AWS_SECRET_ACCESS_KEY", "testing")
+    logging.getLogger("werkzeug").setLevel(logging.WARNING)
+    server = moto.ThreadedMotoServer(port=0)
+    server.start()
+    host, port = server.get_host_and_port()
+    options = {"key": "testing", "secret": "testing", "client_kwargs": {"endpoint_url": f"http://{host}:{port}"}}
+    import s3fs
+
+    s3fs.S3FileSystem(**options).mkdir("bucket")
+    yield options
+    server.stop()

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
-import os
 import subprocess
 import sys
 import time
@@ -48,24 +46,6 @@ def start(url, model, seed, steps, options, *more):
 def finish(process) -> tuple[int, str]:
     out, err = process.communicate(timeout=120)
     return process.returncode, out + err
-
-
-@pytest.fixture(scope="module")
-def s3():
-    """An S3 service on this machine; gives the options to reach it."""
-    moto = pytest.importorskip("moto.server", reason="the S3 tests need the extra 'test' (moto)")
-    os.environ.setdefault("AWS_ACCESS_KEY_ID", "testing")
-    os.environ.setdefault("AWS_SECRET_ACCESS_KEY", "testing")
-    logging.getLogger("werkzeug").setLevel(logging.WARNING)
-    server = moto.ThreadedMotoServer(port=0)
-    server.start()
-    host, port = server.get_host_and_port()
-    options = {"key": "testing", "secret": "testing", "client_kwargs": {"endpoint_url": f"http://{host}:{port}"}}
-    import s3fs
-
-    s3fs.S3FileSystem(**options).mkdir("bucket")
-    yield options
-    server.stop()
 
 
 @pytest.fixture(params=["local", "s3"])
