@@ -62,7 +62,8 @@ def pool(activation: torch.Tensor, mask: torch.Tensor | None, reduce: str, layer
     if mask is not None and mask.shape != activation.shape[:2]:
         raise CaptureError(
             f"layer {layer!r}: the mask has {mask.shape[1]} tokens and the activation {tuple(activation.shape)} has "
-            f"{activation.shape[1]} where tokens were expected: is its second dim the tokens?"
+            f"{activation.shape[1]} where tokens were expected: is its second dim the tokens? A model that pads its "
+            "inputs itself (to a multiple of its attention window) needs them of such a length"
         )
     everything = mask is None or (mask.device.type == "cpu" and bool(mask.all()))
     keep = None if mask is None or everything else mask.to(device=activation.device, dtype=torch.bool)

@@ -20,7 +20,7 @@ from repaudit.capture.operators import ACTIVATIONS, OPERATORS, check_record, ope
 from repaudit.capture.options import check_choices, check_names
 from repaudit.capture.probe import ProbeSet
 from repaudit.capture.rehearsal import check_vocabulary
-from repaudit.capture.trigger import AuditTrigger
+from repaudit.capture.trigger import AuditTrigger, whole_number
 from repaudit.capture.wrappers import is_sharded, network
 from repaudit.errors import StepOrderError
 from repaudit.store.writer import TrajectoryWriter
@@ -238,7 +238,10 @@ class Recorder:
         ------
         StepOrderError
             When the step lies before the last one of the record.
+        ValueError
+            When the step is no whole number.
         """
+        step = whole_number(step, "step")
         if not self._is_open:
             self.open(model)
         if not self._ranks.takes_part:

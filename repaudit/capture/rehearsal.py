@@ -68,7 +68,7 @@ def rehearse(recording: Recording, probe_set: ProbeSet, call: Callable[..., Any]
     CaptureError
         When a hook did not fire once, or what it saw cannot be pooled.
     ProbeSetError
-        When left padding changes what the model computes.
+        When left padding changes what the model computes, or that cannot be tried.
     """
     row = probe_set.most_left_padded
     batch = {name: value[[row, row]] for name, value in probe_set.inputs.items()}
@@ -77,7 +77,14 @@ def rehearse(recording: Recording, probe_set: ProbeSet, call: Callable[..., Any]
     if mask is None or bool(mask[0, 0]):
         return
     padded, n_padding = recording.seen, int(mask[0].to(torch.uint8).argmax())
-    recording.forward(_without_padding(batch, n_padding), stop_early=False, call=call)
+    try:
+        recording.forward(_without_padding(batch, n_padding), stop_early=False, call=call)
+    except CaptureError as error:
+        raise ProbeSetError(
+            f"sample {probe_set.ids[row]!r} is padded on the left, and {type(recording.net).__name__} cannot be tried "
+            f"without that padding, to see whether its positions count it ({error}): pad on the right "
+            "(tokenizer.padding_side = 'right')"
+        ) from error
     for name, expected in recording.seen.items():
         found = padded[name][:, n_padding:] if padded[name].ndim == 3 else padded[name]
         if found.shape != expected.shape:

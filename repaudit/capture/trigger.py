@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Final
+from functools import wraps
+from typing import Any, Final, TypeVar
 
 AT_START: Final = "at_start"
 EVERY_N_STEPS: Final = "every_n_steps"
@@ -14,7 +15,41 @@ LOG_SPACED: Final = "log_spaced"
 ON_CHECKPOINT: Final = "on_checkpoint"
 ON_VALIDATION_END: Final = "on_validation_end"
 
+_Class = TypeVar("_Class", bound=type)
 
+
+def whole_number(value: Any, name: str, least: int = 0) -> int:
+    """Give a number as an int: 2.0 is 2, and 2.7 is refused.
+
+    Raises
+    ------
+    ValueError
+        When it is no whole number, or less than ``least``.
+    """
+    try:
+        number = None if isinstance(value, bool | str | bytes) else int(value)
+    except (TypeError, ValueError, OverflowError):
+        number = None
+    if number is None or number != value or number < least:
+        raise ValueError(f"{name}: expected a whole number from {least} on, found {value!r}")
+    return number
+
+
+def _by_keyword(cls: _Class) -> _Class:
+    """Tell which keyword may be meant by a value without one."""
+    make = cls.__init__  # type: ignore[misc]
+
+    @wraps(make)
+    def checked(self: Any, *values: Any, **options: Any) -> None:
+        if values:
+            raise TypeError(f"{cls.__name__} takes keywords alone: is {EVERY_N_STEPS}={values[0]!r} meant?")
+        make(self, **options)
+
+    cls.__init__ = checked  # type: ignore[misc]
+    return cls
+
+
+@_by_keyword
 @dataclass(frozen=True, kw_only=True)
 class AuditTrigger:
     """The moments at which a model is audited; several may be combined, and a step is audited once.
@@ -39,7 +74,9 @@ class AuditTrigger:
     Raises
     ------
     ValueError
-        When a number is not positive, or nothing would ever trigger.
+        When a number is not whole or not positive, or nothing would ever trigger.
+    TypeError
+        For a value without its keyword.
 
     Examples
     --------
@@ -61,13 +98,10 @@ class AuditTrigger:
     def __post_init__(self) -> None:
         for name in (EVERY_N_STEPS, EVERY_N_EPOCHS, LOG_SPACED):
             value = getattr(self, name)
-            if value is not None and (isinstance(value, bool) or int(value) != value or value < 1):
-                raise ValueError(f"{name}: expected a positive integer or None, found {value!r}")
+            if value is not None:
+                object.__setattr__(self, name, whole_number(value, name, least=1))
         if self.at_steps is not None:
-            steps = frozenset(int(step) for step in self.at_steps)
-            if any(step < 0 for step in steps):
-                raise ValueError(f"at_steps: expected steps from 0 on, found {min(steps)}")
-            object.__setattr__(self, AT_STEPS, steps)
+            object.__setattr__(self, AT_STEPS, frozenset(whole_number(step, AT_STEPS) for step in self.at_steps))
         if not any(getattr(self, name) for name in self.__dataclass_fields__):
             raise ValueError(
                 "this trigger would never audit: set at least one of " + ", ".join(self.__dataclass_fields__)

@@ -192,3 +192,40 @@ def test_training_again_after_an_interruption(tmp_path):
         trained(tmp_path / "a", callback, interrupts, model=model)
     trained(tmp_path / "a", callback, interrupts, model=model)
     assert record(tmp_path / "s.zarr").step.values.tolist() == list(range(12))
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({"max_steps": 5}, [4]),
+        ({"num_train_epochs": 1.5}, [4]),
+        ({"gradient_accumulation_steps": 3}, [2, 4]),
+        ({"gradient_accumulation_steps": 3, "max_steps": 3}, [2]),
+    ],
+    ids=str,
+)
+def test_epochs_are_audited_at_their_end_alone(tmp_path, options, expected):
+    trained(tmp_path / "a", audits(tmp_path / "s.zarr", ra.AuditTrigger(every_n_epochs=1)), **options)
+    found = record(tmp_path / "s.zarr")
+    assert found.step.values.tolist() == expected
+    assert found.epoch.values.tolist() == list(range(1, len(expected) + 1))
+
+
+def test_a_second_training_keeps_its_steps_when_it_resumes(tmp_path):
+    options = {"save_strategy": "steps", "save_steps": 3, "lr_scheduler_type": "constant", "num_train_epochs": 1}
+    model, callback = gpt2(), audits(tmp_path / "s.zarr")
+    trained(tmp_path / "a", callback, model=model, **options)
+    trained(tmp_path / "b", callback, model=model, **options)
+    expected = record(tmp_path / "s.zarr")
+    assert expected.step.values.tolist() == list(range(9))
+    checkpoint = str(tmp_path / "b" / "checkpoint-3")  # of the second training: step 7 of the model
+    trained(tmp_path / "b", audits(tmp_path / "s.zarr"), resume=checkpoint, **options)
+    found = record(tmp_path / "s.zarr")
+    assert found.step.values.tolist() == list(range(9))
+    np.testing.assert_array_equal(found["transformer.h.1"], expected["transformer.h.1"])
+
+
+def test_a_training_without_steps_records_the_untrained_model(tmp_path):
+    model = gpt2()
+    trained(tmp_path / "a", audits(tmp_path / "s.zarr"), model=model, num_train_epochs=0)
+    assert record(tmp_path / "s.zarr").step.values.tolist() == [0]

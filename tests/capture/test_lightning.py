@@ -513,3 +513,32 @@ def test_a_model_that_cannot_be_put_back_ends_the_training(tmp_path):
     with pytest.raises(StateError, match=r"head\.weight"):
         trainer(audits(tmp_path / "s.zarr", ["head"], probe_set=IMAGES)).fit(Changes(False), images())
     assert record(tmp_path / "s.zarr").step.values.tolist() == [0, 1]
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({"max_steps": 5}, [4]),
+        ({"max_steps": 8}, [4, 8]),
+        ({"accumulate_grad_batches": 3}, [2, 4]),
+        ({"accumulate_grad_batches": 3, "max_steps": 3}, [2]),
+        ({"limit_train_batches": 3}, [3, 6]),
+    ],
+    ids=str,
+)
+def test_epochs_are_audited_at_their_end_alone(tmp_path, options, expected):
+    trainer(audits(tmp_path / "s.zarr", trigger=ra.AuditTrigger(every_n_epochs=1)), **options).fit(gpt2(), tokens())
+    assert record(tmp_path / "s.zarr").step.values.tolist() == expected
+
+
+@pytest.mark.parametrize("options", [{"max_steps": 0}, {"max_epochs": 0}, {"limit_train_batches": 0}], ids=str)
+def test_a_training_without_steps_records_the_untrained_model(tmp_path, options):
+    module = gpt2()
+    before = weights(module)
+    trainer(audits(tmp_path / "s.zarr"), **options).fit(module, tokens())
+    assert_identical(before, weights(module))
+    found = record(tmp_path / "s.zarr")
+    assert found.step.values.tolist() == [0]
+    assert found.trigger.values.tolist() == ["at_start"]
+    expected = ra.ActivationExtractor(["transformer.h[1]"]).extract(module, PROBE)["transformer.h.1"]
+    np.testing.assert_array_equal(found["transformer.h.1"][0], expected)

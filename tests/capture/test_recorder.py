@@ -1,8 +1,12 @@
 """The recorder in one's own loop: opening, failing, and what is noted of it."""
 
+import gc
 import pickle
+import shutil
 import warnings
 
+import numpy as np
+import psutil
 import pytest
 import torch
 from torch import nn
@@ -127,3 +131,52 @@ def test_warnings_name_what_is_missing(tmp_path):
         for step in (1, 2):
             with pytest.warns(AuditWarning, match=f"the audit at step {step} failed .*{step} audits missing so far"):
                 audits.audit(model, step)
+
+
+def test_steps_are_whole_numbers(tmp_path):
+    model = nn.Sequential(nn.Linear(3, 2))
+    with recorder(tmp_path / "s.zarr") as audits:
+        assert audits.audit(model, 2.0)
+        for step in (2.7, -1, "3", float("nan"), True):
+            with pytest.raises(ValueError, match="step: expected a whole number from 0 on"):
+                audits.audit(model, step)
+        assert audits.audit(model, torch.tensor(3))
+    assert ra.open_store(tmp_path / "s.zarr")["models/seed0"].step.values.tolist() == [2, 3]
+
+
+def test_a_store_that_was_deleted_is_told(tmp_path):
+    model, audits = nn.Sequential(nn.Linear(3, 2)), recorder(tmp_path / "s.zarr")
+    audits.audit(model, 0)
+    audits.flush()
+    shutil.rmtree(tmp_path / "s.zarr")
+    audits.audit(model, 1)
+    with pytest.warns(UserWarning, match="its lease is gone, as when the store was deleted"):
+        audits.close()
+    assert [step for step, _ in audits.failures] == [1]
+    assert not (tmp_path / "s.zarr").exists()
+
+
+def test_one_sample_is_a_probe_set(tmp_path):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2))
+    one = ra.ProbeSet.from_tensors({"x": torch.ones(1, 3)})
+    with ra.Recorder(tmp_path / "s.zarr", "m", one, ["[*]"]) as audits:
+        audits.audit(model, 0)
+    found = ra.open_store(tmp_path / "s.zarr")["models/m"]
+    with torch.no_grad():
+        np.testing.assert_allclose(found["1"][0], model.eval()(torch.ones(1, 3)), rtol=1e-6)
+
+
+def test_the_process_does_not_grow_over_audits(tmp_path):
+    torch.manual_seed(0)
+    model, process = nn.Sequential(nn.Linear(8, 512), nn.ReLU()), psutil.Process()
+    probe_set = ra.ProbeSet.from_tensors({"x": torch.randn(64, 8)})  # 256 KiB an audit
+    resident = {}
+    with ra.Recorder(tmp_path / "s.zarr", "m", probe_set, ["[*]"], durable=False) as audits:
+        for step in range(250):
+            audits.audit(model, step)
+            if step in (49, 249):
+                audits.flush()
+                gc.collect()
+                resident[step] = process.memory_info().rss
+    assert resident[249] - resident[49] < 8 << 20

@@ -8,6 +8,8 @@ from transformers import (
     BartModel,
     EsmConfig,
     EsmModel,
+    LongformerConfig,
+    LongformerModel,
     MPNetConfig,
     MPNetModel,
     T5Config,
@@ -91,6 +93,17 @@ def test_half_precision_models_pass_with_left_padding():
     model = LlamaModel(LlamaConfig(vocab_size=32, num_key_value_heads=2, max_position_embeddings=64, **SIZES))
     found = ra.ActivationExtractor(["layers[*]"]).extract(model.bfloat16(), padded("left"))
     assert found["layers.1"].isfinite().all()
+
+
+def test_left_padding_of_a_model_that_pads_by_itself_is_refused_as_padding():
+    torch.manual_seed(0)
+    config = LongformerConfig(vocab_size=32, attention_window=4, max_position_embeddings=64, pad_token_id=1, **SIZES)
+    extractor, model = ra.ActivationExtractor(["encoder.layer[*]"]), LongformerModel(config)
+    with pytest.raises(ProbeSetError, match=r"sample '3' is padded on the left, and LongformerModel .* on the right"):
+        extractor.extract(model, padded("left", width=8))
+    assert extractor.extract(model, padded("right", width=8))["encoder.layer.1"].shape == (4, 16)
+    with pytest.raises(CaptureError, match=r"the mask has 9 tokens .* multiple of its attention window"):
+        ra.ActivationExtractor(["encoder.layer[*]"]).extract(LongformerModel(config), padded("right"))
 
 
 def test_tokens_beyond_the_vocabulary_are_named(tmp_path):

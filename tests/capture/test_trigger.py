@@ -1,5 +1,8 @@
 """Schedules of audits."""
 
+import inspect
+
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -47,3 +50,17 @@ def test_steps_taken_several_at_once_miss_no_schedule(every, stride, wanted):
 def test_what_would_never_or_wrongly_trigger_is_refused(options):
     with pytest.raises(ValueError, match=r"expected|never"):
         AuditTrigger(**options)
+
+
+def test_a_value_without_its_keyword_is_told_the_keyword():
+    with pytest.raises(TypeError, match="keywords alone: is every_n_steps=50 meant"):
+        AuditTrigger(50)
+    assert list(inspect.signature(AuditTrigger).parameters)[:2] == ["every_n_steps", "every_n_epochs"]
+
+
+def test_numbers_are_whole():
+    trigger = AuditTrigger(every_n_steps=5.0, at_steps=[np.int64(2), 3.0])
+    assert (repr(trigger.every_n_steps), sorted(map(repr, trigger.at_steps))) == ("5", ["2", "3"])
+    for options in ({"at_steps": [2.7]}, {"at_steps": "12"}, {"at_steps": [True]}, {"log_spaced": float("nan")}):
+        with pytest.raises(ValueError, match="expected a whole number"):
+            AuditTrigger(**options)
