@@ -32,6 +32,9 @@ _KNOWN: Final = frozenset({list, dict, set, deque, OrderedDict, defaultdict, Cou
 _RANDOM: Final = (torch.Generator, np.random.Generator, np.random.RandomState, random.Random)
 _FOLLOWED: Final = (tuple, *_CONTAINERS, torch.Tensor, np.ndarray, *_RANDOM)
 
+_PRESERVING: Final = getattr(torch.autograd, "_unsafe_preserve_version_counter", None)
+"""Torch's own way to give a tensor its version back; there is no public one, and it may go."""
+
 Restore = Callable[[], None]
 
 
@@ -149,6 +152,7 @@ def _tensor(value: torch.Tensor, *, is_buffer: bool) -> Restore | None:
     if not is_buffer and value.nbytes > LARGEST_TENSOR:
         return _watched(value)
     kept, version = value.detach().clone(), _version(value)
+    preserving = None if _PRESERVING is None or value.is_inference() else _PRESERVING(value)
 
     def restore() -> None:
         if value.shape != kept.shape or value.dtype != kept.dtype:
@@ -159,8 +163,8 @@ def _tensor(value: torch.Tensor, *, is_buffer: bool) -> Restore | None:
         elif not _same(value, kept):
             with torch.inference_mode(value.is_inference()):
                 value.detach().copy_(kept)
-        if _version(value) != version:  # the values are those that a graph alive across the audit has saved
-            torch._C._autograd._unsafe_set_version_counter((value,), (version,))
+        if preserving is not None and _version(value) != version:
+            preserving.__exit__(None, None, None)  # the values are those that a graph alive across the audit has saved
 
     return restore
 

@@ -242,6 +242,14 @@ def test_a_graph_that_is_alive_across_an_audit_can_still_be_run_back():
     assert x.grad is not None
 
 
+def test_values_come_back_where_torch_gives_no_version_back(monkeypatch):
+    monkeypatch.setattr("repaudit.capture.snapshot._PRESERVING", None)
+    model = Counts()
+    ActivationExtractor(["linear"]).extract(model, ProbeSet.from_tensors({"x": torch.eye(3)}))
+    assert model.scale.tolist() == [1, 1, 1]
+    model(torch.eye(3)).sum().backward()  # a graph made after the audit
+
+
 def test_the_default_dtype_comes_back_from_a_forward_that_was_stopped():
     class Widens(nn.Module):
         def __init__(self):
