@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Mapping
 from typing import Any
@@ -10,7 +11,7 @@ import xarray as xr
 from zarr.storage import FsspecStore
 
 from repaudit.errors import CorruptStoreError
-from repaudit.names import ATTRS, MODELS, STEP
+from repaudit.names import ATTRS, CHECKSUM, MODELS, STEP
 from repaudit.schema import unbelievable, violations
 from repaudit.store.layout import DOCUMENT
 from repaudit.store.local import LocalStorage
@@ -43,13 +44,22 @@ def open_store(url: str | os.PathLike[str], storage_options: Mapping[str, Any] |
     check_documents(storage)
     try:
         place = _zarr_store(storage, url, storage_options)
-        return xr.open_datatree(place, engine="zarr", consolidated=False, chunks={})
+        tree = xr.open_datatree(place, engine="zarr", consolidated=False, chunks={})
     except (PermissionError, ConnectionError, TimeoutError, Warning):
         raise
     except Exception as error:  # what it reads was there a moment ago: any part of it may be damaged
         raise CorruptStoreError(
             f"{storage.url} cannot be opened ({type(error).__name__}: {error}). Run `repaudit verify --data`."
         ) from error
+    _keep_checksums(tree)
+    return tree
+
+
+def _keep_checksums(tree: xr.DataTree) -> None:
+    """Hold the checksums of the steps that the tree names: chunks replaced after a truncation must not fit them."""
+    for model in tree.children[MODELS].children.values() if MODELS in tree.children else ():
+        with contextlib.suppress(OSError, ValueError):  # damaged ones are told of where they are asked for
+            model.variables[CHECKSUM].load(scheduler="synchronous")
 
 
 def _zarr_store(storage: Storage, url: str | os.PathLike[str], storage_options: Mapping[str, Any] | None) -> Any:

@@ -16,6 +16,7 @@ import pytest
 import repaudit as ra
 from repaudit.errors import StoreError
 from repaudit.store import catalog, failures
+from repaudit.store.copying import copy_store
 from repaudit.store.failures import StoreWarning
 
 LAYERS = {"wide": ((4, 20_000), "float32")}
@@ -117,3 +118,17 @@ def test_files_that_may_not_grow_leave_what_is_committed(tmp_path, probe_set):
     assert [gap["step"] for gap in writer.gaps] == [1]
     assert_whole(url, [0, 2])
     assert ra.verify(url, data=True) == []
+
+
+def test_a_store_that_may_only_be_read_is_read_and_a_writer_is_told(small_disk, probe_set):
+    url = small_disk / "store.zarr"
+    keywords = {"model_name": "m", "probe_set": probe_set, "layers": LAYERS}
+    with ra.TrajectoryWriter(url, **keywords) as writer:
+        writer.append(0, arrays(0))
+    subprocess.run(["mount", "-o", "remount,ro", small_disk], check=True)
+    assert_whole(url, [0])
+    assert ra.verify(url, data=True) == []
+    with pytest.raises(OSError, match="Read-only file system"):
+        ra.TrajectoryWriter(url, **keywords)
+    assert_whole(url, [0])
+    assert copy_store(url, small_disk.parent / "copy.zarr") == {"m": [0]}

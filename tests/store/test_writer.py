@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import multiprocessing
+import os
 import subprocess
 import sys
 import threading
 import warnings
+from pathlib import Path
 
 import ml_dtypes
 import numpy as np
@@ -28,7 +30,9 @@ from repaudit.errors import (
     WriterClosedError,
 )
 from repaudit.store import catalog
+from repaudit.store.layout import STEP_COLUMNS
 from repaudit.store.probe import StoredProbeSet
+from repaudit.store.reading import read_step
 
 
 def plain(url, group=None, **keywords):
@@ -118,6 +122,56 @@ def test_truncation_drops_later_steps_and_their_chunks(url, probe_set, layers, s
     assert catalog.steps(tree, "seed0") == [0, 1, 2]
     array = catalog.activations(tree, "seed0", "model.layers.0")
     np.testing.assert_array_equal(array.sel(step=2).values, step_arrays(22)["model.layers.0"])
+
+
+def test_a_tree_opened_before_a_truncation_gives_no_later_step_for_an_earlier_one(url, probe_set, layers, step_arrays):
+    with open_writer(url, probe_set, layers) as writer:
+        for step in range(4):
+            writer.append(step, step_arrays(step))
+        writer.flush()
+        tree = ra.open_store(url)
+        writer.truncate(1)
+        with pytest.raises(CorruptStoreError, match="Step 3"):
+            read_step(tree, "seed0", "model.layers.0", 3)
+        for step in (10, 20):
+            writer.append(step, step_arrays(step))
+        writer.flush()
+        for step in (2, 3):
+            with pytest.raises(CorruptStoreError, match=f"Step {step}"):
+                read_step(tree, "seed0", "model.layers.0", step)
+        np.testing.assert_array_equal(read_step(tree, "seed0", "model.layers.0", 1), step_arrays(1)["model.layers.0"])
+
+
+def test_a_commit_is_forced_to_the_device_after_its_chunks_and_their_directories(
+    url, probe_set, layers, step_arrays, monkeypatch
+):
+    events: list[tuple[str, int, str]] = []
+    sync, replace = os.fsync, Path.replace
+
+    def watched_sync(descriptor):
+        events.append(("sync", os.fstat(descriptor).st_ino, ""))
+        sync(descriptor)
+
+    def watched_replace(self, target):
+        events.append(("rename", self.stat().st_ino, str(target)))
+        return replace(self, target)
+
+    with open_writer(url, probe_set, layers) as writer:
+        monkeypatch.setattr(os, "fsync", watched_sync)
+        monkeypatch.setattr(Path, "replace", watched_replace)
+        writer.append(0, step_arrays(0))
+        writer.flush()
+        happened = list(events)
+    model = Path(url) / "models/seed0"
+    commits = [at for at, (_, _, target) in enumerate(happened) if target == str(model / "zarr.json")]
+    chunks = [at for at, (what, _, target) in enumerate(happened) if what == "rename" and "/c." in target]
+    assert len(commits) == 1
+    assert len(chunks) == len(layers) + len(STEP_COLUMNS) + 1
+    for at in [*chunks, *commits]:
+        _, file, target = happened[at]
+        assert ("sync", file, "") in happened[:at], f"{target} appeared before it was on the device"
+        until = commits[0] if at in chunks else len(happened)
+        assert ("sync", Path(target).parent.stat().st_ino, "") in happened[at:until], f"the directory of {target}"
 
 
 def test_bfloat16_is_stored_exactly_as_float32(url, probe_set):
