@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import os
@@ -16,6 +17,7 @@ from typing import Any, Final
 
 import psutil
 import xarray as xr
+from filelock import FileLock
 
 from repaudit.errors import AnalysisError
 from repaudit.plots import save_figures
@@ -81,10 +83,11 @@ def write_results(results: xr.DataTree, summary: Mapping[str, Any], folder: Path
         (fresh / SUMMARY).write_text(text + "\n", encoding="utf-8")
         save_figures(results, fresh / FIGURES)
         write_report(results, summary, fresh / REPORT)
-        _put_results(fresh / RESULTS, folder / RESULTS, fresh)
-        for name in (SUMMARY, REPORT):
-            (fresh / name).replace(folder / name)
-        _put_figures(fresh / FIGURES, folder / FIGURES)
+        with _alone(folder):
+            _put_results(fresh / RESULTS, folder / RESULTS, fresh)
+            for name in (SUMMARY, REPORT):
+                (fresh / name).replace(folder / name)
+            _put_figures(fresh / FIGURES, folder / FIGURES)
 
 
 def rewrite_report(folder: Path) -> Path:
@@ -134,6 +137,12 @@ def _sweep(folder: Path) -> None:
         process = left.name.removeprefix(_SCRATCH).split("-")[0]
         if process.isdigit() and not psutil.pid_exists(int(process)):
             shutil.rmtree(left)
+
+
+def _alone(folder: Path) -> FileLock:
+    """One process of this host at a time puts its pieces in place, so that they are of one run."""
+    name = hashlib.sha256(os.fsencode(folder.resolve())).hexdigest()[:16]
+    return FileLock(Path(tempfile.gettempdir(), f"repaudit-{name}.lock"))
 
 
 def _put_results(made: Path, place: Path, aside: Path) -> None:

@@ -18,7 +18,7 @@ from repaudit.analysis.convergence import (
     approach_dataset,
     comparison_dataset,
     groups_dataset,
-    refuse_too_many,
+    refuse_too_large,
     spread_dataset,
     undefined_spreads,
 )
@@ -150,7 +150,7 @@ def analyze(
     >>> results["spread"]["spread"].sel(layer="model.layers.2")  # doctest: +SKIP
     """
     choices = {name: value for name, value in locals().items() if name in Settings.model_fields}
-    return run(url, out, Settings.of({**choices, "gauge": gauge or {}}), progress)
+    return run(url, out, Settings.of(choices), progress)
 
 
 def run(
@@ -169,7 +169,7 @@ def run(
         _cache(folder, settings) as cache,
     ):
         study = Study(_everywhere(url), tree, selection, settings, cache)
-        refuse_too_many(study)
+        refuse_too_large(study)
         layers = _operators(study, report)
         parts = _results(layers, study, report)
         summary = _summary(parts, layers, study)

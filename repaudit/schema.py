@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cache
 from importlib.resources import files
 from math import prod
@@ -51,6 +51,10 @@ def unbelievable(document: Mapping[str, Any]) -> str | None:
         return (
             f"rows of shape {_brief(str(shape[1:]))} do not lie in one chunk each, of shape {_brief(str(chunks[1:]))}"
         )
+    return _too_large(document, shape, chunks, itemsize)
+
+
+def _too_large(document: Mapping[str, Any], shape: Sequence[int], chunks: Sequence[int], itemsize: int) -> str | None:
     inner = _inner_chunk(document) or chunks
     if prod(inner) * itemsize > MOST_CHUNK_BYTES:
         return f"one chunk {inner} of {document['data_type']} would take {prod(inner) * itemsize} bytes"

@@ -10,7 +10,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, Final
-from zipfile import BadZipFile
 
 import numpy as np
 import torch
@@ -66,9 +65,9 @@ class Cache:
             file = OperatorFile.at(place)
             if checksum(file.matrix) != facts["crc32c"]:
                 return None
-        except (OSError, OperatorError, ValueError, KeyError):
+            return StoredOperator(name, file, facts["diagnostics"], facts["gauge"])
+        except (OSError, OperatorError, ValueError, KeyError, TypeError):
             return None
-        return StoredOperator(name, file, facts["diagnostics"], facts["gauge"])
 
     def put_operator(
         self, name: str, matrix: Array, diagnostics: Mapping[str, float], gauge: Mapping[str, Any]
@@ -143,5 +142,5 @@ def _read(place: Path) -> dict[str, Array] | None:
     try:
         with place.open("rb") as stream, np.load(stream, allow_pickle=False) as found:
             return dict(found)
-    except (OSError, ValueError, EOFError, BadZipFile, KeyError):
+    except Exception:  # noqa: BLE001 - a damaged file may fail anywhere in its readers, and is computed again
         return None

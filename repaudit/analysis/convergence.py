@@ -19,7 +19,7 @@ from repaudit.analysis.study import Study
 from repaudit.errors import ActivationError, AnalysisError
 from repaudit.measure.comparison import departure, group_spread, noise_floor
 from repaudit.measure.spread import Spread, spread
-from repaudit.names import LAYER, MODEL, STEP
+from repaudit.names import LAYER, MODEL, SAMPLE, STEP
 from repaudit.store.reading import read_step
 
 Array = NDArray[np.float64]
@@ -65,6 +65,11 @@ def comparison_dataset(operators: LayerOperators, study: Study, inputs: InputGeo
     if start and set(start) == set(operators.models()):
         dataset = dataset.assign(_departures(operators, study, "untrained", start, [*operators.content(0).values()]))
         dataset["from_untrained"].attrs["reference_step"] = 0
+    elif start:
+        lacking = ", ".join(model for model in operators.models() if model not in start)
+        study.selection.left_out.append(
+            f"layer {operators.layer}: untrained networks, of which {lacking} has no step 0"
+        )
     if inputs is not None:
         dataset = dataset.assign(_departures(operators, study, "inputs", inputs.operator, [inputs.words]))
         dataset["from_inputs"].attrs["inputs"] = inputs.words
@@ -101,7 +106,13 @@ def groups_dataset(operators: LayerOperators, study: Study) -> xr.Dataset | None
         here = operators.content(step)
         if not here:
             continue
-        content = ["groups", study.settings.seed, sorted(here.items()), [belongs[model] for model in sorted(here)]]
+        content = [
+            "groups",
+            study.settings.seed,
+            names,
+            sorted(here.items()),
+            [belongs[model] for model in sorted(here)],
+        ]
 
         by_pairs = partial(_by_pairs, operators.at(step), belongs, names, study.settings.seed)
         for at, triple in study.cache.recall(content, by_pairs).items():
@@ -112,20 +123,20 @@ def groups_dataset(operators: LayerOperators, study: Study) -> xr.Dataset | None
     return xr.Dataset({name: ((LAYER, STEP, GROUP, OTHER), value[None]) for name, value in variables}, coords=coords)
 
 
-def refuse_too_many(study: Study) -> None:
-    """The spread holds all models' operators of one step, each twice in float64.
+def refuse_too_large(study: Study) -> None:
+    """A spread holds two operators at a time, each with its root and what is made of them, in float64.
 
     Raises
     ------
     AnalysisError
         They do not fit into the memory budget.
     """
-    samples, models = study.tree.sizes["sample"], len(study.selection.models)
-    need = 8 * samples**2 * (2 * models + 4)
+    samples, models = study.tree.sizes[SAMPLE], len(study.selection.models)
+    need = 10 * 8 * samples**2
     if models > 1 and need > study.settings.budget:
         raise AnalysisError(
-            f"the spread of {models} models on {samples} samples needs about {format_bytes(need)}, the memory budget "
-            f"is {format_bytes(study.settings.budget)}; raise it or choose fewer models"
+            f"a spread on {samples} samples needs about {format_bytes(need)}, the memory budget is "
+            f"{format_bytes(study.settings.budget)}; raise it"
         )
 
 

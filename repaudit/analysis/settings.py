@@ -28,15 +28,17 @@ def _several(asked: Any) -> Any:
 
 def _bytes(memory: str) -> str:
     try:
-        parse_bytes(memory)
+        enough = parse_bytes(memory) > 0
     except (ValueError, TypeError, AttributeError):
-        raise ValueError("expected a memory budget such as 2GB") from None
+        enough = False
+    if not enough:
+        raise ValueError("expected a memory budget such as 2GB")
     return memory
 
 
 def _device(name: str) -> str:
     try:
-        torch.zeros(1, device=name)
+        torch.zeros(1, device=name).item()
     except (RuntimeError, AssertionError, ValueError) as error:
         raise ValueError(f"torch cannot use it here ({str(error).splitlines()[0]})") from None
     return name
@@ -65,14 +67,14 @@ class Settings(BaseModel):
     scheduler: str | None = None
     workers: Annotated[int, Field(ge=1)] | None = None
     device: Annotated[str, AfterValidator(_device)] = "cpu"
-    gauge: DiffusionGauge = DiffusionGauge()
+    gauge: Annotated[DiffusionGauge, BeforeValidator(lambda gauge: gauge or {})] = DiffusionGauge()
     groups: dict[str, Annotated[tuple[str, ...], BeforeValidator(_several)]] | None = None
     similarity: Annotated[tuple[Measure, ...], BeforeValidator(_several)] = ("cka_debiased", "mutual_knn")
     similarity_steps: Steps = None
     frames: Annotated[int, Field(ge=0)] = 12
     units: Annotated[int, Field(ge=0)] = 32
     cache: bool = True
-    seed: Annotated[int, Field(ge=0)] = 0
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
 
     @model_validator(mode="after")
     def _one_place(self) -> Self:

@@ -18,6 +18,7 @@ from repaudit.names import LAYER, MODEL, SAMPLE, STEP
 from repaudit.store.reading import read_step
 
 REPRESENTATION, OTHER, MEASURE = "representation", "other", "measure"
+FEWEST = 4
 NEIGHBORS = 10
 """Neighbours of mutual_knn, or half of the other samples where there are fewer than 20."""
 
@@ -33,6 +34,9 @@ def similarity_dataset(layers: Sequence[LayerOperators], study: Study) -> xr.Dat
     measures, steps = study.settings.similarity, _steps(layers, study)
     names = [(model, one.layer) for model in study.selection.models for one in layers if model in one.models()]
     if not measures or len(names) < 2:
+        return None
+    if study.tree.sizes[SAMPLE] < FEWEST:
+        study.selection.left_out.append(f"similarity: it needs at least {FEWEST} samples")
         return None
     shape = (len(measures), len(steps), len(names), len(names))
     values = np.full((2, *shape), np.nan)

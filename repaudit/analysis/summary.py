@@ -45,7 +45,7 @@ def summarize(parts: Mapping[str, xr.Dataset], layers: Sequence[LayerOperators])
     for name, (steps, *_) in curves.items():
         one = layer_summary(parts["spread"].sel({LAYER: name})) | settling.get(name, nothing)
         one |= comparisons(parts, name, int(steps[-1]) if len(steps) else None)
-        found[name] = one | {"sentence": _sentence(one, single)}
+        found[name] = one | {"sentence": _sentence(one, single, len(steps))}
     return {
         "headline": headline(found, len(models)),
         "layers": found,
@@ -92,7 +92,7 @@ def comparisons(parts: Mapping[str, xr.Dataset], layer: str, end: int | None) ->
     if found["untrained"]:
         found["untrained"]["step"] = 0
     spread = _at(parts["spread"].sel({LAYER: layer}), end, "spread", "low", "high")
-    found["agreement"] = _agreement(spread, found["inputs"])
+    found["agreement"] = _agreement(spread, found["inputs"], found["untrained"])
     if "groups" in parts:
         found["groups"] = _groups(parts["groups"].sel({LAYER: layer}), end)
     return found
@@ -106,11 +106,14 @@ def _at(dataset: xr.Dataset, step: int | None, value: str, low: str, high: str) 
     return {name: _number(float(here[variable])) for name, variable in (("value", value), ("low", low), ("high", high))}
 
 
-def _agreement(spread: Mapping[str, Any] | None, inputs: Mapping[str, Any] | None) -> str | None:
-    """Whether models are significantly nearer to each other than to their inputs, which all of them share anyway."""
-    if spread is None or inputs is None or spread["high"] is None or inputs["low"] is None:
+def _agreement(spread: Mapping[str, Any] | None, *others: Mapping[str, Any] | None) -> str | None:
+    """Whether models are significantly nearer to each other than to their inputs and to the untrained networks.
+
+    Those agree, too, without having learned anything; None where any of them is not known.
+    """
+    if spread is None or spread["high"] is None or any(other is None or other["low"] is None for other in others):
         return None
-    return "learned" if spread["high"] < inputs["low"] else "inherited"
+    return "learned" if all(spread["high"] < other["low"] for other in others if other) else "inherited"
 
 
 def _groups(groups: xr.Dataset, end: int | None) -> dict[str, Any]:
@@ -131,12 +134,16 @@ def _curve(parts: Mapping[str, xr.Dataset], layer: str, single: bool) -> tuple[A
     group, name = ("approach", "approach") if single else ("spread", "spread")
     one = parts[group].sel({LAYER: layer})
     seen = (one.isel({MODEL: 0}) if single else one).dropna(STEP, subset=[name])
+    if "n_models" in seen and seen.sizes[STEP]:  # a change of who is compared is no change of a model
+        seen = seen.sel({STEP: seen["n_models"] == seen["n_models"][-1]})
     return seen[STEP].values, seen[name].values, seen["low"].values, seen["high"].values
 
 
-def _sentence(layer: Mapping[str, Any], single: bool) -> str:
+def _sentence(layer: Mapping[str, Any], single: bool, steps: int) -> str:
     settled = layer["settled"]
     if single:
+        if steps < 2:
+            return "One model at one step: nothing to compare it with."
         if settled is None:
             return "One model, still moving at its last step: it is not yet within noise of its own end."
         return f"One model: from step {settled} on it cannot be told from its own end."

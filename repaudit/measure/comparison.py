@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from repaudit.errors import ActivationError, OperatorError
-from repaudit.measure.spread import Spread, checked_matrices, spread, spread_of_pairs
+from repaudit.measure.spread import Spread, named_operators, spread, spread_of_pairs
 from repaudit.measure.stack import Operator
 
 
@@ -50,7 +50,7 @@ def group_spread(operators: Mapping[str, Operator], groups: Mapping[str, str], *
     if missing:
         raise OperatorError(f"expected a group for every model, found none for {missing}: name one")
     members: dict[str, dict[str, Any]] = {}
-    for model, matrix in checked_matrices(operators).items():
+    for model, matrix in named_operators(operators).items():
         members.setdefault(groups[model], {})[model] = matrix
     within = {name: spread(models, seed=seed) for name, models in members.items()}
     between = {(a, b): spread_between(members[a], members[b], seed=seed) for a, b in combinations(members, 2)}
@@ -59,10 +59,9 @@ def group_spread(operators: Mapping[str, Operator], groups: Mapping[str, str], *
 
 def spread_between(first: Mapping[str, Operator], second: Mapping[str, Operator], *, seed: int = 0) -> Spread:
     """Calibrated spread over the pairs of one model of `first` and one of `second`; jackknife over all models."""
-    matrices = [*checked_matrices(first).values(), *checked_matrices(second).values()]
-    _same_size(matrices)
-    pairs = list(product(range(len(first)), range(len(first), len(matrices))))
-    return spread_of_pairs(matrices, pairs, len(matrices), seed)
+    operators = [*named_operators(first).items(), *named_operators(second).items()]
+    pairs = list(product(range(len(first)), range(len(first), len(operators))))
+    return spread_of_pairs(operators, pairs, len(operators), seed)
 
 
 def departure(
@@ -85,19 +84,17 @@ def departure(
     OperatorError
         A model without its reference, or operators that do not go together.
     """
-    models = checked_matrices(operators)
+    models = named_operators(operators)
     if not isinstance(reference, Mapping):
-        others = checked_matrices({"reference": reference})
+        others = named_operators({"reference": reference})
         pairs = [(k, len(models)) for k in range(len(models))]
     else:
         missing = [model for model in models if model not in reference]
         if missing:
             raise OperatorError(f"expected a reference for every model, found none for {missing}")
-        others = checked_matrices({model: reference[model] for model in models})
+        others = named_operators({model: reference[model] for model in models})
         pairs = [(k, len(models) + k) for k in range(len(models))]
-    matrices = [*models.values(), *others.values()]
-    _same_size(matrices)
-    return spread_of_pairs(matrices, pairs, len(models), seed)
+    return spread_of_pairs([*models.items(), *others.items()], pairs, len(models), seed)
 
 
 def approach(operators: Sequence[Operator], *, seed: int = 0) -> list[Spread]:
@@ -146,9 +143,3 @@ def noise_floor(X: Any, gauge: Callable[[Any], Operator], *, splits: int = 5, se
         halves = np.array_split(order, 2)
         found.append(spread([gauge(np.ascontiguousarray(activations[:, half])) for half in halves], seed=seed).value)
     return float(np.mean(found))
-
-
-def _same_size(matrices: Sequence[Any]) -> None:
-    sizes = {len(matrix) for matrix in matrices}
-    if len(sizes) > 1:
-        raise OperatorError(f"expected operators on the same samples, found sizes {sorted(sizes)}")

@@ -18,8 +18,8 @@ Verdict = Literal["converging", "diverging", "unrelated", "unchanged", "undecide
 
 UNRELATED = 0.95
 """The end counts as unrelated where its interval reaches this share of the null."""
-UNINFORMATIVE = 0.5
-"""An interval of the end wider than this says nothing between related and unrelated."""
+RELATED = 0.5
+"""An interval of the end that spans this and the null says nothing between related and unrelated."""
 SHOULDER = 0.1
 """A flat stretch before or after a change is where less than this share of it happens."""
 SHORTEST_SHOULDER = 3
@@ -80,7 +80,7 @@ def read_phases(curve: Curve) -> list[Phase]:
 def verdict(steps: Sequence[int] | ArrayLike, value: ArrayLike, low: ArrayLike, high: ArrayLike) -> Verdict:
     """Say in one word what became of the spread.
 
-    ``undecided``: fewer than two steps, no interval at the end, or one that reaches .95 and is wider than .5.
+    ``undecided``: fewer than two steps, no interval at the end, or one that reaches from below .5 to .95.
     ``unrelated``: the end's interval reaches .95. ``converging`` or ``diverging``: the last significant phase falls or
     rises. ``unchanged``: no phase is significant.
 
@@ -95,11 +95,10 @@ def verdict(steps: Sequence[int] | ArrayLike, value: ArrayLike, low: ArrayLike, 
     'converging'
     """
     curve = Curve.of(steps, value, low, high)
-    width = curve.below[-1] + curve.above[-1] if len(curve) > 1 else math.nan
-    if not math.isfinite(width):
+    if len(curve) < 2 or not math.isfinite(curve.below[-1] + curve.above[-1]):
         return "undecided"
     if curve.value[-1] + curve.above[-1] >= UNRELATED:
-        return "unrelated" if width <= UNINFORMATIVE else "undecided"
+        return "unrelated" if curve.value[-1] - curve.below[-1] >= RELATED else "undecided"
     changes = [phase.direction for phase in read_phases(curve) if phase.direction != "flat"]
     if not changes:
         return "unchanged"

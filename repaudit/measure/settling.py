@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-import numpy as np
 from numpy.typing import ArrayLike
 
 from repaudit.measure.curve import SMALLEST_CHANGE, Curve
+
+UNINFORMATIVE = 0.5
+"""An interval of the end wider than this, half of the way from identical to unrelated, says nothing of what settled."""
 
 Points = tuple[Sequence[int] | ArrayLike, ArrayLike, ArrayLike, ArrayLike]
 """Steps, value, low and high, each (step,)."""
@@ -40,7 +42,7 @@ def settled(steps: Sequence[int] | ArrayLike, value: ArrayLike, low: ArrayLike, 
 
     The end's interval is what counts: a step that is itself too uncertain to differ significantly from the end has not
     settled for that. None where the spread still moves: where that step would be the last one, for fewer than two
-    steps, and where the end has no interval.
+    steps, and where the end has no interval or one wider than .5, which everything lies in.
 
     Examples
     --------
@@ -49,7 +51,7 @@ def settled(steps: Sequence[int] | ArrayLike, value: ArrayLike, low: ArrayLike, 
     """
     curve = Curve.of(steps, value, low, high)
     last = len(curve) - 1
-    if last < 1 or not np.isfinite(curve.below[last] + curve.above[last]):
+    if last < 1 or not curve.below[last] + curve.above[last] <= UNINFORMATIVE:
         return None
     away = curve.value - curve.value[last]
     outside = (away > max(SMALLEST_CHANGE, curve.above[last])) | (-away > max(SMALLEST_CHANGE, curve.below[last]))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import combinations
 from typing import Any
 
@@ -14,7 +15,7 @@ from scipy import stats
 
 from repaudit.errors import OperatorError
 from repaudit.measure.null import NO_STRUCTURE, null_inner
-from repaudit.measure.stack import Operator, dense
+from repaudit.measure.stack import Operator, dense, side_of
 
 LEVEL = 0.95
 GROUPS = 20
@@ -98,21 +99,33 @@ def spread(operators: Mapping[str, Operator] | Sequence[Operator], *, seed: int 
     ----------
     Efron and Stein (1981), The jackknife estimate of variance. Politis, Romano and Wolf (1999), Subsampling.
     """
-    matrices = list(checked_matrices(operators).values())
-    return spread_of_pairs(matrices, list(combinations(range(len(matrices)), 2)), len(matrices), seed)
+    named = list(named_operators(operators).items())
+    return spread_of_pairs(named, list(combinations(range(len(named)), 2)), len(named), seed)
 
 
-def spread_of_pairs(matrices: Sequence[Array], pairs: Sequence[tuple[int, int]], models: int, seed: int) -> Spread:
-    """Spread over chosen pairs of checked matrices, the first `models` of which are models; see :func:`spread`.
+def spread_of_pairs(
+    operators: Sequence[tuple[str, Operator]], pairs: Sequence[tuple[int, int]], models: int, seed: int
+) -> Spread:
+    """Spread over chosen pairs of named operators, the first `models` of which are models; see :func:`spread`.
 
-    Matrices beyond the models (references) are fixed: the jackknife leaves them in.
+    Operators beyond the models (references) are fixed: the jackknife leaves them in. Two are held at a time, whatever
+    their number.
     """
+    sides = {side_of(operator) for _, operator in operators}
+    if len(sides) > 1:
+        raise OperatorError(f"expected operators on the same samples, found sizes {sorted(sides)}")
     if not pairs:
+        for name, operator in operators:
+            _dense(name, operator)
         nan = math.nan
         return Spread(nan, nan, nan, nan, nan, nan, models, nan, nan)
-    halves = _halves(len(matrices[0]), seed)
-    tallies = [_Tally.of(matrix, halves.groups) for matrix in matrices]
-    found = [_pair(tallies[i], tallies[j], halves) for i, j in pairs]
+    halves = _halves(sides.pop(), seed)
+
+    @lru_cache(maxsize=2)
+    def tally(index: int) -> _Tally:
+        return _Tally.of(_dense(*operators[index]), halves.groups)
+
+    found = [_pair(tally(i), tally(j), halves) for i, j in pairs]
     ratios, raws, nulls, hellingers, resampled = (np.array(column) for column in zip(*found, strict=True))
     value = float(ratios.mean())
     models_error = jackknife_error(ratios, pairs, models)
@@ -153,19 +166,25 @@ def jackknife_error(pair_values: Array, pairs: Sequence[tuple[int, int]], models
     return float(np.sqrt((models - 1) * left_out.var()))
 
 
-def checked_matrices(operators: Mapping[str, Operator] | Sequence[Operator]) -> dict[str, Array]:
-    """Operators by model name as float64 matrices (N, N) of one size."""
+def named_operators(operators: Mapping[str, Operator] | Sequence[Operator]) -> dict[str, Operator]:
+    """Operators by model name, or by their place in a sequence; all square and of one size."""
     named = operators if isinstance(operators, Mapping) else {str(i): operator for i, operator in enumerate(operators)}
-    matrices = {}
+    sizes = {}
     for name, operator in named.items():
         try:
-            matrices[str(name)] = dense(operator)
+            sizes[str(name)] = side_of(operator)
         except OperatorError as error:
             raise OperatorError(f"model {name!r}: {error}") from error
-    sizes = {name: matrix.shape[0] for name, matrix in matrices.items()}
     if len(set(sizes.values())) > 1:
         raise OperatorError(f"expected operators on the same samples, found {sizes}: compare models on one probe set")
-    return matrices
+    return {str(name): operator for name, operator in named.items()}
+
+
+def _dense(name: str, operator: Operator) -> Array:
+    try:
+        return dense(operator)
+    except OperatorError as error:
+        raise OperatorError(f"model {name!r}: {error}") from error
 
 
 @dataclass(frozen=True)

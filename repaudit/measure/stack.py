@@ -26,6 +26,17 @@ def matrix_of(operator: Operator) -> Any:
     return getattr(inner, "values", inner) if hasattr(inner, "dims") else inner
 
 
+def side_of(operator: Operator) -> int:
+    """Number of samples of one operator, without reading what lies in a file.
+
+    Raises
+    ------
+    OperatorError
+        The operator is not square.
+    """
+    return _side(operator if isinstance(operator, OperatorFile) else matrix_of(operator), "the operator")
+
+
 def dense(operator: Operator) -> np.ndarray[Any, np.dtype[np.float64]]:
     """One operator as a float64 array (N, N), checked to be square and finite.
 
@@ -73,7 +84,9 @@ class OperatorFile:
         """
         try:
             array = np.load(path, mmap_mode="r", allow_pickle=False)
-        except (ValueError, EOFError) as error:
+        except FileNotFoundError:
+            raise
+        except Exception as error:
             raise OperatorError(f"expected an operator in {os.fspath(path)}: {error}") from error
         if array.ndim != 2 or array.dtype not in _PRECISIONS or not array.flags.c_contiguous:
             raise OperatorError(f"expected a float matrix in {os.fspath(path)}, found {array.dtype} {array.shape}")

@@ -52,15 +52,13 @@ def agreement(entry: Mapping[str, Any]) -> str:
     if kind not in {"learned", "inherited"} or not _finite(end) or not _finite(inputs.get("value")):
         return ""
     each, theirs = f"{end:.2f}{_interval(entry)}", f"{inputs['value']:.2f}{_interval(inputs)}"
-    words = (
-        f"Learned agreement: in the end the models are closer to each other ({each}) than to their inputs ({theirs})"
-        if kind == "learned"
-        else f"Inherited agreement: in the end the models are no closer to each other ({each}) than to their inputs "
-        f"({theirs})"
-    )
-    if not _finite(untrained.get("value")):
-        return f"{words}."
-    return f"{words}; they have moved {untrained['value']:.2f} away from their untrained networks."
+    moved = f"{untrained['value']:.2f}{_interval(untrained)}" if _finite(untrained.get("value")) else ""
+    if kind == "learned":
+        words = f"Learned agreement: in the end the models are closer to each other ({each}) than to their inputs"
+        return f"{words} ({theirs}){f' and to their untrained networks ({moved})' if moved else ''}."
+    words = f"Inherited agreement: in the end the models are no closer to each other ({each}) than to"
+    far = _finite(entry.get("high")) and _finite(inputs.get("low")) and entry["high"] < inputs["low"]
+    return f"{words} their untrained networks ({moved})." if far and moved else f"{words} their inputs ({theirs})."
 
 
 def group_numbers(entry: Mapping[str, Any]) -> dict[str, str]:

@@ -60,13 +60,15 @@ def test_an_unchanged_store_gives_the_same_results_without_work(planted_store, t
         xr.testing.assert_identical(group, second[name].to_dataset())
 
 
-@pytest.mark.parametrize("damage", ["flip", "cut", "facts", "result"])
+@pytest.mark.parametrize("damage", ["flip", "cut", "facts", "header", "result", "method"])
 def test_damaged_entries_are_computed_again(planted_store, tmp_path, damage):
     url, out = planted_store(models=2, layers=("only",), steps=(0, 1, 2)), tmp_path / "out"
     first = ra.analyze(url, out, **BARE)
-    if damage == "result":
+    if damage in ("result", "method"):
         for path in (out / "cache" / "results").rglob("*.npz"):
-            path.write_bytes(path.read_bytes()[:100])
+            content = bytearray(path.read_bytes())
+            content[content.rfind(b"PK\x01\x02") + 10] = 99  # a compression method that there is not
+            path.write_bytes(content[:100] if damage == "result" else content)
     else:
         for kept in ("results", "distances"):
             shutil.rmtree(out / "cache" / kept)  # so that the operators are what the results come from
@@ -74,6 +76,8 @@ def test_damaged_entries_are_computed_again(planted_store, tmp_path, damage):
         content = bytearray(path.read_bytes())
         if damage == "flip":
             content[-1000] ^= 64
+        if damage == "header":
+            content[10:14] = b"\x00'\"("
         path.write_bytes(content[:-5000] if damage == "cut" else content)
         if damage == "facts":
             path.with_suffix(".json").write_text("{}")

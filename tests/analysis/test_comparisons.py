@@ -60,10 +60,23 @@ def test_what_is_inherited_from_the_inputs_is_told_from_what_is_learned(tmp_path
     assert early.repaudit.summary["layers"]["layer"]["agreement"] == "inherited"
 
 
+def test_untrained_networks_have_learned_nothing_however_much_they_agree(tmp_path, token_probe):
+    architecture = np.random.default_rng(0).standard_normal((SAMPLES, 12))
+    for model in range(3):
+        rng = np.random.default_rng(model + 1)
+        noise = 0.05 * rng.standard_normal(architecture.shape)
+        write(tmp_path / "s.zarr", token_probe, f"seed{model}", {0: rotated(rng, architecture + noise)})
+    layer = ra.analyze(tmp_path / "s.zarr", **BARE).repaudit.summary["layers"]["layer"]
+    assert layer["inputs"]["low"] > 0.8, "far from the inputs"
+    assert layer["agreement"] == "inherited"
+
+
 def test_without_an_audit_at_step_0_there_is_nothing_untrained(planted_store, tmp_path):
     results = ra.analyze(planted_store(steps=(3, 5), layers=("only",)), tmp_path / "out", **BARE)
     assert "from_untrained" not in results["comparison"]
-    assert results.repaudit.summary["layers"]["only"]["untrained"] is None
+    layer = results.repaudit.summary["layers"]["only"]
+    assert layer["untrained"] is None
+    assert layer["agreement"] is None
 
 
 def test_groups_are_near_themselves_and_far_from_each_other(tmp_path, probe_set):
@@ -81,6 +94,10 @@ def test_groups_are_near_themselves_and_far_from_each_other(tmp_path, probe_set)
     assert 0.9 < found.sel(group="s", other="l") < 1.1
     assert found.sel(group="l", other="s") == found.sel(group="s", other="l")
     assert set(results.repaudit.summary["layers"]["layer"]["groups"]) == {"s", "l", "s | l"}
+    uneven = {"one": ["small0"], "rest": ["small1", "small2", "large*"]}
+    first = ra.analyze(tmp_path / "g.zarr", groups=uneven, **BARE)["groups"]["spread"]
+    second = ra.analyze(tmp_path / "g.zarr", groups=dict(reversed(uneven.items())), **BARE)["groups"]["spread"]
+    np.testing.assert_array_equal(first, second.sel(group=["one", "rest"], other=["one", "rest"]))
 
 
 @pytest.mark.parametrize(
@@ -111,6 +128,33 @@ def test_one_model_settles_where_it_was_planted(tmp_path, probe_set):
     assert summary["settling"] == [{"layer": "layer", "settled": 30, "below_start": 10}]
     assert summary["layers"]["layer"]["verdict"] == "undecided"
     assert "step 30" in summary["layers"]["layer"]["sentence"]
+
+
+def test_one_model_at_one_step_is_not_said_to_move(tmp_path, probe_set):
+    write(tmp_path / "one.zarr", probe_set, "solo", {4: np.random.default_rng(0).standard_normal((48, 12))})
+    sentence = ra.analyze(tmp_path / "one.zarr", **BARE).repaudit.summary["layers"]["layer"]["sentence"]
+    assert sentence == "One model at one step: nothing to compare it with."
+
+
+def test_models_that_end_earlier_do_not_make_the_others_settle(tmp_path, probe_set):
+    common = np.random.default_rng(9).standard_normal((48, 12))
+    for model in range(6):
+        rng = np.random.default_rng(model)
+        own, short = rng.standard_normal((48, 12)), model >= 3
+        values = {s: rotated(rng, own if short else common + 0.1 * own) for s in range(4 if short else 8)}
+        write(tmp_path / "s.zarr", probe_set, f"m{model}", values)
+    layer = ra.analyze(tmp_path / "s.zarr", **BARE).repaudit.summary["layers"]["layer"]
+    assert (layer["settled"], layer["below_start"]) == (4, None), "the three that go on never changed"
+
+
+def test_few_samples_leave_out_the_similarity_and_nothing_else(tmp_path):
+    probe_set = ra.ProbeSet.from_tensors({"input_ids": torch.arange(9).reshape(3, 3)})
+    for model in range(2):
+        values = np.random.default_rng(model).standard_normal((3, 5))
+        write(tmp_path / "few.zarr", probe_set, f"m{model}", {0: values})
+    results = ra.analyze(tmp_path / "few.zarr", frames=0, units=0)
+    assert "similarity" not in results.children
+    assert "similarity: it needs at least 4 samples" in results.repaudit.summary["left_out"]
 
 
 def test_layers_are_listed_as_they_settle(tmp_path, probe_set):

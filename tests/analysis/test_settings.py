@@ -35,6 +35,9 @@ def test_a_file_holds_any_setting(tmp_path):
         ({"seed": "x", "frames": -1}, "frames.*; .*seed|seed.*; .*frames"),
         ({"steps": ["soon"]}, "steps.*'soon'"),
         ({"device": "nonsense"}, "device"),
+        ({"device": "meta"}, "device"),
+        ({"memory": "-2GB"}, "memory"),
+        ({"seed": 2**32}, "seed"),
     ],
 )
 def test_what_cannot_be_is_named(choices, said):
@@ -48,6 +51,10 @@ def test_a_file_that_is_none_is_named(tmp_path, text):
     path.write_text(text)
     with pytest.raises(AnalysisError, match=r"bad\.yaml"):
         read_config(path)
+
+
+def test_no_gauge_is_the_default_one():
+    assert Settings.of({"gauge": None}).gauge == Settings().gauge
 
 
 def test_a_missing_file_is_named(tmp_path):

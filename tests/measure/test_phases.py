@@ -59,6 +59,7 @@ def test_too_little_to_tell_is_undecided() -> None:
     assert verdict([], [], [], []) == "undecided"
     assert verdict([0, 1], [0.5, 0.2], [np.nan] * 2, [np.nan] * 2) == "undecided"
     assert verdict([0, 1], [0.5, 0.5], [0.0, 0.0], [1.1, 1.1]) == "undecided"
+    assert verdict([0, 1], [0.1, 0.99], [0.05, 0.71], [0.15, 1.27]) == "unrelated"
     assert phases([], [], [], []) == []
 
 

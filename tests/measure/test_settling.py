@@ -32,6 +32,8 @@ def test_settled_from_the_step_after_the_last_that_differs_from_the_end() -> Non
 def test_a_step_too_uncertain_to_differ_has_not_settled() -> None:
     v, half = np.array([0.8, 0.75, 0.4, 0.21, 0.2]), np.array([0.05, 0.05, 0.6, 0.05, 0.05])
     assert settled(STEPS, v, v - half, v + half) == 100
+    half[-1] = 0.3
+    assert settled(STEPS, v, v - half, v + half) is None
     half[-1] = np.nan
     assert settled(STEPS, v, v - half, v + half) is None
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -119,3 +120,17 @@ def test_bad_operators_are_named_by_model() -> None:
         spread({"seed0": np.eye(4), "seed1": broken})
     with pytest.raises(OperatorError, match=r"same samples, found \{'seed0': 4, 'seed1': 5\}"):
         spread({"seed0": np.eye(4), "seed1": np.eye(5)})
+
+
+def test_two_operators_are_held_at_a_time_whatever_their_number() -> None:
+    side, rng = 200, np.random.default_rng(0)
+    kernels = rng.random((16, side, side)).astype(np.float32)
+    operators = list(kernels / kernels.sum(2, keepdims=True))
+    spread(operators[:3])
+    peaks = []
+    for count in (3, 16):
+        tracemalloc.start()
+        spread(operators[:count])
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    assert peaks[1] < 1.3 * peaks[0]
