@@ -41,6 +41,7 @@ def default_folder(url: str | os.PathLike[str]) -> Path:
     scheme, separator, rest = text.partition("://")
     path = Path(text if not separator else rest)
     path = path if not separator or scheme in ("file", "local") else Path(path.name)
+    path = path if path.name.strip(".") else path.resolve()
     return path.with_name((path.name.removesuffix(".zarr") or path.name) + ".analysis")
 
 

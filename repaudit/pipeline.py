@@ -164,6 +164,7 @@ def run(
     tree = open_store(url)
     selection = select(tree, settings.models, settings.layers, settings.steps)
     settings.group_of(selection.models)
+    settings.check_similarity_steps(selection.all_steps())
     with (
         analysis_folder(Path(out) if out is not None else default_folder(url), url) as folder,
         _cache(folder, settings) as cache,

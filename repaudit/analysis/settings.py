@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -100,6 +100,18 @@ class Settings(BaseModel):
     def budget(self) -> int:
         """Bytes of ``memory``."""
         return int(parse_bytes(self.memory))
+
+    def check_similarity_steps(self, there: Sequence[int]) -> None:
+        """Refuse steps for the similarity that no model has, before anything is computed.
+
+        Raises
+        ------
+        AnalysisError
+        """
+        missing = [step for step in self.similarity_steps or () if step not in there]
+        if missing:
+            found, known = (", ".join(map(str, steps)) for steps in (missing, there))
+            raise AnalysisError(f"similarity_steps: no model has step {found}; there are {known}")
 
     def group_of(self, models: tuple[str, ...]) -> dict[str, str]:
         """The group of every model, in the order of the groups; none where no groups are asked for.

@@ -12,7 +12,6 @@ from numpy.typing import NDArray
 
 from repaudit.analysis.operators import LayerOperators
 from repaudit.analysis.study import Study
-from repaudit.errors import AnalysisError
 from repaudit.measure.similarity import similarity_map
 from repaudit.names import LAYER, MODEL, SAMPLE, STEP
 from repaudit.store.reading import read_step
@@ -24,13 +23,7 @@ NEIGHBORS = 10
 
 
 def similarity_dataset(layers: Sequence[LayerOperators], study: Study) -> xr.Dataset | None:
-    """Every measure asked for, for all pairs of (model, layer) at every step asked for; None where none is.
-
-    Raises
-    ------
-    AnalysisError
-        A step that no model has an operator at.
-    """
+    """Every measure asked for, for all pairs of (model, layer) at every step asked for; None where none is."""
     measures, steps = study.settings.similarity, _steps(layers, study)
     names = [(model, one.layer) for model in study.selection.models for one in layers if model in one.models()]
     if not measures or len(names) < 2:
@@ -95,11 +88,6 @@ class _Activations(Mapping[str, Any]):
 
 def _steps(layers: Sequence[LayerOperators], study: Study) -> list[int]:
     """The steps asked for; without any the last one that the models share."""
-    there = sorted({step for one in layers for step in one.steps()})
     if study.settings.similarity_steps is None:
         return [max(one.last_step() for one in layers)]
-    missing = [step for step in study.settings.similarity_steps if step not in there]
-    if missing:
-        found, known = (", ".join(map(str, steps)) for steps in (missing, there))
-        raise AnalysisError(f"similarity_steps: no model has step {found}; there are {known}")
     return sorted(set(study.settings.similarity_steps))

@@ -29,6 +29,8 @@ COUNTED = {
     "unchanged": ("shows no significant change", "show no significant change"),
     "undecided": ("is undecided", "are undecided"),
 }
+UNSETTLED = ("unrelated", "undecided")
+"""Verdicts on layers of which it means nothing to say that they settled."""
 IDENTICAL = 1e-6
 """A spread below this at every step is the same run under several names, or the same seed."""
 
@@ -38,12 +40,14 @@ def summarize(parts: Mapping[str, xr.Dataset], layers: Sequence[LayerOperators])
     models = list(dict.fromkeys(model for one in layers for model in one.models()))
     single = "approach" in parts and len(models) == 1
     curves = {one.layer: _curve(parts, one.layer, single) for one in layers}
-    order = settling_order({name: found for name, found in curves.items() if len(found[0])})
+    said = {name: layer_summary(parts["spread"].sel({LAYER: name})) for name in curves}
+    moving = {name: curve for name, curve in curves.items() if single or said[name]["verdict"] not in UNSETTLED}
+    order = settling_order({name: curve for name, curve in moving.items() if len(curve[0])})
     settling = {one.layer: {"settled": one.settled, "below_start": one.below_start} for one in order}
     nothing = {"settled": None, "below_start": None}
     found = {}
     for name, (steps, *_) in curves.items():
-        one = layer_summary(parts["spread"].sel({LAYER: name})) | settling.get(name, nothing)
+        one = said[name] | settling.get(name, nothing)
         one |= comparisons(parts, name, int(steps[-1]) if len(steps) else None)
         found[name] = one | {"sentence": _sentence(one, single, len(steps))}
     return {
@@ -109,11 +113,15 @@ def _at(dataset: xr.Dataset, step: int | None, value: str, low: str, high: str) 
 def _agreement(spread: Mapping[str, Any] | None, *others: Mapping[str, Any] | None) -> str | None:
     """Whether models are significantly nearer to each other than to their inputs and to the untrained networks.
 
-    Those agree, too, without having learned anything; None where any of them is not known.
+    Those agree, too, without having learned anything: inherited is what is no nearer to each other than to either of
+    them. None where neither can be said, or either is not known.
     """
     if spread is None or spread["high"] is None or any(other is None or other["low"] is None for other in others):
         return None
-    return "learned" if all(spread["high"] < other["low"] for other in others if other) else "inherited"
+    known = [other for other in others if other is not None]
+    if all(spread["high"] < other["low"] for other in known):
+        return "learned"
+    return "inherited" if any(spread["value"] >= other["value"] for other in known) else None
 
 
 def _groups(groups: xr.Dataset, end: int | None) -> dict[str, Any]:
@@ -145,7 +153,7 @@ def _sentence(layer: Mapping[str, Any], single: bool, steps: int) -> str:
         if steps < 2:
             return "One model at one step: nothing to compare it with."
         if settled is None:
-            return "One model, still moving at its last step: it is not yet within noise of its own end."
+            return "One model: at no step before the last it is within noise of its own end."
         return f"One model: from step {settled} on it cannot be told from its own end."
     return f"{layer['sentence']}{f' Settled from step {settled} on.' if settled is not None else ''}"
 

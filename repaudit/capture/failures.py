@@ -68,3 +68,14 @@ class Failures:
             stacklevel=5,
         )
         return None
+
+
+def warn_recorded_before(model_name: str, step: int, last: int) -> None:
+    """Say once that a model of this name was recorded before, and that its steps stay as they are."""
+    warnings.warn(
+        f"model {model_name!r} was recorded up to step {last} before: step {step} and others up to there are left as "
+        "they are. A training of its own needs another model_name, or if_exists='replace'; one that goes on from a "
+        "checkpoint, open(model, truncate_after=step)",
+        AuditWarning,
+        stacklevel=3,
+    )

@@ -14,7 +14,7 @@ from torch import nn
 
 from repaudit.capture.distributed import Ranks
 from repaudit.capture.extractor import ActivationExtractor
-from repaudit.capture.failures import Failures
+from repaudit.capture.failures import Failures, warn_recorded_before
 from repaudit.capture.layers import LayerSpec, resolve_layers
 from repaudit.capture.operators import ACTIVATIONS, OPERATORS, check_record, operator_layers, to_store, try_gauge
 from repaudit.capture.options import check_choices, check_names
@@ -121,6 +121,7 @@ class Recorder:
         self._writer: TrajectoryWriter | None = None
         self._previous: int | None = None
         self._last_steps: list[int] = []
+        self._found: frozenset[int] = frozenset()
 
     @property
     def steps(self) -> list[int]:
@@ -187,6 +188,7 @@ class Recorder:
             on_store_error=self.on_store_error,
             **self._writer_options,
         )
+        self._found = frozenset(self._writer.steps)
         self._failures.opened(self._writer)
 
     def _layers(self, model: nn.Module) -> tuple[dict[str, Any], dict[str, Mapping[str, Any]]]:
@@ -231,7 +233,8 @@ class Recorder:
     ) -> bool:
         """Record the model after optimizer step ``step``; returns whether it did.
 
-        A step that is recorded already is not recorded again. Call it on the model as you train it: wrapped,
+        A step that is recorded already is not recorded again; one that was there before this recorder opened is told
+        once, since another training needs another name. Call it on the model as you train it: wrapped,
         compiled, in any mode, inside autocast or not.
 
         Raises
@@ -250,7 +253,12 @@ class Recorder:
         if self.trigger is not None:
             triggers = self.trigger.due_at(step, self._previous)
             self._previous = step
-        if not triggers or self.has(step):
+        if not triggers:
+            return False
+        if self.has(step):
+            if step in self._found:
+                warn_recorded_before(self.model_name, step, max(self._found))
+                self._found = frozenset()
             return False
         last = self.last_recorded
         if last is not None and step < last:

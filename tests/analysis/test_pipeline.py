@@ -179,6 +179,14 @@ def test_default_folder(url, folder):
     assert default_folder(url) == Path(folder)
 
 
+def test_default_folder_of_the_working_directory(tmp_path, monkeypatch):
+    (tmp_path / "store.zarr" / "deep").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "store.zarr" / "deep")
+    assert default_folder("..") == tmp_path / "store.analysis"
+    monkeypatch.chdir(tmp_path / "store.zarr")
+    assert default_folder(".") == default_folder("./") == tmp_path / "store.analysis"
+
+
 def test_a_wholly_bad_layer_is_left_out_and_the_rest_is_written(planted_store, tmp_path, probe_set):
     url = tmp_path / "bad.zarr"
     good, bad = np.random.default_rng(0).normal(size=(48, 4)).astype("float32"), np.full((48, 4), np.nan, "float32")

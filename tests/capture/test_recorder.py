@@ -61,6 +61,18 @@ def test_wrong_options_are_refused_at_once(tmp_path, options, error, message):
         ra.Recorder(**{"store": tmp_path, "model_name": "m", "probe_set": PROBE, "layer_specs": ["[0]"], **options})
 
 
+def test_another_training_under_a_recorded_name_is_told_once(tmp_path):
+    model = nn.Sequential(nn.Linear(3, 2))
+    with recorder(tmp_path / "s.zarr") as audits:
+        assert [audits.audit(model, step) for step in (5, 10, 10)] == [True, True, False], (
+            "a repeat of one's own is none"
+        )
+    with recorder(tmp_path / "s.zarr") as audits:
+        with pytest.warns(AuditWarning, match=r"up to step 10 before.*another model_name"):
+            assert not audits.audit(model, 5)
+        assert [audits.audit(model, step) for step in (10, 15)] == [False, True]
+
+
 def test_a_callback_travels_to_another_process(tmp_path):
     callback = ra.RepresentationAuditCallback(tmp_path / "s.zarr", "seed0", PROBE, ["[0]"])
     model = nn.Sequential(nn.Linear(3, 2))
