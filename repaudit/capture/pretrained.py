@@ -109,7 +109,9 @@ def _record_series(
             if source is sources[0]:
                 recorder.model_attrs[SOURCE] = _identity(source, model)
                 _refuse_another(recorder, storage_options)
-            recorder.audit(model, source.step)
+                recorder.open(model)
+            if not recorder.has(source.step):
+                recorder.audit(model, source.step)
     return recorder.steps
 
 

@@ -124,24 +124,20 @@ def _pivots(curve: Curve) -> list[int]:
         elif direction != "rises" and curve.rises(since, i):
             turns.append(low)
             direction, high = "rises", low + int(v[low : i + 1].argmax())
-    if not turns:
-        return []
-    return _to_the_ends([*turns, low if direction == "falls" else high], len(v))
-
-
-def _to_the_ends(pivots: list[int], length: int) -> list[int]:
-    """Move the outermost pivots to the ends of the curve where hardly a step lies between."""
-    first = 0 if pivots[0] < SHORTEST_SHOULDER else pivots[0]
-    last = length - 1 if length - 1 - pivots[-1] < SHORTEST_SHOULDER else pivots[-1]
-    return [first, *pivots[1:-1], last]
+    return [*turns, low if direction == "falls" else high] if turns else []
 
 
 def _with_shoulders(v: NDArray[np.float64], pivots: list[int]) -> list[tuple[int, int, Direction]]:
-    """Changes between pivots with their flat ends cut off, and the flat stretches between them."""
+    """Changes between pivots with their flat ends cut off, and the flat stretches between them.
+
+    Where hardly a step lies before the first change or after the last, it reaches to the end of the curve.
+    """
     stretches: list[tuple[int, int, Direction]] = []
     reached = 0
     for a, b in pairwise(pivots):
         start, end = _steep_part(v, a, b)
+        start = reached if start - reached < SHORTEST_SHOULDER else start
+        end = len(v) - 1 if len(v) - 1 - end < SHORTEST_SHOULDER and b == pivots[-1] else end
         if start > reached:
             stretches.append((reached, start, "flat"))
         stretches.append((start, end, "falls" if v[b] < v[a] else "rises"))

@@ -6,7 +6,7 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from repaudit.errors import AnalysisError
@@ -82,6 +82,7 @@ def test_noise_about_a_level_has_phases_in_one_curve_of_twenty() -> None:
     assert np.mean([word != "unchanged" for word in words]) < 0.07
 
 
+@example([0.5, 0.0, 1.0, 0.5], 0.5)  # a rise between two ends at one height
 @given(st.lists(st.floats(0, 1.2), min_size=1, max_size=25), st.floats(0, 0.5))
 def test_phases_tile_the_steps(value: list[float], half: float) -> None:
     found = phases(range(len(value)), value, np.array(value) - half, np.array(value) + half)
