@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from repaudit.errors import OperatorError
 from repaudit.measure.stack import OperatorStack
 
-BAND_BYTES = 16 * 2**20
-"""A band is kept to about the size of the processor's cache, where centring and multiplying it is cheapest."""
+BAND_BYTES = 32 * 2**20
+"""A band small enough to stay in the processor's caches, with rows long enough to be read in large pieces."""
 
 GEMM_COLUMNS = 8192
 """Longest sum left to single precision before it is added up in float64."""
@@ -131,7 +131,7 @@ def _add_gram(gram: torch.Tensor, norms: torch.Tensor, flat: torch.Tensor) -> No
     """Add a band's products to the upper triangle: by panels of rows, which spares most of the lower one."""
     top = len(gram)
     norms[top:] += torch.linalg.vector_norm(flat[top:], dim=1).to(torch.float64).square_()
-    panel = -(-len(flat) // min(8, max(1, len(flat) // 64)))
+    panel = -(-len(flat) // min(4, max(1, len(flat) // 100)))
     for start in range(0, flat.shape[1], GEMM_COLUMNS):
         columns = flat[:, start : start + GEMM_COLUMNS]
         for row in range(0, top, panel):

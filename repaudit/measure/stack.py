@@ -156,11 +156,13 @@ class OperatorStack:
         if self._cube:
             _copy(part, self._operators[:, start:stop])
             return
+        rows = part.numpy()
         for index in range(self.size):
             operator = self._item(index)
-            self._check(operator, index)
-            if isinstance(operator, OperatorFile) and _is_double(operator) == (part.dtype is torch.float64):
-                operator.read(part[index].numpy(), start)
+            if start == 0:
+                self._check(operator, index)
+            if isinstance(operator, OperatorFile) and operator.dtype == rows.dtype:
+                operator.read(rows[index], start)
             else:
                 _copy(part[index], _band(matrix_of(operator), start, stop))
 
@@ -227,6 +229,10 @@ def _copy(target: torch.Tensor, source: Any) -> None:
         target.copy_(source.detach())
         return
     array = np.asarray(source)
-    if array.dtype.kind not in "fiub":
+    plain = array.flags.writeable and all(stride >= 0 and stride % array.itemsize == 0 for stride in array.strides)
+    if plain and array.dtype == target.numpy().dtype:
+        target.copy_(torch.from_numpy(array))  # several threads, where NumPy has one
+    elif array.dtype.kind not in "fiub":
         raise OperatorError(f"expected real numbers in an operator, found dtype {array.dtype}")
-    np.copyto(target.numpy(), array)
+    else:
+        np.copyto(target.numpy(), array)
