@@ -84,7 +84,7 @@ def _client(settings: Settings) -> Iterator[Any]:
             n_workers=settings.workers,
             threads_per_worker=1,
             memory_limit=0,
-            dashboard_address=None,
+            dashboard_address=":0",
             silence_logs=50,
         ) as cluster,
         distributed.Client(cluster, set_as_default=False) as client,

@@ -153,12 +153,13 @@ def _close_pairs(squared: torch.Tensor, norms: torch.Tensor, share: float) -> to
 
 
 def _recompute(squared: torch.Tensor, pairs: torch.Tensor, bands: Iterator[tuple[int, torch.Tensor]]) -> None:
-    """Sum the squared differences of close pairs, as many pairs at a time as the band's own size allows."""
+    """Sum the squared differences of close pairs, so many pairs at a time as take half of the band's own size."""
     sums = torch.zeros(len(pairs), dtype=torch.float64)
     for _, band in bands:
         flat = band.view(len(band), -1)
-        for start in range(0, len(pairs), len(band)):
-            some = slice(start, start + len(band))
+        count = -(-len(band) // 4)
+        for start in range(0, len(pairs), count):
+            some = slice(start, start + count)
             difference = flat[pairs[some, 0]].sub_(flat[pairs[some, 1]])
             sums[some] += torch.linalg.vector_norm(difference, dim=1).to(torch.float64).square_()
     squared[pairs[:, 0], pairs[:, 1]] = sums
