@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+import hypothesis
 import numpy as np
 import pytest
 import torch
@@ -12,6 +13,14 @@ import torch
 import repaudit as ra
 
 SAMPLES, WIDTH = 48, 12
+
+hypothesis.settings.register_profile("same", derandomize=True)
+hypothesis.settings.register_profile("random", derandomize=False)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """The same examples on every run, so that a red run is red again; new ones where the slow tests run too."""
+    hypothesis.settings.load_profile("same" if config.option.markexpr == "not slow" else "random")
 
 
 @pytest.fixture

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import fields
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -162,5 +163,8 @@ def _said(found: Any) -> str:
     place = ".".join(str(part) for part in found["loc"]) or "settings"
     if found["type"] == "extra_forbidden":
         return f"{place}: no such setting; there are {', '.join(Settings.model_fields)}"
+    if found["type"] == "unexpected_keyword_argument":
+        known = ", ".join(field.name for field in fields(DiffusionGauge))
+        return f"{place}: no such setting of the gauge; there are {known}"
     message = str(found["msg"]).removeprefix("Value error, ")
     return f"{place}: {message}" if found["type"] == "missing" else f"{place}: {message}, found {found['input']!r}"

@@ -24,6 +24,7 @@ def test_a_file_holds_any_setting(tmp_path):
     ("choices", "said"),
     [
         ({"layer": ["x"]}, "layer: no such setting; there are models, layers"),
+        ({"gauge": {"kn": 3}}, "gauge.kn: no such setting of the gauge; there are kernel, knn"),
         ({"merge": "sum"}, "merge.*frobenius.*'sum'"),
         ({"merge": "gromov"}, "merge.*'gromov'"),
         ({"memory": "lots"}, "memory: expected a memory budget such as 2GB, found 'lots'"),
