@@ -8,62 +8,80 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Final
 
+from repaudit import accessor as _accessor  # noqa: F401 - registers .repaudit on xarray objects
+from repaudit.names import __version__
+
 if TYPE_CHECKING:
-    from repaudit.capture.extractor import ActivationExtractor as ActivationExtractor
-    from repaudit.capture.huggingface import AuditTrainerCallback as AuditTrainerCallback
-    from repaudit.capture.layers import LayerSpec as LayerSpec
-    from repaudit.capture.lightning import HFTrainerModule as HFTrainerModule
-    from repaudit.capture.lightning import RepresentationAuditCallback as RepresentationAuditCallback
-    from repaudit.capture.probe import ProbeSet as ProbeSet
-    from repaudit.capture.recorder import Recorder as Recorder
-    from repaudit.capture.trigger import AuditTrigger as AuditTrigger
-    from repaudit.embed import phate_embedding as phate_embedding
-    from repaudit.embed import phate_trajectories as phate_trajectories
-    from repaudit.gauge.diffusion import DiffusionGauge as DiffusionGauge
-    from repaudit.gauge.spectrum import DiffusionOperator as DiffusionOperator
+    from repaudit import errors as errors
+    from repaudit import plots as plots
+    from repaudit.analysis.pipeline import analyze as analyze
+    from repaudit.capture.extract.extractor import ActivationExtractor as ActivationExtractor
+    from repaudit.capture.extract.layer_spec import LayerSpec as LayerSpec
+    from repaudit.capture.pretrained.record_pretrained import record_pretrained as record_pretrained
+    from repaudit.capture.probe_set.probe_set import ProbeSet as ProbeSet
+    from repaudit.capture.record.recorder import Recorder as Recorder
+    from repaudit.capture.record.trigger import AuditTrigger as AuditTrigger
+    from repaudit.capture.trainers.hf_trainer_module import HFTrainerModule as HFTrainerModule
+    from repaudit.capture.trainers.huggingface import AuditTrainerCallback as AuditTrainerCallback
+    from repaudit.capture.trainers.lightning import RepresentationAuditCallback as RepresentationAuditCallback
+    from repaudit.embed.phate import phate_embedding as phate_embedding
+    from repaudit.embed.phate import phate_trajectories as phate_trajectories
+    from repaudit.errors import AuditWarning as AuditWarning
+    from repaudit.errors import StoreWarning as StoreWarning
+    from repaudit.gauge.gauge import DiffusionGauge as DiffusionGauge
     from repaudit.measure.distances import operator_distances as operator_distances
+    from repaudit.measure.similarity import Similarity as Similarity
     from repaudit.measure.similarity import similarity as similarity
+    from repaudit.measure.similarity import similarity_map as similarity_map
+    from repaudit.measure.spread import Spread as Spread
     from repaudit.measure.spread import spread as spread
     from repaudit.merge.merging import DiffusionMerging as DiffusionMerging
-    from repaudit.pipeline import analyze as analyze
-    from repaudit.store.reader import open_store as open_store
-    from repaudit.store.repair import repair as repair
-    from repaudit.store.verify import verify as verify
-    from repaudit.store.writer import TrajectoryWriter as TrajectoryWriter
-
-__version__ = "0.1.0"
+    from repaudit.operators.operator import DiffusionOperator as DiffusionOperator
+    from repaudit.store.check.repair import repair as repair
+    from repaudit.store.check.verify import verify as verify
+    from repaudit.store.copying import copy_store as copy_store
+    from repaudit.store.read.reader import open_store as open_store
+    from repaudit.store.write.writer import TrajectoryWriter as TrajectoryWriter
 
 _HOMES: Final = {
-    "analyze": "repaudit.pipeline",
-    "ActivationExtractor": "repaudit.capture.extractor",
-    "AuditTrainerCallback": "repaudit.capture.huggingface",
-    "LayerSpec": "repaudit.capture.layers",
-    "HFTrainerModule": "repaudit.capture.lightning",
-    "RepresentationAuditCallback": "repaudit.capture.lightning",
-    "ProbeSet": "repaudit.capture.probe",
-    "Recorder": "repaudit.capture.recorder",
-    "AuditTrigger": "repaudit.capture.trigger",
-    "phate_embedding": "repaudit.embed",
-    "phate_trajectories": "repaudit.embed",
-    "DiffusionGauge": "repaudit.gauge.diffusion",
-    "DiffusionOperator": "repaudit.gauge.spectrum",
-    "operator_distances": "repaudit.measure.distances",
-    "similarity": "repaudit.measure.similarity",
-    "spread": "repaudit.measure.spread",
+    "ActivationExtractor": "repaudit.capture.extract.extractor",
+    "AuditTrainerCallback": "repaudit.capture.trainers.huggingface",
+    "AuditTrigger": "repaudit.capture.record.trigger",
+    "AuditWarning": "repaudit.errors",
+    "DiffusionGauge": "repaudit.gauge.gauge",
     "DiffusionMerging": "repaudit.merge.merging",
-    "open_store": "repaudit.store.reader",
-    "repair": "repaudit.store.repair",
-    "verify": "repaudit.store.verify",
-    "TrajectoryWriter": "repaudit.store.writer",
+    "DiffusionOperator": "repaudit.operators.operator",
+    "HFTrainerModule": "repaudit.capture.trainers.hf_trainer_module",
+    "LayerSpec": "repaudit.capture.extract.layer_spec",
+    "ProbeSet": "repaudit.capture.probe_set.probe_set",
+    "Recorder": "repaudit.capture.record.recorder",
+    "RepresentationAuditCallback": "repaudit.capture.trainers.lightning",
+    "Similarity": "repaudit.measure.similarity",
+    "Spread": "repaudit.measure.spread",
+    "StoreWarning": "repaudit.errors",
+    "TrajectoryWriter": "repaudit.store.write.writer",
+    "analyze": "repaudit.analysis.pipeline",
+    "copy_store": "repaudit.store.copying",
+    "open_store": "repaudit.store.read.reader",
+    "operator_distances": "repaudit.measure.distances",
+    "phate_embedding": "repaudit.embed.phate",
+    "phate_trajectories": "repaudit.embed.phate",
+    "record_pretrained": "repaudit.capture.pretrained.record_pretrained",
+    "repair": "repaudit.store.check.repair",
+    "similarity": "repaudit.measure.similarity",
+    "similarity_map": "repaudit.measure.similarity",
+    "spread": "repaudit.measure.spread",
+    "verify": "repaudit.store.check.verify",
 }
-__all__ = ["__version__", *_HOMES]  # noqa: PLE0604 - the names are the table's keys
+_ROOMS: Final = ("errors", "plots")
+__all__ = ["__version__", *_ROOMS, *_HOMES]  # noqa: PLE0604 - the names are the table's keys
 
 
 def __getattr__(name: str) -> Any:
+    if name in _ROOMS:
+        return import_module(f"repaudit.{name}")
     if name not in _HOMES:
         raise AttributeError(f"module 'repaudit' has no attribute {name!r}")
-    if name in {"open_store", "analyze"}:
-        import_module("repaudit.accessor")  # registers .repaudit on what these return
     value = getattr(import_module(_HOMES[name]), name)
     globals()[name] = value
     return value

@@ -1,7 +1,7 @@
 """``.repaudit`` on xarray objects: a store's models, layers, steps and operators by their own names.
 
-Importing this module registers the accessors; ``repaudit.open_store`` and ``repaudit.analyze`` do so as well. For a
-tree opened with xarray alone, write ``import repaudit.accessor``. torch is imported by the first operator, not before.
+``import repaudit`` registers the accessors, also for trees opened with xarray alone. torch is imported by the first
+operator, not before.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ import xarray as xr
 
 from repaudit.errors import AnalysisError
 from repaudit.names import ATTRS, LAYER, MODEL, STEP
-from repaudit.store import catalog
+from repaudit.store.read import catalog
 
 if TYPE_CHECKING:
-    from repaudit.gauge.spectrum import DiffusionOperator
+    from repaudit.operators.operator import DiffusionOperator
 
 
 @xr.register_datatree_accessor("repaudit")  # type: ignore[no-untyped-call]
@@ -130,6 +130,6 @@ class ArrayAccessor:
         ActivationError
             The array has other dims, or values that are not finite; model, layer and step are named where known.
         """
-        from repaudit.gauge.diffusion import DiffusionGauge
+        from repaudit.gauge.gauge import DiffusionGauge
 
         return DiffusionGauge(**parameters)(self._array)

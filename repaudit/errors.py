@@ -114,3 +114,11 @@ class NotInStoreError(StoreError, KeyError):
 
     def __str__(self) -> str:
         return str(self.args[0]) if self.args else ""
+
+
+class StoreWarning(UserWarning):
+    """A step could not be stored; the training goes on."""
+
+
+class AuditWarning(UserWarning):
+    """An audit failed; the training goes on without its record."""

@@ -5,6 +5,9 @@ from __future__ import annotations
 from typing import Final
 from urllib.parse import quote, unquote
 
+__version__: Final = "0.1.0"
+"""Version of this library."""
+
 FORMAT_VERSION: Final = 1
 """Version of the on-disk format that this library writes."""
 

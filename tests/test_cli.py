@@ -159,3 +159,33 @@ def test_record_takes_a_saved_model(tmp_path):
     wrong = repaudit("record", tmp_path / "tiny", "--layers", "transformer.block[*]", *place)
     assert wrong.returncode == 2
     assert "block" in wrong.stderr
+
+
+def test_the_gauge_frames_and_units_are_flags(planted_store, tmp_path):
+    config = tmp_path / "analysis.yaml"
+    config.write_text("gauge: {knn: 10, alpha: 0.5}\nframes: 3\n")
+    flags = ("--gauge", "knn=7", "--gauge", "metric=cosine", "--frames", "0", "--units", "0")
+    run = repaudit("analyze", planted_store(layers=("only",)), "--config", config, *flags, "--json")
+    parameters = json.loads(run.stdout)["parameters"]
+    assert {name: parameters["gauge"][name] for name in ("knn", "alpha", "metric")} == {
+        "knn": 7,
+        "alpha": 0.5,
+        "metric": "cosine",
+    }
+    assert (parameters["frames"], parameters["units"]) == (0, 0)
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        (["knn"], "found 'knn'"),
+        (["knn=5", "knn=6"], "found 'knn=6'"),
+        (["kmn=5"], "there are kernel, knn"),
+        (["knn=a"], "knn"),
+    ],
+)
+def test_parameters_of_the_gauge_that_cannot_be_are_told(planted_store, given, told):
+    flags = [word for text in given for word in ("--gauge", text)]
+    run = repaudit("analyze", planted_store(layers=("only",)), *flags)
+    assert run.returncode == 2
+    assert told in run.stderr

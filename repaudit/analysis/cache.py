@@ -4,21 +4,20 @@ from __future__ import annotations
 
 import hashlib
 import json
-import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, Final
+from typing import Any, Final
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from repaudit import __version__
 from repaudit.errors import OperatorError
-from repaudit.measure.stack import OperatorFile
-from repaudit.store.encoding import checksum
+from repaudit.names import __version__
+from repaudit.operators.stack import OperatorFile
+from repaudit.store.format.encoding import checksum
+from repaudit.store.storage.replacing import replacing
 
 Array = NDArray[Any]
 NUMERICS: Final = 1
@@ -75,10 +74,10 @@ class Cache:
         """Keep an operator; its facts come last, and without them it is not there."""
         place = self._place("operators", name, ".npy")
         matrix = np.ascontiguousarray(matrix)
-        with _aside(place) as stream:
+        with replacing(place) as stream:
             np.save(stream, matrix, allow_pickle=False)
         facts = {"crc32c": checksum(matrix), "diagnostics": dict(diagnostics), "gauge": dict(gauge)}
-        with _aside(place.with_suffix(".json")) as stream:
+        with replacing(place.with_suffix(".json")) as stream:
             stream.write(json.dumps(facts).encode())
         return StoredOperator(name, OperatorFile.at(place), dict(diagnostics), dict(gauge))
 
@@ -88,7 +87,7 @@ class Cache:
         found = _read(place)
         if found is None:
             found = {key: np.asarray(value) for key, value in compute().items()}
-            with _aside(place) as stream:
+            with replacing(place) as stream:
                 np.savez(stream, allow_pickle=False, **found)
         return found
 
@@ -116,26 +115,12 @@ class Cache:
             rows = compute([operators[index].file for index in order], len(new))
             distances[np.ix_(new, order)] = rows
             distances[np.ix_(order, new)] = rows.T
-            with _aside(place) as stream:
+            with replacing(place) as stream:
                 np.savez(stream, operators=np.array(names), distances=distances)
         return distances
 
     def _place(self, kind: str, name: str, suffix: str) -> Path:
         return self.folder / kind / name[:2] / f"{name}{suffix}"
-
-
-@contextmanager
-def _aside(place: Path) -> Iterator[IO[bytes]]:
-    """A file that takes its place when the block ends well."""
-    place.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(dir=place.parent, prefix=".", delete=False) as stream:
-        try:
-            yield stream
-            stream.flush()
-            Path(stream.name).replace(place)
-        except BaseException:
-            Path(stream.name).unlink(missing_ok=True)
-            raise
 
 
 def _read(place: Path) -> dict[str, Array] | None:

@@ -13,14 +13,14 @@ import xarray as xr
 from dask.utils import format_bytes
 from numpy.typing import NDArray
 
-from repaudit.analysis.inputs import InputGeometry
-from repaudit.analysis.operators import LayerOperators
+from repaudit.analysis.input_geometry import InputGeometry
+from repaudit.analysis.layer_operators import LayerOperators
 from repaudit.analysis.study import Study
 from repaudit.errors import ActivationError, AnalysisError
 from repaudit.measure.comparison import departure, group_spread, noise_floor
 from repaudit.measure.spread import Spread, spread
 from repaudit.names import LAYER, MODEL, SAMPLE, STEP
-from repaudit.store.reading import read_step
+from repaudit.store.read.activations import read_step
 
 Array = NDArray[np.float64]
 
@@ -57,6 +57,15 @@ def undefined_spreads(dataset: xr.Dataset, operators: LayerOperators) -> list[st
     ]
 
 
+def missing_starts(operators: LayerOperators) -> list[str]:
+    """Say which models lack step 0 where others have it, so that nothing is compared with the untrained networks."""
+    start = operators.at(0)
+    lacking = ", ".join(model for model in operators.models() if model not in start)
+    return (
+        [f"layer {operators.layer}: untrained networks, of which {lacking} has no step 0"] if start and lacking else []
+    )
+
+
 def comparison_dataset(operators: LayerOperators, study: Study, inputs: InputGeometry | None) -> xr.Dataset:
     """Departure of the models from their untrained selves and from the inputs' own geometry, and the noise floor."""
     steps = study.selection.all_steps()
@@ -65,11 +74,6 @@ def comparison_dataset(operators: LayerOperators, study: Study, inputs: InputGeo
     if start and set(start) == set(operators.models()):
         dataset = dataset.assign(_departures(operators, study, "untrained", start, [*operators.content(0).values()]))
         dataset["from_untrained"].attrs["reference_step"] = 0
-    elif start:
-        lacking = ", ".join(model for model in operators.models() if model not in start)
-        study.selection.left_out.append(
-            f"layer {operators.layer}: untrained networks, of which {lacking} has no step 0"
-        )
     if inputs is not None:
         dataset = dataset.assign(_departures(operators, study, "inputs", inputs.operator, [inputs.words]))
         dataset["from_inputs"].attrs["inputs"] = inputs.words

@@ -7,7 +7,7 @@ import json
 import numpy as np
 import xarray as xr
 
-from repaudit.analysis.operators import LayerOperators
+from repaudit.analysis.layer_operators import LayerOperators
 from repaudit.analysis.study import Study
 from repaudit.names import LAYER, MODEL, STEP
 

@@ -11,16 +11,16 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from repaudit.analysis.cache import StoredOperator
-from repaudit.analysis.operators import LayerOperators
+from repaudit.analysis.layer_operators import LayerOperators
 from repaudit.analysis.study import Study
-from repaudit.embed import phate_embedding, phate_frames, phate_onto, phate_trajectories, unit_trajectories
+from repaudit.embed.mds import mds_embedding, scaled_stress
+from repaudit.embed.phate import phate_embedding, phate_frames, phate_onto, phate_trajectories, unit_trajectories
 from repaudit.errors import ActivationError
-from repaudit.layout import mds_embedding, scaled_stress
 from repaudit.measure.distances import calibrated_distances
-from repaudit.measure.stack import OperatorFile, OperatorStack
 from repaudit.merge.merging import DiffusionMerging, Strategy
 from repaudit.names import COMPONENT, LABEL, LAYER, MODEL, SAMPLE, STEP, TEXT
-from repaudit.store.reading import read_step
+from repaudit.operators.stack import OperatorFile, OperatorStack
+from repaudit.store.read.activations import read_step
 
 METRIC: Final = "calibrated"
 """The distance that trajectories are drawn from: unlike the raw one it does not grow as operators sharpen."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from numbers import Integral
 from typing import Any, TypeVar
 
@@ -11,7 +11,7 @@ import xarray as xr
 
 from repaudit.errors import AnalysisError
 from repaudit.names import TOKEN
-from repaudit.store import catalog
+from repaudit.store.read import catalog
 
 T = TypeVar("T", str, int)
 
@@ -24,7 +24,7 @@ class Selection:
     layers: tuple[str, ...]
     steps: Mapping[str, tuple[int, ...]]
     layers_of: Mapping[str, frozenset[str]]
-    left_out: list[str] = field(default_factory=list)
+    left_out: tuple[str, ...] = ()
 
     def keys(self, layer: str) -> list[tuple[str, int]]:
         """(model, step) of every operator of one layer, model by model."""
@@ -86,7 +86,9 @@ def select(
     left_out += [f"layer {name}: no model that has it has one of these steps" for name in empty]
     pooled = [name for name in pooled if name not in empty]
     left_out += _mismatches(chosen, pooled, layers_of, wanted)
-    return Selection(tuple(chosen), tuple(pooled), wanted, {m: frozenset(layers_of[m]) for m in chosen}, left_out)
+    return Selection(
+        tuple(chosen), tuple(pooled), wanted, {m: frozenset(layers_of[m]) for m in chosen}, tuple(left_out)
+    )
 
 
 def _several(asked: Any) -> Any:

@@ -15,9 +15,9 @@ from dask.utils import parse_bytes
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from repaudit.errors import AnalysisError
-from repaudit.gauge.diffusion import DiffusionGauge
+from repaudit.gauge.gauge import DiffusionGauge
+from repaudit.measure.similarity import Measure
 
-Measure = Literal["cka", "cka_debiased", "cka_rbf", "mutual_knn", "procrustes", "rsa"]
 StoreStrategy = Literal["weighted", "frobenius", "reversible", "ot_barycenter"]
 """Merge strategies whose P* is over the store's samples, which gromov's is not."""
 

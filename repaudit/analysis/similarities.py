@@ -10,11 +10,11 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
-from repaudit.analysis.operators import LayerOperators
+from repaudit.analysis.layer_operators import LayerOperators
 from repaudit.analysis.study import Study
-from repaudit.measure.similarity import similarity_map
+from repaudit.measure.similarity import Measure, similarity_map
 from repaudit.names import LAYER, MODEL, SAMPLE, STEP
-from repaudit.store.reading import read_step
+from repaudit.store.read.activations import read_step
 
 REPRESENTATION, OTHER, MEASURE = "representation", "other", "measure"
 FEWEST = 4
@@ -26,10 +26,7 @@ def similarity_dataset(layers: Sequence[LayerOperators], study: Study) -> xr.Dat
     """Every measure asked for, for all pairs of (model, layer) at every step asked for; None where none is."""
     measures, steps = study.settings.similarity, _steps(layers, study)
     names = [(model, one.layer) for model in study.selection.models for one in layers if model in one.models()]
-    if not measures or len(names) < 2:
-        return None
-    if study.tree.sizes[SAMPLE] < FEWEST:
-        study.selection.left_out.append(f"similarity: it needs at least {FEWEST} samples")
+    if not measures or len(names) < 2 or too_few_samples(study):
         return None
     shape = (len(measures), len(steps), len(names), len(names))
     values = np.full((2, *shape), np.nan)
@@ -58,11 +55,16 @@ def similarity_dataset(layers: Sequence[LayerOperators], study: Study) -> xr.Dat
     return xr.Dataset({name: (dims, value) for name, value in zip(("similarity", "null"), values, strict=True)}, coords)
 
 
+def too_few_samples(study: Study) -> list[str]:
+    """Say that the store has too few samples for any similarity, where it has."""
+    return [f"similarity: it needs at least {FEWEST} samples"] * (study.tree.sizes[SAMPLE] < FEWEST)
+
+
 def _texts(names: Iterable[str]) -> NDArray[Any]:
     return np.array(list(names), dtype=object)
 
 
-def _compare(study: Study, views: Mapping[str, Any], measure: str) -> dict[str, Any]:
+def _compare(study: Study, views: Mapping[str, Any], measure: Measure) -> dict[str, Any]:
     k = min(NEIGHBORS, (study.tree.sizes[SAMPLE] - 1) // 2)
     found = similarity_map(views, measure, k=k, seed=study.settings.seed, memory=study.settings.budget)
     return {name: found[name].values for name in ("similarity", "null")}

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from repaudit.analysis.operators import LayerOperators
+from repaudit.analysis.layer_operators import LayerOperators
 from repaudit.measure.phases import phases, verdict
 from repaudit.measure.settling import settling_order
 from repaudit.names import LAYER, MODEL, STEP

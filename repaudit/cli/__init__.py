@@ -10,8 +10,8 @@ from typing import Annotated
 
 import typer
 
-from repaudit import __version__
 from repaudit.cli import analysis, recording, store
+from repaudit.names import __version__
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None)
 for _command in (

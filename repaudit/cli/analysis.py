@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+import yaml
 from rich.console import Console
 from rich.markup import escape
 
@@ -32,7 +33,7 @@ def analyze(
         typer.Option(help="Folder for the results, whose earlier ones are replaced; <store>.analysis by default."),
     ] = None,
     config: Annotated[
-        Path | None, typer.Option(help="YAML file with any of the settings of repaudit.analyze; flags go before it.")
+        Path | None, typer.Option(help="YAML file with any of the settings of repaudit.analyze; flags override it.")
     ] = None,
     models: Models = None,
     layers: Layers = None,
@@ -44,8 +45,18 @@ def analyze(
         list[str] | None,
         typer.Option(metavar="NAME=MODELS", help="A group of models to compare, e.g. small='s*,t*'; once for each."),
     ] = None,
+    gauge: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME=VALUE", help="A parameter of the gauge, e.g. knn=10; once for each."),
+    ] = None,
     similarity: Annotated[str | None, typer.Option(help="Similarity measures, separated by commas.")] = None,
     similarity_steps: Annotated[str | None, typer.Option(help="Steps of the similarity maps, as --steps.")] = None,
+    frames: Annotated[
+        int | None, typer.Option(help="Steps at which the samples' embedding is followed, 12 by default; 0 for none.")
+    ] = None,
+    units: Annotated[
+        int | None, typer.Option(help="Units of a layer whose trajectories are drawn, 32 by default; 0 for none.")
+    ] = None,
     memory: Annotated[str | None, typer.Option(help="Memory budget, 2GB by default.")] = None,
     workers: Annotated[int | None, typer.Option(help="Start so many Dask workers on this machine.")] = None,
     scheduler: Annotated[str | None, typer.Option(help="Address of a Dask scheduler, e.g. tcp://host:8786.")] = None,
@@ -69,6 +80,8 @@ def analyze(
             "groups": _parse_groups(groups),
             "similarity": parse_names(similarity),
             "similarity_steps": parse_steps(similarity_steps, store),
+            "frames": frames,
+            "units": units,
             "memory": memory,
             "workers": workers,
             "scheduler": scheduler,
@@ -76,12 +89,15 @@ def analyze(
             "cache": cache,
             "seed": seed,
         }
+        from repaudit.analysis.folder import default_folder
+        from repaudit.analysis.pipeline import run
         from repaudit.analysis.settings import Settings, read_config
-        from repaudit.output import default_folder
-        from repaudit.pipeline import run
 
         given = {name: value for name, value in flags.items() if value is not None}
-        settings = Settings.of({**(read_config(config) if config else {}), **given})
+        choices = {**(read_config(config) if config else {}), **given}
+        if gauge:
+            choices["gauge"] = {**(choices.get("gauge") or {}), **_parse_parameters(gauge)}
+        settings = Settings.of(choices)
         folder = out or default_folder(store)
         with progress_bars(quiet=as_json) as report:
             results = run(store, folder, settings, report)
@@ -89,6 +105,17 @@ def analyze(
             typer.echo((folder / "summary.json").read_text(encoding="utf-8"))
             return
         _print_summary(json.loads(results.attrs["summary"]), folder)
+
+
+def _parse_parameters(parameters: list[str]) -> dict[str, Any]:
+    """Parse ``knn=10``, once for each; values are YAML's, so that numbers are numbers and ``null`` is None."""
+    parsed: dict[str, Any] = {}
+    for text in parameters:
+        name, equals, value = text.partition("=")
+        if not (name and equals and value) or name in parsed:
+            raise typer.BadParameter(f"expected parameters of the gauge like knn=10, each once, found {text!r}")
+        parsed[name.strip()] = yaml.safe_load(value)
+    return parsed
 
 
 def _parse_groups(groups: list[str] | None) -> dict[str, list[str]] | None:
@@ -121,6 +148,6 @@ def report(
 ) -> None:
     """Write a report again from its results."""
     with one_line_errors():
-        from repaudit.output import rewrite_report
+        from repaudit.analysis.folder import rewrite_report
 
         typer.echo(rewrite_report(folder))

@@ -13,7 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 
 from repaudit.errors import CorruptStoreError, NotAStoreError, RepauditError, UnknownVersionError
 
-FINDINGS, USAGE, BAD_STORE = 1, 2, 3
+PROBLEMS, USAGE, BAD_STORE = 1, 2, 3
 
 Store = Annotated[str, typer.Argument(metavar="STORE", help="Path or URL of the store.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Machine-readable result on stdout.")]
@@ -46,8 +46,8 @@ def parse_steps(text: str | None, store: str) -> list[int] | None:
     """Parse ``0,10,100:200``: single steps and inclusive ranges of recorded steps."""
     if text is None:
         return None
-    from repaudit.store import catalog
-    from repaudit.store.reader import open_store
+    from repaudit.store.read import catalog
+    from repaudit.store.read.reader import open_store
 
     tree = open_store(store)
     recorded = sorted({step for model in catalog.models(tree) for step in catalog.steps(tree, model)})

@@ -34,7 +34,7 @@ def record(
 ) -> None:
     """Record pretrained models, or series of their checkpoints, without training."""
     with one_line_errors():
-        from repaudit.capture.pretrained import record_pretrained
+        from repaudit.capture.pretrained.record_pretrained import record_pretrained
 
         recorded = record_pretrained(
             models, probe, split_paths(layers), store, revisions=revision or (), names=name, config=config,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 from rich.console import Console
@@ -12,7 +12,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from repaudit.cli.console import (
-    FINDINGS,
+    PROBLEMS,
     AsJson,
     Layers,
     Models,
@@ -23,12 +23,15 @@ from repaudit.cli.console import (
     parse_steps,
 )
 
+if TYPE_CHECKING:
+    from repaudit.store.format.encoding import CodecName
+
 
 def info(store: Store, as_json: AsJson = False) -> None:
     """Say what a store holds: models, layers, steps, the probe set."""
     with one_line_errors():
-        from repaudit.store import catalog
-        from repaudit.store.reader import open_store
+        from repaudit.store.read import catalog
+        from repaudit.store.read.reader import open_store
 
         found = {"url": store, **catalog.describe(open_store(store))}
         if as_json:
@@ -71,11 +74,11 @@ def verify(
 ) -> None:
     """List every problem of a store; exit code 1 where there is one."""
     with one_line_errors():
-        from repaudit.store.verify import verify as find
+        from repaudit.store.check.verify import verify as find
 
         problems = [{"location": p.location, "kind": p.kind, "message": p.message} for p in find(store, data=data)]
-    _print_findings(problems, as_json, none="no problem found")
-    raise typer.Exit(FINDINGS if problems else 0)
+    _print_problems(problems, as_json, none="no problem found")
+    raise typer.Exit(PROBLEMS if problems else 0)
 
 
 def repair(
@@ -85,16 +88,16 @@ def repair(
 ) -> None:
     """Mend what can be mended, and say what was lost."""
     with one_line_errors():
-        from repaudit.store.repair import repair as mend
+        from repaudit.store.check.repair import repair as mend
 
         done = [
             {"location": r.location, "kind": r.kind, "message": r.message, "lost": r.lost}
             for r in mend(store, force=force)
         ]
-    _print_findings(done, as_json, none="nothing to repair")
+    _print_problems(done, as_json, none="nothing to repair")
 
 
-def _print_findings(rows: list[dict[str, Any]], as_json: bool, none: str) -> None:
+def _print_problems(rows: list[dict[str, Any]], as_json: bool, none: str) -> None:
     if as_json:
         typer.echo(json.dumps(rows, indent=2))
         return
@@ -127,7 +130,7 @@ def copy(
         chosen = parse_steps(steps, source)
         copied = copy_store(
             source, destination, models=parse_names(models), layers=parse_names(layers), steps=chosen,
-            codec=codec, keepbits=keepbits,
+            codec=cast("CodecName", codec), keepbits=keepbits,
         )  # fmt: skip
     if as_json:
         typer.echo(json.dumps(copied, indent=2))

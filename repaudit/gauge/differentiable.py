@@ -2,41 +2,54 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from repaudit.gauge.kernel import floored, median_distance, refuse_isolated
+from repaudit.distance.points import Metric
+from repaudit.gauge.bandwidth import floored, median_distance
+from repaudit.gauge.kernel import Kernel
+from repaudit.gauge.normalize import refuse_isolated
 
-if TYPE_CHECKING:
-    from repaudit.gauge.diffusion import DiffusionGauge
+
+@dataclass(frozen=True)
+class Comparison:
+    """How samples are compared, and where their local scales come from: ``fixed``, or the ``knn``-th neighbour."""
+
+    metric: Metric
+    standardize: bool
+    fixed: float | str | None
+    knn: int
 
 
-def differentiable_operator(samples: Tensor, gauge: DiffusionGauge, knn: int) -> tuple[Tensor, Tensor, dict[str, Any]]:
+def differentiable_operator(
+    samples: Tensor, comparison: Comparison, kernel: Kernel
+) -> tuple[Tensor, Tensor, dict[str, Any]]:
     """``P``, degrees and counts of ``samples (sample, feature)``, differentiable in the samples.
 
     The distances that set the bandwidths carry a gradient, the choice of neighbours does not. Where samples coincide
     the gradient of their distance is taken as zero.
     """
     with torch.autocast(samples.device.type, enabled=False):
-        squared = squared_distances(samples.double(), gauge.metric, gauge.standardize)
-        scale, floors = _scale(squared, gauge.bandwidth, knn)
-        kernel = _kernel(squared, scale, gauge)
-        if not gauge.self_loops:
-            kernel = kernel * (1 - torch.eye(len(kernel), dtype=kernel.dtype, device=kernel.device))
-            refuse_isolated(kernel.detach().sum(1), samples.dtype)
-        if gauge.alpha:
-            weight = kernel.sum(1).pow(-gauge.alpha)
-            kernel = weight[:, None] * kernel * weight
-        degrees = kernel.sum(1)
-        matrix = (kernel / degrees[:, None]).to(samples.dtype)
+        squared = squared_distances(samples.double(), comparison.metric, comparison.standardize)
+        scale, floors = _scale(squared, comparison.fixed, comparison.knn)
+        affinity = kernel.pairs(squared, scale[:, None], scale, torch.float64)
+        if not kernel.self_loops:
+            affinity = affinity * (1 - torch.eye(len(affinity), dtype=affinity.dtype, device=affinity.device))
+            refuse_isolated(affinity.detach().sum(1), samples.dtype)
+        if kernel.alpha:
+            weight = affinity.sum(1).pow(-kernel.alpha)
+            affinity = weight[:, None] * affinity * weight
+        degrees = affinity.sum(1)
+        matrix = (affinity / degrees[:, None]).to(samples.dtype)
     same = int(((squared == 0).sum(1) > 1).sum())
     counts = {"duplicates": same, "collapsed": not bool(squared.any()), "floored": floors}
     return matrix, degrees, counts
 
 
-def squared_distances(samples: Tensor, metric: str, standardize: bool) -> Tensor:
+def squared_distances(samples: Tensor, metric: Metric, standardize: bool) -> Tensor:
     """``|x_i - x_j|²`` in float64, ``(sample, sample)``, the diagonal zero."""
     if standardize:
         deviation = samples.std(0, correction=0)
@@ -61,11 +74,3 @@ def _scale(squared: Tensor, fixed: float | str | None, knn: int) -> tuple[Tensor
         value = median_distance(squared.detach()) if fixed == "median" else float(fixed)
         scale = torch.full((len(squared),), value, dtype=squared.dtype, device=squared.device)
     return floored(scale, spread)
-
-
-def _kernel(squared: Tensor, scale: Tensor, gauge: DiffusionGauge) -> Tensor:
-    if gauge.kernel == "alpha_decay":
-        one_sided = torch.exp(-(squared / scale[:, None].square()).pow(gauge.decay / 2))
-        return (one_sided + one_sided.mT) / 2
-    factor = 1.0 if gauge.bandwidth is None else 2.0
-    return torch.exp(-squared / (factor * scale[:, None] * scale))

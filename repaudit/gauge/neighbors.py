@@ -3,36 +3,19 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from typing import Any, Final
 
 import torch
 from torch import Tensor
 
-from repaudit.gauge.cloud import Cloud, row_panels
-from repaudit.gauge.distance import panel, squared_block_
-from repaudit.gauge.kernel import FAR, floored, refuse_isolated, smallest
+from repaudit.distance.points import Cloud, row_panels
+from repaudit.distance.squared import panel, squared_block_
+from repaudit.gauge.bandwidth import floored
+from repaudit.gauge.kernel import Kernel
+from repaudit.gauge.normalize import sparse_markov
+from repaudit.gauge.smallest import smallest
 
 _ENTRIES: Final = {"cpu": 2**22, "cuda": 2**27}
-
-
-@dataclass(frozen=True)
-class Kernel:
-    """What turns squared distances of pairs into kernel values: ``decay=None`` for the Gaussian one."""
-
-    decay: float | None
-    alpha: float
-    adaptive: bool
-    self_loops: bool
-
-    def __call__(self, squared: Tensor, left: Tensor, right: Tensor, dtype: torch.dtype) -> Tensor:
-        """Kernel values of pairs with scales ``left`` and ``right``, float64."""
-        if self.decay is None:
-            exponents = [squared / (left * right * (1 if self.adaptive else 2))]
-        else:
-            exponents = [(squared / scale.square()).pow(self.decay / 2) for scale in (left, right)]
-        parts = [torch.where(-x > FAR[dtype], torch.exp(-x), 0.0) for x in exponents]
-        return parts[0] if len(parts) == 1 else (parts[0] + parts[1]) / 2
 
 
 def nearest_neighbors(points: Cloud, k: int) -> tuple[Tensor, Tensor]:
@@ -68,8 +51,8 @@ def sparse_operator(
     collapsed = duplicates == count and bool((points.samples == points.samples[0]).all())
     scale, floors = floored(reach, 0.0 if collapsed else points.spread)
     low, high, between = _undirected(squared[:, :neighbors], index[:, :neighbors])
-    weights = kernel(between, scale[low], scale[high], dtype)
-    matrix, degrees = _markov(count, low, high, weights, kernel, dtype)
+    weights = kernel.pairs(between, scale[low], scale[high], dtype)
+    matrix, degrees = sparse_markov(count, low, high, weights, kernel, dtype)
     return matrix, degrees, {"duplicates": duplicates, "collapsed": collapsed, "floored": floors}
 
 
@@ -82,25 +65,3 @@ def _undirected(squared: Tensor, index: Tensor) -> tuple[Tensor, Tensor, Tensor]
     between = torch.full((len(pairs),), math.inf, dtype=torch.float64, device=index.device)
     between.scatter_reduce_(0, place, squared.flatten().double(), "amin")
     return pairs // count, pairs % count, between
-
-
-def _markov(
-    count: int, low: Tensor, high: Tensor, weights: Tensor, kernel: Kernel, dtype: torch.dtype
-) -> tuple[Tensor, Tensor]:
-    """Density correction and row normalisation of a symmetric kernel given by its pairs."""
-    own = torch.arange(count, device=low.device)
-    diagonal = torch.full((count,), float(kernel.self_loops), dtype=weights.dtype, device=low.device)
-    rows, columns = torch.cat([low, high, own]), torch.cat([high, low, own])
-    values = torch.cat([weights, weights, diagonal])
-    if not kernel.self_loops:
-        rows, columns, values = rows[:-count], columns[:-count], values[:-count]
-    zero = torch.zeros(count, dtype=values.dtype, device=low.device)
-    sums = zero.index_add(0, rows, values)
-    if not kernel.self_loops:
-        refuse_isolated(sums, dtype)
-    correction = sums.pow(-kernel.alpha)
-    values = values * correction[rows] * correction[columns]
-    degrees = zero.index_add(0, rows, values)
-    values = (values / degrees[rows]).to(dtype)
-    matrix = torch.sparse_coo_tensor(torch.stack([rows, columns]), values, (count, count), check_invariants=False)
-    return matrix.coalesce(), degrees

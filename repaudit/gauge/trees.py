@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Mapping
+from typing import Any, TypeAlias
 
 import numpy as np
 import xarray as xr
@@ -10,16 +11,12 @@ from numpy.typing import NDArray
 
 from repaudit.names import ATTRS, KIND, LAYER, MODEL, NEIGHBOR, OPERATOR, SAMPLE, STEP
 
-if TYPE_CHECKING:
-    from repaudit.gauge.diffusion import DiffusionGauge
+Matrix: TypeAlias = Callable[[xr.DataArray], NDArray[Any]]
+"""From labelled activations ``(sample, feature)`` to the matrix of their operator."""
 
 
-def map_tree(gauge: DiffusionGauge, tree: xr.DataTree) -> xr.DataTree:
-    """A tree of the same groups with lazy operators ``(step, sample, neighbor)`` in place of activations."""
-    if gauge.neighbors is not None or gauge.landmarks is not None:
-        raise ValueError(
-            "a tree holds dense operators, as those of all steps share their dims; use neighbors=None, landmarks=None"
-        )
+def map_tree(matrix_of: Matrix, parameters: Mapping[str, Any], tree: xr.DataTree) -> xr.DataTree:
+    """Return a tree of the same groups with lazy operators ``(step, sample, neighbor)`` in place of activations."""
     groups: dict[str, xr.Dataset] = {}
     left_out: list[str] = []
     for node in tree.subtree:
@@ -29,7 +26,7 @@ def map_tree(gauge: DiffusionGauge, tree: xr.DataTree) -> xr.DataTree:
             if not {STEP, SAMPLE} <= set(array.dims):
                 continue
             if array.ndim == 3 and array.attrs.get(KIND) != OPERATOR:
-                operators[key] = operators_of(gauge, array, model)
+                operators[key] = operators_of(matrix_of, parameters, array, model)
             else:
                 left_out.append(f"{node.path}/{key}")
         if operators:
@@ -39,8 +36,10 @@ def map_tree(gauge: DiffusionGauge, tree: xr.DataTree) -> xr.DataTree:
     return result
 
 
-def operators_of(gauge: DiffusionGauge, activations: xr.DataArray, model: str | None = None) -> xr.DataArray:
-    """Lazy operators of one layer ``(step, sample, feature)`` of one model."""
+def operators_of(
+    matrix_of: Matrix, parameters: Mapping[str, Any], activations: xr.DataArray, model: str | None = None
+) -> xr.DataArray:
+    """Return the lazy operators of one layer ``(step, sample, feature)`` of one model."""
     (feature,) = set(activations.dims) - {STEP, SAMPLE}
     place = {MODEL: model, LAYER: activations.attrs.get(LAYER, activations.name)}
     whole = {STEP: 1, SAMPLE: -1, feature: -1}
@@ -48,7 +47,7 @@ def operators_of(gauge: DiffusionGauge, activations: xr.DataArray, model: str | 
 
     def one(samples: NDArray[Any], step: Any) -> NDArray[Any]:
         labelled = xr.DataArray(samples, dims=(SAMPLE, feature), attrs={**place, STEP: int(step)})
-        return gauge(labelled).to_numpy()
+        return matrix_of(labelled)
 
     steps = activations[STEP].reset_coords(drop=True)
     plain = activations.reset_coords(drop=True).chunk(whole)
@@ -65,5 +64,4 @@ def operators_of(gauge: DiffusionGauge, activations: xr.DataArray, model: str | 
     )
     if SAMPLE in activations.coords:
         found = found.assign_coords({NEIGHBOR: (NEIGHBOR, activations[SAMPLE].values)})
-    parameters = {key: value for key, value in vars(gauge).items() if not key.startswith("_")}
     return found.assign_attrs({"long_name": "diffusion operator", "units": "1", **place, **parameters})

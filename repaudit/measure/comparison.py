@@ -11,7 +11,7 @@ import numpy as np
 
 from repaudit.errors import ActivationError, OperatorError
 from repaudit.measure.spread import Spread, named_operators, spread, spread_of_pairs
-from repaudit.measure.stack import Operator
+from repaudit.operators.stack import Operator
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 from dask.utils import parse_bytes
@@ -16,14 +16,15 @@ from repaudit.errors import OperatorError
 from repaudit.measure.gram import Gram, Progress, stream_gram
 from repaudit.measure.invariants import diffusion_distances, spectrum, standardized
 from repaudit.measure.null import NO_STRUCTURE, null_inner
-from repaudit.measure.stack import Operator, OperatorStack
+from repaudit.operators.stack import Operator, OperatorStack
 
 Array = NDArray[np.float64]
+Metric: TypeAlias = Literal["frobenius", "calibrated", "hellinger", "bhattacharyya", "spectrum", "rsa"]
 
 
 def operator_distances(
     operators: Sequence[Operator] | Any,
-    metric: str = "frobenius",
+    metric: Metric = "frobenius",
     *,
     memory: str | int = "2GB",
     progress: Progress | None = None,

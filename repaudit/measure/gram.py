@@ -12,7 +12,7 @@ from dask.utils import parse_bytes
 from numpy.typing import NDArray
 
 from repaudit.errors import OperatorError
-from repaudit.measure.stack import OperatorStack
+from repaudit.operators.stack import OperatorStack
 
 BAND_BYTES = 32 * 2**20
 """A band small enough to stay in the processor's caches, with rows long enough to be read in large pieces."""

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from repaudit.gauge.spectrum import DiffusionOperator
-from repaudit.measure.stack import Operator, matrix_of
+from repaudit.operators.operator import DiffusionOperator
+from repaudit.operators.stack import Operator, matrix_of
 
 RSA_TIME = 8
 """Diffusion time of the distances that representational similarity analysis compares."""

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from repaudit.measure.stack import Operator, dense
+from repaudit.operators.stack import Operator, dense
 
 NO_STRUCTURE = 1e-12
 """A null below this is rounding (row-stochastic operators have a squared norm of at least 1): relabelling changes

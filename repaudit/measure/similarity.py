@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from itertools import combinations_with_replacement, product
-from typing import Any, Final
+from typing import Any, Final, Literal, TypeAlias
 
 import numpy as np
 import xarray as xr
@@ -18,6 +18,7 @@ from repaudit.errors import ActivationError
 from repaudit.measure.null import null_inner
 
 Array = NDArray[np.float64]
+Measure: TypeAlias = Literal["cka", "cka_debiased", "cka_rbf", "mutual_knn", "procrustes", "rsa"]
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,7 @@ class Similarity:
 
 
 def similarity(
-    X: Any, Y: Any, measure: str = "cka", *, k: int = 10, permutations: int = 50, seed: int = 0
+    X: Any, Y: Any, measure: Measure = "cka", *, k: int = 10, permutations: int = 50, seed: int = 0
 ) -> Similarity:
     """Similarity of two representations of the same samples.
 
@@ -86,12 +87,12 @@ def similarity(
     if measure == "procrustes":
         return Similarity(*_procrustes(x, y, permutations, seed), measure)
     form = _form(measure)
-    return Similarity(*_cosine_and_null(_Unit.of(form(x, k)), _Unit.of(form(y, k))), measure)
+    return Similarity(*_cosine_and_null(_Form.of(form(x, k)), _Form.of(form(y, k))), measure)
 
 
 def similarity_map(
     representations: Mapping[str, Any],
-    measure: str = "cka",
+    measure: Measure = "cka",
     *,
     k: int = 10,
     permutations: int = 50,
@@ -130,13 +131,13 @@ def similarity_map(
             )
             found[:, i, j] = found[:, j, i] = pair.value, pair.null
     else:
-        _fill(found, representations, lambda x: _Unit.of(_form(measure)(x, k)), parse_bytes(memory))
+        _fill(found, representations, lambda x: _Form.of(_form(measure)(x, k)), parse_bytes(memory))
     dims = ("representation", "other")
     variables = {"similarity": (dims, found[0]), "null": (dims, found[1])}
     return xr.Dataset(variables, coords={"representation": names, "other": names}, attrs={"measure": measure})
 
 
-def _fill(found: Array, representations: Mapping[str, Any], unit: Callable[[Array], _Unit], memory: int) -> None:
+def _fill(found: Array, representations: Mapping[str, Any], form: Callable[[Array], _Form], memory: int) -> None:
     """Compare blocks of representations, of which two are kept at a time."""
     names = list(representations)
     if not names:
@@ -145,21 +146,21 @@ def _fill(found: Array, representations: Mapping[str, Any], unit: Callable[[Arra
     block = max(1, memory // (2 * 8 * len(first) ** 2))
     starts = range(0, len(names), block)
     for start in starts:
-        rows = [_unit_of(representations, name, unit, len(first)) for name in names[start : start + block]]
+        rows = [_form_of(representations, name, form, len(first)) for name in names[start : start + block]]
         for other in starts[starts.index(start) :]:
             columns = rows
             if other != start:
-                columns = [_unit_of(representations, name, unit, len(first)) for name in names[other : other + block]]
+                columns = [_form_of(representations, name, form, len(first)) for name in names[other : other + block]]
             for (i, p), (j, q) in product(enumerate(rows, start), enumerate(columns, other)):
                 if i <= j:
                     found[:, i, j] = found[:, j, i] = _cosine_and_null(p, q)
 
 
-def _unit_of(representations: Mapping[str, Any], name: str, unit: Callable[[Array], _Unit], samples: int) -> _Unit:
+def _form_of(representations: Mapping[str, Any], name: str, form: Callable[[Array], _Form], samples: int) -> _Form:
     x = _samples(representations[name], name)
     if len(x) != samples:
         raise ActivationError(f"expected the same {samples} samples in every representation, found {len(x)} in {name}")
-    return unit(x)
+    return form(x)
 
 
 def effective_rank(X: Any) -> float:
@@ -197,7 +198,7 @@ def _centred(x: Array) -> Array:
 
 
 @dataclass(frozen=True)
-class _Unit:
+class _Form:
     """A representation as one matrix (N, N) of unit norm: a similarity is the inner product of two of them."""
 
     matrix: Array
@@ -205,13 +206,13 @@ class _Unit:
     total: float
 
     @classmethod
-    def of(cls, form: Array) -> _Unit:
+    def of(cls, form: Array) -> _Form:
         norm = float(np.linalg.norm(form))
-        unit = form / norm if norm > 0 else np.full_like(form, math.nan)
-        return cls(unit, float(np.trace(unit)), float(unit.sum()))
+        scaled = form / norm if norm > 0 else np.full_like(form, math.nan)
+        return cls(scaled, float(np.trace(scaled)), float(scaled.sum()))
 
 
-def _cosine_and_null(p: _Unit, q: _Unit) -> tuple[float, float]:
+def _cosine_and_null(p: _Form, q: _Form) -> tuple[float, float]:
     """``<K, L> / (|K| |L|)`` and its mean over relabellings of one of them, which leave the norms alone."""
     null = null_inner(p.trace, p.total, q.trace, q.total, len(p.matrix))
     return float(np.vdot(p.matrix, q.matrix)), float(null)

@@ -15,7 +15,7 @@ from scipy import stats
 
 from repaudit.errors import OperatorError
 from repaudit.measure.null import NO_STRUCTURE, null_inner
-from repaudit.measure.stack import Operator, dense, side_of
+from repaudit.operators.stack import Operator, dense, side_of
 
 LEVEL = 0.95
 GROUPS = 20

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from repaudit.errors import OperatorError
-from repaudit.gauge.spectrum import DiffusionOperator
 from repaudit.merge.means import weighted_mean
+from repaudit.operators.operator import DiffusionOperator
 
 SMALLEST_REG: Final = 1 / 300
 """Below this the scalings, of the order of ``exp(2 / reg)``, leave the range of float64."""

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from repaudit.errors import OperatorError
-from repaudit.gauge.spectrum import DiffusionOperator
+from repaudit.operators.operator import DiffusionOperator
 
 
 def mixed_walks(operators: Mapping[str, DiffusionOperator], weights: list[float]) -> tuple[Tensor, Tensor]:

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from repaudit.errors import OperatorError
-from repaudit.gauge.spectrum import DiffusionOperator
+from repaudit.operators.operator import DiffusionOperator
 
 Array = NDArray[np.float64]
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from repaudit.gauge.spectrum import row_sums
+from repaudit.operators.convert import row_sums
 
 
 def weighted_mean(matrices: Sequence[Tensor], weights: Sequence[float]) -> Tensor:

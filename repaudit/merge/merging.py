@@ -12,13 +12,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from repaudit import __version__
 from repaudit.errors import OperatorError, WeightError
-from repaudit.gauge.spectrum import DiffusionOperator, is_sparse
 from repaudit.merge.barycenter import SMALLEST_REG, barycenter, exact_barycenter, ground_cost
 from repaudit.merge.flows import mixed_walks
 from repaudit.merge.gromov import gromov_barycenter
 from repaudit.merge.means import weighted_mean
+from repaudit.names import __version__
+from repaudit.operators.convert import is_sparse
+from repaudit.operators.operator import DiffusionOperator
 
 Strategy = Literal["weighted", "frobenius", "reversible", "ot_barycenter", "gromov"]
 Operators = dict[str, DiffusionOperator]
@@ -120,7 +121,7 @@ class DiffusionMerging:
             **found,
         }
         if is_sparse(merged):
-            from repaudit.gauge.sparse import SparseDiffusionOperator
+            from repaudit.operators.sparse import SparseDiffusionOperator
 
             return SparseDiffusionOperator(merged.coalesce(), degrees, attrs=attrs, samples=ids)
         return DiffusionOperator(merged, degrees, attrs=attrs, samples=ids)

@@ -10,7 +10,7 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.colors import LinearSegmentedColormap, Normalize
 from matplotlib.lines import Line2D
 
-from repaudit import style
+from repaudit.plots import style
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -9,11 +9,11 @@ import numpy as np
 import xarray as xr
 from matplotlib.lines import Line2D
 
-from repaudit import style
 from repaudit.errors import AnalysisError
 from repaudit.names import LAYER, MODEL, STEP
-from repaudit.plots import canvas
-from repaudit.plots.reading import DIAGNOSTICS, DISTANCES, Curve, curve, distances, names_of, one_layer, pairs
+from repaudit.plots import canvas, style
+from repaudit.results import DIAGNOSTICS, DISTANCES, Line, distances, names_of, one_layer, pairs
+from repaudit.results import line as line_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -50,7 +50,7 @@ def plot_spread(spread: xr.Dataset, ax: Axes | None = None, layers: Sequence[str
     handles = []
     for index, name in enumerate(names):
         color = style.depth_color(index, len(names))
-        handles.append(draw_curve(ax, curve(spread, name), color, band=len(names) <= 4, label=name))
+        handles.append(draw_curve(ax, line_of(spread, name), color, band=len(names) <= 4, label=name))
     canvas.null_axes(ax, spread[STEP].values, label="spread (1 = unrelated)")
     _legend(ax, handles, names)
     return ax
@@ -128,7 +128,7 @@ def plot_approach(
     names, everything = list(layers) if layers is not None else names_of(approach, LAYER), names_of(approach, LAYER)
     handles = []
     for name in names:
-        line = curve(approach, name, "approach", model=index)
+        line = line_of(approach, name, "approach", model=index)
         color = style.depth_color(everything.index(name), len(everything))
         handles.append(draw_curve(ax, line, color, band=len(names) <= 4, label=name))
     canvas.null_axes(ax, approach[STEP].values, label="distance from its own end")
@@ -243,7 +243,7 @@ def plot_diagnostics(
     return ax
 
 
-def draw_curve(ax: Axes, line: Curve, color: str, *, band: bool, label: str) -> Line2D:
+def draw_curve(ax: Axes, line: Line, color: str, *, band: bool, label: str) -> Line2D:
     """Draw a curve and, where its bounds are known, its band."""
     if band and np.isfinite(line.low).any():
         ax.fill_between(line.step, line.low, line.high, color=color, alpha=0.18, linewidth=0)

@@ -8,11 +8,10 @@ import numpy as np
 import xarray as xr
 from matplotlib.lines import Line2D
 
-from repaudit import style
 from repaudit.errors import AnalysisError
 from repaudit.names import COMPONENT, LAYER, MODEL, SAMPLE, STEP
-from repaudit.plots import canvas
-from repaudit.plots.reading import labels_of, names_of, one_layer, path, two
+from repaudit.plots import canvas, style
+from repaudit.results import labels_of, names_of, one_layer, path, two
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -10,7 +10,7 @@ import xarray as xr
 from repaudit.errors import AnalysisError
 from repaudit.names import MODEL, STEP
 from repaudit.plots import canvas
-from repaudit.plots.reading import arrange
+from repaudit.results import arrange
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

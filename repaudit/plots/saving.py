@@ -14,21 +14,10 @@ import xarray as xr
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from repaudit import style
 from repaudit.names import LAYER, MODEL, STEP, encode_name
-from repaudit.plots import canvas, curves, embeddings, maps
-from repaudit.plots.reading import (
-    DIAGNOSTICS,
-    DISTANCES,
-    curve,
-    group,
-    known,
-    names_of,
-    of_layer,
-    one_layer,
-    scalar,
-    varying,
-)
+from repaudit.plots import canvas, curves, embeddings, maps, style
+from repaudit.results import DIAGNOSTICS, DISTANCES, group, known, names_of, of_layer, one_layer, scalar, varying
+from repaudit.results import line as line_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -193,7 +182,7 @@ def _spread_figure(spread: xr.Dataset, verdicts: Mapping[str, Any]) -> Figure:
     """Small multiples, one a layer, every other layer in grey behind it."""
     layers = names_of(spread, LAYER)
     figure, axes = _grid(len(layers))
-    lines = {layer: curve(spread, layer) for layer in layers}
+    lines = {layer: line_of(spread, layer) for layer in layers}
     for ax, layer in zip(axes, layers, strict=False):
         for other in lines.values():
             ax.plot(other.step, other.value, color=canvas.FAINT, linewidth=0.7, zorder=1)

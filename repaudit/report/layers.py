@@ -10,13 +10,14 @@ import numpy as np
 import xarray as xr
 from markupsafe import Markup
 
-from repaudit import style
-from repaudit.interactive import curves, embeddings
-from repaudit.interactive.frames import Thinning, figure_of_frames, frames_of
 from repaudit.names import LABEL, LAYER, MODEL, SAMPLE, STEP, TEXT
-from repaudit.plots.reading import (
+from repaudit.plots import style
+from repaudit.report import words
+from repaudit.report.figures import curves, embeddings
+from repaudit.report.figures.frames import Thinning, figure_of_frames, frames_of
+from repaudit.report.sparkline import sparkline
+from repaudit.results import (
     DIAGNOSTICS,
-    curve,
     distances,
     group,
     known,
@@ -27,8 +28,9 @@ from repaudit.plots.reading import (
     scalar,
     varying,
 )
-from repaudit.report import words
-from repaudit.report.sparkline import sparkline
+from repaudit.results import (
+    line as line_of,
+)
 
 
 @dataclass
@@ -132,10 +134,10 @@ def _add_spread(view: LayerView, groups: Groups, entry: Mapping[str, Any]) -> No
     if spread is not None and of_layer(spread, view.name, "spread"):
         view.figures["spread"] = curves.spread_figure(spread, view.name, entry.get("phases") or ())
         axis = style.StepAxis.of(spread[STEP].values)
-        view.sparkline = sparkline(curve(spread, view.name), axis, color, _top(spread))
+        view.sparkline = sparkline(line_of(spread, view.name), axis, color, _top(spread))
         view.table = list(words.rows(one_layer(spread, view.name)))
     elif spread is None and approach is not None and of_layer(approach, view.name, "approach"):
-        line = curve(approach, view.name, "approach", model=0)
+        line = line_of(approach, view.name, "approach", model=0)
         if not line.step.size:
             return
         view.figures["approach"] = curves.approach_figure(approach, view.name)

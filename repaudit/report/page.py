@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import os
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
@@ -14,13 +12,14 @@ import xarray as xr
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from repaudit import style
-from repaudit.interactive import embeddings, frames, maps
-from repaudit.interactive.canvas import as_data
 from repaudit.names import LAYER, SAMPLE
-from repaudit.plots.reading import known, scalar
+from repaudit.plots import style
 from repaudit.report import words
+from repaudit.report.figures import embeddings, frames, maps
+from repaudit.report.figures.canvas import as_data
 from repaudit.report.layers import Groups, LayerView, layer_views
+from repaudit.results import known, scalar
+from repaudit.store.storage.replacing import replacing
 
 MANY_LAYERS: Final = 7
 """From so many layers on, the page opens with a map of them and shows one at a time."""
@@ -77,7 +76,10 @@ def write_report(results: xr.DataTree, summary: Mapping[str, Any], path: str | P
         script_sources=" ".join(_digest(assets[name]) for name in ("plotlyjs", "script")),
         **{name: Markup(text) for name, text in assets.items()},  # noqa: S704 - files of ours and of plotly's
     )
-    return _replace(Path(path), html)
+    target = Path(path)
+    with replacing(target) as stream:
+        stream.write(html.encode())
+    return target
 
 
 def _overview(groups: Groups, layers: Sequence[LayerView]) -> dict[str, Any]:
@@ -108,7 +110,7 @@ def _digest(script: str) -> str:
 
 def _environment() -> Environment:
     environment = Environment(
-        loader=PackageLoader("repaudit"),
+        loader=PackageLoader("repaudit.report"),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
@@ -117,21 +119,6 @@ def _environment() -> Environment:
     environment.filters["visible"] = style.visible
     environment.filters["numbered"] = lambda names: [(k, str(name)) for k, name in enumerate(names)]
     return environment
-
-
-def _replace(target: Path, html: str) -> Path:
-    """Write beside the file, then rename over it, so that no reader meets half a report."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(
-        "w", encoding="utf-8", dir=target.parent, prefix=f".{target.name}.", delete=False
-    ) as stream:
-        stream.write(html)
-    partial = Path(stream.name)
-    umask = os.umask(0)
-    os.umask(umask)
-    partial.chmod(0o666 & ~umask)
-    partial.replace(target)
-    return target
 
 
 def _samples(groups: Groups) -> int:

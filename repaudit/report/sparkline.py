@@ -7,19 +7,19 @@ import math
 import numpy as np
 from markupsafe import Markup
 
-from repaudit import style
-from repaudit.plots.reading import Curve
+from repaudit.plots import style
+from repaudit.results import Line
 
 WIDTH, HEIGHT = 160.0, 40.0
 
 
-def sparkline(line: Curve, axis: style.StepAxis, color: str, top: float = 1.1) -> Markup:
+def sparkline(line: Line, axis: style.StepAxis, color: str, top: float = 1.1) -> Markup:
     """Small drawing of a curve, its band and the null line at 1, from 0 to ``top``.
 
     Examples
     --------
     >>> step, value = np.array([0, 10, 20]), np.array([0.2, 0.7, 0.1])
-    >>> "<polyline" in sparkline(Curve(step, value, value, value), style.StepAxis.of(step), "#0f7fc0")
+    >>> "<polyline" in sparkline(Line(step, value, value, value), style.StepAxis.of(step), "#0f7fc0")
     True
     """
     x = 3 + axis.fraction(line.step) * (WIDTH - 6)

@@ -10,9 +10,9 @@ from typing import Any, Final
 import numpy as np
 import xarray as xr
 
-from repaudit import style
 from repaudit.names import MODEL, STEP
-from repaudit.plots.reading import DIAGNOSTICS, names_of
+from repaudit.plots import style
+from repaudit.results import DIAGNOSTICS, names_of
 
 MOST_ROWS: Final = 200
 """A table of more steps shows so many of them, evenly chosen, and says so."""

@@ -12,13 +12,14 @@ import xarray as xr
 
 from repaudit.errors import CorruptStoreError, LayoutError, ModelExistsError, NotInStoreError, StepOrderError
 from repaudit.names import ATTRS, EPOCH, LABEL, LAYER, LOSS, PROBE, SAMPLE, STEP, TEXT, TRIGGER, WALL_TIME
-from repaudit.store import catalog
-from repaudit.store.local import LocalStorage
-from repaudit.store.place import open_storage
-from repaudit.store.probe import StoredProbeSet
-from repaudit.store.reader import open_store
-from repaudit.store.reading import read_step, step_checksums
-from repaudit.store.writer import TrajectoryWriter
+from repaudit.store.format.encoding import CodecName
+from repaudit.store.read import catalog
+from repaudit.store.read.activations import read_step, step_checksums
+from repaudit.store.read.reader import open_store
+from repaudit.store.read.stored_probe_set import StoredProbeSet
+from repaudit.store.storage.local import LocalStorage
+from repaudit.store.storage.place import open_storage
+from repaudit.store.write.writer import TrajectoryWriter
 
 _OWN_ATTRIBUTES = frozenset({LAYER, "source_dtype", "codec", "keepbits", "long_name", "units"})
 
@@ -30,7 +31,7 @@ def copy_store(
     models: Collection[str] | None = None,
     layers: Collection[str] | None = None,
     steps: Collection[int] | None = None,
-    codec: str = "auto",
+    codec: CodecName = "auto",
     keepbits: int | None = None,
     storage_options: Mapping[str, Any] | None = None,
 ) -> dict[str, list[int]]:

@@ -28,7 +28,7 @@ import torch
 import repaudit as ra
 from repaudit.measure.distances import operator_distances
 from repaudit.measure.gram import stream_gram
-from repaudit.measure.stack import OperatorStack
+from repaudit.operators.stack import OperatorStack
 
 
 def write_operators(path: Path, count: int, side: int) -> None:

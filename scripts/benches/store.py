@@ -22,7 +22,7 @@ import ml_dtypes
 import numpy as np
 
 import repaudit as ra
-from repaudit.store.probe import StoredProbeSet
+from repaudit.store.read.stored_probe_set import StoredProbeSet
 
 Arrays = dict[str, Any]
 

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 import repaudit as ra
-from repaudit.analysis.inputs import token_shares
-from repaudit.embed import phate_frames
+from repaudit.analysis.input_geometry import token_shares
+from repaudit.embed.phate import phate_frames
 from repaudit.errors import AnalysisError
 
 SAMPLES = 60

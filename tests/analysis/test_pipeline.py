@@ -14,8 +14,8 @@ import pytest
 import xarray as xr
 
 import repaudit as ra
+from repaudit.analysis.folder import default_folder
 from repaudit.errors import AnalysisError, NotAStoreError, StoreNotFoundError
-from repaudit.output import default_folder
 
 
 def files_of(folder: Path) -> dict[str, bytes]:

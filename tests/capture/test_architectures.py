@@ -5,7 +5,7 @@ import torch
 import transformers as tf
 
 from repaudit import ActivationExtractor, LayerSpec, ProbeSet
-from repaudit.capture.pooling import pool
+from repaudit.capture.extract.pooling import pool
 from repaudit.errors import LayerPathError
 
 SMALL = {

@@ -14,9 +14,9 @@ import torch.multiprocessing as mp
 from transformers import GPT2Config, GPT2LMHeadModel
 
 import repaudit as ra
-from repaudit.capture import distributed, hooks
-from repaudit.capture.failures import AuditWarning
-from repaudit.errors import LostRankError, RankError, StateError
+from repaudit.capture.extract import hooks
+from repaudit.capture.record import ranks as distributed
+from repaudit.errors import AuditWarning, LostRankError, RankError, StateError
 
 GENERATOR = torch.Generator().manual_seed(3)
 PROBE = ra.ProbeSet.from_tensors({"input_ids": torch.randint(1, 32, (7, 8), generator=GENERATOR)})

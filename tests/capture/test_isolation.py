@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from repaudit import ActivationExtractor, ProbeSet
-from repaudit.capture.isolation import undisturbed
+from repaudit.capture.isolate.isolation import undisturbed
 from repaudit.errors import StateError
 
 
@@ -243,7 +243,7 @@ def test_a_graph_that_is_alive_across_an_audit_can_still_be_run_back():
 
 
 def test_values_come_back_where_torch_gives_no_version_back(monkeypatch):
-    monkeypatch.setattr("repaudit.capture.snapshot._PRESERVING", None)
+    monkeypatch.setattr("repaudit.capture.isolate.snapshot._PRESERVING", None)
     model = Counts()
     ActivationExtractor(["linear"]).extract(model, ProbeSet.from_tensors({"x": torch.eye(3)}))
     assert model.scale.tolist() == [1, 1, 1]

@@ -7,7 +7,8 @@ from hypothesis import strategies as st
 from torch import nn
 
 from repaudit import LayerSpec
-from repaudit.capture.layers import parse_path, resolve_layers
+from repaudit.capture.extract.layer_paths import resolve_layers
+from repaudit.capture.extract.path_grammar import parse_path
 from repaudit.errors import LayerPathError
 
 

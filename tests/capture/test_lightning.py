@@ -16,8 +16,7 @@ from transformers import GPT2Config
 
 import repaudit as ra
 from repaudit.analysis.selection import select
-from repaudit.capture.failures import AuditWarning
-from repaudit.errors import AnalysisError, LayerPathError, RepauditError, StateError, StepOrderError
+from repaudit.errors import AnalysisError, AuditWarning, LayerPathError, RepauditError, StateError, StepOrderError
 from repaudit.store.copying import copy_store
 
 PROBE_IDS = torch.randint(1, 32, (6, 8), generator=torch.Generator().manual_seed(3))

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from repaudit.capture.pooling import pool
+from repaudit.capture.extract.pooling import pool
 from repaudit.errors import CaptureError
 
 

@@ -12,8 +12,8 @@ import transformers as tf
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 import repaudit as ra
-from repaudit.capture.pretrained import find_sources, record_pretrained
-from repaudit.capture.probe_files import read_probe_file
+from repaudit.capture.pretrained.record_pretrained import find_sources, record_pretrained
+from repaudit.capture.probe_set.files import read_probe_file
 from repaudit.errors import PretrainedError, ProbeSetError
 
 CONFIG = tf.LlamaConfig(

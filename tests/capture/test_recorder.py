@@ -12,8 +12,7 @@ import torch
 from torch import nn
 
 import repaudit as ra
-from repaudit.capture.failures import AuditWarning
-from repaudit.errors import RepauditError
+from repaudit.errors import AuditWarning, RepauditError
 
 PROBE = ra.ProbeSet.from_tensors({"x": torch.eye(3)})
 
@@ -44,7 +43,7 @@ def test_paths_that_do_not_resolve_are_told_at_every_audit(tmp_path):
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
-        ({"on_store_eror": "raise"}, TypeError, "'on_store_eror': is 'on_store_error' meant"),
+        ({"on_store_eror": "raise"}, TypeError, "'on_store_eror': did you mean 'on_store_error'"),
         ({"gauge": "gaussian"}, TypeError, "gauge: expected a DiffusionGauge"),
         ({"model_name": ""}, ValueError, "model_name"),
         (
@@ -76,9 +75,9 @@ def test_another_training_under_a_recorded_name_is_told_once(tmp_path):
 def test_a_callback_travels_to_another_process(tmp_path):
     callback = ra.RepresentationAuditCallback(tmp_path / "s.zarr", "seed0", PROBE, ["[0]"])
     model = nn.Sequential(nn.Linear(3, 2))
-    callback.recorder.rehearse(model)
+    callback.recorder.dry_run(model)
     there = pickle.loads(pickle.dumps(callback))
-    assert there.recorder.rehearse(model) == callback.recorder.rehearse(model)
+    assert there.recorder.dry_run(model) == callback.recorder.dry_run(model)
 
 
 class Fails(nn.Module):
@@ -112,7 +111,7 @@ def test_a_failed_audit_is_told_once_counted_and_a_gap_of_the_record(tmp_path, c
 
 
 def test_what_the_store_could_not_take_is_among_the_failures(tmp_path, monkeypatch):
-    from repaudit.store.record import ModelRecord
+    from repaudit.store.write.record import ModelRecord
 
     append = ModelRecord.append
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 import repaudit as ra
-from repaudit.store.probe import StoredProbeSet
+from repaudit.store.read.stored_probe_set import StoredProbeSet
 
 TrajectoryWriter = ra.TrajectoryWriter
 

@@ -14,8 +14,8 @@ import pytest
 import xarray as xr
 
 from repaudit.errors import StoreError
-from repaudit.store.local import LocalStorage
-from repaudit.store.probe import StoredProbeSet
+from repaudit.store.read.stored_probe_set import StoredProbeSet
+from repaudit.store.storage.local import LocalStorage
 
 SAMPLES = 4
 LAYERS = {"layer.0": ((SAMPLES, 3), "float32"), "layer.1": ((SAMPLES, 2), "float64")}

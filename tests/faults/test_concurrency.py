@@ -11,14 +11,14 @@ import numpy as np
 import pytest
 
 import repaudit as ra
-from repaudit.store import catalog
+from repaudit.store.read import catalog
 
 WRITER = """
 import json, sys, time
 import numpy as np
 import repaudit as ra
 from repaudit.errors import LeaseError
-from repaudit.store.probe import StoredProbeSet
+from repaudit.store.read.stored_probe_set import StoredProbeSet
 
 url, model, seed, steps, options = sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4]), json.loads(sys.argv[5])
 probe_set = StoredProbeSet("c" * 64, ["a", "b", "c"], {"x": np.arange(6).reshape(3, 2)}, labels=["l"] * 3)

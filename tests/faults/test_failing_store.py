@@ -10,9 +10,10 @@ import warnings
 import pytest
 
 import repaudit as ra
-from repaudit.errors import LeaseError, StoreError
-from repaudit.store import catalog, committer, failures
-from repaudit.store.failures import StoreWarning
+from repaudit.errors import LeaseError, StoreError, StoreWarning
+from repaudit.store.read import catalog
+from repaudit.store.write import committer
+from repaudit.store.write import retrying as failures
 from tests.faults.conftest import LAYERS, FailingStorage, StoreDiedError, assert_reads_back, dying_at, step_arrays
 
 

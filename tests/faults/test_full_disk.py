@@ -14,10 +14,10 @@ import numpy as np
 import pytest
 
 import repaudit as ra
-from repaudit.errors import StoreError
-from repaudit.store import catalog, failures
+from repaudit.errors import StoreError, StoreWarning
 from repaudit.store.copying import copy_store
-from repaudit.store.failures import StoreWarning
+from repaudit.store.read import catalog
+from repaudit.store.write import retrying as failures
 
 LAYERS = {"wide": ((4, 20_000), "float32")}
 

@@ -134,7 +134,7 @@ SCRIPT = """
 import sys, time
 import numpy as np
 import repaudit as ra
-from repaudit.store.probe import StoredProbeSet
+from repaudit.store.read.stored_probe_set import StoredProbeSet
 probe_set = StoredProbeSet("a" * 64, ["a", "b"], {"x": np.zeros((2, 2))})
 writer = ra.TrajectoryWriter(sys.argv[1], model_name="m", probe_set=probe_set, layers={"l": ((2, 3), "float32")},
                              codec=sys.argv[2])

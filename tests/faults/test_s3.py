@@ -15,18 +15,18 @@ import pytest
 import s3fs
 
 import repaudit as ra
-from repaudit.errors import LeaseError, RepauditError
-from repaudit.store import catalog, failures
-from repaudit.store.failures import StoreWarning
-from repaudit.store.place import open_storage
-from repaudit.store.remote import RemoteStorage
+from repaudit.errors import LeaseError, RepauditError, StoreWarning
+from repaudit.store.read import catalog
+from repaudit.store.storage.place import open_storage
+from repaudit.store.storage.remote import RemoteStorage
+from repaudit.store.write import retrying as failures
 from tests.faults.conftest import LAYERS, step_arrays
 
 CHILD = """
 import json, os, sys
 import repaudit as ra
-from repaudit.store import lease
-from repaudit.store.probe import StoredProbeSet
+from repaudit.store.storage import lease
+from repaudit.store.read.stored_probe_set import StoredProbeSet
 from tests.faults.conftest import LAYERS, SAMPLES, step_arrays
 import numpy as np
 

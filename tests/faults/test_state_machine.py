@@ -15,7 +15,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 import repaudit as ra
 from repaudit.errors import StoreError
-from repaudit.store.probe import StoredProbeSet
+from repaudit.store.read.stored_probe_set import StoredProbeSet
 from tests.faults.conftest import LAYERS, SAMPLES, FailingStorage, StoreDiedError, assert_reads_back, step_arrays
 
 

@@ -12,10 +12,13 @@ from hypothesis import strategies as st
 from scipy.spatial.distance import cdist
 
 import repaudit as ra
-from repaudit.gauge import distance, kernel, landmarks, neighbors
-from repaudit.gauge.cloud import cloud
-from repaudit.gauge.distance import squared_distances_
-from repaudit.gauge.kernel import median_distance, smallest, smallest_values
+from repaudit.distance import squared as distance
+from repaudit.distance.points import cloud
+from repaudit.distance.squared import squared_distances_
+from repaudit.gauge import landmarks, neighbors
+from repaudit.gauge import smallest as nearest
+from repaudit.gauge.bandwidth import median_distance
+from repaudit.gauge.smallest import smallest, smallest_values
 
 N, D = 600, 256
 
@@ -130,7 +133,7 @@ def test_distances_do_not_depend_on_strips(seed, n, strip, width, shift, copies)
     X = (np.repeat(rng.standard_normal((-(-n // copies), width)), copies, axis=0)[:n] + shift).astype(np.float32)
     points = cloud(torch.from_numpy(X))
     found = squared_distances_(torch.empty(n, n), points, strip)
-    truth = cdist(X.astype(np.float64), X.astype(np.float64), "sqeuclidean") * points.unit**2
+    truth = cdist(X.astype(np.float64), X.astype(np.float64), "sqeuclidean") * points.scaling**2
     np.testing.assert_allclose(found.numpy(), truth, rtol=1e-5, atol=0)
     assert torch.equal(found, found.mT)
 
@@ -140,7 +143,7 @@ def test_distances_do_not_depend_on_strips(seed, n, strip, width, shift, copies)
 @pytest.mark.parametrize("vectorised", [True, False])
 def test_smallest_entries(vectorised, seed, columns, k, levels):
     rows = torch.from_numpy(np.random.default_rng(seed).integers(0, levels, (5, columns)).astype(np.float32))
-    with mock.patch.object(kernel, "_vectorised", return_value=vectorised):
+    with mock.patch.object(nearest, "_vectorised", return_value=vectorised):
         values, place = smallest(rows, k)
         alone = smallest_values(rows, k)
     torch.testing.assert_close(alone.sort(1).values, values.sort(1).values, rtol=0, atol=0)

@@ -10,8 +10,9 @@ import pytest
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 
-from repaudit import plots, style
+from repaudit import plots
 from repaudit.errors import AnalysisError
+from repaudit.plots import style
 
 
 @pytest.fixture

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 import xarray as xr
 
-from repaudit.interactive.frames import Thinning, frames_of
 from repaudit.report import write_report
+from repaudit.report.figures.frames import Thinning, frames_of
 
 HOSTILE = '</script><script>window.broken=1</script><img src=x onerror="window.broken=1">'
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from repaudit.store.probe import StoredProbeSet
+from repaudit.store.read.stored_probe_set import StoredProbeSet
 
 SAMPLES = 6
 

@@ -15,10 +15,10 @@ from hypothesis.extra.numpy import arrays
 
 import repaudit as ra
 from repaudit.errors import LayoutError
-from repaudit.store import encoding
-from repaudit.store.layout import lay_out_layers
-from repaudit.store.probe import StoredProbeSet
-from repaudit.store.values import stored_values
+from repaudit.store.format import encoding
+from repaudit.store.format.layout import lay_out_layers
+from repaudit.store.format.values import stored_values
+from repaudit.store.read.stored_probe_set import StoredProbeSet
 
 RAW_DTYPES = {"float16": np.uint16, "float32": np.uint32, "float64": np.uint64}
 
@@ -27,7 +27,7 @@ def decoded(layer, parts):
     """Read one stored object with zarr alone."""
     from zarr.buffer.cpu import Buffer
 
-    from repaudit.store.layout import dump
+    from repaudit.store.format.documents import dump
 
     objects = {
         "zarr.json": Buffer.from_bytes(dump(layer.document(1))),

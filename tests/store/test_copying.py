@@ -11,8 +11,8 @@ from safetensors.numpy import load_file
 
 import repaudit as ra
 from repaudit.errors import CorruptStoreError, LayoutError, ModelExistsError, NotInStoreError, StepOrderError
-from repaudit.store import catalog
 from repaudit.store.copying import copy_store, export_layer
+from repaudit.store.read import catalog
 
 
 @pytest.fixture

@@ -11,8 +11,8 @@ import xarray as xr
 from jsonschema import Draft202012Validator
 
 import repaudit as ra
-from repaudit.schema import unbelievable, violations
-from repaudit.store import catalog
+from repaudit.store.format.schema import unbelievable, violations
+from repaudit.store.read import catalog
 
 ROOT = Path(__file__).parents[2]
 EXAMPLES = ROOT / "schemas/v1/examples"

@@ -14,7 +14,7 @@ import pytest
 
 import repaudit as ra
 from repaudit.errors import RepauditError
-from repaudit.store import catalog
+from repaudit.store.read import catalog
 
 MISSING = object()
 WRONG = (MISSING, None, True, -1, 0, 7, 10**7, 10**30, 1.5, float("nan"), "", "wrong", [], [-1], [[]], {}, {"a": []})

@@ -14,8 +14,8 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from repaudit.errors import LeaseError
-from repaudit.store.lease import Holder, Lease
-from repaudit.store.place import open_storage
+from repaudit.store.storage.lease import Holder, Lease
+from repaudit.store.storage.place import open_storage
 
 KEY = "models/m/.lease"
 
@@ -66,7 +66,7 @@ def test_a_process_number_used_again_does_not_keep_a_lease_alive(storage):
 
 def test_the_lease_of_a_living_process_is_respected(storage):
     with subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"]) as process:
-        from repaudit.store.lease import _process_start
+        from repaudit.store.storage.lease import _process_start
 
         plant(storage, pid=process.pid, process_start=_process_start(process.pid), heartbeat=0.0)
         with pytest.raises(LeaseError):

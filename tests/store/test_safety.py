@@ -16,9 +16,9 @@ from hypothesis import strategies as st
 import repaudit as ra
 from repaudit.errors import CorruptStoreError, ForeignPathError, LayoutError, NotAStoreError, StoreNotFoundError
 from repaudit.names import decode_name, encode_name
-from repaudit.store import catalog
-from repaudit.store.layout import lay_out_layers, safe_key
-from repaudit.store.place import open_storage
+from repaudit.store.format.layout import lay_out_layers, safe_key
+from repaudit.store.read import catalog
+from repaudit.store.storage.place import open_storage
 
 HOSTILE = [
     "../../escape",

@@ -11,8 +11,8 @@ import pytest
 
 import repaudit as ra
 from repaudit.errors import CorruptStoreError, LeaseError, NotAStoreError, StoreNotFoundError, UnknownVersionError
-from repaudit.store import catalog
-from repaudit.store.local import LocalStorage
+from repaudit.store.read import catalog
+from repaudit.store.storage.local import LocalStorage
 
 FIRST = "models/seed0/model.layers.0"
 

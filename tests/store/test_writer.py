@@ -29,10 +29,10 @@ from repaudit.errors import (
     StepOrderError,
     WriterClosedError,
 )
-from repaudit.store import catalog
-from repaudit.store.layout import STEP_COLUMNS
-from repaudit.store.probe import StoredProbeSet
-from repaudit.store.reading import read_step
+from repaudit.store.format.layout import STEP_COLUMNS
+from repaudit.store.read import catalog
+from repaudit.store.read.activations import read_step
+from repaudit.store.read.stored_probe_set import StoredProbeSet
 
 
 def plain(url, group=None, **keywords):
@@ -254,7 +254,7 @@ def test_a_closed_writer_takes_no_steps(url, probe_set, layers, step_arrays):
 
 @pytest.mark.parametrize("dtype", ["bool", "uint8", "int32", "float16", "float64", "bfloat16"])
 def test_inputs_of_any_kind_and_size_are_kept(url, dtype, monkeypatch):
-    monkeypatch.setattr("repaudit.store.root.CHUNK_BYTES", 100)
+    monkeypatch.setattr("repaudit.store.write.root.CHUNK_BYTES", 100)
     pixels = (np.arange(7 * 3 * 5).reshape(7, 3, 5) % 2).astype(ml_dtypes.bfloat16 if dtype == "bfloat16" else dtype)
     probe_set = StoredProbeSet("a" * 64, [str(i) for i in range(7)], {"pixel_values": pixels})
     open_writer(url, probe_set, {"x": ((7, 2), "float32")}).close()
@@ -338,7 +338,7 @@ import os, signal, sys
 import numpy as np
 import repaudit as ra
 from repaudit.errors import WriterClosedError
-from repaudit.store.probe import StoredProbeSet
+from repaudit.store.read.stored_probe_set import StoredProbeSet
 probe_set = StoredProbeSet("a" * 64, ["a", "b"], {"x": np.zeros((2, 2))})
 arrays = {"l": np.ones((2, 3), "float32")}
 writer = ra.TrajectoryWriter(sys.argv[1], model_name="m", probe_set=probe_set, layers={"l": ((2, 3), "float32")})
@@ -393,7 +393,7 @@ def test_several_threads_append_without_loss_or_disorder(url, probe_set, layers,
 
 
 def test_truncation_across_coordinate_chunks_leaves_nothing_behind(url, probe_set, monkeypatch):
-    for module in ("record", "layout", "inspection", "verify", "encoding"):
+    for module in ("write.record", "format.layout", "check.model_inspection", "check.verify", "format.encoding"):
         monkeypatch.setattr(f"repaudit.store.{module}.COORDINATE_CHUNK", 4)
     layers = {"x": ((6, 1), "float32")}
     with open_writer(url, probe_set, layers) as writer:
@@ -465,8 +465,8 @@ def test_what_readers_would_refuse_or_misread_is_refused_at_the_start(url, probe
 
 
 def test_a_step_of_many_gigabytes_is_believed_where_its_chunks_are_small():
-    from repaudit.schema import unbelievable
-    from repaudit.store.layout import lay_out_layers
+    from repaudit.store.format.layout import lay_out_layers
+    from repaudit.store.format.schema import unbelievable
 
     (layer,) = lay_out_layers({"x": ((2**16, 2**17), "float32")}, 2**16)
     assert unbelievable(layer.document(3)) is None

@@ -1,0 +1,276 @@
+"""The whole analysis: a store in; results, summary, figures and report out."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Final
+
+import xarray as xr
+
+from repaudit.analysis.cache import Cache
+from repaudit.analysis.convergence import (
+    approach_dataset,
+    comparison_dataset,
+    groups_dataset,
+    missing_starts,
+    refuse_too_large,
+    spread_dataset,
+    undefined_spreads,
+)
+from repaudit.analysis.diagnostics import diagnostics_dataset
+from repaudit.analysis.embeddings import (
+    frames_dataset,
+    merged_dataset,
+    together_dataset,
+    trajectory_dataset,
+    units_dataset,
+)
+from repaudit.analysis.execution import workplace
+from repaudit.analysis.folder import CACHE, analysis_folder, default_folder, nulls_for_nan, scratch, write_results
+from repaudit.analysis.input_geometry import InputGeometry, input_geometry
+from repaudit.analysis.layer_operators import LayerOperators, layer_operators, threads
+from repaudit.analysis.selection import select
+from repaudit.analysis.settings import Settings, StoreStrategy
+from repaudit.analysis.similarities import similarity_dataset, too_few_samples
+from repaudit.analysis.study import Study
+from repaudit.analysis.summary import summarize
+from repaudit.errors import ActivationError, AnalysisError
+from repaudit.gauge.gauge import DiffusionGauge
+from repaudit.measure.similarity import Measure
+from repaudit.names import LAYER
+from repaudit.store.read.reader import open_store
+
+Progress = Callable[[str, int, int], None]
+"""Called with what is being done, how much of it is done, and how much there is."""
+
+Part = Callable[[LayerOperators, Study], xr.Dataset | None]
+PARTS: Final[dict[str, Part]] = {
+    "spread": spread_dataset,
+    "approach": approach_dataset,
+    "groups": groups_dataset,
+    "trajectories": trajectory_dataset,
+    "merged": merged_dataset,
+    "frames": frames_dataset,
+    "units": units_dataset,
+    "diagnostics": diagnostics_dataset,
+}
+"""Groups of the results that are made layer by layer; ``comparison`` and ``similarity`` join them."""
+PACKAGES: Final = ("repaudit", "torch", "numpy", "xarray", "zarr", "phate", "pot")
+
+
+def analyze(
+    url: str | os.PathLike[str],
+    out: str | os.PathLike[str] | None = None,
+    models: Sequence[str] | None = None,
+    layers: Sequence[str] | None = None,
+    steps: Sequence[int] | None = None,
+    merge: StoreStrategy = "frobenius",
+    memory: str = "2GB",
+    scheduler: str | None = None,
+    *,
+    workers: int | None = None,
+    device: str = "cpu",
+    gauge: DiffusionGauge | Mapping[str, Any] | None = None,
+    groups: Mapping[str, Sequence[str]] | None = None,
+    similarity: Sequence[Measure] = ("cka_debiased", "mutual_knn"),
+    similarity_steps: Sequence[int] | None = None,
+    frames: int = 12,
+    units: int = 32,
+    cache: bool = True,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> xr.DataTree:
+    """Say whether the models of a store converge, layer by layer, and write it down beside the store.
+
+    For every layer the activations of each (model, step) become a diffusion operator; from these follow the calibrated
+    spread of the models over steps and what it is to be set against, the similarity of all layers of all models, PHATE
+    trajectories of all operators, and the operator merged over models as it takes shape. The store is never written
+    to. What was computed is kept by its content, so that another run over a grown store computes what is new.
+
+    Parameters
+    ----------
+    url
+        The store: a path or an fsspec URL.
+    out
+        Folder for ``results.zarr``, ``summary.json``, ``report.html``, ``figures/`` and ``cache/``;
+        ``<store>.analysis`` by default.
+    models, layers, steps
+        What to look at; everything by default.
+    merge
+        Merge strategy, see :class:`repaudit.DiffusionMerging`.
+    memory
+        Budget for what is held in memory at once, e.g. ``"2GB"``.
+    scheduler
+        Address of a Dask scheduler whose workers compute the operators; threads on this machine by default. Workers
+        must reach the store under the same URL.
+    workers
+        Start so many worker processes here instead. A script needs the guard ``if __name__ == "__main__"`` for that.
+    device
+        Where operators are computed, e.g. ``"cuda"``.
+    gauge
+        How activations become operators; ``DiffusionGauge()`` by default.
+    groups
+        Groups of models to compare within and between: name to models, or patterns such as ``"seed*"``.
+    similarity, similarity_steps
+        Measures of :func:`repaudit.similarity` for every pair of (model, layer), at these steps; the last step that
+        the models share by default.
+    frames
+        At most so many steps, chosen evenly, at which the samples' embedding is followed; 0 for none.
+    units
+        At most so many units of a layer, chosen evenly, whose M-PHATE trajectories are drawn; 0 for none.
+    cache
+        Whether to keep operators and intermediate results: about ``4 N^2`` bytes for each operator on N samples.
+    seed
+        Seed of every random choice: resampling and embeddings.
+    progress
+        Called with (what, done, total) as the work goes on.
+
+    Returns
+    -------
+    xarray.DataTree
+        Groups ``spread``, ``comparison``, ``trajectories``, ``merged``, ``frames``, ``units``, ``similarity``,
+        ``diagnostics``, and ``groups`` or ``approach`` where they apply; the summary is in ``attrs["summary"]`` as
+        JSON.
+
+    Raises
+    ------
+    StoreError
+        When there is no store of ours at ``url``.
+    AnalysisError
+        When the selection is empty or names what is not there, or a setting cannot be.
+
+    Examples
+    --------
+    >>> import repaudit as ra
+    >>> results = ra.analyze("store.zarr")  # doctest: +SKIP
+    >>> results["spread"]["spread"].sel(layer="model.layers.2")  # doctest: +SKIP
+    """
+    choices = {name: value for name, value in locals().items() if name in Settings.model_fields}
+    return run(url, out, Settings.of(choices), progress)
+
+
+def run(
+    url: str | os.PathLike[str],
+    out: str | os.PathLike[str] | None,
+    settings: Settings,
+    progress: Progress | None = None,
+) -> xr.DataTree:
+    """As :func:`analyze`, with its choices in one object."""
+    report = progress or (lambda _what, _done, _total: None)
+    tree = open_store(url)
+    selection = select(tree, settings.models, settings.layers, settings.steps)
+    settings.group_of(selection.models)
+    settings.check_similarity_steps(selection.all_steps())
+    with (
+        analysis_folder(Path(out) if out is not None else default_folder(url), url) as folder,
+        _cache(folder, settings) as cache,
+    ):
+        study = Study(_everywhere(url), tree, selection, settings, cache)
+        refuse_too_large(study)
+        layers, failed = _operators(study, report)
+        parts, notes = _results(layers, study, report)
+        summary = _summary(parts, layers, study, [*selection.left_out, *failed, *notes])
+        results = _labelled(parts, summary)
+        report("writing", 0, 1)
+        write_results(results, summary, folder)
+        report("writing", 1, 1)
+    return results
+
+
+@contextmanager
+def _cache(folder: Path, settings: Settings) -> Iterator[Cache]:
+    if settings.cache:
+        yield Cache(folder / CACHE)
+        return
+    with scratch(folder) as place:
+        yield Cache(place)
+
+
+def _everywhere(url: str | os.PathLike[str]) -> str:
+    """The URL as other processes need it: a path is made absolute."""
+    text = os.fspath(url)
+    return text if "://" in text else str(Path(text).absolute())
+
+
+def _operators(study: Study, report: Progress) -> tuple[list[LayerOperators], list[str]]:
+    """Return the operators of every layer that has any, and a line for each that could not be computed."""
+    names = study.selection.layers
+    done, total = 0, sum(len(study.selection.keys(name)) for name in names)
+
+    def advance() -> None:
+        nonlocal done
+        done += 1
+        report("operators", done, total)
+
+    with workplace(study.settings, threads(study)) as place:
+        layers = [layer_operators(study, name, place, advance) for name in names]
+    failed = ((one.layer, key, why) for one in layers for key, why in one.failed.items())
+    left_out = [f"layer {layer}, {model} at step {step}: {why}" for layer, (model, step), why in failed]
+    good = [one for one in layers if one.stored]
+    if not good:
+        raise AnalysisError(f"no operator of any layer could be computed; the first reason: {left_out[0]}")
+    return good, left_out
+
+
+def _results(
+    layers: Sequence[LayerOperators], study: Study, report: Progress
+) -> tuple[dict[str, xr.Dataset], list[str]]:
+    """Return the groups of the results, and a line for each that could not be made, or not everywhere."""
+    inputs, notes = _inputs(study)
+    parts = PARTS | {"comparison": lambda operators, study: comparison_dataset(operators, study, inputs)}
+    found: dict[str, list[xr.Dataset]] = {}
+    total = len(layers) * len(parts) + 2
+    for i, operators in enumerate(layers):
+        for j, (name, part) in enumerate(parts.items()):
+            dataset = part(operators, study)
+            if dataset is not None:
+                found.setdefault(name, []).append(dataset)
+            report("results", i * len(parts) + j + 1, total)
+        notes += [*undefined_spreads(found["spread"][-1], operators), *missing_starts(operators)]
+    joined = {
+        name: xr.concat(some, dim=LAYER, data_vars="minimal", coords="minimal", compat="override", join="outer")
+        for name, some in found.items()
+    }
+    joined["trajectories"] = joined["trajectories"].merge(together_dataset(layers, study))
+    report("results", total - 1, total)
+    similar = similarity_dataset(layers, study)
+    report("results", total, total)
+    groups = joined if similar is None else {**joined, "similarity": similar}
+    return groups, [*notes, *too_few_samples(study)]
+
+
+def _inputs(study: Study) -> tuple[InputGeometry | None, list[str]]:
+    try:
+        return input_geometry(study.tree, study.settings.gauge), []
+    except ActivationError as error:
+        return None, [f"comparison with the inputs' own geometry: {error}"]
+
+
+def _summary(
+    parts: Mapping[str, xr.Dataset], layers: Sequence[LayerOperators], study: Study, left_out: Sequence[str]
+) -> dict[str, Any]:
+    parameters = {"url": study.url, **study.settings.model_dump(mode="json")}
+    parameters["gauge"] = json.loads(parts["diagnostics"].attrs["gauge"])
+    return {
+        **summarize(parts, layers),
+        "left_out": list(left_out),
+        "parameters": parameters,
+        "fingerprint": study.fingerprint,
+        "versions": {name: version(name) for name in PACKAGES},
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+
+
+def _labelled(parts: dict[str, xr.Dataset], summary: dict[str, Any]) -> xr.DataTree:
+    """The groups as one tree; each carries parameters, versions and fingerprint, since groups are taken out alone."""
+    provenance = {name: json.dumps(summary[name]) for name in ("parameters", "versions")}
+    provenance["fingerprint"] = summary["fingerprint"]
+    groups = {name: part.assign_attrs({**part.attrs, **provenance}) for name, part in parts.items()}
+    root = xr.Dataset(attrs={"summary": json.dumps(nulls_for_nan(summary)), **provenance})
+    return xr.DataTree.from_dict({"/": root, **groups})

@@ -1,0 +1,1 @@
+"""From a model and a probe set to activations: paths, hooks, pooling."""

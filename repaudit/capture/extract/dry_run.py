@@ -1,0 +1,111 @@
+"""What is tried once of a model before it is audited: its parameters, its vocabulary, and what padding does to it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, Final
+
+import torch
+from torch import nn
+
+from repaudit.capture.extract.hooks import Recording
+from repaudit.capture.probe_set.probe_set import ATTENTION_MASK, ProbeSet
+from repaudit.errors import CaptureError, ProbeSetError
+
+_TOLERANCE: Final = {torch.float16: 0.05, torch.bfloat16: 0.05}
+"""Relative difference that a half-precision forward of another length may make; other dtypes get a hundredth."""
+
+
+def check_initialized(model: nn.Module) -> None:
+    """Refuse lazy modules that have not seen an input: the audit, and not the training, would initialise them.
+
+    Raises
+    ------
+    CaptureError
+        Naming the first such parameter.
+    """
+    for name, value in (*model.named_parameters(), *model.named_buffers()):
+        if nn.parameter.is_lazy(value):
+            raise CaptureError(
+                f"{type(model).__name__}: {name!r} is a lazy parameter without a shape yet, and an audit must not be "
+                "what initialises it: forward one batch before the training starts"
+            )
+
+
+def check_vocabulary(model: nn.Module, probe_set: ProbeSet) -> None:
+    """See that the model has an embedding for every token of the probe set.
+
+    Raises
+    ------
+    ProbeSetError
+        Naming the first sample with another token.
+    """
+    try:
+        embedding = model.get_input_embeddings()  # type: ignore[operator]
+    except (AttributeError, NotImplementedError):
+        return
+    ids = probe_set.inputs.get("input_ids")
+    if ids is None or not isinstance(embedding, nn.Embedding) or ids.is_floating_point():
+        return
+    unknown = (ids < 0) | (ids >= embedding.num_embeddings)
+    if bool(unknown.any()):
+        row = int(unknown.flatten(1).any(1).nonzero()[0])
+        raise ProbeSetError(
+            f"sample {probe_set.ids[row]!r} holds the token {ids[row][unknown[row]][0].item()}, and "
+            f"{type(model).__name__} knows the tokens 0 to {embedding.num_embeddings - 1}: tokenize the probe set with "
+            "the model's own tokenizer"
+        )
+
+
+def dry_run(recording: Recording, probe_set: ProbeSet, call: Callable[..., Any]) -> None:
+    """Forward the sample with the most left padding, twice in one batch and whole; then without its padding.
+
+    So a hook that fires again behind the deepest layer is found, samples that are not along the first dim even where
+    a batch has as many samples as tokens, and a model whose positions count the padding.
+
+    Raises
+    ------
+    CaptureError
+        When a hook did not fire once, or what it saw cannot be pooled.
+    ProbeSetError
+        When left padding changes what the model computes, or that cannot be tried.
+    """
+    row = probe_set.most_left_padded
+    batch = {name: value[[row, row]] for name, value in probe_set.inputs.items()}
+    recording.forward(batch, stop_early=False, call=call)
+    mask = batch.get(ATTENTION_MASK)
+    if mask is None or bool(mask[0, 0]):
+        return
+    padded, n_padding = recording.seen, int(mask[0].to(torch.uint8).argmax())
+    try:
+        recording.forward(_without_padding(batch, n_padding), stop_early=False, call=call)
+    except CaptureError as error:
+        raise ProbeSetError(
+            f"sample {probe_set.ids[row]!r} is padded on the left, and {type(recording.net).__name__} cannot be tried "
+            f"without that padding, to see whether its positions count it ({error}): pad on the right "
+            "(tokenizer.padding_side = 'right')"
+        ) from error
+    for name, expected in recording.seen.items():
+        found = padded[name][:, n_padding:] if padded[name].ndim == 3 else padded[name]
+        if found.shape != expected.shape:
+            continue
+        dtype = getattr(torch, recording.source_dtypes[name])
+        difference = float((found - expected).float().norm() / expected.float().norm().clamp_min(1e-30))
+        if not difference <= _TOLERANCE.get(dtype, 0.01):
+            raise ProbeSetError(
+                f"sample {probe_set.ids[row]!r} is padded on the left, and {type(recording.net).__name__} computes "
+                f"something else of it than without padding (layer {name!r}, by {difference:.0%}), since its "
+                "positions count the padding: pad on the right (tokenizer.padding_side = 'right'), or give "
+                "'position_ids' among the probe set's inputs if its forward takes them"
+            )
+
+
+def _without_padding(batch: Mapping[str, torch.Tensor], n_padding: int) -> dict[str, torch.Tensor]:
+    """Cut the first tokens from every input that has as many tokens as the mask, a decoder's own left alone."""
+    length = batch[ATTENTION_MASK].shape[1]
+    return {
+        name: value[:, n_padding:]
+        if value.ndim > 1 and value.shape[1] == length and not name.startswith("decoder_")
+        else value
+        for name, value in batch.items()
+    }

@@ -1,0 +1,248 @@
+"""The extraction of a probe set's activations from a model, and of the forwards that a caller runs."""
+
+from __future__ import annotations
+
+import inspect
+import weakref
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from functools import partial
+from typing import Any, TypeVar, cast
+
+import torch
+from torch import nn
+
+from repaudit.capture.extract.dry_run import check_initialized, check_vocabulary, dry_run
+from repaudit.capture.extract.hooks import Recording
+from repaudit.capture.extract.layer_paths import resolve_layers
+from repaudit.capture.extract.layer_spec import LayerSpec, as_spec
+from repaudit.capture.extract.wrappers import entry_point, is_offloaded, is_sharded, network
+from repaudit.capture.isolate.isolation import eager, same_parameters, undisturbed
+from repaudit.capture.probe_set.probe_set import ProbeSet
+from repaudit.errors import CaptureError, LostRankError, StateError
+
+Agree = Callable[[Exception | None], None]
+Result = TypeVar("Result")
+
+
+class ActivationExtractor:
+    """Records the activations of the layers that specs name.
+
+    Parameters
+    ----------
+    layer_specs
+        Layer specs, or plain paths.
+
+    Examples
+    --------
+    >>> from repaudit import ProbeSet
+    >>> model = nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 1))
+    >>> extractor = ActivationExtractor(["[0]", LayerSpec("[-1]", extraction_point="input")])
+    >>> activations = extractor.extract(model, ProbeSet.from_tensors({"input": torch.eye(2)}))
+    >>> {name: tuple(value.shape) for name, value in activations.items()}
+    {'0': (2, 3), '2@input': (2, 3)}
+    """
+
+    def __init__(self, layer_specs: Sequence[LayerSpec | str] | LayerSpec | str) -> None:
+        specs = [layer_specs] if isinstance(layer_specs, str | LayerSpec) else list(layer_specs)
+        self.layer_specs = [as_spec(spec) for spec in specs]
+        self.activations: dict[str, torch.Tensor] = {}
+        self.source_dtypes: dict[str, str] = {}
+        self._seen_whole: weakref.WeakSet[nn.Module] = weakref.WeakSet()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What another process gets; which models were seen whole is of this process."""
+        return {name: value for name, value in self.__dict__.items() if name != "_seen_whole"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._seen_whole = weakref.WeakSet()
+
+    def extract(
+        self,
+        model: nn.Module,
+        probe_set: ProbeSet,
+        batch_size: int = 32,
+        forward: Callable[..., Any] | None = None,
+        agree: Agree | None = None,
+    ) -> dict[str, torch.Tensor]:
+        """Forward the probe set through the model, which ends as it began, and give the pooled activations.
+
+        The model runs in evaluation mode, eagerly, without gradients, and only as deep as the deepest layer asked
+        for. Of a model that it has not seen before, it first forwards one sample whole, so that a layer which fires
+        again later is found, and one that is padded on the left also without its padding.
+
+        Parameters
+        ----------
+        model
+            The model as it is trained, wrapped or not; it is not moved.
+        probe_set
+            The inputs.
+        batch_size
+            Samples a forward; the result does not depend on it.
+        forward
+            What to call with a batch's inputs instead of the network itself.
+        agree
+            Called before the first batch, after each, and when the model is back as it was, with what went wrong or
+            None; it raises where one of several processes failed, so that none goes on alone (see
+            :meth:`repaudit.capture.record.ranks.Ranks.agree`).
+
+        Returns
+        -------
+        dict of str to torch.Tensor
+            For each layer a CPU tensor ``(sample[, token], feature)``.
+
+        Raises
+        ------
+        LayerPathError
+            When a path does not resolve.
+        CaptureError
+            When a hook fired several times in one forward, or never, or what it saw cannot be pooled.
+        ProbeSetError
+            When the inputs do not fit the model's ``forward``, hold tokens that it does not know, or are padded on the
+            left and it counts the padding.
+        StateError
+            When the forward changed what cannot be put back.
+        """
+        agree = agree or _alone
+        net, call = network(model), forward or entry_point(model)
+        whole = is_sharded(model) or is_offloaded(net)
+        recording = _agreed(agree, lambda: self._prepared(model, probe_set, whole=whole))
+        pieces = _Pieces(len(probe_set))
+        is_new = net not in self._seen_whole
+        with _leaving(agree), ExitStack() as stack:
+            if is_new and not whole:
+                stack.enter_context(same_parameters(net))
+            stack.enter_context(undisturbed(model))
+            stack.enter_context(recording)
+            if is_new:
+                _agreed(agree, lambda: dry_run(recording, probe_set, call))
+                self._seen_whole.add(net)
+            for batch in probe_set.batches(batch_size):
+                _agreed(agree, partial(pieces.extend, recording, batch, call))
+        self.source_dtypes = recording.source_dtypes
+        self.activations = pieces.finish()
+        return dict(self.activations)
+
+    def _prepared(self, model: nn.Module, probe_set: ProbeSet, *, whole: bool) -> Recording:
+        layers = resolve_layers(model, self.layer_specs)
+        if network(model) not in self._seen_whole:
+            check_initialized(network(model))
+        check_vocabulary(network(model), probe_set)
+        return Recording(model, layers, whole=whole)
+
+    @contextmanager
+    def capture(self, model: nn.Module, *, detach: bool = True) -> Iterator[ActivationExtractor]:
+        """Record the forwards that are run inside the block; afterwards :attr:`activations` holds them.
+
+        The model's mode and gradients are the caller's. Compiled models run eagerly inside the block, since hooks
+        would not fire otherwise. Several forwards are joined along the samples. The mask comes from the forward's own
+        ``attention_mask``.
+
+        Parameters
+        ----------
+        model
+            The model that is forwarded inside the block.
+        detach
+            Copy to the CPU without gradients; False keeps device and graph, for objectives on activations.
+
+        Raises
+        ------
+        CaptureError
+            When a hook fired never, or several times in one forward.
+        """
+        layers = resolve_layers(model, self.layer_specs)
+        net = network(model)
+        joined: dict[str, list[torch.Tensor]] = {layer.name: [] for layer in layers}
+        self.activations = {}
+
+        def before(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            recording.begin(_named(net, args, kwargs))  # what an earlier forward left, where it failed, is void
+
+        def after(*_: Any) -> None:
+            recording.check()
+            for name, value in recording.seen.items():
+                joined[name].append(value.detach().cpu() if detach else value)
+            recording.begin({})
+
+        with ExitStack() as stack:
+            stack.enter_context(eager())
+            recording = stack.enter_context(Recording(model, layers))
+            stack.callback(net.register_forward_pre_hook(before, with_kwargs=True, prepend=True).remove)
+            stack.callback(net.register_forward_hook(after).remove)
+            yield self
+            if not all(joined.values()):
+                after()
+        self.source_dtypes = recording.source_dtypes
+        self.activations = {name: torch.cat(values) for name, values in joined.items()}
+
+
+def _alone(error: Exception | None) -> None:
+    """The agreement of a process that is alone."""
+    if error is not None:
+        raise error
+
+
+def _agreed(agree: Agree, action: Callable[[], Result]) -> Result:
+    """Run an action that all processes run, and raise on all what failed on one."""
+    result, failure = None, None
+    try:
+        result = action()
+    except Exception as error:  # noqa: BLE001 - raised below, once every process knows
+        failure = error
+    agree(failure)
+    return cast(Result, result)
+
+
+@contextmanager
+def _leaving(agree: Agree) -> Iterator[None]:
+    """Agree on whether the model is back as it was on every process, also where the block itself failed on all."""
+    failure = None
+    try:
+        yield
+    except LostRankError:
+        raise
+    except Exception as error:  # noqa: BLE001 - raised below, once every process knows
+        failure = error
+    agree(failure if isinstance(failure, StateError) else None)
+    if failure is not None:
+        raise failure
+
+
+def _named(net: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    return dict(zip(inspect.signature(net.forward).parameters, args, strict=False)) | dict(kwargs)
+
+
+class _Pieces:
+    """The activations of all samples, filled batch by batch into CPU tensors that are made anew for every audit."""
+
+    def __init__(self, n_samples: int) -> None:
+        self._n = n_samples
+        self._start = 0
+        self._whole: dict[str, torch.Tensor] = {}
+        self._devices: set[torch.device] = set()
+
+    def extend(self, recording: Recording, batch: Mapping[str, torch.Tensor], call: Callable[..., Any]) -> None:
+        """Forward a batch as deep as its deepest layer, and keep what the hooks saw."""
+        size = len(next(iter(batch.values())))
+        for name, value in recording.forward(batch, stop_early=True, call=call).items():
+            target = self._whole.get(name)
+            if target is None:
+                target = torch.empty(
+                    (self._n, *value.shape[1:]), dtype=value.dtype, pin_memory=value.device.type == "cuda"
+                )
+                self._whole[name] = target
+            if value.shape[1:] != target.shape[1:]:
+                raise CaptureError(
+                    f"layer {name!r}: samples {self._start} on have shape {tuple(value.shape[1:])}, those before "
+                    f"{tuple(target.shape[1:])}: one layer must have one shape"
+                )
+            target[self._start : self._start + size].copy_(value, non_blocking=True)
+            if value.device.type != "cpu":
+                self._devices.add(value.device)
+        self._start += size
+
+    def finish(self) -> dict[str, torch.Tensor]:
+        for device in self._devices:
+            torch.get_device_module(device.type).synchronize(device)
+        return self._whole

@@ -1,0 +1,107 @@
+"""From a batch of the probe set to the arguments of a network's ``forward``."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from functools import cached_property
+from typing import Any, Final
+
+import torch
+from torch import nn
+
+from repaudit.capture.extract.wrappers import config_of, unwrap
+from repaudit.capture.probe_set.probe_set import ATTENTION_MASK
+from repaudit.errors import ProbeSetError
+
+_OPTIONAL: Final = frozenset({ATTENTION_MASK, "token_type_ids"})
+"""Inputs that a tokenizer gives and that a network may not take: the mask still serves the pooling."""
+_POSITION_COUNTERS: Final = ("create_position_ids_from_input_ids", "create_position_ids_from_inputs_embeds")
+"""Methods of networks that count positions themselves, without the padding (the RoBERTa family, ESM, MPNet)."""
+
+
+class ForwardInputs:
+    """Gives the positional and keyword arguments with which a network forwards a batch of the probe set.
+
+    Inputs go by name; a single input whose name ``forward`` does not know goes as its first argument. Left padding
+    gets position ids counted from the mask, an encoder-decoder without decoder inputs its own tokens shifted right.
+    Tensors move to the network's device, floating-point ones to the dtype of its first parameter; ``use_cache`` is off.
+
+    What is known of the network is read once, when this is made: one for each extraction.
+
+    Examples
+    --------
+    >>> ForwardInputs(nn.Linear(2, 3))({"x": torch.zeros(1, 2)})
+    ((tensor([[0., 0.]]),), {})
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self._model = unwrap(model)
+        self._accepted, self._takes_any = _parameters(self._model)
+        self._config = config_of(self._model)
+        parameters = list(self._model.parameters())
+        self._device = next((p.device for p in parameters if not p.is_meta), torch.device("cpu"))
+        self._dtype = next((p.dtype for p in parameters if p.is_floating_point()), None)
+
+    def __call__(self, batch: Mapping[str, torch.Tensor]) -> tuple[tuple[torch.Tensor, ...], dict[str, Any]]:
+        """The arguments for one batch.
+
+        Raises
+        ------
+        ProbeSetError
+            When the probe set's names do not fit ``forward``'s parameters (both are listed).
+        """
+        moved = {name: self._moved(name, value) for name, value in batch.items() if value is not None}
+        named = {name: value for name, value in moved.items() if self._takes_any or name in self._accepted}
+        left_over = [name for name in moved if name not in named and name not in _OPTIONAL]
+        if not left_over:
+            return (), named | self._additions(named)
+        required = [name for name in moved if name != ATTENTION_MASK]
+        if len(required) != 1 or not self._accepted:
+            raise ProbeSetError(
+                f"the probe set's inputs {left_over} are no parameters of {type(self._model).__name__}.forward, "
+                f"which takes {', '.join(self._accepted)}: name the inputs as it does"
+            )
+        return (moved[required[0]],), {name: value for name, value in named.items() if name != self._accepted[0]}
+
+    def _moved(self, name: str, value: torch.Tensor) -> torch.Tensor:
+        dtype = self._dtype if value.is_floating_point() and name != ATTENTION_MASK else None
+        return value.to(device=self._device, dtype=dtype or value.dtype, non_blocking=True)
+
+    def _additions(self, named: Mapping[str, torch.Tensor]) -> dict[str, Any]:
+        config = self._config
+        added: dict[str, Any] = {}
+        if config is None:
+            return added
+        if "use_cache" in self._accepted or (self._takes_any and hasattr(config, "use_cache")):
+            added["use_cache"] = False
+        ids, mask = named.get("input_ids"), named.get(ATTENTION_MASK)
+        if getattr(config, "is_encoder_decoder", False) and ids is not None and "decoder_input_ids" not in named:
+            added["decoder_input_ids"] = _shifted_right(ids, mask, config)
+            if mask is not None and "decoder_attention_mask" in self._accepted:
+                added["decoder_attention_mask"] = mask
+        takes_positions = "position_ids" in self._accepted or self._takes_any
+        if takes_positions and mask is not None and not bool(mask[:, 0].all()) and not self._counts_positions:
+            added["position_ids"] = (mask.long().cumsum(-1) - 1).clamp_min(0)
+        return {name: value for name, value in added.items() if name not in named}
+
+    @cached_property
+    def _counts_positions(self) -> bool:
+        return any(hasattr(part, name) for part in self._model.modules() for name in _POSITION_COUNTERS)
+
+
+def _parameters(model: nn.Module) -> tuple[list[str], bool]:
+    kinds = inspect.Parameter
+    parameters = inspect.signature(model.forward).parameters.values()
+    named = [p.name for p in parameters if p.kind in {kinds.POSITIONAL_OR_KEYWORD, kinds.KEYWORD_ONLY}]
+    return named, any(p.kind is kinds.VAR_KEYWORD for p in parameters)
+
+
+def _shifted_right(ids: torch.Tensor, mask: torch.Tensor | None, config: Any) -> torch.Tensor:
+    """The tokens one place later, behind a start token where the first unmasked one was."""
+    start = getattr(config, "decoder_start_token_id", None)
+    if start is None:
+        start = getattr(config, "pad_token_id", None) or 0
+    shifted = ids.roll(1, dims=1)
+    first = torch.zeros_like(ids[:, 0]) if mask is None else mask.to(torch.uint8).argmax(1)
+    return shifted.scatter(1, first[:, None], start)

@@ -1,0 +1,1 @@
+"""Forwarding a model so that its training cannot tell."""

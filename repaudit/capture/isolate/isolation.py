@@ -1,0 +1,141 @@
+"""Forwarding a model so that its training cannot tell: randomness, modes, buffers and hooks end as they began."""
+
+from __future__ import annotations
+
+import random
+import sys
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from repaudit.capture.isolate.snapshot import Snapshot
+from repaudit.errors import StateError
+
+
+@contextmanager
+def undisturbed(model: nn.Module) -> Iterator[None]:
+    """Run the block in evaluation mode, eagerly and without gradients, and leave no trace of it.
+
+    Restored, whatever happens inside: the random states of Python, NumPy, torch and the model's devices; ``training``
+    of every module; buffers, attributes, and the containers, tensors and random generators among them, that a forward
+    changes; hooks that a forward registers. Gradients are not touched, nor is the cache of a surrounding autocast.
+
+    Raises
+    ------
+    StateError
+        When the block changed what cannot be put back.
+
+    Examples
+    --------
+    >>> model = nn.Sequential(nn.Dropout(), nn.BatchNorm1d(2)).train()
+    >>> with undisturbed(model):
+    ...     model.training
+    False
+    >>> model.training
+    True
+    """
+    with ExitStack() as stack:
+        stack.enter_context(same_randomness(model))
+        stack.enter_context(same_state(model))
+        stack.enter_context(torch.no_grad())
+        stack.enter_context(eager())
+        stack.enter_context(_slow_attention())
+        stack.callback(torch.set_default_dtype, torch.get_default_dtype())  # a stopped forward may have left its own
+        for device_type in {"cpu", *(parameter.device.type for parameter in model.parameters())}:
+            if torch.is_autocast_enabled(device_type):
+                dtype = torch.get_autocast_dtype(device_type)
+                stack.enter_context(torch.autocast(device_type, dtype=dtype, cache_enabled=False))
+        for module in model.modules():
+            module.training = False
+        yield
+
+
+@contextmanager
+def same_randomness(model: nn.Module) -> Iterator[None]:
+    """Give Python, NumPy, torch and the model's devices the random states back that they had."""
+    devices = {parameter.device for parameter in model.parameters() if parameter.device.type not in {"cpu", "meta"}}
+    own, numpys, torchs = random.getstate(), np.random.get_state(), torch.get_rng_state()  # noqa: NPY002
+    on_devices = {device: torch.get_device_module(device.type).get_rng_state(device) for device in devices}
+    try:
+        yield
+    finally:
+        random.setstate(own)
+        np.random.set_state(numpys)  # noqa: NPY002
+        torch.set_rng_state(torchs)
+        for device, state in on_devices.items():
+            torch.get_device_module(device.type).set_rng_state(state, device)
+
+
+@contextmanager
+def same_state(model: nn.Module) -> Iterator[None]:
+    """Give every module its mode, attributes, buffers and hooks back.
+
+    Calling ``train()`` or ``eval()`` would not do: a frozen BatchNorm would thaw, and overridden ones have effects.
+
+    Raises
+    ------
+    StateError
+        When something cannot be put back; the rest is.
+    """
+    snapshot = Snapshot(model)
+    try:
+        yield
+    finally:
+        snapshot.restore()
+
+
+@contextmanager
+def same_parameters(model: nn.Module) -> Iterator[None]:
+    """See that a forward in evaluation mode leaves the parameters' values alone.
+
+    Raises
+    ------
+    StateError
+        Naming those that changed.
+    """
+    before = {name: moments(parameter) for name, parameter in model.named_parameters()}
+    yield
+    changed = [name for name, parameter in model.named_parameters() if moments(parameter) != before.get(name)]
+    if changed:
+        raise StateError(
+            f"a forward in evaluation mode changes the parameters {', '.join(changed[:5])}: an audit would change "
+            "the training; make the model change them in training mode alone"
+        )
+
+
+def moments(parameter: torch.Tensor) -> tuple[object, ...] | None:
+    """A parameter's shape, sum and norm, by which a change of it is told; None where it holds no numbers."""
+    if isinstance(parameter, nn.parameter.UninitializedParameter) or parameter.is_meta:
+        return None
+    value = parameter.detach()
+    if not value.is_floating_point() or value.layout != torch.strided:
+        return None
+    total, norm = value.sum(dtype=torch.float64), torch.linalg.vector_norm(value, dtype=torch.float64)
+    return tuple(value.shape), str(total.item()), str(norm.item())
+
+
+@contextmanager
+def _slow_attention() -> Iterator[None]:
+    """Keep torch's fused encoder path off, which skips the padding's positions and the layers' own calls."""
+    enabled = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(enabled)
+
+
+@contextmanager
+def eager() -> Iterator[None]:
+    """Run compiled code eagerly inside the block, so that hooks fire and nothing is compiled anew."""
+    stance: AbstractContextManager[Any] | None = None
+    if "torch._dynamo" in sys.modules:  # nothing can be compiled without it, and importing it takes seconds
+        stance = torch.compiler.set_stance("force_eager")
+    with ExitStack() as stack:
+        if stance is not None:
+            stack.enter_context(stance)
+        yield

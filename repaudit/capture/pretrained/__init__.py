@@ -1,0 +1,1 @@
+"""Recording models that are not in training."""

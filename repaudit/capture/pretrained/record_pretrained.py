@@ -1,0 +1,186 @@
+"""Recording models that are not in training: pretrained ones, and the checkpoints of finished runs."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from os import PathLike
+from pathlib import Path
+from typing import Any, Final
+
+from torch import nn
+
+from repaudit.capture.extract.layer_spec import LayerSpec
+from repaudit.capture.isolate.isolation import moments
+from repaudit.capture.pretrained.loading import Loader
+from repaudit.capture.pretrained.sources import Source, find_sources
+from repaudit.capture.probe_set.files import read_probe_file
+from repaudit.capture.probe_set.probe_set import ATTENTION_MASK, ProbeSet
+from repaudit.capture.record.recorder import Recorder
+from repaudit.errors import PretrainedError
+from repaudit.names import ATTRS
+from repaudit.store.format.documents import DOCUMENT, read_document
+from repaudit.store.format.layout import model_key
+from repaudit.store.storage.place import open_storage
+
+SOURCE: Final = "source"
+"""The attribute of a model that tells where its weights came from."""
+
+
+def record_pretrained(
+    models: Sequence[str | PathLike[str]],
+    probe_file: str | PathLike[str] | ProbeSet,
+    layers: Sequence[LayerSpec | str],
+    store: str | PathLike[str],
+    *,
+    revisions: Sequence[str] = (),
+    names: Sequence[str] | None = None,
+    trust_remote_code: bool = False,
+    max_length: int = 64,
+    tokenizer: Any = None,
+    config: Any = None,
+    **recorder_options: Any,
+) -> dict[str, list[int]]:
+    """Record pretrained models, or series of their checkpoints, into a store.
+
+    Parameters
+    ----------
+    models
+        Each a local folder, a hub id, a ``.gguf`` file, a Lightning checkpoint (``.ckpt``), or a folder of checkpoints
+        (Hugging Face's ``checkpoint-N``, or Lightning's).
+    probe_file
+        A ``.txt``, ``.jsonl`` or ``.csv`` file, or a probe set. All models of a store share one; texts are cut to
+        ``max_length`` tokens by the models' own tokenizer, which must be one and the same.
+    layers
+        Layer specs.
+    store
+        Path or URL.
+    revisions
+        Revisions recorded of every model, in the order of their steps: the last number in each name (``step1000``).
+    names
+        Names in the store, one a model; by default the last part of the place.
+    tokenizer
+        Used for all models, and taken for theirs, in place of the ones that come with them: itself, or its place.
+    config
+        Of the model into which the weights of Lightning checkpoints go: itself, a model, or a place, whose tokenizer
+        is then the checkpoints'.
+    trust_remote_code
+        Whether a model may run code that comes with it.
+    recorder_options
+        Further keywords of :class:`repaudit.Recorder`.
+
+    Returns
+    -------
+    dict of str to list of int
+        The steps in the record of each model; a single set of weights is step 0. What an earlier call recorded of the
+        same weights is not recorded again.
+
+    Raises
+    ------
+    PretrainedError
+        When a place holds no model, when checkpoints have no or the same steps, when the models' own tokenizers
+        make different tokens of the texts, or when the store holds something else under a model's name.
+    """
+    chosen = _names(models, names)
+    series = {name: find_sources(model, revisions) for name, model in zip(chosen, models, strict=True)}
+    loader = Loader(trust_remote_code, config, tokenizer)
+    if isinstance(probe_file, ProbeSet):
+        probe_set = probe_file
+    else:
+        tokenizers = {name: loader.tokenizer(sources[0]) for name, sources in series.items()}
+        probe_set = _shared_probe_set(probe_file, tokenizers, max_length)
+    options: dict[str, Any] = {"batch_size": 32, "on_store_error": "raise"} | recorder_options
+    return {
+        name: _record_series(
+            Recorder(store, name, probe_set, layers, **options), sources, loader, options.get("storage_options")
+        )
+        for name, sources in series.items()
+    }
+
+
+def _record_series(
+    recorder: Recorder, sources: Sequence[Source], loader: Loader, storage_options: Mapping[str, Any] | None
+) -> list[int]:
+    """Record one model's sets of weights, after a look at whether the store has another model of its name."""
+    with recorder:
+        for source in sources:
+            model = loader.model(source)
+            if source is sources[0]:
+                recorder.model_attrs[SOURCE] = _identity(source, model)
+                _refuse_another(recorder, storage_options)
+                recorder.open(model)
+            if not recorder.has(source.step):
+                recorder.audit(model, source.step)
+    return recorder.steps
+
+
+def _identity(source: Source, model: nn.Module) -> dict[str, Any]:
+    """What tells a model from others of its name: its first set of weights, and where that came from."""
+    sums = {name: moments(parameter) for name, parameter in model.named_parameters()}
+    weights = hashlib.sha256(json.dumps(sums).encode()).hexdigest()
+    return {"place": source.place, "revision": source.revision, "step": source.step, "weights": weights}
+
+
+def _refuse_another(recorder: Recorder, storage_options: Mapping[str, Any] | None) -> None:
+    name, own = recorder.model_name, recorder.model_attrs[SOURCE]
+    document = read_document(open_storage(recorder.store, storage_options), f"{model_key(name)}/{DOCUMENT}")
+    there = {} if document is None else document["attributes"].get(ATTRS, {})
+    if not there.get("committed") or recorder.if_exists != "resume":
+        return
+    known = there.get(SOURCE)
+    if known is None or known["weights"] != own["weights"]:
+        other = "a model recorded in its training" if known is None else f"{_where(known)}, other weights"
+        raise PretrainedError(
+            f"{recorder.store} holds under the name {name!r} {other} than {_where(own)}: expected the same model, or a "
+            "name that is free. Give another one (--name)"
+        )
+
+
+def _where(source: Mapping[str, Any]) -> str:
+    revision = f" at revision {source['revision']}" if source["revision"] else ""
+    return f"{source['place']}{revision} (step {source['step']})"
+
+
+def _names(models: Sequence[str | PathLike[str]], names: Sequence[str] | None) -> list[str]:
+    chosen = list(names) if names else [_name_of(model) for model in models]
+    if len(chosen) != len(models) or len(set(chosen)) != len(chosen) or not chosen:
+        raise PretrainedError(f"expected one name a model, each once, found {chosen} for {len(models)} models")
+    return chosen
+
+
+def _name_of(model: str | PathLike[str]) -> str:
+    return Path(model).resolve().name.removesuffix(".gguf") if Path(model).exists() else str(model).rsplit("/", 1)[-1]
+
+
+def _shared_probe_set(path: str | PathLike[str], tokenizers: Mapping[str, Any], max_length: int) -> ProbeSet:
+    """The probe set of models whose own tokenizers agree on it; padding, which is masked, may differ."""
+    first, *others = tokenizers
+    probe_set = _probe_set(path, tokenizers[first], max_length)
+    expected = _tokens(probe_set)
+    for name in others:
+        for i, (ids, found) in enumerate(
+            zip(expected, _tokens(_probe_set(path, tokenizers[name], max_length)), strict=True)
+        ):
+            if ids != found:
+                raise PretrainedError(
+                    f"models {first!r} and {name!r} tokenize differently: of sample {probe_set.ids[i]!r} {first!r} "
+                    f"makes {_brief(ids)}, {name!r} {_brief(found)}. A store has one probe set: record {name!r} "
+                    "into a store of its own"
+                )
+    return probe_set
+
+
+def _tokens(probe_set: ProbeSet) -> list[list[int]]:
+    """The token ids of each sample, without padding."""
+    rows = zip(probe_set.inputs["input_ids"], probe_set.inputs[ATTENTION_MASK], strict=True)
+    return [ids[mask.bool()].tolist() for ids, mask in rows]
+
+
+def _brief(ids: list[int], most: int = 6) -> str:
+    return f"{len(ids)} tokens ({', '.join(map(str, ids[:most]))}{', ...' if len(ids) > most else ''})"
+
+
+def _probe_set(path: str | PathLike[str], tokenizer: Any, max_length: int) -> ProbeSet:
+    texts, labels, ids = read_probe_file(path)
+    return ProbeSet.from_texts(texts, tokenizer, max_length=max_length, ids=ids, labels=labels)

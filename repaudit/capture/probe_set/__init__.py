@@ -1,0 +1,1 @@
+"""The fixed inputs that are forwarded at every audit."""

@@ -1,0 +1,1 @@
+"""From activations to a store: triggers, sessions, ranks, failures."""

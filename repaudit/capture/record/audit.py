@@ -1,0 +1,122 @@
+"""One audit: the forward of the probe set over the processes that take part, and the operators of what it saw."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from repaudit.capture.extract.dry_run import check_vocabulary
+from repaudit.capture.extract.extractor import ActivationExtractor
+from repaudit.capture.extract.layer_paths import resolve_layers
+from repaudit.capture.extract.layer_spec import LayerSpec
+from repaudit.capture.extract.wrappers import is_sharded, network
+from repaudit.capture.probe_set.probe_set import ProbeSet
+from repaudit.capture.record.ranks import Ranks
+from repaudit.capture.record.recorded_operators import (
+    ACTIVATIONS,
+    OPERATORS,
+    Record,
+    operator_layers,
+    to_store,
+    try_gauge,
+)
+
+
+@dataclass(frozen=True)
+class Audit:
+    """What was recorded of a model at one step, before it is handed to the store."""
+
+    step: int
+    layers: Mapping[str, Any]
+    epoch: float | None
+    loss: float | None
+    wall_time: float
+
+
+class Auditor:
+    """Takes the audits of one model; the parameters are those of :class:`repaudit.Recorder`."""
+
+    def __init__(
+        self,
+        probe_set: ProbeSet,
+        layer_specs: Sequence[LayerSpec | str] | LayerSpec | str,
+        batch_size: int,
+        gauge: Callable[[torch.Tensor], Any] | None,
+        record: Record,
+        split_across_ranks: bool,
+    ) -> None:
+        self.probe_set, self.batch_size, self.gauge, self.record = probe_set, batch_size, gauge, record
+        self.extractor = ActivationExtractor(layer_specs)
+        self.trajectory: list[tuple[int, dict[str, Any]]] = []
+        self.ranks = Ranks()
+        self._split = split_across_ranks
+        self._shapes: dict[str, tuple[tuple[int, ...], str]] = {}
+
+    def meet(self, model: nn.Module) -> bool:
+        """Find the processes of the training, and return whether this one takes part in audits."""
+        self.ranks = Ranks.of_training(sharded=is_sharded(model), split=self._split)
+        return self.ranks.takes_part
+
+    def dry_run(self, model: nn.Module) -> dict[str, tuple[tuple[int, ...], str]]:
+        """Forward one batch, and return each layer's shape and dtype for the whole probe set."""
+        check_vocabulary(network(model), self.probe_set)
+        start = self.probe_set.most_left_padded
+        first = self.probe_set.select(start, start + self.batch_size)
+        n = len(self.probe_set)
+        self._shapes = {
+            name: ((n, *value.shape[1:]), str(value.dtype).removeprefix("torch."))
+            for name, value in self.extractor.extract(model, first, self.batch_size, agree=self.ranks.agree).items()
+        }
+        return self._shapes
+
+    def layers(self, model: nn.Module) -> tuple[dict[str, Any], dict[str, Mapping[str, Any]]]:
+        """Return what the store is to hold: each layer's shape and dtype, and its attributes."""
+        shapes: dict[str, Any] = {} if self.record == OPERATORS else dict(self._shapes)
+        attrs: dict[str, Mapping[str, Any]] = {
+            layer.name: {
+                "module_path": layer.path,
+                "extraction_point": layer.spec.extraction_point,
+                "reduction": layer.spec.reduce,
+                "source_dtype": self.extractor.source_dtypes[layer.name],
+            }
+            for layer in resolve_layers(model, self.extractor.layer_specs)
+        }
+        if self.gauge is None:
+            return shapes, attrs
+        operators = try_gauge(self.gauge, self._shapes)
+        if self.record != ACTIVATIONS:
+            more, described = operator_layers(operators, self.gauge)
+            shapes |= more
+            attrs |= {name: {**attrs[about["operator_of"]], **about} for name, about in described.items()}
+        return shapes, attrs
+
+    def take(self, model: nn.Module, step: int, epoch: float | None, loss: float | torch.Tensor | None) -> Audit:
+        """Forward the probe set, and gauge what the layers made of it."""
+        activations = self._activations(model)
+        operators: dict[str, Any] = {}
+        if self.gauge is not None and self.ranks.writes:
+            operators = {name: self.gauge(value) for name, value in activations.items()}
+            self.trajectory.append((step, operators))
+        layers = to_store(self.record, activations, operators) if self.ranks.writes else {}
+        value = float(loss.detach()) if isinstance(loss, torch.Tensor) else loss
+        return Audit(step, layers, epoch, value, time.time())
+
+    def _activations(self, model: nn.Module) -> dict[str, torch.Tensor]:
+        ranks = self.ranks
+        if not ranks.split:
+            return self.extractor.extract(model, self.probe_set, self.batch_size, agree=ranks.agree)
+        start, stop = ranks.share(len(self.probe_set))
+        shares: dict[str, torch.Tensor] = {}
+        failure = None
+        try:
+            if stop > start:
+                shares = self.extractor.extract(model, self.probe_set.select(start, stop), self.batch_size)
+        except Exception as error:  # noqa: BLE001 - raised below, once every process knows
+            failure = error
+        ranks.agree(failure)
+        return ranks.gather(shares, self._shapes)

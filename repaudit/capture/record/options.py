@@ -1,0 +1,119 @@
+"""The keywords that the recorder and the trainers' callbacks share, checked before anything is forwarded or written."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Mapping
+from typing import Any, Final, TypedDict
+
+import torch
+
+from repaudit.capture.record.recorded_operators import ACTIVATIONS, Record, check_record
+from repaudit.capture.record.trigger import EVERY_N_EPOCHS, ON_CHECKPOINT, ON_VALIDATION_END, AuditTrigger
+from repaudit.store.format.encoding import CodecName
+from repaudit.store.write.record import IfExists
+from repaudit.store.write.writer import OnStoreError
+
+_ONLY_TRAINERS_KNOW: Final = (EVERY_N_EPOCHS, ON_CHECKPOINT, ON_VALIDATION_END)
+
+
+class AuditOptions(TypedDict, total=False):
+    """Keywords of :class:`repaudit.Recorder` and of the callbacks; its defaults are :data:`DEFAULTS`.
+
+    Parameters
+    ----------
+    batch_size : int
+        Samples per forward (64); the result does not depend on it.
+    gauge : DiffusionGauge or other callable, optional
+        Each audit's operators are then kept in ``trajectory``.
+    durable : bool
+        Whether each commit is forced to the device (True).
+    on_store_error : {"warn", "raise"}
+        ``"warn"``: a failure of an audit or of the store warns and is counted, and the training goes on; ``"raise"``.
+        What is wrong before the first audit (paths, shapes, an unwritable store) raises in any case.
+    record : {"activations", "operators", "both"}
+        With a ``gauge``, what the store gets: ``"activations"``; ``"operators"`` in their place, layers
+        ``<layer>@operator`` on (step, sample, neighbor) whose attributes tell the gauge's parameters; or ``"both"``.
+    if_exists : {"resume", "error", "replace"}
+        What to do with a model that the store holds already.
+    split_across_ranks : bool
+        Whether, in data-parallel training, each process forwards a share of the probe set; otherwise the first one
+        forwards it all and the others do not wait. Where parameters are sharded, all must forward it all.
+    model_attrs : mapping, optional
+        Facts to keep with the model (a config's hash, a seed).
+    codec : {"auto", "raw", "compact", "lossy"}
+        How activations are encoded, see :class:`repaudit.TrajectoryWriter`.
+    keepbits : int, optional
+        Mantissa bits that ``codec="lossy"`` keeps.
+    force : bool
+        Take the model over from another writer that is known to be dead.
+    storage_options : mapping, optional
+        Handed to fsspec.
+    """
+
+    batch_size: int
+    gauge: Callable[[torch.Tensor], Any] | None
+    durable: bool
+    on_store_error: OnStoreError
+    record: Record
+    if_exists: IfExists
+    split_across_ranks: bool
+    model_attrs: Mapping[str, Any] | None
+    codec: CodecName
+    keepbits: int | None
+    force: bool
+    storage_options: Mapping[str, Any] | None
+
+
+DEFAULTS: Final[AuditOptions] = {
+    "batch_size": 64,
+    "gauge": None,
+    "durable": True,
+    "on_store_error": "warn",
+    "record": ACTIVATIONS,
+    "if_exists": "resume",
+    "split_across_ranks": False,
+    "model_attrs": None,
+    "codec": "auto",
+    "keepbits": None,
+    "force": False,
+    "storage_options": None,
+}
+
+
+def checked_options(model_name: str, trigger: AuditTrigger | None, options: AuditOptions) -> AuditOptions:
+    """Return the options with defaults for those not given; refuse what no audit could be made with.
+
+    Raises
+    ------
+    ValueError, TypeError
+        Naming the option, what was expected, and what was found.
+    """
+    _refuse_unknown(options)
+    chosen: AuditOptions = {**DEFAULTS, **options}
+    if chosen["on_store_error"] not in {"warn", "raise"}:
+        raise ValueError(f"on_store_error: expected 'warn' or 'raise', found {chosen['on_store_error']!r}")
+    if chosen["batch_size"] < 1:
+        raise ValueError(f"batch_size: expected at least 1, found {chosen['batch_size']}")
+    if not model_name:
+        raise ValueError("model_name: expected a name, found an empty one")
+    gauge = chosen["gauge"]
+    if gauge is not None and not callable(gauge):
+        raise TypeError(f"gauge: expected a DiffusionGauge or another callable, found {gauge!r}")
+    asked = [name for name in _ONLY_TRAINERS_KNOW if trigger is not None and getattr(trigger, name)]
+    if asked:
+        raise ValueError(
+            f"trigger: a Recorder only knows steps, and {', '.join(asked)} would never fire: call audit(model, step) "
+            "where they occur in your loop, or audit by steps (every_n_steps, at_steps, log_spaced, at_start)"
+        )
+    check_record(chosen["record"], gauge)
+    return chosen
+
+
+def _refuse_unknown(options: Mapping[str, Any]) -> None:
+    known = ["store", "model_name", "probe_set", "layer_specs", "trigger", *AuditOptions.__annotations__]
+    for name in options:
+        if name not in AuditOptions.__annotations__:
+            close = difflib.get_close_matches(name, known, 1)
+            hint = f": did you mean {close[0]!r}?" if close else ""
+            raise TypeError(f"unexpected keyword {name!r}{hint}")

@@ -1,0 +1,110 @@
+"""Operators of an audit: the layers that they make in a store, and a try of the gauge before the training."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, Final, Literal, TypeAlias, get_args
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from repaudit.errors import CaptureError
+from repaudit.names import GAUGE, KIND, OPERATOR, OPERATOR_OF
+
+Record: TypeAlias = Literal["activations", "operators", "both"]
+
+ACTIVATIONS: Final = "activations"
+OPERATORS: Final = "operators"
+
+Gauge = Callable[[torch.Tensor], Any]
+Shapes = Mapping[str, tuple[tuple[int, ...], str]]
+Attributes = Mapping[str, Mapping[str, Any]]
+
+
+def operator_name(layer: str) -> str:
+    """The name of the layer that holds another's operators.
+
+    Examples
+    --------
+    >>> operator_name("model.layers.3")
+    'model.layers.3@operator'
+    """
+    return f"{layer}@{OPERATOR}"
+
+
+def check_record(record: str, gauge: Gauge | None) -> None:
+    """Refuse a choice of record that the gauge does not allow.
+
+    Raises
+    ------
+    ValueError
+        For an unknown choice, for operators without a gauge, and for a gauge of sparse ones.
+    """
+    if record not in get_args(Record):
+        raise ValueError(f"record: expected one of {', '.join(get_args(Record))}, found {record!r}")
+    if record == ACTIVATIONS:
+        return
+    if gauge is None:
+        raise ValueError(f"record={record!r} writes operators: give gauge=, such as DiffusionGauge()")
+    if getattr(gauge, "neighbors", None) is not None:
+        raise ValueError(f"record={record!r}: a store holds dense operators; give a gauge with neighbors=None")
+
+
+def try_gauge(gauge: Gauge, shapes: Shapes) -> dict[str, Any]:
+    """Gauge random samples in each layer's shape, so that what the gauge cannot do is found before the training.
+
+    Returns
+    -------
+    dict
+        For each layer an operator like those to come: its dtype, and the parameters that the gauge really uses.
+
+    Raises
+    ------
+    CaptureError
+        When a layer keeps its tokens.
+    ActivationError
+        When the gauge refuses so many samples.
+    """
+    found, tried = {}, {}
+    for name, (shape, dtype) in shapes.items():
+        if len(shape) != 2:
+            raise CaptureError(
+                f"layer {name!r} keeps its tokens, {shape}, and an operator needs one row a sample: use reduce='mean', "
+                "'last_token' or 'cls', or give no gauge"
+            )
+        key = (shape, dtype)
+        if key not in tried:
+            samples = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+            tried[key] = gauge(samples.to(getattr(torch, dtype)))
+        found[name] = tried[key]
+    return found
+
+
+def operator_layers(operators: Mapping[str, Any], gauge: Gauge) -> tuple[Shapes, Attributes]:
+    """The layers that hold such operators in a store: their shapes and dtypes, and what their attributes say."""
+    shapes, attributes = {}, {}
+    for layer, operator in operators.items():
+        matrix = np.asarray(operator)
+        shapes[operator_name(layer)] = matrix.shape, matrix.dtype.name
+        attributes[operator_name(layer)] = {
+            KIND: OPERATOR,
+            OPERATOR_OF: layer,
+            GAUGE: {"name": type(gauge).__name__, **_plain(getattr(operator, "attrs", {}))},
+        }
+    return shapes, attributes
+
+
+def to_store(
+    record: str, activations: Mapping[str, torch.Tensor], operators: Mapping[str, Any]
+) -> dict[str, torch.Tensor | NDArray[Any]]:
+    """What a record keeps of one audit, by the layers' names in the store."""
+    kept: dict[str, torch.Tensor | NDArray[Any]] = {} if record == OPERATORS else dict(activations)
+    if record != ACTIVATIONS:
+        kept |= {operator_name(layer): np.asarray(operator) for layer, operator in operators.items()}
+    return kept
+
+
+def _plain(attributes: Mapping[str, Any]) -> dict[str, Any]:
+    """The attributes that JSON can hold."""
+    return {name: value for name, value in attributes.items() if isinstance(value, str | int | float | type(None))}

@@ -1,0 +1,258 @@
+"""One model's audits, from the live model to the store."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from os import PathLike
+from types import TracebackType
+from typing import Any, Self, Unpack
+
+import torch
+from torch import nn
+
+from repaudit.capture.extract.layer_spec import LayerSpec
+from repaudit.capture.probe_set.probe_set import ProbeSet
+from repaudit.capture.record.audit import Audit, Auditor
+from repaudit.capture.record.failed_audits import Failures, warn_recorded_before
+from repaudit.capture.record.options import AuditOptions, checked_options
+from repaudit.capture.record.trigger import AuditTrigger, whole_number
+from repaudit.errors import StepOrderError
+from repaudit.store.write.writer import TrajectoryWriter
+
+
+class Recorder:
+    """Audits a model in one's own training loop.
+
+    Parameters
+    ----------
+    store
+        Path or URL of the trajectory store.
+    model_name
+        The model's name there.
+    probe_set
+        The inputs that are forwarded at every audit.
+    layer_specs
+        What to record.
+    trigger
+        With a trigger, :meth:`audit` does nothing at steps that are not due; one of steps, since a loop tells no
+        epochs, checkpoints or validations.
+    options
+        See :class:`repaudit.capture.record.options.AuditOptions`.
+
+    Examples
+    --------
+    >>> import repaudit as ra
+    >>> model = nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 1))
+    >>> probe_set = ra.ProbeSet.from_tensors({"input": torch.eye(2)})
+    >>> with ra.Recorder(store="memory://loop.zarr", model_name="seed0", probe_set=probe_set, layer_specs=["[*]"]) as r:
+    ...     audited = [r.audit(model, step) for step in (0, 10)]
+    >>> r.steps
+    [0, 10]
+    """
+
+    def __init__(
+        self,
+        store: str | PathLike[str],
+        model_name: str,
+        probe_set: ProbeSet,
+        layer_specs: Sequence[LayerSpec | str] | LayerSpec | str,
+        trigger: AuditTrigger | None = None,
+        **options: Unpack[AuditOptions],
+    ) -> None:
+        chosen = checked_options(model_name, trigger, options)
+        self.store, self.model_name, self.probe_set, self.trigger = store, model_name, probe_set, trigger
+        self.if_exists = chosen["if_exists"]
+        self.auditor = Auditor(
+            probe_set,
+            layer_specs,
+            chosen["batch_size"],
+            chosen["gauge"],
+            chosen["record"],
+            chosen["split_across_ranks"],
+        )
+        self.model_attrs = dict(chosen["model_attrs"] or {})
+        self._options, self._failures = chosen, Failures(model_name, chosen["on_store_error"])
+        self._is_open = False
+        self._writer: TrajectoryWriter | None = None
+        self._previous: int | None = None
+        self._last_steps: list[int] = []
+        self._recorded_before: frozenset[int] = frozenset()
+
+    @property
+    def steps(self) -> list[int]:
+        """The steps of this model that are in the store, or on their way there."""
+        return self._last_steps if self._writer is None else self._writer.steps
+
+    @property
+    def trajectory(self) -> list[tuple[int, dict[str, Any]]]:
+        """With a ``gauge``: a list of (step, {layer: operator})."""
+        return self.auditor.trajectory
+
+    @property
+    def failures(self) -> list[tuple[int, str]]:
+        """The steps whose audit failed or could not be stored, each with its reason."""
+        return self._failures.all(self._writer)
+
+    @property
+    def is_open(self) -> bool:
+        """Whether the record is open and this process takes part in its audits."""
+        return self._is_open and self.auditor.ranks.takes_part
+
+    @property
+    def last_recorded(self) -> int | None:
+        """The last step in the store, the same on all processes."""
+        last: int | None = self.auditor.ranks.from_first(self.steps[-1] if self.steps else None)
+        return last
+
+    def has(self, step: int) -> bool:
+        """Whether a step is recorded, the same on all processes."""
+        return bool(self.auditor.ranks.from_first(step in self.steps))
+
+    def open(self, model: nn.Module, truncate_after: int | None = None) -> None:
+        """Try everything once, before a step is trained: paths, hooks, shapes, and the store.
+
+        Raises
+        ------
+        LayerPathError, CaptureError, ProbeSetError, StoreError
+            Whatever would make audits fail.
+        """
+        self.close()  # a record left open is our own
+        if not self.auditor.meet(model):
+            self._is_open = True
+            return
+        self.dry_run(model)
+        failure = None
+        try:
+            if self.auditor.ranks.writes:
+                self._open_writer(model, truncate_after)
+        except Exception as error:  # noqa: BLE001 - raised below, once every process knows
+            failure = error
+        self.auditor.ranks.agree(failure)
+        self._is_open = True
+        self.if_exists = "resume"  # opened again in this process, it is the same record
+        self._previous = self.last_recorded
+
+    def _open_writer(self, model: nn.Module, truncate_after: int | None) -> None:
+        shapes, attrs = self.auditor.layers(model)
+        chosen = self._options
+        self._writer = TrajectoryWriter(
+            self.store,
+            model_name=self.model_name,
+            probe_set=self.probe_set,
+            layers=shapes,
+            durable=chosen["durable"],
+            if_exists=self.if_exists,
+            truncate_after=truncate_after,
+            layer_attrs=attrs,
+            model_attrs=self._facts(),
+            on_store_error=chosen["on_store_error"],
+            codec=chosen["codec"],
+            keepbits=chosen["keepbits"],
+            force=chosen["force"],
+            storage_options=chosen["storage_options"],
+        )
+        self._recorded_before = frozenset(self._writer.steps)
+        self._failures.opened(self._writer)
+
+    def dry_run(self, model: nn.Module) -> dict[str, tuple[tuple[int, ...], str]]:
+        """Forward one batch, and return each layer's shape and dtype for the whole probe set."""
+        return self.auditor.dry_run(model)
+
+    def audit(
+        self,
+        model: nn.Module,
+        step: int,
+        *,
+        epoch: float | None = None,
+        loss: float | torch.Tensor | None = None,
+    ) -> bool:
+        """Record the model after optimizer step ``step``; returns whether it did.
+
+        A step that is recorded already is not recorded again; one that was there before this recorder opened is told
+        once, since another training needs another name. Call it on the model as you train it: wrapped,
+        compiled, in any mode, inside autocast or not.
+
+        Raises
+        ------
+        StepOrderError
+            When the step lies before the last one of the record.
+        ValueError
+            When the step is no whole number.
+        """
+        step = whole_number(step, "step")
+        if not self._is_open:
+            self.open(model)
+        if not self.auditor.ranks.takes_part:
+            return False
+        triggers: tuple[str, ...] = ("manual",)
+        if self.trigger is not None:
+            triggers = self.trigger.due_at(step, self._previous)
+            self._previous = step
+        if not triggers:
+            return False
+        if self.has(step):
+            if step in self._recorded_before:
+                warn_recorded_before(self.model_name, step, max(self._recorded_before))
+                self._recorded_before = frozenset()
+            return False
+        last = self.last_recorded
+        if last is not None and step < last:
+            raise StepOrderError(
+                f"model {self.model_name!r}: step {step} lies before the last recorded one, {last}; "
+                "open the recorder with truncate_after to go back"
+            )
+        audit = self.take(model, step, epoch=epoch, loss=loss)
+        return audit is not None and (self.hand_over(audit, triggers) or not self.auditor.ranks.writes)
+
+    def take(
+        self, model: nn.Module, step: int, *, epoch: float | None = None, loss: float | torch.Tensor | None = None
+    ) -> Audit | None:
+        """Forward the probe set; None where that failed and failures are only counted."""
+        return self._failures.attempt(step, lambda: self.auditor.take(model, step, epoch, loss), self._writer)
+
+    def hand_over(self, audit: Audit, triggers: Sequence[str]) -> bool:
+        """Queue an audit for the store; False where that failed and failures are only counted."""
+        writer = self._writer
+        if writer is None:
+            return False
+
+        def append() -> bool:
+            writer.append(
+                audit.step,
+                audit.layers,
+                epoch=audit.epoch,
+                loss=audit.loss,
+                trigger=",".join(triggers),
+                wall_time=audit.wall_time,
+                copy=False,
+            )
+            return True
+
+        return bool(self._failures.attempt(audit.step, append, writer))
+
+    def flush(self) -> None:
+        """Wait until everything handed over is committed."""
+        if self._writer is not None:
+            self._failures.attempt(None, self._writer.flush, self._writer)
+
+    def close(self) -> None:
+        """Flush, and give the model's lease back; a later audit opens the record again."""
+        self._is_open = False
+        if self._writer is not None:
+            writer, self._writer = self._writer, None
+            self._failures.attempt(None, writer.close, writer)
+            self._failures.all(writer)
+            self._last_steps = writer.steps
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _facts(self) -> dict[str, Any]:
+        side = self.probe_set.padding_side
+        versions = {"torch": str(torch.__version__)}
+        return {"versions": versions, **({"padding_side": side} if side else {}), **self.model_attrs}

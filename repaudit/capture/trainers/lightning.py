@@ -1,0 +1,174 @@
+"""Lightning: a callback that audits."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from os import PathLike
+from pathlib import Path
+from typing import Any, Unpack
+
+import lightning.pytorch as pl
+import torch
+
+from repaudit.capture.extract.layer_spec import LayerSpec
+from repaudit.capture.probe_set.probe_set import ProbeSet
+from repaudit.capture.record.options import AuditOptions
+from repaudit.capture.record.recorder import Recorder
+from repaudit.capture.record.session import AuditSession
+from repaudit.capture.record.trigger import ON_CHECKPOINT, ON_VALIDATION_END, AuditTrigger
+
+
+class RepresentationAuditCallback(pl.Callback):
+    """Records the representations of the model in training, and never changes the training.
+
+    Weights after training are bit-identical with and without it. Before the first step it tries everything once:
+    layer paths, hooks, shapes and the store, and raises what is wrong there.
+
+    Parameters
+    ----------
+    store, model_name, probe_set, layer_specs
+        As of :class:`repaudit.Recorder`. Layer paths start at the module's ``.network`` where it has one, else at the
+        module.
+    trigger
+        When to audit; without one, at the start and at the end of every epoch.
+    options
+        See :class:`repaudit.capture.record.options.AuditOptions`.
+
+    Examples
+    --------
+    >>> from repaudit import AuditTrigger, ProbeSet
+    >>> callback = RepresentationAuditCallback(
+    ...     store="run.zarr", model_name="seed0", layer_specs=["model.layers[*]"],
+    ...     probe_set=ProbeSet.from_tensors({"input_ids": torch.tensor([[1, 2], [3, 4]])}),
+    ...     trigger=AuditTrigger(every_n_steps=10, at_start=True))
+    >>> callback.trajectory
+    []
+    """
+
+    def __init__(
+        self,
+        store: str | PathLike[str],
+        model_name: str,
+        probe_set: ProbeSet,
+        layer_specs: Sequence[LayerSpec | str] | LayerSpec | str,
+        trigger: AuditTrigger | None = None,
+        **options: Unpack[AuditOptions],
+    ) -> None:
+        self.recorder = Recorder(store, model_name, probe_set, layer_specs, **options)
+        self.session = AuditSession(self.recorder, trigger or AuditTrigger(at_start=True, every_n_epochs=1))
+        self._is_resuming = True
+
+    @property
+    def state_key(self) -> str:
+        """The key of this callback's state in a checkpoint; one a model, so that several callbacks do not collide."""
+        return self._generate_state_key(store=str(self.recorder.store), model_name=self.recorder.model_name)
+
+    @property
+    def trajectory(self) -> list[tuple[int, dict[str, Any]]]:
+        """With a ``gauge``: a list of (step, {layer: operator})."""
+        return self.recorder.trajectory
+
+    def state_dict(self) -> dict[str, Any]:
+        return self.session.state_dict()
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        if self._is_resuming:
+            self.session.load_state_dict(state_dict)
+        self._is_resuming = True
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        if stage == "fit":  # what was loaded before, to validate or by a tuner, is not what this fit goes on from
+            self.session.forget_resumed()
+            self._is_resuming = True
+
+    def on_load_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        self._is_resuming = trainer.state.fn == "fit" and not _is_tuning(trainer)
+        if self._is_resuming:
+            self.session.mark_resumed()
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if trainer.fast_dev_run:  # type: ignore[attr-defined]
+            with self._context(trainer)():
+                self.recorder.dry_run(pl_module)
+            return
+        self.session.start(pl_module, trainer.global_step, epoch=trainer.current_epoch, context=self._context(trainer))
+
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        self.session.hand_over()
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        self.session.after_step(
+            pl_module,
+            trainer.global_step,
+            epoch=trainer.current_epoch,
+            loss=_loss(outputs),
+            context=self._context(trainer),
+        )
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if _epoch_is_whole(trainer):
+            self._event(trainer, pl_module, self.session.trigger.due_at_epoch(trainer.current_epoch + 1))
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if self.session.trigger.on_validation_end and not trainer.sanity_checking and trainer.state.fn == "fit":
+            self._event(trainer, pl_module, (ON_VALIDATION_END,))
+
+    def on_save_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        if self.session.trigger.on_checkpoint:
+            self._event(trainer, pl_module, (ON_CHECKPOINT,))
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.session.flush()
+
+    def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if trainer.global_step == 0 and not self.recorder.is_open:  # no step was to be trained, and nothing started
+            self.on_train_start(trainer, pl_module)
+
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        self.session.close()
+
+    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        if stage == "fit":
+            self.session.close()
+
+    def _event(self, trainer: pl.Trainer, pl_module: pl.LightningModule, triggers: tuple[str, ...]) -> None:
+        self.session.event(
+            pl_module,
+            trainer.global_step,
+            triggers,
+            epoch=trainer.current_epoch,
+            loss=_loss(trainer.callback_metrics.get("train_loss")),
+            context=self._context(trainer),
+        )
+
+    @staticmethod
+    def _context(trainer: pl.Trainer) -> Callable[[], AbstractContextManager[Any]]:
+        """The precision that the model is trained in."""
+        context: Callable[[], AbstractContextManager[Any]] = trainer.precision_plugin.forward_context
+        return context
+
+
+def _epoch_is_whole(trainer: pl.Trainer) -> bool:
+    """Whether the epoch that ends has seen all its batches: the hook also fires where the training stops within it."""
+    loop = trainer.fit_loop.epoch_loop
+    return loop.batch_progress.is_last_batch or loop.batch_idx + 1 >= trainer.num_training_batches
+
+
+def _is_tuning(trainer: pl.Trainer) -> bool:
+    """Whether a tuner puts back what it saved before it tried learning rates or batch sizes."""
+    return Path(str(trainer.ckpt_path or "")).name.startswith((".lr_find_", ".scale_batch_size_"))
+
+
+def _loss(outputs: Any) -> torch.Tensor | None:
+    """The loss as a tensor: only an audit reads its value, which on a device waits for the step to end."""
+    value = outputs.get("loss") if isinstance(outputs, Mapping) else outputs
+    return value.detach() if isinstance(value, torch.Tensor) and value.numel() == 1 else None

@@ -1,0 +1,1 @@
+"""Distances between samples, exact where they are close."""

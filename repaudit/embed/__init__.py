@@ -1,0 +1,1 @@
+"""Pictures: PHATE of samples, trajectories and units, and metric MDS."""

@@ -1,0 +1,151 @@
+"""What all of the report's figures share: the empty figure, axes of steps, bare embeddings, colour bars, plain data."""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Sequence
+from html import escape
+from typing import Any, Final
+
+import numpy as np
+import plotly.graph_objects as go
+import xarray as xr
+from numpy.typing import NDArray
+
+from repaudit.plots import style
+from repaudit.results import Line, two
+
+STEPS: Final = [[k / (len(style.STEP_COLORS) - 1), color] for k, color in enumerate(style.STEP_COLORS)]
+GREY: Final = "rgba(128,134,140,0.55)"
+
+
+def figure() -> go.Figure:
+    """Return an empty figure, transparent, without plotly's template."""
+    made = go.Figure()
+    made.update_layout(
+        template=None, showlegend=False, paper_bgcolor="rgba(0,0,0,0)", plot_bgcolor="rgba(0,0,0,0)",
+        margin={"l": 48, "r": 12, "t": 12, "b": 40}, hovermode="closest",
+    )  # fmt: skip
+    return made
+
+
+def literal(text: str, limit: int = 40) -> str:
+    """Text that plotly shows as it is: it reads a small HTML in every text it draws."""
+    return escape(style.visible(text, limit), quote=False)
+
+
+def mode(axis: style.StepAxis) -> str:
+    """Lines, with markers where the steps are few."""
+    return "lines" if axis.dense else "lines+markers"
+
+
+def symbol(index: int) -> str:
+    """Marker of the model `index`."""
+    return style.PLOTLY_SYMBOLS[index % len(style.PLOTLY_SYMBOLS)]
+
+
+def band(made: go.Figure, axis: style.StepAxis, line: Line, color: str, during: Any = None) -> Any:
+    """Fill between the bounds of a curve where they are known, during some of its steps; give the places filled."""
+    there = np.isfinite(line.low) & np.isfinite(line.high)
+    there = there if during is None else there & during
+    x = axis.position(line.step[there])
+    if len(x):
+        made.add_scatter(
+            x=np.concatenate([x, x[::-1]]), y=np.concatenate([line.high[there], line.low[there][::-1]]),
+            mode="lines", line={"width": 0}, fill="toself", fillcolor=style.translucent(color, 0.22), hoverinfo="skip",
+            showlegend=False,
+        )  # fmt: skip
+    return x
+
+
+def null_axis(made: go.Figure, axis: style.StepAxis, top: float, title: str, *, unrelated: bool = True) -> go.Figure:
+    """Axes of a spread or distance over steps: from 0, with the dotted line of unrelated models at 1."""
+    if unrelated:
+        made.add_hline(y=1, line={"width": 1, "dash": "dot", "color": "rgba(128,134,140,0.9)"})
+        made.add_annotation(
+            x=1, xref="paper", y=1, text="unrelated", showarrow=False, xanchor="right", yanchor="bottom"
+        )
+    made.update_yaxes(range=[0, top], title=title)
+    return step_axis(made, axis)
+
+
+def step_axis(made: go.Figure, axis: style.StepAxis) -> go.Figure:
+    """Ticks at steps, spaced as the axis of steps is."""
+    ticks = axis.ticks()
+    made.update_xaxes(
+        tickvals=axis.position(ticks),
+        ticktext=[f"{tick:,}" for tick in ticks],
+        title="step",
+        showgrid=False,
+        zeroline=False,
+    )
+    made.update_yaxes(showgrid=False, zeroline=False, automargin=True, nticks=6)
+    return made
+
+
+def legend(made: go.Figure, *, above: bool = False) -> None:
+    """Names in a row below the figure, or above it."""
+    where = {"yanchor": "bottom", "y": 1.02} if above else {"yanchor": "top", "y": -0.02}
+    made.update_layout(showlegend=True, legend={"orientation": "h", "x": 0, "itemsizing": "constant", **where})
+    if above:
+        made.update_layout(margin={"t": 40})
+
+
+def bare(made: go.Figure, *, named: bool) -> go.Figure:
+    """Leave an embedding with neither ticks nor frame: its units mean nothing, its proportions do."""
+    made.update_xaxes(visible=False)
+    made.update_yaxes(visible=False, scaleanchor="x", scaleratio=1)
+    made.update_layout(margin={"l": 8, "r": 8, "t": 8, "b": 8})
+    if named:
+        legend(made)
+    return made
+
+
+def step_scale(axis: style.StepAxis) -> dict[str, Any]:
+    """Colour scale of markers from the first to the last step."""
+    first, last = (float(end) for end in axis.position([min(axis.steps), max(axis.steps)]))
+    return {"cmin": first, "cmax": last, "colorscale": STEPS}
+
+
+def step_colorbar(made: go.Figure, axis: style.StepAxis) -> None:
+    """Colours from the first to the last step, spaced as the axis of steps is."""
+    if len(axis.steps) > 1:
+        ticks = axis.ticks(6)
+        colorbar(made, step_scale(axis), bar("step", axis.position(ticks), [f"{tick:,}" for tick in ticks]))
+
+
+def colorbar(made: go.Figure, scale: dict[str, Any], shown: dict[str, Any]) -> None:
+    """Colour bar of a scale, carried by a trace that shows nothing else."""
+    marker = {"color": [scale["cmin"]], **scale, "showscale": True, "colorbar": shown}
+    made.add_scatter(x=[None], y=[None], mode="markers", marker=marker, showlegend=False, hoverinfo="skip")
+
+
+def bar(title: str, values: Any, texts: Sequence[str]) -> dict[str, Any]:
+    """Look of a colour bar with these ticks."""
+    return {
+        "title": {"text": f"{title}<br> ", "side": "top"}, "thickness": 8, "len": 0.7, "outlinewidth": 0,
+        "ticks": "", "xpad": 4, "tickvals": values, "ticktext": texts,
+    }  # fmt: skip
+
+
+def coordinates(points: xr.DataArray) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """First two components in single precision."""
+    x, y = two(points)
+    return x.astype(np.float32), y.astype(np.float32)
+
+
+def packed(values: NDArray[Any]) -> dict[str, Any]:
+    """Return an array as single-precision numbers in base64, with its shape."""
+    exact = np.ascontiguousarray(values, dtype="<f4")
+    return {"bdata": base64.b64encode(exact.tobytes()).decode(), "shape": list(exact.shape)}
+
+
+def as_data(made: go.Figure) -> Any:
+    """Return the figure as plain data: arrays in plotly's own binary form, coordinates in single precision."""
+    for trace in made.data:
+        for name in ("x", "y"):
+            values = trace[name]
+            if isinstance(values, np.ndarray) and values.dtype == np.float64:
+                trace[name] = values.astype(np.float32)
+    return json.loads(made.to_json())

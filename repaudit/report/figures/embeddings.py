@@ -1,0 +1,147 @@
+"""The report's pictures of operators, samples and units as points."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import plotly.graph_objects as go
+import xarray as xr
+
+from repaudit.names import COMPONENT, LAYER, MODEL, SAMPLE, STEP
+from repaudit.plots import style
+from repaudit.report.figures import canvas
+from repaudit.results import labels_of, names_of, one_layer, path
+
+
+def trajectory_figure(trajectories: xr.Dataset, layer: str, variable: str = "trajectory") -> go.Figure:
+    """Draw all models' trajectories in one layer: colour is the step, the marker the model, larger at its last step."""
+    axis = style.StepAxis.of(trajectories[STEP].values)
+    made = canvas.figure()
+    models = names_of(trajectories, MODEL)
+    for index, model in enumerate(models):
+        points = path(trajectories, layer, model, variable)
+        steps = np.asarray(points[STEP].values)
+        if not len(steps):
+            continue
+        x, y = canvas.coordinates(points)
+        sizes = np.where(np.arange(len(steps)) == len(steps) - 1, 13, 5 if axis.dense else 8)
+        made.add_scatter(
+            x=x, y=y, mode="lines+markers", legendgroup=str(index), showlegend=False,
+            line={"width": 1.2, "color": canvas.GREY}, meta={"edge": True},
+            marker={
+                "size": sizes, "symbol": canvas.symbol(index), "line": {"width": 0.0 if axis.dense else 0.7},
+                "color": axis.position(steps), **canvas.step_scale(axis),
+            },
+            customdata=steps, hovertext=canvas.literal(model),
+            hovertemplate="%{hovertext}<br>step %{customdata:,}<extra></extra>",
+        )  # fmt: skip
+        _key(made, index, model)
+    canvas.step_colorbar(made, axis)
+    return canvas.bare(made, named=len(models) > 1)
+
+
+def together_figure(trajectories: xr.Dataset) -> go.Figure:
+    """Draw all layers' trajectories in one picture: colour is the layer, the marker the model, larger later."""
+    axis = style.StepAxis.of(trajectories[STEP].values)
+    layers, models = names_of(trajectories, LAYER), names_of(trajectories, MODEL)
+    made = canvas.figure()
+    for depth, layer in enumerate(layers):
+        parts = [canvas.coordinates(path(trajectories, layer, model, "together")) for model in models]
+        x, y = (np.concatenate([np.append(part[k], np.float32(np.nan)) for part in parts]) for k in (0, 1))
+        line = {"width": 1.2, "color": style.translucent(style.depth_color(depth, len(layers)), 0.5)}
+        made.add_scatter(x=x, y=y, mode="lines", line=line, hoverinfo="skip", showlegend=False)
+    scale = _depth_scale(len(layers))
+    for index, model in enumerate(models):
+        found = [path(trajectories, layer, model, "together") for layer in layers]
+        steps = np.concatenate([points[STEP].values for points in found])
+        depth_of = np.repeat(np.arange(len(layers)), [points.sizes[STEP] for points in found])
+        x, y = (np.concatenate(parts) for parts in zip(*map(canvas.coordinates, found), strict=True))
+        made.add_scatter(
+            x=x, y=y, mode="markers", showlegend=False, legendgroup=str(index),
+            marker={
+                "size": 3.5 + 6 * axis.fraction(steps), "symbol": canvas.symbol(index), "color": depth_of,
+                "line": {"width": 0.4}, **scale,
+            },
+            meta={"edge": True}, customdata=np.stack([steps, depth_of], axis=1),
+            hovertext=[f"{canvas.literal(model)}<br>{canvas.literal(layers[k])}" for k in depth_of],
+            hovertemplate="%{hovertext}<br>step %{customdata[0]:,}<extra></extra>",
+        )  # fmt: skip
+        _key(made, index, model)
+    few = np.unique(np.linspace(0, len(layers) - 1, min(8, len(layers))).round().astype(int))
+    canvas.colorbar(made, scale, canvas.bar("layer", few, [canvas.literal(layers[k], 22) for k in few]))
+    return canvas.bare(made, named=len(models) > 1)
+
+
+def units_figure(units: xr.Dataset, layer: str, model: int) -> go.Figure:
+    """Draw a layer's units over steps (M-PHATE), a line for each unit, coloured by step."""
+    axis = style.StepAxis.of(units[STEP].values)
+    one = one_layer(units, layer).isel({MODEL: model})
+    points = one["embedding"].transpose("unit", STEP, COMPONENT)
+    feature = np.asarray(one["feature"].values if "feature" in one else np.arange(points.sizes["unit"]))
+    made = canvas.figure()
+    x, y = canvas.coordinates(points.stack(point=("unit", STEP)).transpose("point", COMPONENT))
+    steps, features = np.tile(points[STEP].values, len(feature)), np.repeat(feature, points.sizes[STEP])
+    gaps = np.arange(points.sizes[STEP], len(x), points.sizes[STEP])
+    made.add_scatter(
+        x=np.insert(x, gaps, np.nan), y=np.insert(y, gaps, np.nan), mode="lines", hoverinfo="skip",
+        line={"width": 0.7, "color": "rgba(128,134,140,0.35)"},
+    )  # fmt: skip
+    made.add_scatter(
+        x=x, y=y, mode="markers", marker={"size": 4, "color": axis.position(steps), **canvas.step_scale(axis)},
+        customdata=np.stack([features, steps], axis=1),
+        hovertemplate="unit %{customdata[0]:.0f}<br>step %{customdata[1]:,}<extra></extra>",
+    )  # fmt: skip
+    canvas.step_colorbar(made, axis)
+    return canvas.bare(made, named=False)
+
+
+def embedding_figure(merged: xr.Dataset, layer: str) -> go.Figure:
+    """Draw the merged operator's embedding of the samples, coloured by label.
+
+    In place of hover texts, which all layers share, a trace carries ``meta.group``, its place in :func:`sample_texts`.
+    """
+    points = one_layer(merged, layer)["embedding"].transpose(SAMPLE, COMPONENT)
+    return samples_figure(*canvas.coordinates(points), style.label_groups(labels_of(merged), len(points)))
+
+
+def samples_figure(x: Any, y: Any, groups: list[style.LabelGroup]) -> go.Figure:
+    """Draw samples in groups of labels, a trace each."""
+    made = canvas.figure()
+    for number, group in enumerate(groups):
+        made.add_scatter(
+            x=x[group.index], y=y[group.index], mode="markers", name=canvas.literal(group.name),
+            marker={"size": 6, "color": group.color, "symbol": style.PLOTLY_SYMBOLS[group.marker], "opacity": 0.85},
+            hoverinfo="text", meta={"group": number},
+        )  # fmt: skip
+    return canvas.bare(made, named=len(groups) > 1)
+
+
+def sample_texts(samples: xr.Dataset) -> list[list[str]]:
+    """Hover text of every sample, in the groups and the order in which :func:`embedding_figure` draws them."""
+    ids = [str(sample) for sample in samples[SAMPLE].values]
+    labels = labels_of(samples)
+    texts = [str(text) for text in samples["text"].values] if "text" in samples.variables else None
+    hover = []
+    for index, name in enumerate(ids):
+        lines = [f"<b>{canvas.literal(name, 64)}</b>"]
+        if labels is not None and labels[index] not in name:
+            lines.append(canvas.literal(labels[index], 64))
+        if texts is not None:
+            lines += [canvas.literal(line, 80) for line in style.wrapped(texts[index])]
+        hover.append("<br>".join(lines))
+    return [[hover[k] for k in group.index] for group in style.label_groups(labels, len(ids))]
+
+
+def _key(made: go.Figure, index: int, model: str) -> None:
+    """Entry of the legend for a model's marker."""
+    made.add_scatter(
+        x=[None], y=[None], mode="markers", name=canvas.literal(model), legendgroup=str(index),
+        marker={"size": 8, "symbol": canvas.symbol(index), "color": "#80868c"},
+    )  # fmt: skip
+
+
+def _depth_scale(count: int) -> dict[str, Any]:
+    colors = style.DEPTH_COLORS
+    scale = [[k / (len(colors) - 1), color] for k, color in enumerate(colors)]
+    return {"cmin": 0, "cmax": max(1, count - 1), "colorscale": scale}

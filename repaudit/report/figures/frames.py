@@ -1,0 +1,113 @@
+"""How the samples move over training: the positions at some steps, for the page to show one by one."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+import plotly.graph_objects as go
+import xarray as xr
+from numpy.typing import NDArray
+
+from repaudit.names import COMPONENT, LAYER, MODEL, SAMPLE, STEP
+from repaudit.plots import style
+from repaudit.report.figures import canvas
+from repaudit.report.figures.embeddings import samples_figure
+from repaudit.results import labels_of, names_of, one_layer
+
+MOST_NUMBERS: Final = 2_500_000
+"""Coordinates that one report holds for all its moving figures, about 10 MB."""
+FEWEST_STEPS: Final = 6
+"""Rather than fewer steps than this, fewer samples are shown."""
+
+
+@dataclass(frozen=True)
+class Thinning:
+    """Which steps and samples are kept, so that all layers together stay below the limit."""
+
+    steps: NDArray[np.int64]
+    samples: NDArray[np.int64]
+    words: str
+
+    @classmethod
+    def of(cls, frames: xr.Dataset, most: int = MOST_NUMBERS) -> Thinning:
+        """Keep evenly chosen steps, the last among them, and where six are too many evenly chosen samples."""
+        steps, samples = frames.sizes[STEP], frames.sizes[SAMPLE]
+        each = 2 * frames.sizes[LAYER] * (1 + (frames.sizes.get(MODEL, 0) if "models" in frames else 0))
+        few = min(steps, max(min(steps, FEWEST_STEPS), most // max(1, each * samples)))
+        sparse = min(samples, max(1, most // max(1, each * few)))
+        words = [
+            f"{kept} of {there} {name}"
+            for kept, there, name in (
+                (few, steps, "steps"),
+                (sparse, samples, "samples"),
+            )
+            if kept < there
+        ]
+        return cls(_even(steps, few), _even(samples, sparse), f"Shown: {', '.join(words)}." if words else "")
+
+
+def _even(count: int, kept: int) -> NDArray[np.int64]:
+    """Evenly chosen indices, the last among them."""
+    return np.unique(np.linspace(count - 1, 0, kept).round().astype(np.int64))
+
+
+def frames_of(frames: xr.Dataset, layer: str, thinning: Thinning) -> dict[str, Any] | None:
+    """Positions of one layer's samples by source and step; None where fewer than two steps are known.
+
+    The first source is the merged operator, the others are the models. Samples stand group by group, those of
+    :func:`picked`. ``range`` holds them all.
+    """
+    one = one_layer(frames, layer).isel({STEP: thinning.steps, SAMPLE: thinning.samples})
+    everything = [_positions(one["merged"])]
+    names = names_of(one, MODEL) if "models" in one and one.sizes[MODEL] > 1 else []
+    everything += [_positions(one["models"].isel({MODEL: k})) for k in range(len(names))]
+    shown = [k for k, values in enumerate(everything) if np.isfinite(values).any()]
+    seen = np.isfinite(everything[0]).any(axis=(1, 2))
+    if seen.sum() < 2:
+        return None
+    groups = style.label_groups(labels_of(frames), frames.sizes[SAMPLE])
+    kept = np.concatenate([group.index[pick] for group, pick in zip(groups, picked(frames, thinning), strict=True)])
+    order = np.searchsorted(thinning.samples, kept)
+    values = np.stack([everything[k][seen][:, order] for k in shown])
+    return {
+        "steps": [int(step) for step in one[STEP].values[seen]],
+        "sources": ["all models merged", *(style.visible(names[k - 1], 40) for k in shown[1:])],
+        "range": _range(values),
+        "positions": canvas.packed(values),
+    }
+
+
+def picked(frames: xr.Dataset, thinning: Thinning) -> list[list[int]]:
+    """Which samples of each group of labels are kept, as places in the group."""
+    groups = style.label_groups(labels_of(frames), frames.sizes[SAMPLE])
+    return [np.flatnonzero(np.isin(group.index, thinning.samples)).tolist() for group in groups]
+
+
+def _positions(values: xr.DataArray) -> NDArray[np.float32]:
+    """Positions (step, sample, 2); a second component of 0 where there is but one."""
+    found = values.transpose(STEP, SAMPLE, COMPONENT).values[..., :2].astype(np.float32)
+    return found if found.shape[2] == 2 else np.concatenate([found, np.zeros_like(found)], axis=2)
+
+
+def _range(values: NDArray[np.float32]) -> list[list[float]]:
+    """Bounds of both axes that hold every position of every source and step, with a margin."""
+    found = []
+    for k in (0, 1):
+        low, high = float(np.nanmin(values[..., k])), float(np.nanmax(values[..., k]))
+        margin = 0.05 * (high - low) or 1.0
+        found.append([low - margin, high + margin])
+    return found
+
+
+def figure_of_frames(frames: xr.Dataset, bounds: list[list[float]]) -> go.Figure:
+    """Figure that the page moves the samples in: a trace for each group of labels, axes that never change."""
+    empty = np.full(frames.sizes[SAMPLE], np.nan, np.float32)
+    groups = style.label_groups(labels_of(frames), frames.sizes[SAMPLE])
+    made = samples_figure(empty, empty, groups)
+    for trace in made.data:
+        trace.x, trace.y = [None], [None]
+    made.update_xaxes(range=bounds[0], autorange=False, constrain="domain")
+    made.update_yaxes(range=bounds[1], autorange=False, constrain="domain")
+    return made

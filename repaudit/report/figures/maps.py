@@ -1,0 +1,103 @@
+"""The report's maps: the spread of every layer at every step, and the similarity of every two representations."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+import numpy as np
+import plotly.graph_objects as go
+import xarray as xr
+
+from repaudit.names import LAYER, MODEL, STEP
+from repaudit.plots import style
+from repaudit.plots.maps import MEASURES
+from repaudit.report.figures import canvas
+from repaudit.results import arrange, names_of
+
+MOST_SIMILARITIES: Final = 750_000
+"""Numbers of similarity maps that a report holds (about 3 MB, and as much for their nulls); steps are left out."""
+MOST_NAMES: Final = 24
+"""A map of more rows names its blocks only."""
+
+
+def overview_figure(spread: xr.Dataset) -> go.Figure:
+    """Draw the spread of every layer at every step as a map: steps to the right, layers downward."""
+    axis = style.StepAxis.of(spread[STEP].values)
+    layers = names_of(spread, LAYER)
+    values = spread["spread"].transpose(LAYER, STEP).values.astype(np.float32)
+    order = np.argsort(np.asarray(spread[STEP].values), kind="stable")
+    names = [canvas.literal(name, 30) for name in layers]
+    hover = [
+        [f"{name}<br>step {step:,}<br>spread {value:.3f}" for step, value in zip(axis.steps, row, strict=True)]
+        for name, row in zip(names, values[:, order], strict=True)
+    ]
+    made = canvas.figure()
+    made.add_heatmap(
+        x=axis.edges(), y=np.arange(len(layers) + 1) - 0.5, z=values[:, order], zmin=0, zmax=1, ygap=1,
+        colorscale=[[k / 2, color] for k, color in enumerate(style.SPREAD_COLORS)], hovertext=hover, hoverinfo="text",
+        hoverongaps=False, colorbar=canvas.bar("spread", [0, 0.5, 1], ["0", "0.5", "1"]),
+    )  # fmt: skip
+    canvas.step_axis(made, axis)
+    every = range(0, len(layers), max(1, round(len(layers) / 15)))
+    made.update_yaxes(autorange="reversed", tickvals=list(every), ticktext=[names[k] for k in every], title=None)
+    made.update_layout(margin={"l": 8})
+    return made
+
+
+def similarity_figure(similarity: xr.Dataset) -> go.Figure:
+    """Make the empty map of similarities; the page fills it with what :func:`similarity_data` holds, as chosen."""
+    made = canvas.figure()
+    last = len(style.SIMILARITY_COLORS) - 1
+    made.add_heatmap(
+        z=[[None]], zmin=0, zmax=1, hoverongaps=False,
+        colorscale=[[k / last, color] for k, color in enumerate(style.SIMILARITY_COLORS)],
+        colorbar=canvas.bar("similarity", [0, 0.5, 1], ["0", "0.5", "1"]),
+    )  # fmt: skip
+    made.update_xaxes(showgrid=False, zeroline=False, constrain="domain", automargin=True, tickangle=-35, ticks="")
+    made.update_yaxes(
+        showgrid=False, zeroline=False, constrain="domain", constraintoward="top", automargin=True, ticks="",
+        scaleanchor="x", scaleratio=1, autorange="reversed",
+    )  # fmt: skip
+    made.update_layout(margin={"l": 8, "r": 8, "t": 8, "b": 8})
+    return made
+
+
+def similarity_data(similarity: xr.Dataset) -> dict[str, Any]:
+    """Similarities and their nulls by measure and step, the last step first, and the two orders of the rows."""
+    measures = [str(name) for name in similarity["measure"].values]
+    count = similarity.sizes["representation"]
+    steps = similarity[STEP].values
+    most = max(1, MOST_SIMILARITIES // max(1, len(measures) * count**2))
+    chosen = np.unique(np.linspace(len(steps) - 1, 0, min(most, len(steps))).round().astype(int))[::-1]
+    on = ("measure", STEP, "representation", "other")
+    kept = similarity.isel({STEP: chosen})
+    null = kept["null"] if "null" in kept else xr.full_like(kept["similarity"], np.nan)
+    return {
+        "measures": [canvas.literal(MEASURES.get(name, name)) for name in measures],
+        "steps": [int(step) for step in steps[chosen]],
+        "left_out": len(steps) - len(chosen),
+        "similarity": canvas.packed(kept["similarity"].transpose(*on).values),
+        "null": canvas.packed(null.transpose(*on).values),
+        "orders": {by: _order(similarity, by) for by in (MODEL, LAYER)},
+    }
+
+
+def _order(similarity: xr.Dataset, by: str) -> dict[str, Any]:
+    """Rows in one order: their indices, the names to hover over, the ticks and the lines between blocks."""
+    found = arrange(similarity, by)
+    count = len(found.index)
+    middles = [(start + end - 1) / 2 for _, start, end in found.blocks]
+    blocks = [canvas.literal(name, 24) for name, *_ in found.blocks]
+    every = range(0, len(blocks), max(1, round(len(blocks) / MOST_NAMES)))
+    coarse = {"tickvals": [middles[k] for k in every], "ticktext": [blocks[k] for k in every]}
+    rows = [canvas.literal(name, 26) for name in found.inner]
+    starts = [start for _, start, _ in found.blocks]
+    for start, name in zip(starts, blocks, strict=True):
+        rows[start] = f"<b>{name}</b>  {rows[start]}"
+    return {
+        "index": found.index.tolist(),
+        "names": [f"{canvas.literal(a)} · {canvas.literal(b)}" for a, b in zip(found.outer, found.inner, strict=True)],
+        "x": coarse,
+        "y": {"tickvals": list(range(count)), "ticktext": rows} if count <= MOST_NAMES else coarse,
+        "lines": [start - 0.5 for start in starts[1:]],
+    }

@@ -1,0 +1,319 @@
+"""Look into one model's record without trusting any part of it: what verification reports and repair acts on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from functools import cached_property
+from math import prod
+from typing import Any, Final
+
+import numpy as np
+import zarr
+from numpy.typing import NDArray
+from zarr.buffer.cpu import Buffer
+
+from repaudit.errors import CorruptStoreError
+from repaudit.names import ATTRS, CHECKSUM, LAYER, STEP
+from repaudit.store.check.problem import Problem
+from repaudit.store.check.root_inspection import differences, refused_by_zarr
+from repaudit.store.format.documents import DOCUMENT, chunk_key, dump, read_document
+from repaudit.store.format.encoding import COORDINATE_CHUNK, checksum, decode_column
+from repaudit.store.format.layout import STEP_COLUMNS, coordinate_arrays
+from repaudit.store.format.schema import unbelievable, violations
+from repaudit.store.storage.storage import Storage
+
+_CHECKSUM_BYTES: Final = 4
+_TRIED: Final = 3
+"""Steps that are read to tell which of two documents of a layer is right."""
+
+
+def _but_length(array: Mapping[str, Any]) -> dict[str, Any]:
+    """Give what two documents of one layer have in common: all but the number of steps."""
+    return {**array, "shape": array["shape"][1:]}
+
+
+class ModelInspection:
+    """One model of a store, read leniently.
+
+    `problems` says what is wrong with its document; the arrays' own documents stand in for a document that is lost.
+    """
+
+    def __init__(self, storage: Storage, key: str) -> None:
+        self.storage, self.key = storage, key
+        self.problems: list[str] = []
+        self._columns: dict[tuple[str, int], list[Any] | str] = {}
+        self.document = self._read_document()
+        self.arrays: dict[str, dict[str, Any]] = self._read_arrays()
+
+    def _read_document(self) -> dict[str, Any] | None:
+        place = f"{self.key}/{DOCUMENT}"
+        try:
+            document = read_document(self.storage, place)
+        except CorruptStoreError as error:
+            self.problems.append(str(error))
+            return None
+        if document is None:
+            self.problems.append(f"{place} is missing")
+            return None
+        found = violations("model", document)
+        self.problems += [f"{place}: {violation}" for violation in found]
+        return None if found else document
+
+    def _read_arrays(self) -> dict[str, dict[str, Any]]:
+        arrays = own = self._own_layers()
+        if self.document is not None:
+            arrays = dict(self.document["consolidated_metadata"]["metadata"])
+            arrays |= self._settled(arrays, own)
+            self.problems += self._inconsistencies(arrays)
+        for name, array in arrays.items():
+            reason = unbelievable(array) or refused_by_zarr(array)
+            if reason is not None:
+                self.problems.append(f"the metadata of {name} cannot be right: {reason}")
+        return {name: array for name, array in arrays.items() if unbelievable(array) is None}
+
+    def _own_layers(self) -> dict[str, dict[str, Any]]:
+        """Give the layers' own documents, which may lag behind in length and in nothing else."""
+        found = {}
+        for name in self.storage.children(self.key):
+            try:
+                document = read_document(self.storage, f"{self.key}/{name}/{DOCUMENT}")
+            except (CorruptStoreError, OSError):
+                continue
+            if document is not None and not violations("layer", document) and unbelievable(document) is None:
+                found[name] = document
+        return found
+
+    def _settled(
+        self, arrays: Mapping[str, dict[str, Any]], own: Mapping[str, dict[str, Any]]
+    ) -> dict[str, dict[str, Any]]:
+        """Give the own documents of layers that the model's document lacks, or has in a form the chunks contradict."""
+        if not self.committed:
+            return {}
+        names = self.names
+        settled = {}
+        for key, array in own.items():
+            if key not in arrays:
+                if array["attributes"][LAYER] in names:
+                    self.problems.append(f"{self.key}/{DOCUMENT} lacks the layer {array['attributes'][LAYER]!r}")
+                    settled[key] = array
+            elif _but_length(array) != _but_length(arrays[key]):
+                self.problems.append(f"the metadata of {key} in {DOCUMENT} and in {key}/{DOCUMENT} differ")
+                if self._evidence(key, array, names) > self._evidence(key, arrays[key], names):
+                    settled[key] = array
+        return settled
+
+    def _evidence(self, key: str, array: dict[str, Any], names: list[str]) -> tuple[bool, bool]:
+        """Tell whether checksums prove a layer's document, and whether the list of layers has its name."""
+        named = array.get("attributes", {}).get(LAYER) in names
+        if unbelievable(array) is not None:
+            return False, named
+        try:
+            sums = decode_column(self.storage.get(f"{self.key}/{CHECKSUM}/{chunk_key(0, 0)}") or b"", np.dtype("<u4"))
+        except ValueError:
+            return False, named
+        for index in range(min(self.committed or 0, _TRIED)):
+            try:
+                if checksum(self.read_step(key, index, array)) in sums:
+                    return True, named
+            except Exception:  # noqa: BLE001, S112 - a document that does not fit may fail in any decoder
+                continue
+        return False, named
+
+    def _inconsistencies(self, arrays: Mapping[str, dict[str, Any]]) -> Iterator[str]:
+        """Say where the layers, the list of their names and the columns of their checksums disagree."""
+        layers = [array["attributes"][LAYER] for array in arrays.values() if self._is_layer(array)]
+        widths = [
+            size
+            for name, axis in ((LAYER, 0), (CHECKSUM, 1))
+            for size in arrays.get(name, {}).get("shape", [])[axis : axis + 1]
+        ]
+        if any(size != len(layers) for size in widths) or len(set(layers)) != len(layers):
+            yield f"{self.key}/{DOCUMENT} has the layers {sorted(layers)}, but names and checksums of {widths} layers"
+        elif self.committed and (names := self.names) and sorted(names) != sorted(layers):
+            yield f"{self.key}/{DOCUMENT} has the layers {sorted(layers)}, but {LAYER} names {sorted(names)}"
+
+        expected = coordinate_arrays(0, len(layers))
+        for name in expected.keys() & arrays.keys():
+            wrong = differences(_but_length(arrays[name]), _but_length(expected[name]))
+            if wrong and name not in {CHECKSUM, LAYER}:
+                yield f"the metadata of {name} cannot be right: {', '.join(wrong)} are not those of the format"
+
+    def outdated(self) -> Iterator[Problem]:
+        """Return the arrays' own documents that are no earlier state of the model's."""
+        for name, array in self.arrays.items() if self.committed else ():
+            place = f"{self.key}/{name}/{DOCUMENT}"
+            try:
+                document = read_document(self.storage, place)
+            except CorruptStoreError as error:
+                yield Problem(place, "damaged_metadata", str(error))
+                continue
+            if document is None:
+                yield Problem(place, "damaged_metadata", f"{place} is missing.")
+            elif unbelievable(document) is not None or _but_length(document) != _but_length(array):
+                yield Problem(place, "damaged_metadata", f"{place} is not what {self.key}/{DOCUMENT} says of it.")
+            elif document["shape"][0] > array["shape"][0]:
+                yield Problem(
+                    place, "leftover", f"{place} has {document['shape'][0]} steps: a truncation was not finished."
+                )
+
+    @property
+    def lengths(self) -> set[int]:
+        """The lengths that the arrays over `step` claim."""
+        return {a["shape"][0] for a in self.arrays.values() if (a.get("dimension_names") or [None])[0] == STEP}
+
+    @property
+    def complete(self) -> bool:
+        """Whether every coordinate of the steps is described."""
+        return {CHECKSUM, LAYER, *STEP_COLUMNS} <= self.arrays.keys()
+
+    @property
+    def aligned(self) -> bool:
+        """Whether every array over `step` has the committed length, and none is missing."""
+        return self.complete and self.lengths == {self.committed}
+
+    @property
+    def extent(self) -> int:
+        """Number of steps to look at: the committed ones, or what the chunks can tell where the documents disagree."""
+        present = max((self._chunks_present(key) for key in self.layer_keys.values()), default=0)
+        if self.committed is None:
+            return present
+        claims = self.lengths | {self.committed}
+        if len(claims) == 1:
+            return self.committed
+        return max(min(claims), min(max(claims), max(present, self._rows_present())))
+
+    def chunks_present(self, key: str) -> dict[int, str]:
+        """Give the files of an array's chunks by their first index."""
+        files = [file for file in self.storage.children(f"{self.key}/{key}") if file.startswith("c.")]
+        return {int(index): file for file in files if (index := file.split(".")[1]).isdecimal() and index.isascii()}
+
+    def _chunks_present(self, key: str) -> int:
+        return max(self.chunks_present(key), default=-1) + 1
+
+    def _rows_present(self) -> int:
+        """Give the number of rows of `step` that are not fill."""
+        last = self._chunks_present(STEP) - 1
+        values = self.column(STEP, last) if last >= 0 else []
+        if isinstance(values, str):
+            return 0
+        filled = [value for value in values if value != STEP_COLUMNS[STEP].fill]
+        return last * COORDINATE_CHUNK + len(filled)
+
+    @property
+    def sound(self) -> bool:
+        """Whether the model's document can be trusted."""
+        return not self.problems
+
+    @property
+    def committed(self) -> int | None:
+        """Number of committed steps, or None where no document tells."""
+        return None if self.document is None else int(self.document["attributes"][ATTRS]["committed"])
+
+    @property
+    def name(self) -> str | None:
+        """The model's real name, or None where no document tells."""
+        return None if self.document is None else str(self.document["attributes"][ATTRS]["name"])
+
+    @cached_property
+    def layer_keys(self) -> dict[str, str]:
+        """Keys of the layers on disk, by real name, in recorded order."""
+        found = {array["attributes"][LAYER]: key for key, array in self.arrays.items() if self._is_layer(array)}
+        order = self.names
+        return dict(sorted(found.items(), key=lambda item: order.index(item[0]) if item[0] in order else len(order)))
+
+    @staticmethod
+    def _is_layer(array: Mapping[str, Any]) -> bool:
+        return LAYER in array.get("attributes", {}) and array["dimension_names"][0] == STEP
+
+    @cached_property
+    def names(self) -> list[str]:
+        """The recorded names of the layers; none where their chunk cannot be read."""
+        return [] if self.names_problem else decode_column(self._names_chunk or b"", np.dtype(object))
+
+    @cached_property
+    def names_problem(self) -> str | None:
+        """What is wrong with the chunk of the layers' names, or None."""
+        if self._names_chunk is None:
+            return "missing"
+        try:
+            decode_column(self._names_chunk, np.dtype(object))
+        except Exception as error:  # noqa: BLE001 - a damaged chunk may fail anywhere in the decoder
+            return str(error)
+        return None
+
+    @cached_property
+    def _names_chunk(self) -> bytes | None:
+        return self.storage.get(f"{self.key}/{LAYER}/{chunk_key(0)}")
+
+    def column(self, name: str, chunk: int) -> list[Any] | str:
+        """Give one chunk of a coordinate, or what is wrong with it."""
+        if (name, chunk) not in self._columns:
+            self._columns[name, chunk] = self._read_column(name, chunk)
+        return self._columns[name, chunk]
+
+    def _read_column(self, name: str, chunk: int) -> list[Any] | str:
+        key = f"{name}/{chunk_key(chunk, 0) if name == CHECKSUM else chunk_key(chunk)}"
+        data = self.storage.get(f"{self.key}/{key}")
+        if data is None:
+            return "missing"
+        dtype = np.dtype("<u4") if name == CHECKSUM else STEP_COLUMNS[name].numpy_dtype
+        try:
+            values = decode_column(data, dtype)
+        except ValueError as error:
+            return str(error)
+        width = len(values) // COORDINATE_CHUNK
+        if width * COORDINATE_CHUNK != len(values) or (name == CHECKSUM and width != len(self.layer_keys)):
+            return f"it holds {len(values)} values"
+        if name == CHECKSUM:
+            return np.array(values).reshape(COORDINATE_CHUNK, width).tolist()
+        return values
+
+    def chunk_name(self, name: str, index: int) -> str:
+        """Give the file, within the array, that holds the chunk with this first index."""
+        return chunk_key(index, *(0 for _ in self.arrays[name]["shape"][1:]))
+
+    def raw_size(self, name: str) -> int | None:
+        """Give the exact size of a stored step where the codec fixes it."""
+        array = self.arrays[name]
+        if array["attributes"].get("codec") != "raw" or array["codecs"][0]["name"] != "bytes":
+            return None
+        shape: list[int] = array["chunk_grid"]["configuration"]["chunk_shape"]
+        return prod(shape) * int(np.dtype(array["data_type"]).itemsize) + _CHECKSUM_BYTES
+
+    def read_step(self, name: str, index: int, document: dict[str, Any] | None = None) -> NDArray[Any]:
+        """Read one step of one array through Zarr's own codecs; anything wrong with it raises."""
+        document = document or self.arrays[name]
+        zeros = [0 for _ in document["shape"][1:]]
+        file = chunk_key(index, *zeros)
+        data = self.storage.get(f"{self.key}/{name}/{file}")
+        if data is None:
+            raise FileNotFoundError(f"{self.key}/{name}/{file} is missing")
+        array = {**document, "shape": [1, *document["shape"][1:]]}
+        objects: dict[str, Any] = {
+            DOCUMENT: Buffer.from_bytes(dump(array)),
+            chunk_key(0, *zeros): Buffer.from_bytes(data),
+        }
+        values = zarr.open_array(zarr.storage.MemoryStore(objects), mode="r")[0]
+        return np.ascontiguousarray(values)
+
+    def step_problem(self, name: str, index: int, expected: int | None) -> str | None:
+        """Say what is wrong with one step of one layer, reading it whole, or None."""
+        try:
+            found = checksum(self.read_step(name, index))
+        except FileNotFoundError:
+            return "missing"
+        except Exception as error:  # noqa: BLE001 - a damaged chunk may fail in any decoder
+            return f"it cannot be decoded ({error})"
+        return None if expected is None or found == expected else "it does not match its checksum"
+
+    def leftovers(self) -> Iterator[str]:
+        """Give the keys of chunks beyond the committed steps."""
+        committed = self.committed or 0
+        for name, array in self.arrays.items():
+            if array["dimension_names"][0] != STEP:
+                continue
+            last = -(-committed // array["chunk_grid"]["configuration"]["chunk_shape"][0])
+            for file in self.storage.children(f"{self.key}/{name}"):
+                index = file.split(".")[1] if file.startswith("c.") else ""
+                if index.isdigit() and int(index) >= last:
+                    yield f"{self.key}/{name}/{file}"

@@ -1,0 +1,334 @@
+"""Mend a store: sweep what no commit claims, drop what cannot be trusted, and never invent data."""
+
+from __future__ import annotations
+
+import copy
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+
+from repaudit.errors import CorruptStoreError, ForeignPathError, LeaseError
+from repaudit.names import ATTRS, CHECKSUM, LAYER, MODELS, PROBE, STEP, decode_name
+from repaudit.store.check.model_inspection import ModelInspection
+from repaudit.store.check.problem import Problem
+from repaudit.store.check.root_inspection import RootInspection
+from repaudit.store.format.documents import DOCUMENT, chunk_key, dump, read_document
+from repaudit.store.format.encoding import COORDINATE_CHUNK, checksum, encode_column
+from repaudit.store.format.layout import LEASE, REPAIR, STEP_COLUMNS, model_document
+from repaudit.store.format.provenance import now
+from repaudit.store.format.root_document import nothing_there, store_attributes
+from repaudit.store.storage.lease import Holder, Lease, abandoned
+from repaudit.store.storage.place import open_storage
+from repaudit.store.storage.storage import TEMPORARY, Parts, Storage
+
+_UNKNOWN: Final[Mapping[str, Any]] = {"epoch": float("nan"), "wall_time": 0, "trigger": "", "loss": float("nan")}
+
+
+def repair(
+    url: str | os.PathLike[str] | Storage, storage_options: Mapping[str, Any] | None = None, *, force: bool = False
+) -> list[Problem]:
+    """Mend what can be mended, and say what was lost.
+
+    Leftovers of crashed writers are swept; a step of which any layer is missing or damaged is dropped for all layers,
+    since a step is whole or it is not there; a model's document that is lost is rebuilt from its arrays' own. A repair
+    that is itself interrupted goes on when called again. Foreign files are never touched.
+
+    Parameters
+    ----------
+    url : path or URL
+    storage_options : mapping, optional
+        Handed to fsspec.
+    force : bool
+        Also repair models whose writer seems alive, and drop steps although their activations are intact, where their
+        numbers are lost, or where nothing else would be left of the model.
+
+    Raises
+    ------
+    StoreNotFoundError, NotAStoreError, UnknownVersionError, LeaseError
+        If there is nothing that may be repaired.
+    CorruptStoreError
+        If the root document is lost: without the probe set's fingerprint nothing can be rebuilt. Also if intact
+        activations would have to be dropped, and `force` is not given; nothing of that model is changed then.
+    """
+    storage = url if isinstance(url, Storage) else open_storage(url, storage_options)
+    if store_attributes(storage) is None:
+        raise nothing_there(storage)
+    if not force:
+        _refuse_alive(storage)
+    done = list(_mend_root(storage))
+    refused: list[str] = []
+    for name in storage.children(MODELS):
+        if name == DOCUMENT:
+            continue
+        key = f"{MODELS}/{name}"
+        try:
+            if not storage.children(key):
+                continue
+            with_document = storage.size(f"{key}/{DOCUMENT}") is not None
+            model = ModelInspection(storage, key)
+        except ForeignPathError:
+            continue
+        if with_document or model.layer_keys:
+            try:
+                done += _mend_model(storage, key, force)
+            except _IntactError as error:
+                refused.append(str(error))
+    if refused:
+        raise CorruptStoreError(" ".join(refused))
+    return done
+
+
+class _IntactError(CorruptStoreError):
+    """A repair would erase activations that their checksums prove."""
+
+
+def _refuse_alive(storage: Storage) -> None:
+    """Refuse before anything is touched if any model has a living writer."""
+    for name in storage.children(MODELS):
+        try:
+            data = None if name == DOCUMENT else storage.get(f"{MODELS}/{name}/{LEASE}")
+        except ForeignPathError:
+            continue
+        if data is not None and not Holder.parse(data).stale:
+            raise LeaseError(
+                f"{storage.url}: {MODELS}/{name} is being written by another writer ({Holder.parse(data)}); nothing "
+                f"was repaired. Wait for it to end, or pass force=True if that writer is known to be dead."
+            )
+
+
+def _mend_root(storage: Storage) -> Iterator[Problem]:
+    document = read_document(storage, DOCUMENT) or {}
+    if document.pop("consolidated_metadata", None) is not None:
+        storage.put(DOCUMENT, [dump(document)])
+        yield Problem(DOCUMENT, "misaligned", "The consolidated metadata that hid later steps was taken away.")
+    own, beside = document["attributes"][ATTRS], document["attributes"].get("coordinates")
+    for _ in range(2):  # the inputs' own documents are mended after the group that lists them
+        for problem in list(RootInspection(storage, own, beside).problems()):
+            if problem.remedy is not None:
+                storage.put(problem.location, [dump(problem.remedy)])
+                message = f"{problem.message} It was written anew from what else the store holds."
+                yield Problem(problem.location, problem.kind, message)
+    for name in storage.children(PROBE):
+        if name.endswith(TEMPORARY) and abandoned(name):
+            storage.delete_prefix(f"{PROBE}/{name}")
+            storage.delete(f"{PROBE}/{name}")
+            yield Problem(f"{PROBE}/{name}", "leftover", "A write that never finished was removed.")
+    yield from _mend_lease(storage, f"{PROBE}/{LEASE}")
+
+
+def _mend_lease(storage: Storage, key: str) -> Iterator[Problem]:
+    data = storage.get(key)
+    if data is not None and Holder.parse(data).stale:
+        storage.delete(key)
+        yield Problem(key, "leftover", "A lease whose holder is gone was removed.")
+
+
+def _mend_model(storage: Storage, key: str, force: bool) -> list[Problem]:
+    done = list(_mend_lease(storage, f"{key}/{LEASE}"))
+    lease = Lease(storage, f"{key}/{LEASE}", f"The model at {key}", force=force)
+    try:
+        _replay(storage, key)
+        model = ModelInspection(storage, key)
+        if not model.layer_keys:
+            raise CorruptStoreError(f"{storage.url}: nothing is left of {key} to rebuild it from: {model.problems}.")
+        if model.document is None and model.names_problem:
+            raise CorruptStoreError(
+                f"{storage.url}: of {key} both the document and the names of the layers are lost, so nothing tells "
+                f"whose checksums are whose. Nothing of this model was changed; restore one of them from a backup."
+            )
+        found = set(model.leftovers())
+        rows = _judge(model)
+        bad = [row for row in rows if row.problem]
+        rebuilt = not model.sound or not model.aligned
+        if not force:
+            _refuse_intact(model, rows)
+        if bad or rebuilt or any(row.unknown for row in rows) or (rows and model.names_problem):
+            _stage(model, [row for row in rows if not row.problem])
+            _replay(storage, key)
+            done += _describe(model, rows, rebuilt)
+        model = ModelInspection(storage, key)
+        for problem in list(model.outdated()):
+            storage.put(problem.location, [dump(model.arrays[problem.location.split("/")[-2]])])
+            done.append(Problem(problem.location, problem.kind, f"{problem.message} It was written anew."))
+        for place in list(model.leftovers()):
+            storage.delete(place)
+            if place in found:
+                done.append(Problem(place, "leftover", "A chunk beyond the committed steps was removed."))
+    finally:
+        lease.release()
+    return done
+
+
+@dataclass
+class _Row:
+    """One step as found: its coordinates, the checksum of each layer, what is wrong with it."""
+
+    index: int
+    columns: dict[str, Any]
+    checksums: list[int]
+    problem: str | None
+    unknown: list[str]
+    intact: bool = False
+
+
+def _refuse_intact(model: ModelInspection, rows: list[_Row]) -> None:
+    """Refuse to drop proven activations for a damaged column, or all of a model for one damaged part."""
+    nameless = [row.index for row in rows if row.problem and row.intact]
+    some = [row.index for row in rows if any(_proven(model, row.index))] if all(row.problem for row in rows) else []
+    if not nameless and not some:
+        return
+    place = f"{model.storage.url}: {model.key}"
+    if nameless:
+        what = f"the numbers of {len(nameless)} steps are lost (damaged {STEP}), but their activations are intact"
+    else:
+        reasons = "; ".join(dict.fromkeys(row.problem or "" for row in rows[:3]))
+        what = f"not one of {len(rows)} steps can be kept ({reasons}), but other activations of them are intact"
+    raise _IntactError(
+        f"{place}: {what}, so nothing of this model was changed. Restore the damaged part from a backup, or pass "
+        f"force=True to drop these steps."
+    )
+
+
+def _proven(model: ModelInspection, index: int) -> Iterator[bool]:
+    """Tell for each layer whether a checksum proves its activations at this index."""
+    sums = model.column(CHECKSUM, index // COORDINATE_CHUNK)
+    for layer, key in enumerate(model.layer_keys.values()):
+        expected = None if isinstance(sums, str) else sums[index % COORDINATE_CHUNK][layer]
+        yield expected is not None and model.step_problem(key, index, expected) is None
+
+
+def _judge(model: ModelInspection) -> list[_Row]:
+    """Look at every step that is, or could have been, committed; without a document only proven steps count."""
+    rows: list[_Row] = []
+    last = -1
+    for index in range(model.extent):
+        row = _judge_step(model, index, last)
+        if row.problem is None:
+            last = row.columns[STEP]
+        rows.append(row)
+    sure = min([model.committed or 0, *model.lengths])
+    while len(rows) > sure and rows[-1].problem and not rows[-1].intact and not _numbered(rows[-1]):
+        rows.pop()  # a step that was being written, not one that is lost
+    return rows
+
+
+def _numbered(row: _Row) -> bool:
+    return row.columns[STEP] is not None and row.columns[STEP] >= 0
+
+
+def _judge_step(model: ModelInspection, index: int, last: int) -> _Row:
+    chunk, position = divmod(index, COORDINATE_CHUNK)
+    columns: dict[str, Any] = {}
+    unknown = []
+    for name in STEP_COLUMNS:
+        values = model.column(name, chunk)
+        if isinstance(values, str) and name != STEP:
+            unknown.append(name)
+        columns[name] = _UNKNOWN.get(name) if isinstance(values, str) else values[position]
+    if columns[STEP] is None or columns[STEP] <= last:
+        return _Row(index, columns, [], "its step number is lost", unknown, all(_proven(model, index)))
+    sums = model.column(CHECKSUM, chunk)
+    found: list[int] = []
+    for layer, (name, key) in enumerate(model.layer_keys.items()):
+        expected = None if isinstance(sums, str) else sums[position][layer]
+        wrong = model.step_problem(key, index, expected)
+        if wrong or (expected is None and model.committed is None):
+            return _Row(index, columns, [], f"layer {name!r}: {wrong or 'nothing proves it'}", unknown)
+        found.append(checksum(model.read_step(key, index)) if expected is None else expected)
+    return _Row(index, columns, found, None, [*unknown, *([CHECKSUM] if isinstance(sums, str) else [])])
+
+
+def _stage(model: ModelInspection, rows: list[_Row]) -> None:
+    """Copy the good steps to where no reader looks; the staged document, written last, makes the repair certain."""
+    storage, base = model.storage, f"{REPAIR}/{model.key.partition('/')[2]}"
+    storage.delete_prefix(base)
+    for name in model.layer_keys.values():
+        for target, row in enumerate(rows):
+            if target != row.index:
+                data = storage.get(f"{model.key}/{name}/{model.chunk_name(name, row.index)}") or b""
+                storage.put(f"{base}/{name}/{model.chunk_name(name, target)}", [data])
+    objects: dict[str, Parts] = {}
+    for start in range(0, len(rows), COORDINATE_CHUNK):
+        part, chunk = rows[start : start + COORDINATE_CHUNK], start // COORDINATE_CHUNK
+        for name, column in STEP_COLUMNS.items():
+            values = np.array([row.columns[name] for row in part], dtype=column.numpy_dtype)
+            fill = float(column.fill) if column.fill == "NaN" else column.fill
+            objects[f"{base}/{name}/{chunk_key(chunk)}"] = encode_column(values, COORDINATE_CHUNK, fill)
+        crcs = np.array([row.checksums for row in part], dtype="<u4").reshape(len(part), -1)
+        objects[f"{base}/{CHECKSUM}/{chunk_key(chunk, 0)}"] = encode_column(crcs, COORDINATE_CHUNK, 0)
+    names = np.array(list(model.layer_keys), dtype=object)
+    objects[f"{base}/{LAYER}/{chunk_key(0)}"] = encode_column(names, len(names), "")
+    storage.put_many(objects)
+    storage.put(f"{base}/{DOCUMENT}", [dump(_mended_document(model, rows))])
+
+
+def _mended_document(model: ModelInspection, rows: list[_Row]) -> dict[str, Any]:
+    if model.document is not None and model.sound and model.complete:
+        document = copy.deepcopy(model.document)
+    else:
+        name = decode_name(model.key.rpartition("/")[2])
+        known = {} if model.document is None else model.document["attributes"][ATTRS]
+        own = {"name": name, "committed": 0, "gaps": [], "created": now()} | copy.deepcopy(known)
+        document = model_document(own, [], 0)
+        arrays = document["consolidated_metadata"]["metadata"]
+        arrays |= {key: copy.deepcopy(model.arrays[key]) for key in model.layer_keys.values()}
+        for key, shape in ((LAYER, [len(model.layer_keys)]), (CHECKSUM, [0, len(model.layer_keys)])):
+            arrays[key]["shape"] = shape
+            rows_a_chunk = len(model.layer_keys) if key == LAYER else COORDINATE_CHUNK
+            arrays[key]["chunk_grid"]["configuration"]["chunk_shape"] = [rows_a_chunk, *shape[1:]]
+    document["attributes"][ATTRS] |= {"committed": len(rows), "repaired": now()}
+    for array in document["consolidated_metadata"]["metadata"].values():
+        if array["dimension_names"][0] == STEP:
+            array["shape"][0] = len(rows)
+    return document
+
+
+def _replay(storage: Storage, key: str) -> None:
+    """Carry out a staged repair, from the start if it was interrupted: every part of it may be done twice."""
+    base = f"{REPAIR}/{key.partition('/')[2]}"
+    document = read_document(storage, f"{base}/{DOCUMENT}")
+    if document is None:
+        storage.delete_prefix(base)
+        return
+    hidden = copy.deepcopy(document)  # while chunks move, readers see no step of this model
+    hidden["attributes"][ATTRS]["committed"] = 0
+    for array in hidden["consolidated_metadata"]["metadata"].values():
+        if array["dimension_names"][0] == STEP:
+            array["shape"][0] = 0
+    storage.put(f"{key}/{DOCUMENT}", [dump(hidden)])
+    for staged in list(storage.keys(base)):
+        target = f"{key}/{staged.removeprefix(base + '/')}"
+        if target != f"{key}/{DOCUMENT}":
+            storage.put(target, [storage.get(staged) or b""])
+    storage.put_many(
+        {
+            f"{key}/{name}/{DOCUMENT}": [dump(array)]
+            for name, array in document["consolidated_metadata"]["metadata"].items()
+        }
+    )
+    storage.put(f"{key}/{DOCUMENT}", [dump(document)])
+    storage.delete(f"{base}/{DOCUMENT}")
+    storage.delete_prefix(base)
+
+
+def _describe(model: ModelInspection, rows: list[_Row], rebuilt: bool) -> Iterator[Problem]:
+    if rebuilt:
+        kept = len([row for row in rows if not row.problem])
+        message = f"The model's document was rebuilt from its arrays; {kept} steps are proven by their checksums."
+        yield Problem(f"{model.key}/{DOCUMENT}", "damaged_metadata", message)
+    for row in rows:
+        step = row.columns[STEP]
+        if row.problem:
+            known = [int(step)] if step is not None and step >= 0 else []
+            message = f"Step {step if known else 'of unknown number'} was dropped for all layers: {row.problem}."
+            yield Problem(f"{model.key}[{row.index}]", "damaged_chunk", message, known)
+    if rows and model.names_problem:
+        message = f"The names of the layers ({model.names_problem}) were written anew from the layers' metadata."
+        yield Problem(f"{model.key}/{LAYER}/{chunk_key(0)}", "damaged_chunk", message)
+    unknown = sorted({name for row in rows for name in row.unknown})
+    if unknown:
+        message = f"{', '.join(unknown)}: damaged chunks were replaced by 'unknown', or by recomputed checksums."
+        yield Problem(model.key, "damaged_chunk", message)

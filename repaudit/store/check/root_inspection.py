@@ -1,0 +1,174 @@
+"""Look into the root of a store without trusting it: the documents of its groups, its samples and their inputs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from math import prod
+from typing import Any
+
+import numpy as np
+import zarr
+from zarr.buffer.cpu import Buffer
+
+from repaudit.errors import CorruptStoreError
+from repaudit.names import LABEL, MODELS, PROBE, SAMPLE, TEXT
+from repaudit.store.check.problem import Problem
+from repaudit.store.format.documents import DOCUMENT, chunk_key, column_document, dump, group_document, read_document
+from repaudit.store.format.encoding import decode_column
+from repaudit.store.format.schema import MOST_SAMPLES, unbelievable, violations
+from repaudit.store.storage.storage import Storage
+
+_CHECKSUM_BYTES = 4
+
+
+def refused_by_zarr(document: Mapping[str, Any]) -> str | None:
+    """Say why Zarr itself cannot read arrays with this document, or None."""
+    try:
+        zarr.open_array(zarr.storage.MemoryStore({DOCUMENT: Buffer.from_bytes(dump(document))}), mode="r")
+    except Exception as error:  # noqa: BLE001 - a document may be wrong in any way
+        return f"{type(error).__name__}: {error}"[:300]
+    return None
+
+
+def differences(found: Mapping[str, Any], expected: Mapping[str, Any]) -> list[str]:
+    """List the parts in which a document is not as expected; its attributes are its own."""
+    return [part for part in expected if part != "attributes" and found.get(part, []) != expected[part]]
+
+
+class RootInspection:
+    """The root's groups and arrays, read leniently.
+
+    Parameters
+    ----------
+    storage : Storage
+    own : mapping
+        The root's own attributes.
+    beside : str
+        The root's attribute ``coordinates``: which arrays lie beside ``sample``.
+    """
+
+    def __init__(self, storage: Storage, own: Mapping[str, Any], beside: Any) -> None:
+        self.storage = storage
+        samples = own.get("samples")
+        self.samples = samples if type(samples) is int and 0 < samples <= MOST_SAMPLES else None
+        named = beside.split() if isinstance(beside, str) else ()
+        self.coordinates = [SAMPLE, *(n for n in (LABEL, TEXT) if n in named or storage.children(n))]
+        self._documents: dict[str, dict[str, Any] | str] = {}
+
+    def read(self, place: str) -> dict[str, Any] | str:
+        """Give a document, or what is wrong with it."""
+        if place not in self._documents:
+            try:
+                document = read_document(self.storage, place)
+                self._documents[place] = f"{place} is missing." if document is None else document
+            except CorruptStoreError as error:
+                self._documents[place] = str(error)
+        return self._documents[place]
+
+    def problems(self) -> Iterator[Problem]:
+        """Find what is wrong with the documents that readers use, and then with the inputs' own."""
+        yield from self.visible_problems()
+        yield from self._own_input_problems()
+
+    def visible_problems(self) -> Iterator[Problem]:
+        """Find what is wrong with the documents that readers use."""
+        yield from self._models_problems()
+        if self.samples is not None:
+            for name in self.coordinates:
+                yield from self._coordinate_problems(name, self.samples)
+            yield from self._probe_problems(self.samples)
+
+    def _models_problems(self) -> Iterator[Problem]:
+        place, empty = f"{MODELS}/{DOCUMENT}", group_document({})
+        document = self.read(place)
+        if isinstance(document, str):
+            yield Problem(place, "damaged_metadata", document, remedy=empty)
+        elif differences(document, empty) or not isinstance(document.get("attributes", {}), dict):
+            yield Problem(place, "damaged_metadata", f"{place} is no Zarr group.", remedy=empty)
+        elif "consolidated_metadata" in document:
+            message = f"{place} carries consolidated metadata, which hides models and steps committed later."
+            yield Problem(place, "misaligned", message, remedy=empty)
+
+    def _coordinate_problems(self, name: str, samples: int) -> Iterator[Problem]:
+        place = f"{name}/{DOCUMENT}"
+        expected = column_document((samples,), "string", (samples,), (SAMPLE,), "", {"long_name": name})
+        document = self.read(place)
+        wrong = [] if isinstance(document, str) else differences(document, expected)
+        if isinstance(document, str) or wrong:
+            remedy = expected if isinstance(self.texts(name), list) else None  # only what its chunk bears out
+            found = document if isinstance(document, str) else f"{', '.join(wrong)} are not those of {samples} texts"
+            yield Problem(place, "damaged_metadata", f"The metadata of {name}: {found}", remedy=remedy)
+
+    def texts(self, name: str) -> list[str] | str:
+        """Give the strings of a coordinate, or what is wrong with its chunk."""
+        data = self.storage.get(f"{name}/{chunk_key(0)}")
+        try:
+            texts = decode_column(data or b"", np.dtype(object))
+        except Exception as error:  # noqa: BLE001 - a damaged chunk may fail anywhere in the decoder
+            return "it is missing" if data is None else f"it cannot be decoded ({error})"
+        return texts if len(texts) == self.samples else f"it holds {len(texts)} texts, expected {self.samples}"
+
+    def _probe_problems(self, samples: int) -> Iterator[Problem]:
+        place = f"{PROBE}/{DOCUMENT}"
+        group = self.read(place)
+        found = [group] if isinstance(group, str) else violations("probe", group)
+        if not found and not isinstance(group, str):
+            listed = group["consolidated_metadata"]["metadata"]
+            found += [
+                f"impossible metadata of {key}" for key, array in listed.items() if not self._sound(array, samples)
+            ]
+            found += [f"no metadata of {key}" for key in self.input_keys() if key not in listed]
+        if found:
+            yield Problem(place, "damaged_metadata", f"{place}: {'; '.join(found)}", remedy=self._mended_probe(samples))
+
+    def _mended_probe(self, samples: int) -> dict[str, Any] | None:
+        """Give the probe's group as the inputs' own documents have it, if their chunks bear all of them out."""
+        own = {key: self._sound(self.read(self._own(key)), samples) for key in self.input_keys()}
+        sound = {key: array for key, array in own.items() if array is not None and self._borne_out(key, array)}
+        return group_document({}, sound) if len(sound) == len(own) else None
+
+    def _own_input_problems(self) -> Iterator[Problem]:
+        for key, array in self.listed_inputs().items():
+            place = self._own(key)
+            document = self.read(place)
+            if isinstance(document, str) or document != array:
+                message = document if isinstance(document, str) else f"{place} and {PROBE}/{DOCUMENT} differ."
+                yield Problem(place, "damaged_metadata", message, remedy=array if self._borne_out(key, array) else None)
+
+    def input_keys(self) -> list[str]:
+        """Give the keys of the inputs whose folders are there."""
+        return [key for key in self.storage.children(PROBE) if not key.startswith(".") and key != DOCUMENT]
+
+    def listed_inputs(self) -> dict[str, dict[str, Any]]:
+        """Give the metadata of the inputs that the probe's group lists and that can be right."""
+        group = self.read(f"{PROBE}/{DOCUMENT}")
+        if isinstance(group, str) or self.samples is None or violations("probe", group):
+            return {}
+        listed = group["consolidated_metadata"]["metadata"]
+        return {key: array for key, array in listed.items() if self._sound(array, self.samples)}
+
+    def _own(self, key: str) -> str:
+        return f"{PROBE}/{key}/{DOCUMENT}"
+
+    @staticmethod
+    def _sound(document: dict[str, Any] | str, samples: int) -> dict[str, Any] | None:
+        """Give an input's document if it can be right."""
+        if isinstance(document, str) or unbelievable(document) is not None:
+            return None
+        wrapped = group_document({}, {"input": document})
+        if violations("probe", wrapped) or document["shape"][0] != samples or refused_by_zarr(document) is not None:
+            return None
+        return document if document["codecs"][-1].get("name") == "crc32c" else None
+
+    @staticmethod
+    def chunk_bytes(array: Mapping[str, Any]) -> int:
+        """Give the size of one stored chunk of an input, which is not compressed."""
+        shape: list[int] = array["chunk_grid"]["configuration"]["chunk_shape"]
+        return prod(shape) * int(np.dtype(array["data_type"]).itemsize) + _CHECKSUM_BYTES
+
+    def _borne_out(self, key: str, array: Mapping[str, Any]) -> bool:
+        """Tell whether an input's chunks have the number and size that its document gives."""
+        rows, chunk_rows = array["shape"][0], array["chunk_grid"]["configuration"]["chunk_shape"][0]
+        present = [name for name in self.storage.children(f"{PROBE}/{key}") if name.startswith("c.")]
+        sizes = {self.storage.size(f"{PROBE}/{key}/{name}") for name in present}
+        return len(present) == -(-rows // chunk_rows) and sizes == {self.chunk_bytes(array)}

@@ -1,0 +1,1 @@
+"""The on-disk format: layout, documents, encoding, and checks against the schemas."""

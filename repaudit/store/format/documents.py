@@ -1,0 +1,93 @@
+"""Zarr v3 documents: what a group's or an array's ``zarr.json`` says, and how it is read with care."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
+
+from repaudit.errors import CorruptStoreError
+from repaudit.store.storage.storage import Storage
+
+_DOCUMENT_BYTES: Final = 256 * 2**20
+
+
+DOCUMENT: Final = "zarr.json"
+
+
+def chunk_key(*indices: int) -> str:
+    """Give the key of a chunk below its array: one file each in the array's own directory."""
+    return ".".join(["c", *map(str, indices)])
+
+
+def array_document(
+    shape: Sequence[int],
+    data_type: str,
+    chunk_shape: Sequence[int],
+    dimensions: Sequence[str],
+    *,
+    fill: Any,
+    codecs: list[dict[str, Any]],
+    attributes: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Give a Zarr v3 array document with one object a chunk, each a file in the array's own directory."""
+    return {
+        "zarr_format": 3,
+        "node_type": "array",
+        "shape": list(shape),
+        "data_type": data_type,
+        "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": list(chunk_shape)}},
+        "chunk_key_encoding": {"name": "default", "configuration": {"separator": "."}},
+        "fill_value": fill,
+        "codecs": codecs,
+        "dimension_names": list(dimensions),
+        "storage_transformers": [],
+        "attributes": dict(attributes or {}),
+    }
+
+
+def column_document(
+    shape: Sequence[int],
+    data_type: str,
+    chunk_shape: Sequence[int],
+    dimensions: Sequence[str],
+    fill: Any,
+    attributes: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Give the document of a coordinate: uncompressed, with a checksum a chunk."""
+    serializer: dict[str, Any] = {"name": "vlen-utf8", "configuration": {}}
+    if data_type != "string":
+        serializer = {"name": "bytes", "configuration": {"endian": "little"}}
+    codecs: list[dict[str, Any]] = [serializer, {"name": "crc32c"}]
+    return array_document(shape, data_type, chunk_shape, dimensions, fill=fill, codecs=codecs, attributes=attributes)
+
+
+def group_document(
+    attributes: Mapping[str, Any], arrays: Mapping[str, Mapping[str, Any]] | None = None
+) -> dict[str, Any]:
+    """Give a Zarr v3 group document; with `arrays` it carries their consolidated metadata."""
+    document: dict[str, Any] = {"zarr_format": 3, "node_type": "group", "attributes": dict(attributes)}
+    if arrays is not None:
+        document["consolidated_metadata"] = {"kind": "inline", "must_understand": False, "metadata": dict(arrays)}
+    return document
+
+
+def dump(document: Mapping[str, Any]) -> bytes:
+    """Write a document as JSON; NaN is no JSON and is refused."""
+    return json.dumps(document, allow_nan=False, separators=(",", ":")).encode()
+
+
+def read_document(storage: Storage, key: str) -> dict[str, Any] | None:
+    """Read a Zarr document, refusing one that is no JSON object or absurdly large before it is loaded."""
+    size = storage.size(key)
+    if size is None:
+        return None
+    if size > _DOCUMENT_BYTES:
+        raise CorruptStoreError(f"{storage.url}: {key} has {size} bytes, more than any document of a store needs.")
+    try:
+        document = json.loads(storage.get(key) or b"")
+    except (ValueError, RecursionError) as error:
+        raise CorruptStoreError(f"{storage.url}: {key} is not JSON ({error}).") from error
+    if not isinstance(document, dict):
+        raise CorruptStoreError(f"{storage.url}: {key} holds {type(document).__name__}, expected a JSON object.")
+    return document

@@ -1,0 +1,87 @@
+"""From what a training loop has at hand to what a store holds: arrays and tensors of any float dtype, exactly."""
+
+from __future__ import annotations
+
+import math
+import operator
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from repaudit.errors import LayoutError
+from repaudit.store.format.encoding import round_mantissa
+from repaudit.store.format.layout import LayerLayout
+
+
+def stored_values(layer: LayerLayout, values: Any, *, copy: bool) -> NDArray[Any]:
+    """Give the values of one step as the store keeps them: C-contiguous, little-endian, in the layer's dtype on disk.
+
+    bfloat16 becomes float32, which holds each of its values exactly. No other change of dtype is made.
+
+    Parameters
+    ----------
+    layer : LayerLayout
+    values : ndarray or CPU tensor (sample[, token], feature)
+    copy : bool
+        Whether the result must own its memory, because the caller may write into `values` again.
+
+    Raises
+    ------
+    LayoutError
+        If shape or dtype are not the layer's.
+    """
+    array, source = _as_numpy(layer, values)
+    if tuple(array.shape) != layer.shape:
+        raise LayoutError(f"Layer {layer.name!r}: expected shape {layer.shape}, found {tuple(array.shape)}.")
+    if source != layer.source_dtype:
+        raise LayoutError(
+            f"Layer {layer.name!r}: expected {layer.source_dtype}, found {source}. The store never changes a dtype "
+            f"silently: convert it, or declare the layer as {source}."
+        )
+    stored = np.ascontiguousarray(array, dtype=layer.dtype)
+    stored = round_mantissa(stored, layer.codec)
+    if copy and np.may_share_memory(stored, array):
+        stored = stored.copy()
+    return stored
+
+
+def _as_numpy(layer: LayerLayout, values: Any) -> tuple[NDArray[Any], str]:
+    """Give an array view of the values, and the name of the dtype they came in."""
+    if hasattr(values, "detach"):  # a torch tensor, without importing torch
+        tensor = values.detach().cpu()
+        source = str(tensor.dtype).removeprefix("torch.")
+        array = tensor.float().numpy() if source == "bfloat16" else tensor.numpy()
+        return array, source
+    array = np.asarray(values)
+    source = array.dtype.name
+    if source == "bfloat16":  # ml_dtypes
+        array = array.astype(np.float32)
+    elif array.dtype.kind != "f":
+        raise LayoutError(f"Layer {layer.name!r}: expected {layer.source_dtype}, found {source}.")
+    return array, source
+
+
+def step_number(step: Any) -> int:
+    """Give a step as an integer; anything else, a truth value too, is a TypeError."""
+    if isinstance(step, bool):
+        raise TypeError(f"step={step!r}: expected an integer, found a truth value.")
+    return operator.index(step)
+
+
+def number(value: Any, what: str) -> float | None:
+    """Give a number as it is now: the caller may change an array or a tensor in place while the step waits."""
+    if value is None:
+        return None
+    try:
+        return float(value.detach() if hasattr(value, "detach") else value)
+    except (TypeError, ValueError) as error:
+        raise type(error)(f"{what}={value!r}: expected a number ({error}).") from error
+
+
+def finite_number(value: Any, what: str) -> float:
+    """Give a finite number, a time for instance."""
+    found = number(value, what)
+    if found is None or not math.isfinite(found):
+        raise ValueError(f"{what}={value!r}: expected seconds since 1970-01-01 UTC.")
+    return found

@@ -1,0 +1,1 @@
+"""Reading: lazy trees, names as they were given, steps checked against their checksums."""

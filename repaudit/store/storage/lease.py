@@ -1,0 +1,230 @@
+"""One writer a model: a lease taken by exclusive create, kept by a heartbeat, taken over when its holder is gone."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import threading
+import time
+import uuid
+from dataclasses import asdict, dataclass
+from functools import cache
+from hashlib import sha256
+from pathlib import Path
+from typing import Final
+
+from repaudit.errors import LeaseError
+from repaudit.store.storage.storage import Storage
+
+TERM: Final = 60.0
+"""Seconds after its last heartbeat for which a lease holds where its process cannot be looked up."""
+
+_LONGEST_WRITE: Final = 3600.0
+"""Seconds after which an unfinished file of another host counts as abandoned."""
+
+_MARK_FIELDS: Final = 5
+
+_HELD: Final[set[str]] = set()
+"""Tokens of the leases that this process holds; a lease of this process that is not among them was lost on the way."""
+
+
+@dataclass(frozen=True)
+class Holder:
+    """Who holds a lease: enough to tell whether that process still lives."""
+
+    token: str
+    host: str
+    pid: int
+    process_start: str
+    heartbeat: float
+    term: float
+
+    @classmethod
+    def current(cls, term: float) -> Holder:
+        return cls(uuid.uuid4().hex, _host(), os.getpid(), _process_start(os.getpid()), time.time(), term)
+
+    @classmethod
+    def parse(cls, data: bytes) -> Holder:
+        """Read a lease; what cannot be read counts as held by nobody."""
+        try:
+            return cls(**json.loads(data))
+        except (ValueError, TypeError):
+            return cls("", "", 0, "", 0.0, 0.0)
+
+    def dump(self) -> bytes:
+        return json.dumps(asdict(self)).encode()
+
+    @property
+    def stale(self) -> bool:
+        """Whether the holder is gone: its process on this host, or its heartbeat elsewhere."""
+        if self.host == _host():
+            if self.pid == os.getpid() and self.process_start == _process_start(self.pid):
+                return self.token not in _HELD
+            return _process_start(self.pid) != self.process_start
+        return time.time() - self.heartbeat > self.term
+
+    @property
+    def advice(self) -> str:
+        """What to do about a living holder."""
+        if self.token in _HELD:
+            return (
+                "It was opened in this very process and is still open: close it first. A variable that was assigned "
+                "anew or deleted, as in a notebook, leaves its writer open."
+            )
+        return "Close it, wait, or pass force=True if that writer is known to be dead."
+
+    def __str__(self) -> str:
+        age = time.time() - self.heartbeat
+        return f"process {self.pid} on {self.host.partition('/')[0] or 'an unknown host'}, {age:.0f} s ago"
+
+
+class Lease:
+    """The right to write one model, held until :meth:`release`.
+
+    Parameters
+    ----------
+    storage : Storage
+    key : str
+        Where the lease lies.
+    what : str
+        What is held, for messages.
+    term : float
+        Seconds for which a heartbeat counts.
+    force : bool
+        Take the lease whoever holds it; the former holder fails at its next commit.
+
+    Raises
+    ------
+    LeaseError
+        If a living writer holds it.
+    """
+
+    def __init__(self, storage: Storage, key: str, what: str, *, term: float = TERM, force: bool = False) -> None:
+        self.storage, self.key, self.what = storage, key, what
+        self.holder = Holder.current(term)
+        self._lost = False
+        self._stop = threading.Event()
+        _HELD.add(self.holder.token)  # before the store knows it: others in this process must not think it lost
+        try:
+            self._acquire(force)
+        except BaseException:
+            _HELD.discard(self.holder.token)
+            raise
+        self._thread = threading.Thread(target=self._beat, name="repaudit-lease", daemon=True)
+        self._thread.start()
+
+    def _acquire(self, force: bool) -> None:
+        if self.storage.create(self.key, self.holder.dump()):
+            return
+        data = self.storage.get(self.key)
+        if data is None:  # released between the two looks
+            self._acquire(force)
+            return
+        other = Holder.parse(data)
+        if other.token == self.holder.token:  # a client that lost the answer to its put has tried it again
+            return
+        if not force and not other.stale:
+            raise LeaseError(f"{self.what} is being written by another writer ({other}): expected none. {other.advice}")
+        self._take_over(other, force)
+
+    def _take_over(self, other: Holder, force: bool) -> None:
+        """Replace a stale lease; the marker lets just one of several heirs through."""
+        marker = f"{self.key}.{other.token or 'unreadable'}"
+        if not self.storage.create(marker, self.holder.dump()):
+            data = self.storage.get(marker)
+            if not force and (data is None or not Holder.parse(data).stale):
+                heir = "it is done" if data is None else Holder.parse(data)
+                raise LeaseError(f"{self.what} is just being taken over by another writer ({heir}).")
+        try:
+            current = Holder.parse(self.storage.get(self.key) or b"")
+            if not force and current.token != other.token:
+                raise LeaseError(f"{self.what} was just taken over by another writer ({current}).")
+            self.storage.put(self.key, [self.holder.dump()])
+        finally:
+            self.storage.delete(marker)
+
+    def check(self) -> None:
+        """Raise if the lease is no longer ours."""
+        data = self.storage.get(self.key)
+        if data is None or Holder.parse(data).token != self.holder.token:
+            self._lost = True
+            if data is None:
+                raise LeaseError(f"{self.what}: its lease is gone, as when the store was deleted; this writer stops.")
+            taker = Holder.parse(data)
+            raise LeaseError(f"{self.what} was taken over by another writer ({taker}); this writer stops.")
+
+    def _beat(self) -> None:
+        while not self._stop.wait(self.holder.term / 3):
+            try:
+                self.check()
+                self.holder = Holder(**{**asdict(self.holder), "heartbeat": time.time()})
+                self.storage.put(self.key, [self.holder.dump()])
+            except LeaseError:
+                return
+            except Exception:  # noqa: BLE001, S112 - the store may be back at the next beat
+                continue
+
+    def release(self) -> None:
+        """Give the lease back, if it is still ours."""
+        self._stop.set()
+        self._thread.join()
+        _HELD.discard(self.holder.token)
+        if self._lost:
+            return
+        try:
+            self.check()
+        except LeaseError:
+            return
+        self.storage.delete(self.key)
+
+
+def mark() -> str:
+    """Name this process and moment in a file's name, so that others can tell whether its writer is gone."""
+    host, start = _host_mark(os.getpid())
+    return f"{host}-{os.getpid()}-{start or 0}-{int(time.time())}"
+
+
+def abandoned(name: str) -> bool:
+    """Tell whether the writer of a file named ``.<mark>-<unique>...`` is gone; a name without a mark has no writer."""
+    fields = name.strip(".").split("-")
+    if len(fields) != _MARK_FIELDS or not (fields[1].isdigit() and fields[3].isdigit()):
+        return True
+    host, pid, start, moment = fields[0], int(fields[1]), fields[2], int(fields[3])
+    if host == _host_mark(os.getpid())[0]:
+        return (_process_start(pid) or "0") != start
+    return time.time() - moment > _LONGEST_WRITE
+
+
+@cache
+def _host_mark(pid: int) -> tuple[str, str]:
+    return sha256(_host().encode()).hexdigest()[:12], _process_start(pid)
+
+
+def _host() -> str:
+    """Name this machine, boot and process namespace: a process number means something only within all three."""
+    parts = [platform.node()]
+    boot, namespace = Path("/proc/sys/kernel/random/boot_id"), Path("/proc/self/ns/pid")
+    if boot.exists():
+        parts.append(boot.read_text(encoding="ascii").strip())
+    if namespace.exists():
+        parts.append(str(namespace.stat().st_ino))
+    return "/".join(parts)
+
+
+def _process_start(pid: int) -> str:
+    """Tell a process from a later one with the same number; empty where there is no such process."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
+        return "" if fields[0] == "Z" else fields[19]
+    except OSError:
+        pass
+    if Path("/proc/self/stat").exists() or pid <= 0:
+        return ""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return ""
+    except PermissionError:
+        pass
+    return "alive"

@@ -1,0 +1,222 @@
+"""A store on a local or mounted file system: files renamed into place, forced to the device in durable mode."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import shutil
+import threading
+import uuid
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, Final
+
+from repaudit.errors import ForeignPathError
+from repaudit.names import PROBE
+from repaudit.store.storage.lease import mark
+from repaudit.store.storage.storage import TEMPORARY, Parts, Storage
+
+_SYNC_THREADS: Final = 8
+
+
+class LocalStorage(Storage):
+    """A directory on a local or mounted file system.
+
+    Objects are written beside their place and renamed into it. In durable mode the files are forced to the device
+    before the rename and the directories after it.
+    """
+
+    def __init__(self, root: Path, *, durable: bool = True) -> None:
+        self.root = Path(os.path.abspath(root))  # noqa: PTH100 - resolve() would follow a symlinked root
+        self.url = str(self.root)
+        self.durable = durable
+        self._pool: ThreadPoolExecutor | None = None
+        self._safe: set[Path] = set()
+        self._lock = threading.Lock()
+
+    def path(self, key: str) -> Path:
+        """Give the file of `key`, refusing keys that lead out of the store."""
+        path = self.root / key
+        if ".." in Path(key).parts or Path(key).is_absolute():
+            raise ForeignPathError(f"Key {key!r} leads out of the store {self.url}.")
+        self._refuse_links(path)
+        return path
+
+    def _refuse_links(self, path: Path) -> None:
+        """Refuse a path of which a directory below the root is a link, so that no write or read leaves the store."""
+        parent = path.parent
+        if parent not in self._safe:
+            for directory in (parent, *parent.parents):
+                if directory in (self.root, self.root.parent):
+                    break
+                if directory.is_symlink():
+                    raise ForeignPathError(
+                        f"{directory} is a symbolic link: expected a plain directory inside the store {self.url}."
+                    )
+            self._safe.add(parent)
+        if path.is_symlink():
+            raise ForeignPathError(f"{path} is a symbolic link: expected a plain file inside the store {self.url}.")
+
+    def get(self, key: str) -> bytes | None:
+        try:
+            return self.path(key).read_bytes()
+        except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
+            return None
+
+    def put(self, key: str, parts: Parts) -> None:
+        self.put_many({key: parts})
+
+    def create(self, key: str, data: bytes) -> bool:
+        path = self.path(key)
+        if path.exists():
+            return False
+        if not path.parent.exists():
+            return self._create_with_directory(path, data)
+        temporary = self._write([data])
+        try:
+            if self.durable:
+                _sync(temporary)
+            os.link(temporary, path)  # unlike a rename, a link never replaces
+        except FileExistsError:
+            return False
+        finally:
+            temporary.unlink(missing_ok=True)
+        self._sync_directories({path.parent})
+        return True
+
+    def _create_with_directory(self, path: Path, data: bytes) -> bool:
+        """Make a new directory appear together with its first file, so that no reader meets it empty."""
+        changed = self._make_directories(path.parent.parent)
+        made = self._staged()
+        made.mkdir()
+        try:
+            _write_file(made / path.name, [data])
+            if self.durable:
+                _sync(made / path.name)
+                _sync(made)
+            made.rename(path.parent)
+        except OSError as error:
+            if error.errno in (errno.EEXIST, errno.ENOTEMPTY):
+                return False
+            raise
+        finally:
+            shutil.rmtree(made, ignore_errors=True)
+        self._sync_directories(changed)
+        return True
+
+    def _staged(self) -> Path:
+        """Name a new file in the one place that no Zarr reader lists: inside the consolidated probe group."""
+        staging = self.root / PROBE
+        if not staging.is_dir():
+            staging.mkdir(parents=True, exist_ok=True)
+        return staging / f".{mark()}-{uuid.uuid4().hex}{TEMPORARY}"
+
+    def put_many(self, objects: Mapping[str, Parts]) -> None:
+        written: list[tuple[Path, Path]] = []
+        directories: set[Path] = set()
+        syncs = []
+        try:
+            for key, parts in objects.items():
+                path = self.path(key)
+                directories |= self._make_directories(path.parent)
+                temporary = self._write(parts)
+                written.append((temporary, path))
+                if self.durable:
+                    syncs.append(self._later(_sync, temporary))
+            for sync in syncs:
+                sync()
+            for temporary, path in written:
+                temporary.replace(path)
+        except BaseException:
+            for temporary, _ in written:
+                with contextlib.suppress(OSError):
+                    temporary.unlink(missing_ok=True)
+            raise
+        self._sync_directories(directories)
+
+    def _make_directories(self, directory: Path) -> set[Path]:
+        """Make a directory with its parents, and give all whose entries changed."""
+        changed = {directory}
+        missing = directory
+        while not missing.exists() and missing != missing.parent:
+            missing = missing.parent
+            changed.add(missing)
+        directory.mkdir(parents=True, exist_ok=True)
+        return changed
+
+    def _write(self, parts: Parts) -> Path:
+        temporary = self._staged()
+        try:
+            _write_file(temporary, parts)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+        return temporary
+
+    def _sync_directories(self, directories: set[Path]) -> None:
+        if self.durable:
+            for wait in [self._later(_sync, directory) for directory in directories]:
+                wait()
+
+    def _later(self, function: Any, path: Path) -> Any:
+        """Start `function(path)`, so that the device takes several requests at once; call the result to wait."""
+        with self._lock:
+            if self._pool is None:
+                self._pool = ThreadPoolExecutor(_SYNC_THREADS, thread_name_prefix="repaudit-sync")
+        try:
+            return self._pool.submit(function, path).result
+        except RuntimeError:  # the interpreter is shutting down and takes no more work: do it here
+            function(path)
+            return lambda: None
+
+    def delete(self, key: str) -> None:
+        self.path(key).unlink(missing_ok=True)
+
+    def delete_prefix(self, prefix: str) -> None:
+        path = self.path(prefix)
+        if path.is_dir():
+            shutil.rmtree(path)
+        self._safe.clear()
+
+    def keys(self, prefix: str = "") -> Iterator[str]:
+        for directory, _, files in os.walk(self.root / prefix):
+            for name in sorted(files):
+                yield (Path(directory) / name).relative_to(self.root).as_posix()
+
+    def children(self, prefix: str = "") -> list[str]:
+        try:
+            return sorted(entry.name for entry in (self.root / prefix).iterdir())
+        except (FileNotFoundError, NotADirectoryError):
+            return []
+
+    def links(self) -> Iterator[str]:
+        for directory, folders, files in os.walk(self.root):
+            for name in sorted([*folders, *files]):
+                path = Path(directory) / name
+                if path.is_symlink():
+                    yield path.relative_to(self.root).as_posix()
+
+    def size(self, key: str) -> int | None:
+        try:
+            return self.path(key).stat().st_size
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+
+
+def _write_file(path: Path, parts: Parts) -> None:
+    with path.open("xb", buffering=0) as file:
+        for part in parts:
+            view = memoryview(part).cast("B")
+            while view:
+                view = view[file.write(view) :]
+
+
+def _sync(path: Path) -> None:
+    """Force one file's bytes, or one directory's entries, to the device."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,49 @@
+"""From a path or URL to the storage behind it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from fsspec.core import url_to_fs
+from fsspec.implementations.local import LocalFileSystem
+
+from repaudit.errors import StoreNotFoundError
+from repaudit.store.storage.local import LocalStorage
+from repaudit.store.storage.remote import RemoteStorage
+from repaudit.store.storage.storage import Storage
+
+
+def open_storage(
+    url: str | os.PathLike[str], storage_options: Mapping[str, Any] | None = None, *, durable: bool = True
+) -> Storage:
+    """Open the place that a path or an fsspec URL names; nothing is created or read yet.
+
+    Parameters
+    ----------
+    url : path or URL
+        A local path, or anything fsspec knows (``file://``, ``memory://``, ``s3://``).
+    storage_options : mapping, optional
+        Handed to the fsspec file system.
+    durable : bool
+        Whether writes to local disks are forced to the device (fsync) before they count.
+
+    Examples
+    --------
+    >>> open_storage("memory://doc").get("zarr.json") is None
+    True
+    """
+    text = os.fspath(url)
+    if not text:
+        raise StoreNotFoundError("The path of the store is empty.")
+    if "://" not in text and "::" not in text:
+        return LocalStorage(Path(os.path.expanduser(text)), durable=durable)  # noqa: PTH111 - keeps an unknown ~name
+    try:
+        filesystem, path = url_to_fs(text, **(storage_options or {}))
+    except (ValueError, ImportError) as error:
+        raise StoreNotFoundError(f"There is no way to {text}: {error}.") from error
+    if isinstance(filesystem, LocalFileSystem):
+        return LocalStorage(Path(path), durable=durable)
+    return RemoteStorage(filesystem, path, text)

@@ -1,0 +1,90 @@
+"""A store behind an fsspec URL: objects appear whole or not at all."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from repaudit.errors import ForeignPathError, StoreError
+from repaudit.store.storage.storage import Parts, Storage
+
+
+@contextlib.contextmanager
+def _reached(url: str) -> Iterator[None]:
+    """Give every failure of a remote service as an OSError, which says what may pass when tried again."""
+    try:
+        yield
+    except (OSError, StoreError):
+        raise
+    except Exception as error:
+        raise ConnectionError(f"{url} cannot be reached ({type(error).__name__}: {error}).") from error
+
+
+class RemoteStorage(Storage):
+    """An fsspec file system; an object there appears whole or not at all."""
+
+    def __init__(self, filesystem: Any, root: str, url: str) -> None:
+        self.filesystem = filesystem
+        self.root = root.rstrip("/")
+        self.url = url
+
+    def path(self, key: str) -> str:
+        """Give the full path of `key`, refusing keys that lead out of the store."""
+        if ".." in key.split("/"):
+            raise ForeignPathError(f"Key {key!r} leads out of the store {self.url}.")
+        return f"{self.root}/{key}" if key else self.root
+
+    def get(self, key: str) -> bytes | None:
+        with _reached(self.url):
+            try:
+                return bytes(self.filesystem.cat_file(self.path(key)))
+            except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
+                return None
+
+    def put(self, key: str, parts: Parts) -> None:
+        with _reached(self.url):
+            self.filesystem.pipe_file(self.path(key), b"".join(parts))
+
+    def create(self, key: str, data: bytes) -> bool:
+        with _reached(self.url):
+            try:
+                self.filesystem.pipe_file(self.path(key), data, mode="create")
+            except FileExistsError:
+                return False
+            return True
+
+    def put_many(self, objects: Mapping[str, Parts]) -> None:
+        with _reached(self.url):
+            self.filesystem.pipe({self.path(key): b"".join(parts) for key, parts in objects.items()})
+
+    def delete(self, key: str) -> None:
+        with _reached(self.url), contextlib.suppress(FileNotFoundError):
+            self.filesystem.rm_file(self.path(key))
+
+    def delete_prefix(self, prefix: str) -> None:
+        with _reached(self.url), contextlib.suppress(FileNotFoundError):
+            self.filesystem.rm(self.path(prefix), recursive=True)
+
+    def keys(self, prefix: str = "") -> Iterator[str]:
+        self.filesystem.invalidate_cache()
+        for path in self.filesystem.find(self.path(prefix)):
+            yield str(path).removeprefix(self.root + "/")
+
+    def children(self, prefix: str = "") -> list[str]:
+        with _reached(self.url):
+            self.filesystem.invalidate_cache()
+            try:
+                found = self.filesystem.ls(self.path(prefix), detail=False)
+            except (FileNotFoundError, NotADirectoryError):
+                return []
+            self.filesystem.invalidate_cache()  # a later look at one of them must not answer from this listing
+            return sorted(str(path).rstrip("/").rsplit("/", 1)[-1] for path in found)
+
+    def size(self, key: str) -> int | None:
+        with _reached(self.url):
+            self.filesystem.invalidate_cache()
+            try:
+                return int(self.filesystem.size(self.path(key)))
+            except FileNotFoundError:
+                return None

@@ -1,0 +1,35 @@
+"""Files that appear whole: written aside, then renamed into place, readable as any new file would be."""
+
+from __future__ import annotations
+
+import os
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO
+
+
+@contextmanager
+def replacing(target: Path) -> Iterator[IO[bytes]]:
+    """Open a file that takes its place, with the parent made if need be, when the block ends well.
+
+    Earlier content stays readable until then, and for good where the block raises. The umask decides who may read it.
+
+    Examples
+    --------
+    >>> from tempfile import mkdtemp
+    >>> target = Path(mkdtemp(), "folder", "page.html")
+    >>> with replacing(target) as stream:
+    ...     written = stream.write(b"<html>")
+    >>> target.read_bytes()
+    b'<html>'
+    """
+    target.parent.mkdir(parents=True, exist_ok=True)
+    aside = target.with_name(f".{target.name[:100]}-{os.getpid()}-{uuid.uuid4().hex}")
+    try:
+        with aside.open("xb") as stream:
+            yield stream
+        aside.replace(target)
+    finally:
+        aside.unlink(missing_ok=True)

@@ -1,0 +1,129 @@
+"""The writer's own thread: it commits what is queued, in order, and keeps what went wrong for the caller's thread."""
+
+from __future__ import annotations
+
+import logging
+import queue
+import threading
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, Final
+
+from numpy.typing import NDArray
+
+from repaudit.names import STEP
+from repaudit.store.write.record import ModelRecord, StepRow
+from repaudit.store.write.retrying import as_store_error, retrying
+
+_LOGGER = logging.getLogger(__name__)
+
+QUEUE_LENGTH: Final = 2
+"""Steps that may wait; then `put` blocks, so that memory stays bounded."""
+
+
+@dataclass
+class QueuedStep:
+    """A step to be committed."""
+
+    row: StepRow
+    arrays: Mapping[str, NDArray[Any]]
+
+
+@dataclass
+class QueuedGap:
+    """A step that is not in the record, to be noted."""
+
+    step: int
+    reason: str
+
+
+@dataclass
+class QueuedTruncation:
+    """A truncation, and the event that tells when it is done."""
+
+    after_step: int
+    done: threading.Event = field(default_factory=threading.Event)
+
+
+class Committer:
+    """A thread that alone changes a model's record, and a bounded queue to it.
+
+    `committed` and `gaps` follow the record; `error` and `untold` hold what the caller's thread has still to learn.
+    """
+
+    def __init__(self, record: ModelRecord, on_store_error: str) -> None:
+        self.record, self.on_store_error = record, on_store_error
+        self.committed = record.steps
+        self.untold: list[str] = []
+        self.error: BaseException | None = None
+        self.failed = False
+        self._noted = record.gaps
+        self._unnoted: list[tuple[int, str]] = []
+        self.queue: queue.Queue[QueuedStep | QueuedGap | QueuedTruncation | None] = queue.Queue(QUEUE_LENGTH)
+        self.thread = threading.Thread(target=self._work, name=f"repaudit-writer-{record.model_name}", daemon=True)
+        self.thread.start()
+
+    @property
+    def gaps(self) -> list[dict[str, Any]]:
+        """The steps that are not in the record, each with its reason; noted in the store or not yet."""
+        unnoted = [{STEP: step, "reason": reason} for step, reason in self._unnoted]
+        return [*(dict(gap) for gap in self._noted), *unnoted]
+
+    def _work(self) -> None:
+        while True:
+            item = self.queue.get()
+            try:
+                if item is None:
+                    self._note_gaps()
+                    self._guard(self.record.finalise, "finalising", self.on_store_error)
+                    return
+                if isinstance(item, QueuedTruncation):  # asked for by name: a failure is always raised
+                    what = f"truncation after step {item.after_step}"
+                    self._guard(partial(self._truncate, item.after_step), what, "raise")
+                    item.done.set()
+                elif isinstance(item, QueuedGap):
+                    self._unnoted.append((item.step, item.reason))
+                    self._note_gaps()
+                elif self.error is None and not self.failed:
+                    self._guard(partial(self._store, item), item.row[STEP], self.on_store_error)
+                    self._note_gaps()
+            finally:
+                self.queue.task_done()
+
+    def _store(self, item: QueuedStep) -> None:
+        retrying()(self.record.append, item.row, item.arrays)
+        self.committed = self.record.steps
+
+    def _truncate(self, after_step: int) -> None:
+        retrying()(self.record.truncate, after_step)
+        self.committed = self.record.steps
+        self._noted = self.record.gaps
+        self._unnoted = [gap for gap in self._unnoted if gap[0] <= after_step]
+
+    def _note_gaps(self) -> None:
+        """Commit what could not be stored, as soon as the store takes it."""
+        try:
+            while self._unnoted:
+                self.record.record_gap(*self._unnoted[0])
+                del self._unnoted[0]
+                self._noted = self.record.gaps
+        except Exception as error:  # noqa: BLE001 - the gaps wait in `_unnoted` for the next occasion
+            _LOGGER.info("Model %r: %d gaps cannot be noted yet: %s", self.record.model_name, len(self._unnoted), error)
+
+    def _guard(self, action: Callable[[], None], what: int | str, policy: str) -> None:
+        """Run one action of this thread; its failure is kept for the caller's thread, or becomes a gap."""
+        try:
+            action()
+        except Exception as error:  # noqa: BLE001 - whatever a store raises must reach the training thread
+            _LOGGER.warning("Model %r, %s: %s", self.record.model_name, what, error)
+            if policy == "raise":
+                self.error = as_store_error(error, self.record.model_name, what)
+                return
+            reason = f"{type(error).__name__}: {error}"
+            if isinstance(what, int):
+                self._unnoted.append((what, reason))
+                missing = f"is not in the store ({reason}); {len(self.gaps)} missing so far."
+                self.untold.append(f"Step {what} of model {self.record.model_name!r} {missing}")
+            else:
+                self.untold.append(f"Model {self.record.model_name!r}, {what}: {reason}")

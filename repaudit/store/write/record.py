@@ -1,0 +1,332 @@
+"""The record of one model: grown metadata in memory, chunks first, one atomic put as the commit."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from repaudit.errors import CorruptStoreError, LayoutError, ModelExistsError, StepOrderError
+from repaudit.names import ATTRS, CHECKSUM, LAYER, STEP
+from repaudit.store.format.documents import DOCUMENT, chunk_key, dump, read_document
+from repaudit.store.format.encoding import COORDINATE_CHUNK, decode_column, encode_column, encode_step
+from repaudit.store.format.layout import LEASE, REPAIR, STEP_COLUMNS, LayerLayout, model_document, model_key
+from repaudit.store.format.provenance import now, package_versions
+from repaudit.store.format.schema import unbelievable
+from repaudit.store.storage.lease import Lease
+from repaudit.store.storage.storage import Parts, Storage
+
+IfExists: TypeAlias = Literal["resume", "error", "replace"]
+"""What to do with a model that is already in the store."""
+
+StepRow = Mapping[str, Any]
+"""The coordinates of one step: step, epoch, wall_time (s), trigger, loss."""
+
+
+class ModelRecord:
+    """A model's committed steps, and the only code that changes them.
+
+    Not safe to call from several threads at once.
+    """
+
+    def __init__(self, storage: Storage, model_name: str, layers: Sequence[LayerLayout], lease: Lease) -> None:
+        self.storage, self.model_name, self.layers, self.lease = storage, model_name, list(layers), lease
+        self.key = model_key(model_name)
+        self.document: dict[str, Any] = {}
+        self.columns: dict[str, list[Any]] = {}
+        self.checksums: list[list[int]] = []
+        self.uncertain = False
+
+    @classmethod
+    def claim(
+        cls,
+        storage: Storage,
+        model_name: str,
+        layers: Sequence[LayerLayout],
+        attributes: Mapping[str, Any],
+        *,
+        if_exists: IfExists = "resume",
+        force: bool = False,
+    ) -> ModelRecord:
+        """Take the model's lease, and load or create its record."""
+        if if_exists not in {"resume", "error", "replace"}:
+            raise LayoutError(f"if_exists={if_exists!r}: expected 'resume', 'error' or 'replace'.")
+        key = model_key(model_name)
+        if if_exists != "replace" and storage.size(f"{key}/{DOCUMENT}") is None:
+            left = [name for name in storage.children(key) if not name.startswith(LEASE)]
+            if left and storage.size(f"{key}/{DOCUMENT}") is None:  # not one that another writer is just making
+                raise CorruptStoreError(
+                    f"{storage.url}: the document of model {model_name!r} is lost, its arrays are not. Run "
+                    f"`repaudit repair`, or pass if_exists='replace' to drop them."
+                )
+        own = {"name": model_name, "committed": 0, "gaps": [], "created": now(), "versions": package_versions()}
+        fresh = model_document({**attributes, **own}, layers, 0)
+        try:
+            dump(fresh)
+        except (TypeError, ValueError) as error:
+            raise LayoutError(f"The attributes of model {model_name!r} are no JSON: {error}.") from error
+        # The group comes before its lease, so that no reader ever meets a directory that is no Zarr group.
+        created = storage.create(f"{key}/{DOCUMENT}", dump(fresh))
+        if not created and if_exists == "error":
+            raise ModelExistsError(
+                f"Model {model_name!r} is already in {storage.url}: expected a new one. Pass if_exists='resume' to go "
+                f"on with it, or 'replace' to drop it."
+            )
+        record = cls(
+            storage, model_name, layers, Lease(storage, f"{key}/{LEASE}", f"Model {model_name!r}", force=force)
+        )
+        try:
+            record._start(fresh, replace=if_exists == "replace")
+        except BaseException:
+            record.lease.release()
+            raise
+        return record
+
+    def _start(self, fresh: dict[str, Any], *, replace: bool) -> None:
+        staged = f"{REPAIR}/{self.key.partition('/')[2]}"
+        if replace:
+            self.storage.delete(f"{staged}/{DOCUMENT}")
+            self.storage.delete_prefix(staged)
+            self._reset(fresh)
+            return
+        if self.storage.size(f"{staged}/{DOCUMENT}") is not None:
+            raise CorruptStoreError(
+                f"{self.storage.url}: a repair of model {self.model_name!r} was interrupted. Run `repaudit repair`."
+            )
+        self.reload()
+        if self.committed == 0:
+            self._reset(fresh)
+        else:
+            self._check_layout()
+            self._follow_up(only_larger=True)
+
+    @property
+    def committed(self) -> int:
+        """Number of committed steps."""
+        return int(self.document["attributes"][ATTRS]["committed"])
+
+    @property
+    def steps(self) -> list[int]:
+        """The committed steps."""
+        return list(self.columns[STEP])
+
+    @property
+    def gaps(self) -> list[dict[str, Any]]:
+        """The steps that were asked for and not stored, each with its reason."""
+        return list(self.document["attributes"][ATTRS]["gaps"])
+
+    def reload(self) -> None:
+        """Take the state from the store, the only truth."""
+        try:
+            document = read_document(self.storage, f"{self.key}/{DOCUMENT}")
+            assert document is not None  # noqa: S101 - narrows the type; a missing document is caught below
+            self.document = document
+            count = self.committed
+            self.columns = {name: [] for name in STEP_COLUMNS}
+            self.checksums = []
+            if count:
+                self._load_columns(count)
+        except (AssertionError, KeyError, TypeError, ValueError) as error:
+            raise CorruptStoreError(
+                f"{self.storage.url}: the record of model {self.model_name!r} cannot be read ({error}). "
+                f"Run `repaudit verify`, then `repaudit repair`."
+            ) from error
+        self.uncertain = False
+
+    def _load_columns(self, count: int) -> None:
+        chunks = range(-(-count // COORDINATE_CHUNK))
+        for name, column in STEP_COLUMNS.items():
+            data = [self._coordinate(f"{name}/{chunk_key(chunk)}") for chunk in chunks]
+            self.columns[name] = [value for part in data for value in decode_column(part, column.numpy_dtype)][:count]
+        width = self.document["consolidated_metadata"]["metadata"][CHECKSUM]["shape"][1]
+        data = [self._coordinate(f"{CHECKSUM}/{chunk_key(chunk, 0)}") for chunk in chunks]
+        rows = [np.array(decode_column(part, np.dtype("<u4")), "<u4").reshape(-1, width) for part in data]
+        self.checksums = np.concatenate(rows)[:count].tolist()
+
+    def _coordinate(self, key: str) -> bytes:
+        data = self.storage.get(f"{self.key}/{key}")
+        if data is None:
+            raise ValueError(f"{key} is missing")
+        return data
+
+    def _check_layout(self) -> None:
+        arrays = self.document["consolidated_metadata"]["metadata"]
+        stored = {array["attributes"][LAYER]: array for array in arrays.values() if LAYER in array["attributes"]}
+        wanted = {layer.name: layer.document(self.committed) for layer in self.layers}
+        if list(stored) != list(wanted) and set(stored) != set(wanted):
+            raise LayoutError(
+                f"Model {self.model_name!r} in {self.storage.url} has the layers {sorted(stored)}, this writer has "
+                f"{sorted(wanted)}: a model keeps its layers. Use another model name, or if_exists='replace'."
+            )
+        for name, array in stored.items():
+            for part in ("shape", "data_type", "codecs"):
+                if array[part] != wanted[name][part]:
+                    raise LayoutError(
+                        f"Layer {name!r} of model {self.model_name!r} has {part} {array[part]} in {self.storage.url}, "
+                        f"this writer has {wanted[name][part]}."
+                    )
+            for part in ("source_dtype", "codec", "keepbits"):
+                found, mine = (document["attributes"].get(part) for document in (array, wanted[name]))
+                if found != mine:
+                    raise LayoutError(
+                        f"Layer {name!r} of model {self.model_name!r} has {part} {found!r} in {self.storage.url}, this "
+                        f"writer has {mine!r}: a layer keeps how its values came about. Pass the same, or use another "
+                        f"model name."
+                    )
+        order = list(stored)
+        self.layers.sort(key=lambda layer: order.index(layer.name))
+
+    def _reset(self, fresh: dict[str, Any]) -> None:
+        """Commit an empty record with this writer's layout, then sweep what the former one left."""
+        self._put(fresh)
+        self.reload()
+        keep = {DOCUMENT, LEASE}
+        for name in self.storage.children(self.key):
+            if name not in keep:
+                self.storage.delete_prefix(f"{self.key}/{name}")
+        names = np.array([layer.name for layer in self.layers], dtype=object)
+        self.storage.put_many({f"{self.key}/{LAYER}/{chunk_key(0)}": encode_column(names, len(names), "")})
+        self._follow_up()
+
+    def append(self, row: StepRow, arrays: Mapping[str, NDArray[Any]]) -> None:
+        """Write one step of every layer and commit it; `arrays` hold the values as they are to be stored, by layer."""
+        if self.uncertain:
+            self.reload()
+            if self.columns[STEP][-1:] == [row[STEP]]:
+                return  # the commit that seemed to fail had reached the store
+        if self.columns[STEP] and row[STEP] <= self.columns[STEP][-1]:
+            raise StepOrderError(f"Step {row[STEP]} is not greater than the committed step {self.columns[STEP][-1]}.")
+        self.lease.check()  # a writer that lost the model must not touch the chunks of the one that has it
+        index = self.committed
+        columns = {name: [*self._tail(name, index), _stored(name, row)] for name in STEP_COLUMNS}
+        objects: dict[str, Parts] = {}
+        crcs = []
+        for layer in self.layers:
+            parts, crc = encode_step(arrays[layer.name], layer.grid, layer.codec)
+            objects[f"{self.key}/{layer.step_key(index)}"] = parts
+            crcs.append(crc)
+        sums = [*self.checksums[index - index % COORDINATE_CHUNK : index], crcs]
+        objects |= self._coordinate_objects(index // COORDINATE_CHUNK, columns, sums)
+        self.storage.put_many(objects)
+        gaps = [gap for gap in self.gaps if gap[STEP] != row[STEP]]  # a step that is there is missing no longer
+        self._commit(self._grown(index + 1, gaps=gaps))
+        for name, values in columns.items():
+            self.columns[name].append(values[-1])
+        self.checksums.append(crcs)
+
+    def _tail(self, name: str, index: int) -> list[Any]:
+        return self.columns[name][index - index % COORDINATE_CHUNK : index]
+
+    def _coordinate_objects(
+        self, chunk: int, columns: Mapping[str, list[Any]], sums: list[list[int]]
+    ) -> dict[str, Parts]:
+        objects: dict[str, Parts] = {}
+        for name, column in STEP_COLUMNS.items():
+            fill = float(column.fill) if column.fill == "NaN" else column.fill
+            data = encode_column(np.array(columns[name], dtype=column.numpy_dtype), COORDINATE_CHUNK, fill)
+            objects[f"{self.key}/{name}/{chunk_key(chunk)}"] = data
+        crcs = np.array(sums, dtype="<u4").reshape(len(sums), len(self.layers))
+        objects[f"{self.key}/{CHECKSUM}/{chunk_key(chunk, 0)}"] = encode_column(crcs, COORDINATE_CHUNK, 0)
+        return objects
+
+    def _grown(self, count: int, **own: Any) -> dict[str, Any]:
+        """Give the model's document with `count` steps."""
+        attributes = self.document["attributes"]
+        consolidated = self.document["consolidated_metadata"]
+        arrays = {
+            name: {**array, "shape": [count, *array["shape"][1:]]} if array["dimension_names"][0] == STEP else array
+            for name, array in consolidated["metadata"].items()
+        }
+        return {
+            **self.document,
+            "attributes": {**attributes, ATTRS: {**attributes[ATTRS], "committed": count, **own}},
+            "consolidated_metadata": {**consolidated, "metadata": arrays},
+        }
+
+    def _commit(self, document: dict[str, Any]) -> None:
+        self.lease.check()
+        self._put(document)
+        self.document = document
+
+    def _put(self, document: dict[str, Any]) -> None:
+        # Until the put returns, nobody knows whether it reached the store.
+        self.uncertain = True
+        self.storage.put(f"{self.key}/{DOCUMENT}", [dump(document)])
+        self.uncertain = False
+
+    def record_gap(self, step: int, reason: str) -> None:
+        """Commit the note that a step is not in the record, and why."""
+        if self.uncertain:
+            self.reload()
+        if any(gap[STEP] == step for gap in self.gaps):
+            return  # an earlier attempt had reached the store
+        gap = {STEP: step, "reason": reason[:500], "time": now()}
+        self._commit(self._grown(self.committed, gaps=[*self.gaps, gap]))
+
+    def truncate(self, after_step: int) -> list[int]:
+        """Commit a record that ends at `after_step`, then remove the chunks beyond; gives the steps dropped."""
+        if self.uncertain:
+            self.reload()
+        old = self.committed
+        keep = int(np.searchsorted(np.array(self.columns[STEP], dtype=np.int64), after_step, side="right"))
+        dropped = self.columns[STEP][keep:]
+        gaps = [gap for gap in self.gaps if gap[STEP] <= after_step]
+        if not dropped and gaps == self.gaps:
+            return []
+        self._commit(self._grown(keep, gaps=gaps))
+        self.columns = {name: values[:keep] for name, values in self.columns.items()}
+        self.checksums = self.checksums[:keep]
+        self._follow_up(only_larger=True)
+        for index in range(keep, old):
+            for layer in self.layers:
+                self.storage.delete(f"{self.key}/{layer.step_key(index)}")
+        for chunk in range(-(-keep // COORDINATE_CHUNK), -(-old // COORDINATE_CHUNK)):
+            for name in STEP_COLUMNS:
+                self.storage.delete(f"{self.key}/{name}/{chunk_key(chunk)}")
+            self.storage.delete(f"{self.key}/{CHECKSUM}/{chunk_key(chunk, 0)}")
+        return dropped
+
+    def _follow_up(self, *, only_larger: bool = False) -> None:
+        """Bring each array's own document up to date, for readers that know no consolidated metadata."""
+        documents = {}
+        for key, wanted in self.document["consolidated_metadata"]["metadata"].items():
+            place = f"{self.key}/{key}/{DOCUMENT}"
+            if only_larger and self._lags(place, wanted):
+                continue
+            documents[place] = [dump(wanted)]
+        self.storage.put_many(documents)
+
+    def _lags(self, place: str, wanted: Mapping[str, Any]) -> bool:
+        """Tell whether an array's own document is an earlier state of the one wanted, which readers may meet."""
+        try:
+            present = read_document(self.storage, place)
+        except CorruptStoreError:
+            return False
+        if present is None or unbelievable(present) is not None:
+            return False
+        return {**present, "shape": wanted["shape"]} == wanted and present["shape"][0] <= wanted["shape"][0]
+
+    def finalise(self) -> None:
+        """Bring the arrays' own documents up to date and give the lease back."""
+        try:
+            if self.uncertain:
+                self.reload()
+            self.lease.check()
+            self._follow_up()
+        finally:
+            self.lease.release()
+
+
+def _stored(name: str, row: StepRow) -> Any:
+    """Give a coordinate as it is stored: unknown numbers are NaN, times whole microseconds."""
+    value = row.get(name)
+    if name == STEP:
+        return int(row[STEP])
+    if name == "wall_time":
+        return round((time.time() if value is None else float(value)) * 1e6)
+    if name == "trigger":
+        return "" if value is None else str(value)
+    return float("nan") if value is None else float(value)

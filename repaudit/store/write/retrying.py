@@ -1,0 +1,35 @@
+"""What is done about a store that fails: how often to try again, and how to tell."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from tenacity import Retrying, retry_if_exception, stop_after_attempt, wait_random_exponential
+
+from repaudit.errors import RepauditError, StoreError
+
+ATTEMPTS: Final = 5
+"""Attempts at one step before it counts as lost."""
+
+LONGEST_WAIT: Final = 5.0
+"""Seconds between two attempts at most; they start at a tenth and double, at random."""
+
+
+def as_store_error(error: Exception, model_name: str, what: int | str) -> BaseException:
+    """Give an error that says where the store failed; our own errors say so already."""
+    if isinstance(error, RepauditError):
+        return error
+    at = what if isinstance(what, str) else f"step {what}"
+    wrapped = StoreError(f"Model {model_name!r}, {at}: the store failed ({type(error).__name__}: {error}).")
+    wrapped.__cause__ = error
+    return wrapped
+
+
+def retrying() -> Retrying:
+    """Try again after what may pass; our own errors will not."""
+    return Retrying(
+        stop=stop_after_attempt(ATTEMPTS),
+        wait=wait_random_exponential(multiplier=0.1, max=LONGEST_WAIT),
+        retry=retry_if_exception(lambda error: isinstance(error, Exception) and not isinstance(error, RepauditError)),
+        reraise=True,
+    )

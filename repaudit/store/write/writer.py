@@ -1,0 +1,309 @@
+"""The trajectory writer: takes steps from the training thread and commits them from its own."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+import warnings
+from collections.abc import Mapping, Sequence
+from types import TracebackType
+from typing import Any, Literal, Self, TypeAlias
+
+from repaudit.errors import LayoutError, StepOrderError, StoreWarning, WriterClosedError
+from repaudit.names import EPOCH, LOSS, STEP, TRIGGER, WALL_TIME
+from repaudit.store.format.encoding import CodecName, checksum
+from repaudit.store.format.layout import ProbeSetLike, check_name, lay_out_layers
+from repaudit.store.format.values import finite_number, number, step_number, stored_values
+from repaudit.store.storage.place import open_storage
+from repaudit.store.storage.storage import Storage
+from repaudit.store.write.committer import Committer, QueuedGap, QueuedStep, QueuedTruncation
+from repaudit.store.write.record import IfExists, ModelRecord
+from repaudit.store.write.root import ensure_root
+from repaudit.store.write.shutdown import forget, postponed, watch
+
+OnStoreError: TypeAlias = Literal["raise", "warn"]
+"""What to do when a step cannot be stored: raise at the next call, or warn, record the gap and go on."""
+
+
+class TrajectoryWriter:
+    """Append a model's activations, step by step, to a trajectory store.
+
+    `append` returns as soon as the step is queued; a background thread writes the chunks and then makes all layers
+    of the step visible at once, by one atomic put of the model's ``zarr.json``. Readers, plain
+    ``xarray.open_datatree`` included, see committed steps and nothing else, also after a crash. Several threads may
+    share a writer; their steps must increase in the order in which they are appended.
+
+    Parameters
+    ----------
+    store : path, URL or Storage
+        Where the store is or is to be.
+    model_name : str
+        The model's name in the store; one writer a model at a time.
+    probe_set : ProbeSetLike
+        The inputs that were forwarded; a store holds one probe set.
+    layers : mapping
+        Layer name to ``((sample[, token], feature), dtype)`` of one step.
+    durable : bool
+        Whether each commit is forced to the device before it counts.
+    if_exists : {"resume", "error", "replace"}
+        What to do with a model that is already there.
+    truncate_after : int, optional
+        First drop all committed steps beyond this one: what a run resumed from an older checkpoint needs.
+    force : bool
+        Take the model over from another writer that is known to be dead.
+    codec : {"auto", "raw", "compact", "lossy"}
+        How chunks are encoded, see :class:`repaudit.store.format.encoding.Codec`.
+    keepbits : int, optional
+        Mantissa bits kept by ``lossy`` (default 10).
+    layer_attrs, model_attrs : mapping, optional
+        More attributes of the layers and of the model.
+    on_store_error : {"raise", "warn"}
+        What to do when a step cannot be stored after several attempts: raise at the next call, or warn, record the
+        gap and go on.
+    storage_options : mapping, optional
+        Handed to fsspec.
+
+    Raises
+    ------
+    LeaseError, FingerprintError, LayoutError, NotAStoreError, UnknownVersionError, ModelExistsError
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from repaudit.store.read.stored_probe_set import StoredProbeSet
+    >>> probe_set = StoredProbeSet("abc", ["s0", "s1"], {"input_ids": np.array([[1, 2], [3, 4]])})
+    >>> with TrajectoryWriter("memory://example.zarr", model_name="seed0", probe_set=probe_set,
+    ...                       layers={"layer.0": ((2, 3), "float32")}) as writer:
+    ...     writer.append(10, {"layer.0": np.ones((2, 3), "float32")}, loss=1.5)
+    ...     writer.flush()
+    ...     writer.committed
+    [10]
+    """
+
+    def __init__(
+        self,
+        store: str | os.PathLike[str] | Storage,
+        *,
+        model_name: str,
+        probe_set: ProbeSetLike,
+        layers: Mapping[str, tuple[Sequence[int], str]],
+        durable: bool = True,
+        if_exists: IfExists = "resume",
+        truncate_after: int | None = None,
+        force: bool = False,
+        codec: CodecName = "auto",
+        keepbits: int | None = None,
+        layer_attrs: Mapping[str, Mapping[str, Any]] | None = None,
+        model_attrs: Mapping[str, Any] | None = None,
+        on_store_error: OnStoreError = "raise",
+        storage_options: Mapping[str, Any] | None = None,
+    ) -> None:
+        if on_store_error not in {"raise", "warn"}:
+            raise LayoutError(f"on_store_error={on_store_error!r}: expected 'raise' or 'warn'.")
+        self.on_store_error = on_store_error
+        self.model_name = check_name(model_name, "model")
+        laid_out = lay_out_layers(layers, len(probe_set), codec=codec, keepbits=keepbits, attributes=layer_attrs)
+        storage = store if isinstance(store, Storage) else open_storage(store, storage_options, durable=durable)
+        ensure_root(storage, probe_set)
+        self._record = ModelRecord.claim(
+            storage, model_name, laid_out, model_attrs or {}, if_exists=if_exists, force=force
+        )
+        self._layers = {layer.name: layer for layer in self._record.layers}
+        try:
+            if truncate_after is not None:
+                self._record.truncate(truncate_after)
+        except BaseException:
+            self._record.lease.release()
+            raise
+        self._steps = self._record.steps
+        self._closed = self._ended = False
+        self._process = os.getpid()
+        self._lock = threading.RLock()
+        self._committer = Committer(self._record, on_store_error)
+        watch(self)
+
+    @property
+    def steps(self) -> list[int]:
+        """The steps committed and queued."""
+        return list(self._steps)
+
+    @property
+    def committed(self) -> list[int]:
+        """The steps that every reader sees."""
+        return list(self._committer.committed)
+
+    def checksums(self, step: int) -> dict[str, int]:
+        """Give the CRC-32C of each layer's values at a committed step."""
+        sums = self._record.checksums[self.committed.index(step)]
+        return dict(zip((layer.name for layer in self._record.layers), sums, strict=True))
+
+    def would_be(self, arrays: Mapping[str, Any]) -> dict[str, int]:
+        """Give the CRC-32C that each layer's values would have in the record, rounded where its codec rounds."""
+        return {name: checksum(stored_values(layer, arrays[name], copy=False)) for name, layer in self._layers.items()}
+
+    @property
+    def gaps(self) -> list[dict[str, Any]]:
+        """The steps that could not be stored, each with its reason."""
+        return self._committer.gaps
+
+    def append(
+        self,
+        step: int,
+        arrays: Mapping[str, Any],
+        *,
+        epoch: float | None = None,
+        loss: float | None = None,
+        trigger: str | None = None,
+        wall_time: float | None = None,
+        copy: bool = True,
+    ) -> None:
+        """Queue one step; blocks only while the queue is full.
+
+        Parameters
+        ----------
+        step : int
+            Optimizer step, greater than all before.
+        arrays : mapping
+            Layer name to array or CPU tensor (sample[, token], feature), in the declared shape and dtype.
+        epoch, loss, trigger : optional
+            Recorded with the step where known.
+        wall_time : float, optional
+            Seconds since 1970-01-01 UTC; the present time if not given.
+        copy : bool
+            False hands the arrays over: the caller must never write into them again.
+
+        Raises
+        ------
+        StepOrderError, LayoutError, WriterClosedError
+        TypeError, ValueError
+            If a step is no integer, or a coordinate no number.
+        StoreError
+            If an earlier step could not be stored and ``on_store_error="raise"``.
+        """
+        self._check_open()
+        step = step_number(step)
+        self._check_order(step)  # at once, and again when no other thread can come between
+        self._check_names(arrays)
+        values = {name: stored_values(layer, arrays[name], copy=copy) for name, layer in self._layers.items()}
+        row = {
+            STEP: step,
+            EPOCH: number(epoch, EPOCH),
+            LOSS: number(loss, LOSS),
+            TRIGGER: None if trigger is None else str(trigger),
+            WALL_TIME: time.time() if wall_time is None else finite_number(wall_time, WALL_TIME),
+        }
+        with postponed(), self._lock:
+            self._check_open()
+            self._check_order(step)
+            self._committer.queue.put(QueuedStep(row, values))
+            self._steps.append(step)  # only now: a step whose append was interrupted may be appended again
+
+    def _check_order(self, step: int) -> None:
+        if step < 0 or (self._steps and step <= self._steps[-1]):
+            last = f"the last one is {self._steps[-1]}" if self._steps else "it must not be negative"
+            raise StepOrderError(
+                f"Step {step} of model {self.model_name!r}: {last}; steps must increase. To go back to an older "
+                f"checkpoint, pass truncate_after."
+            )
+
+    def note_gap(self, step: int, reason: str) -> None:
+        """Note that a step was asked for and is not in the record, and why.
+
+        The note is committed in its turn among the queued steps, as that of a step which the store did not take.
+
+        Raises
+        ------
+        StepOrderError
+            If the step is negative, or in the record.
+        WriterClosedError, StoreError, TypeError
+            As for :meth:`append`.
+        """
+        step = step_number(step)
+        with postponed(), self._lock:
+            self._check_open()
+            if step < 0 or step in self._steps:
+                why = "it must not be negative" if step < 0 else "it is in the record"
+                raise StepOrderError(f"Step {step} of model {self.model_name!r} cannot be noted as a gap: {why}.")
+            self._committer.queue.put(QueuedGap(step, str(reason)))
+
+    def _check_names(self, arrays: Mapping[str, Any]) -> None:
+        missing, unknown = self._layers.keys() - arrays.keys(), arrays.keys() - self._layers.keys()
+        if missing or unknown:
+            raise LayoutError(
+                f"Model {self.model_name!r}: expected the layers {sorted(self._layers)}, "
+                f"missing {sorted(missing)}, unknown {sorted(unknown)}."
+            )
+
+    def flush(self) -> None:
+        """Wait until every queued step is committed, or noted as a gap."""
+        self._check_process()
+        with postponed():
+            self._committer.queue.join()
+        self._surface()
+
+    def truncate(self, after_step: int) -> None:
+        """Commit a record that ends at `after_step`; steps beyond it are dropped and may be recorded anew."""
+        request = QueuedTruncation(step_number(after_step))
+        with postponed(), self._lock:
+            self._check_open()
+            self._committer.queue.put(request)
+            request.done.wait()
+            self._surface()
+            self._steps = [step for step in self._steps if step <= after_step]
+
+    def close(self) -> None:
+        """Flush, finalise, and give the model's lease back; a second call does nothing."""
+        if self._ended:
+            return
+        if self._process != os.getpid():  # a forked child has none of the writer's threads
+            self._closed = self._ended = True
+            return
+        with postponed():
+            with self._lock:
+                if not self._closed:
+                    self._committer.queue.put(None)
+                    self._closed = True
+            self._committer.thread.join()  # also when a first call was interrupted here
+            self._ended = True
+        forget(self)
+        self._surface()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        try:
+            self.close()
+        except Exception as problem:
+            if error is None:
+                raise
+            error.add_note(f"Besides, the writer of model {self.model_name!r} failed: {problem}")
+
+    def _check_open(self) -> None:
+        self._surface()
+        self._check_process()
+        failed = self._committer.failed
+        if self._closed or failed:
+            why = "failed earlier; close it and open another" if failed else "is closed"
+            raise WriterClosedError(f"The writer of model {self.model_name!r} {why}.")
+
+    def _check_process(self) -> None:
+        if self._process != os.getpid():
+            raise WriterClosedError(
+                f"The writer of model {self.model_name!r} belongs to process {self._process}; this is process "
+                f"{os.getpid()}, forked from it. Append there, or open a writer of another model here."
+            )
+
+    def _surface(self) -> None:
+        """Tell the caller's thread what went wrong in the writer's."""
+        told = self._committer
+        with self._lock:
+            while told.untold:
+                warnings.warn(told.untold.pop(0), StoreWarning, stacklevel=3)
+            if told.error is not None:
+                error, told.error = told.error, None
+                told.failed = True
+                raise error
