@@ -8,7 +8,7 @@ class RepauditError(Exception):
 
 
 class ProbeSetError(RepauditError, ValueError):
-    """The inputs do not make a probe set."""
+    """The inputs do not form a probe set."""
 
 
 class LayerPathError(RepauditError, LookupError):
@@ -20,11 +20,11 @@ class CaptureError(RepauditError, RuntimeError):
 
 
 class StateError(CaptureError):
-    """A forward changed what cannot be put back, so that the training would be disturbed; never let pass."""
+    """A forward changed what cannot be put back, so that the training would be disturbed; raised in any case."""
 
 
 class PretrainedError(RepauditError, ValueError):
-    """A place holds no model that can be recorded."""
+    """A path or hub id holds no model that can be recorded."""
 
 
 class RankError(CaptureError):
@@ -36,7 +36,7 @@ class LostRankError(RankError):
 
 
 class ActivationTypeError(CaptureError, TypeError):
-    """A layer put out something that is neither a tensor, a tuple that starts with one, nor a model output."""
+    """A layer returned something that is neither a tensor, a tuple that starts with one, nor a model output."""
 
 
 class StoreError(RepauditError):
@@ -44,11 +44,11 @@ class StoreError(RepauditError):
 
 
 class NotAStoreError(StoreError, ValueError):
-    """The place holds no repaudit store."""
+    """The path or URL is not a repaudit store."""
 
 
 class StoreNotFoundError(StoreError, FileNotFoundError):
-    """There is nothing at this place."""
+    """Nothing exists at this path or URL."""
 
     def __str__(self) -> str:
         return str(self.args[0]) if self.args else ""
@@ -59,7 +59,7 @@ class UnknownVersionError(StoreError, ValueError):
 
 
 class CorruptStoreError(StoreError, ValueError):
-    """The store is ours, and damaged."""
+    """A repaudit store is damaged."""
 
 
 class LeaseError(StoreError, RuntimeError):
@@ -75,19 +75,19 @@ class StepOrderError(StoreError, ValueError):
 
 
 class ActivationError(RepauditError, ValueError):
-    """Activations from which no operator can be computed: not finite, too few samples, a wrong shape."""
+    """No operator can be computed from the activations: not finite, too few samples, a wrong shape."""
 
 
 class OperatorError(RepauditError, ValueError):
-    """A matrix that is no diffusion operator, or operators that do not go together."""
+    """A matrix is not a diffusion operator, or several operators do not fit together."""
 
 
 class WeightError(RepauditError, ValueError):
-    """Merge weights that do not fit the operators."""
+    """The merge weights do not fit the operators."""
 
 
 class AnalysisError(RepauditError, ValueError):
-    """The store holds too little, or something else, than the analysis asked for."""
+    """The store does not hold what the analysis needs."""
 
 
 class ForeignPathError(StoreError, ValueError):
@@ -95,18 +95,18 @@ class ForeignPathError(StoreError, ValueError):
 
 
 class LayoutError(StoreError, ValueError):
-    """The layers, shapes or dtypes at hand are not those that the model in the store was made with."""
+    """The layers, shapes or dtypes differ from those that the model in the store was created with."""
 
 
 class ModelExistsError(StoreError, FileExistsError):
-    """The model is already in the store, and the writer was told not to touch it."""
+    """The model is already in the store, and ``if_exists`` does not allow it."""
 
     def __str__(self) -> str:
         return str(self.args[0]) if self.args else ""
 
 
 class WriterClosedError(StoreError, RuntimeError):
-    """The writer takes no more steps."""
+    """The writer accepts no more steps."""
 
 
 class NotInStoreError(StoreError, KeyError):
@@ -117,8 +117,36 @@ class NotInStoreError(StoreError, KeyError):
 
 
 class StoreWarning(UserWarning):
-    """A step could not be stored; the training goes on."""
+    """A step could not be stored; the training goes on.
+
+    See Also
+    --------
+    repaudit.TrajectoryWriter : Emits it with ``on_store_error="warn"``.
+
+    Examples
+    --------
+    >>> import warnings
+    >>> with warnings.catch_warnings(record=True) as caught:
+    ...     warnings.simplefilter("always", StoreWarning)
+    ...     warnings.warn("step 3 of model 'seed0' is not in the store", StoreWarning)
+    >>> caught[0].category.__name__
+    'StoreWarning'
+    """
 
 
 class AuditWarning(UserWarning):
-    """An audit failed; the training goes on without its record."""
+    """An audit failed; the training goes on without its record.
+
+    See Also
+    --------
+    repaudit.Recorder : Emits it with ``on_store_error="warn"``.
+
+    Examples
+    --------
+    >>> import warnings
+    >>> with warnings.catch_warnings(record=True) as caught:
+    ...     warnings.simplefilter("always", AuditWarning)
+    ...     warnings.warn("model 'seed0': the audit at step 3 failed", AuditWarning)
+    >>> caught[0].category.__name__
+    'AuditWarning'
+    """

@@ -56,6 +56,11 @@ def encode_name(name: str) -> str:
     Percent-encodes separators, control characters and everything outside printable ASCII, a leading dot or
     underscore pair that Zarr reserves, and whole names that the format itself uses.
 
+    Returns
+    -------
+    str
+        One path segment in printable ASCII, from which :func:`decode_name` recovers the name.
+
     Examples
     --------
     >>> encode_name("model.layers.3")
@@ -72,7 +77,7 @@ def encode_name(name: str) -> str:
 
 
 def decode_name(key: str) -> str:
-    """Give back the name that :func:`encode_name` made a key of.
+    """Return the name that :func:`encode_name` made a key of.
 
     Examples
     --------

@@ -21,7 +21,7 @@ from repaudit.store.storage.local import LocalStorage
 from repaudit.store.storage.place import open_storage
 from repaudit.store.write.writer import TrajectoryWriter
 
-_OWN_ATTRIBUTES = frozenset({LAYER, "source_dtype", "codec", "keepbits", "long_name", "units"})
+_SET_BY_WRITER = frozenset({LAYER, "source_dtype", "codec", "keepbits", "long_name", "units"})
 
 
 def copy_store(
@@ -37,23 +37,24 @@ def copy_store(
 ) -> dict[str, list[int]]:
     """Copy committed steps into another store, step by step through the commit protocol.
 
-    A copy that was interrupted goes on where it stopped, once what is there is found to be the same.
+    An interrupted copy continues where it stopped, once the steps already copied are found equal.
     Memory holds a few steps of one model at a time.
 
     Parameters
     ----------
     source, destination : path or URL
+        Where to copy from, and to; the destination is created if needed.
     models, layers, steps : collection, optional
-        What to copy; all by default. Steps that a model does not have are left out for that model.
+        What to copy; all by default. A model skips the steps that it does not have.
     codec, keepbits
-        How the copy is encoded, as for :class:`TrajectoryWriter`; what a lossy source has lost stays lost.
+        How the copy is encoded, as for :class:`repaudit.TrajectoryWriter`; what a lossy source lost stays lost.
     storage_options : mapping, optional
-        Handed to fsspec for both ends; local paths need none.
+        Passed to fsspec for both ends; local paths need none.
 
     Returns
     -------
     dict
-        The steps now in the copy, by model.
+        The steps in the copy, by model.
 
     Raises
     ------
@@ -63,6 +64,22 @@ def copy_store(
         If the destination holds something else under a model's name, or later steps than those to be copied.
     CorruptStoreError
         If a step or a coordinate of the source is missing or damaged.
+    LayoutError
+        If source and destination are the same.
+
+    See Also
+    --------
+    repaudit.open_store : Reads a store.
+
+    Examples
+    --------
+    >>> probe_set = StoredProbeSet("abc", ["s0", "s1"], {"x": np.eye(2)})
+    >>> with TrajectoryWriter("memory://source.zarr", model_name="seed0", probe_set=probe_set,
+    ...                       layers={"layer.0": ((2, 3), "float32")}) as writer:
+    ...     for step in (0, 10):
+    ...         writer.append(step, {"layer.0": np.ones((2, 3), "float32")})
+    >>> copy_store("memory://source.zarr", "memory://copy.zarr", steps=[10])
+    {'seed0': [10]}
     """
     _refuse_same(source, destination, storage_options)
     tree = open_store(source, storage_options)
@@ -93,9 +110,9 @@ def copy_store(
 def _refuse_same(
     source: str | os.PathLike[str], destination: str | os.PathLike[str], options: Mapping[str, Any] | None
 ) -> None:
-    ends = [open_storage(place, options) for place in (source, destination)]
+    ends = [open_storage(url, options) for url in (source, destination)]
     if len({os.path.realpath(end.url) if isinstance(end, LocalStorage) else end.url for end in ends}) == 1:
-        raise LayoutError(f"{ends[0].url} cannot be copied into itself: expected another destination.")
+        raise LayoutError(f"{ends[0].url} cannot be copied into itself: expected another destination")
 
 
 def _copy_steps(
@@ -116,14 +133,14 @@ def _copy_steps(
     todo = [step for step in chosen if step not in set(writer.steps)]
     if todo and writer.steps and todo[0] < writer.steps[-1]:
         raise StepOrderError(
-            f"The destination holds model {model!r} up to step {writer.steps[-1]}; step {todo[0]} is earlier, and a "
-            f"copy only adds later ones. Copy all steps into another place."
+            f"the destination holds model {model!r} up to step {writer.steps[-1]}; step {todo[0]} is earlier, and a "
+            f"copy only adds later ones: copy all steps to another path or URL"
         )
     for step in writer.steps:
         if step not in recorded or writer.checksums(step) != writer.would_be(values(step)):
             raise ModelExistsError(
-                f"The destination holds another model {model!r}: its step {step} is not that of the source. Nothing "
-                f"was copied; choose another destination."
+                f"the destination holds another model {model!r}: its step {step} differs from the source, and nothing "
+                f"was copied; choose another destination"
             )
     rows = _step_rows(tree, model)
     for step in todo:
@@ -131,12 +148,12 @@ def _copy_steps(
 
 
 def _step_rows(tree: xr.DataTree, model: str) -> dict[int, dict[str, Any]]:
-    """Give the coordinates of each step as a writer takes them."""
+    """Return the coordinates of each step as a writer takes them."""
     try:
         dataset = catalog.model_dataset(tree, model)[[EPOCH, LOSS, TRIGGER, WALL_TIME]].load()
     except (OSError, ValueError) as error:
         raise CorruptStoreError(
-            f"A coordinate of model {model!r} cannot be read ({error}). Run `repaudit verify --data`."
+            f"a coordinate of model {model!r} cannot be read ({error}): run `repaudit verify --data`"
         ) from error
     rows = {}
     for index, step in enumerate(dataset[STEP].values.tolist()):
@@ -157,7 +174,7 @@ def _known(value: xr.DataArray) -> float | None:
 
 
 def _as_source(values: Any, array: xr.DataArray) -> Any:
-    """Give the values in the dtype they were recorded in; float32 images of bfloat16 go back without loss."""
+    """Return the values in the dtype they were recorded in; bfloat16 stored as float32 is restored exactly."""
     if array.attrs["source_dtype"] != "bfloat16":
         return values
     import ml_dtypes
@@ -166,16 +183,16 @@ def _as_source(values: Any, array: xr.DataArray) -> Any:
 
 
 def _more_attributes(array: xr.DataArray) -> dict[str, Any]:
-    kept = {name: value for name, value in array.attrs.items() if name not in _OWN_ATTRIBUTES}
+    kept = {name: value for name, value in array.attrs.items() if name not in _SET_BY_WRITER}
     if array.attrs.get("codec") == "lossy":  # the copy may be exact, but of values that were rounded
         kept["copied_from"] = {"codec": "lossy", "keepbits": array.attrs.get("keepbits")}
     return kept
 
 
 def _model_attributes(tree: xr.DataTree, model: str) -> dict[str, Any]:
-    own = catalog.model_dataset(tree, model).attrs[ATTRS]
-    kept = {name: value for name, value in own.items() if name not in {"name", "committed", "gaps", "created"}}
-    return {**kept, "copied_gaps": own["gaps"]} if own["gaps"] else kept
+    facts = catalog.model_dataset(tree, model).attrs[ATTRS]
+    kept = {name: value for name, value in facts.items() if name not in {"name", "committed", "gaps", "created"}}
+    return {**kept, "copied_gaps": facts["gaps"]} if facts["gaps"] else kept
 
 
 def _choose(wanted: Collection[Any] | None, present: Collection[Any], what: str, where: str) -> list[Any]:
@@ -184,13 +201,13 @@ def _choose(wanted: Collection[Any] | None, present: Collection[Any], what: str,
     missing = sorted(set(wanted) - set(present))
     if missing:
         raise NotInStoreError(
-            f"No {what} {', '.join(map(repr, missing))} in {where}: it has {', '.join(map(repr, sorted(present)))}."
+            f"no {what} {', '.join(map(repr, missing))} in {where}: it has {', '.join(map(repr, sorted(present)))}"
         )
     return [item for item in present if item in wanted]
 
 
 def stored_probe_set(tree: xr.DataTree) -> StoredProbeSet:
-    """Give the probe set of an open store.
+    """Return the probe set of an open store.
 
     Raises
     ------
@@ -200,7 +217,7 @@ def stored_probe_set(tree: xr.DataTree) -> StoredProbeSet:
     try:
         return _stored_probe_set(tree)
     except (OSError, ValueError) as error:
-        raise CorruptStoreError(f"The probe set cannot be read ({error}). Run `repaudit verify --data`.") from error
+        raise CorruptStoreError(f"the probe set cannot be read ({error}): run `repaudit verify --data`") from error
 
 
 def _stored_probe_set(tree: xr.DataTree) -> StoredProbeSet:
@@ -225,7 +242,7 @@ def export_layer(
 ) -> tuple[int, ...]:
     """Write one layer (step, sample[, token], feature) to a ``.npy`` or ``.safetensors`` file.
 
-    ``.npy`` holds the activations alone and is written step by step; ``.safetensors`` also holds ``step``, and model,
+    ``.npy`` holds only the activations and is written step by step; ``.safetensors`` also holds ``step``, and model,
     layer and fingerprint in its metadata.
 
     Returns
@@ -244,7 +261,7 @@ def export_layer(
     """
     target = Path(path)
     if target.suffix not in {".npy", ".safetensors"}:
-        raise LayoutError(f"Cannot export to {target.name!r}: expected a path that ends in .npy or .safetensors.")
+        raise LayoutError(f"path {target.name!r}: expected one that ends in .npy or .safetensors")
     tree = open_store(source, storage_options)
     array = catalog.activations(tree, model, layer)
     sums = step_checksums(tree, model, layer)

@@ -112,8 +112,8 @@ def test_gaps_are_told_at_once_and_noted_when_the_store_is_back(tmp_path, probe_
     with pytest.warns(StoreWarning) as told:
         recording = record_with_outage(storage, probe_set, 5, {1, 2}, comes_back=True)
     assert [str(warning.message).split(" is not")[0] for warning in told] == [
-        "Step 1 of model 'seed0'",
-        "Step 2 of model 'seed0'",
+        "step 1 of model 'seed0'",
+        "step 2 of model 'seed0'",
     ]
     assert recording.committed == [0, 3, 4]
     tree = ra.open_store(tmp_path / "away.zarr")
@@ -125,7 +125,7 @@ def test_a_store_gone_at_the_end_is_still_told(tmp_path, probe_set):
     storage = FailingStorage(tmp_path / "end.zarr", lambda write: None)
     with pytest.warns(StoreWarning) as told:
         recording = record_with_outage(storage, probe_set, 2, {1}, comes_back=False)
-    assert ["Step 1" in str(told[0].message), "finalising" in str(told[1].message)] == [True, True]
+    assert ["step 1" in str(told[0].message), "finalising" in str(told[1].message)] == [True, True]
     assert [gap["step"] for gap in recording.gaps] == [1]
     assert_reads_back(tmp_path / "end.zarr", "seed0", {0: 0})
 

@@ -108,7 +108,7 @@ def test_files_that_may_not_grow_leave_what_is_committed(tmp_path, probe_set):
     try:
         resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
         writer.append(1, arrays(1))
-        with pytest.warns(StoreWarning, match="Step 1 .*File too large"):
+        with pytest.warns(StoreWarning, match="step 1 .*File too large"):
             writer.flush()
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)

@@ -35,19 +35,19 @@ def plant(storage, **changes) -> None:
 
 def assert_taken(storage) -> None:
     """Take the lease at once: it is ours, it holds, and it leaves nothing behind."""
-    lease = Lease(storage, KEY, "Model 'm'")
+    lease = Lease(storage, KEY, "model 'm'")
     assert json.loads(storage.get(KEY))["token"] == lease.holder.token
     lease.check()
     with pytest.raises(LeaseError, match="another writer"):
-        Lease(storage, KEY, "Model 'm'")
+        Lease(storage, KEY, "model 'm'")
     lease.release()
     assert storage.get(KEY) is None
 
 
 def test_a_living_lease_is_refused_and_free_after_release(storage):
-    lease = Lease(storage, KEY, "Model 'm'")
-    with pytest.raises(LeaseError, match=f"Model 'm' is being written by another writer .*{os.getpid()}"):
-        Lease(storage, KEY, "Model 'm'")
+    lease = Lease(storage, KEY, "model 'm'")
+    with pytest.raises(LeaseError, match=f"model 'm' is being written by another writer .*{os.getpid()}"):
+        Lease(storage, KEY, "model 'm'")
     lease.release()
     assert_taken(storage)
 
@@ -70,7 +70,7 @@ def test_the_lease_of_a_living_process_is_respected(storage):
 
         plant(storage, pid=process.pid, process_start=_process_start(process.pid), heartbeat=0.0)
         with pytest.raises(LeaseError):
-            Lease(storage, KEY, "Model 'm'")
+            Lease(storage, KEY, "model 'm'")
         process.kill()
     assert_taken(storage)
 
@@ -78,13 +78,13 @@ def test_the_lease_of_a_living_process_is_respected(storage):
 def test_a_lease_from_another_host_holds_for_its_term(storage):
     plant(storage, host="elsewhere", heartbeat=time.time() - 59)
     with pytest.raises(LeaseError, match="elsewhere"):
-        Lease(storage, KEY, "Model 'm'")
+        Lease(storage, KEY, "model 'm'")
     plant(storage, host="elsewhere", heartbeat=time.time() - 61)
     assert_taken(storage)
 
 
 def test_the_heartbeat_is_renewed(storage):
-    lease = Lease(storage, KEY, "Model 'm'", term=0.15)
+    lease = Lease(storage, KEY, "model 'm'", term=0.15)
     first = json.loads(storage.get(KEY))["heartbeat"]
     deadline = time.monotonic() + 10
     while json.loads(storage.get(KEY))["heartbeat"] == first and time.monotonic() < deadline:
@@ -94,8 +94,8 @@ def test_the_heartbeat_is_renewed(storage):
 
 
 def test_force_takes_a_living_lease_and_the_former_holder_learns_it(storage):
-    first = Lease(storage, KEY, "Model 'm'")
-    second = Lease(storage, KEY, "Model 'm'", force=True)
+    first = Lease(storage, KEY, "model 'm'")
+    second = Lease(storage, KEY, "model 'm'", force=True)
     with pytest.raises(LeaseError, match="taken over"):
         first.check()
     first.release()
@@ -116,7 +116,7 @@ def test_of_many_heirs_of_a_stale_lease_one_gets_it(storage):
         def inherit(barrier=barrier):
             barrier.wait()
             try:
-                return Lease(storage, KEY, "Model 'm'")
+                return Lease(storage, KEY, "model 'm'")
             except LeaseError:
                 return None
 

@@ -1,4 +1,4 @@
-"""Look into one model's record without trusting any part of it: what verification reports and repair acts on."""
+"""Inspect one model's record without trusting any part of it: what verify reports and repair acts on."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ _TRIED: Final = 3
 
 
 def _but_length(array: Mapping[str, Any]) -> dict[str, Any]:
-    """Give what two documents of one layer have in common: all but the number of steps."""
+    """Return a layer's document without the number of steps, in which two documents may differ."""
     return {**array, "shape": array["shape"][1:]}
 
 
 class ModelInspection:
     """One model of a store, read leniently.
 
-    `problems` says what is wrong with its document; the arrays' own documents stand in for a document that is lost.
+    `problems` lists what is wrong with its document; the arrays' documents replace a document that is lost.
     """
 
     def __init__(self, storage: Storage, key: str) -> None:
@@ -46,24 +46,24 @@ class ModelInspection:
         self.arrays: dict[str, dict[str, Any]] = self._read_arrays()
 
     def _read_document(self) -> dict[str, Any] | None:
-        place = f"{self.key}/{DOCUMENT}"
+        path = f"{self.key}/{DOCUMENT}"
         try:
-            document = read_document(self.storage, place)
+            document = read_document(self.storage, path)
         except CorruptStoreError as error:
             self.problems.append(str(error))
             return None
         if document is None:
-            self.problems.append(f"{place} is missing")
+            self.problems.append(f"{path} is missing")
             return None
-        found = violations("model", document)
-        self.problems += [f"{place}: {violation}" for violation in found]
-        return None if found else document
+        broken = violations("model", document)
+        self.problems += [f"{path}: {violation}" for violation in broken]
+        return None if broken else document
 
     def _read_arrays(self) -> dict[str, dict[str, Any]]:
-        arrays = own = self._own_layers()
+        arrays = local = self._layer_documents()
         if self.document is not None:
             arrays = dict(self.document["consolidated_metadata"]["metadata"])
-            arrays |= self._settled(arrays, own)
+            arrays |= self._settled(arrays, local)
             self.problems += self._inconsistencies(arrays)
         for name, array in arrays.items():
             reason = unbelievable(array) or refused_by_zarr(array)
@@ -71,27 +71,27 @@ class ModelInspection:
                 self.problems.append(f"the metadata of {name} cannot be right: {reason}")
         return {name: array for name, array in arrays.items() if unbelievable(array) is None}
 
-    def _own_layers(self) -> dict[str, dict[str, Any]]:
-        """Give the layers' own documents, which may lag behind in length and in nothing else."""
-        found = {}
+    def _layer_documents(self) -> dict[str, dict[str, Any]]:
+        """Return the documents in the layers' folders, which may lag behind in length only."""
+        documents = {}
         for name in self.storage.children(self.key):
             try:
                 document = read_document(self.storage, f"{self.key}/{name}/{DOCUMENT}")
             except (CorruptStoreError, OSError):
                 continue
             if document is not None and not violations("layer", document) and unbelievable(document) is None:
-                found[name] = document
-        return found
+                documents[name] = document
+        return documents
 
     def _settled(
-        self, arrays: Mapping[str, dict[str, Any]], own: Mapping[str, dict[str, Any]]
+        self, arrays: Mapping[str, dict[str, Any]], local: Mapping[str, dict[str, Any]]
     ) -> dict[str, dict[str, Any]]:
-        """Give the own documents of layers that the model's document lacks, or has in a form the chunks contradict."""
+        """Return the documents of layers that the model's document lacks, or has in a form the chunks contradict."""
         if not self.committed:
             return {}
         names = self.names
         settled = {}
-        for key, array in own.items():
+        for key, array in local.items():
             if key not in arrays:
                 if array["attributes"][LAYER] in names:
                     self.problems.append(f"{self.key}/{DOCUMENT} lacks the layer {array['attributes'][LAYER]!r}")
@@ -103,7 +103,7 @@ class ModelInspection:
         return settled
 
     def _evidence(self, key: str, array: dict[str, Any], names: list[str]) -> tuple[bool, bool]:
-        """Tell whether checksums prove a layer's document, and whether the list of layers has its name."""
+        """Return whether checksums prove a layer's document, and whether the list of layers has its name."""
         named = array.get("attributes", {}).get(LAYER) in names
         if unbelievable(array) is not None:
             return False, named
@@ -120,7 +120,7 @@ class ModelInspection:
         return False, named
 
     def _inconsistencies(self, arrays: Mapping[str, dict[str, Any]]) -> Iterator[str]:
-        """Say where the layers, the list of their names and the columns of their checksums disagree."""
+        """Yield where the layers, the list of their names and the columns of their checksums disagree."""
         layers = [array["attributes"][LAYER] for array in arrays.values() if self._is_layer(array)]
         widths = [
             size
@@ -139,21 +139,21 @@ class ModelInspection:
                 yield f"the metadata of {name} cannot be right: {', '.join(wrong)} are not those of the format"
 
     def outdated(self) -> Iterator[Problem]:
-        """Return the arrays' own documents that are no earlier state of the model's."""
+        """Yield the arrays' documents that are not an earlier state of the model's."""
         for name, array in self.arrays.items() if self.committed else ():
-            place = f"{self.key}/{name}/{DOCUMENT}"
+            path = f"{self.key}/{name}/{DOCUMENT}"
             try:
-                document = read_document(self.storage, place)
+                document = read_document(self.storage, path)
             except CorruptStoreError as error:
-                yield Problem(place, "damaged_metadata", str(error))
+                yield Problem(path, "damaged_metadata", str(error))
                 continue
             if document is None:
-                yield Problem(place, "damaged_metadata", f"{place} is missing.")
+                yield Problem(path, "damaged_metadata", f"{path} is missing")
             elif unbelievable(document) is not None or _but_length(document) != _but_length(array):
-                yield Problem(place, "damaged_metadata", f"{place} is not what {self.key}/{DOCUMENT} says of it.")
+                yield Problem(path, "damaged_metadata", f"{path} is not what {self.key}/{DOCUMENT} says")
             elif document["shape"][0] > array["shape"][0]:
                 yield Problem(
-                    place, "leftover", f"{place} has {document['shape'][0]} steps: a truncation was not finished."
+                    path, "leftover", f"{path} has {document['shape'][0]} steps: a truncation was not finished"
                 )
 
     @property
@@ -173,7 +173,7 @@ class ModelInspection:
 
     @property
     def extent(self) -> int:
-        """Number of steps to look at: the committed ones, or what the chunks can tell where the documents disagree."""
+        """Number of steps to check: the committed ones, or those with chunks where the documents disagree."""
         present = max((self._chunks_present(key) for key in self.layer_keys.values()), default=0)
         if self.committed is None:
             return present
@@ -183,7 +183,7 @@ class ModelInspection:
         return max(min(claims), min(max(claims), max(present, self._rows_present())))
 
     def chunks_present(self, key: str) -> dict[int, str]:
-        """Give the files of an array's chunks by their first index."""
+        """Return the files of an array's chunks by their first index."""
         files = [file for file in self.storage.children(f"{self.key}/{key}") if file.startswith("c.")]
         return {int(index): file for file in files if (index := file.split(".")[1]).isdecimal() and index.isascii()}
 
@@ -191,7 +191,7 @@ class ModelInspection:
         return max(self.chunks_present(key), default=-1) + 1
 
     def _rows_present(self) -> int:
-        """Give the number of rows of `step` that are not fill."""
+        """Return the number of rows of `step` that are not fill."""
         last = self._chunks_present(STEP) - 1
         values = self.column(STEP, last) if last >= 0 else []
         if isinstance(values, str):
@@ -206,20 +206,20 @@ class ModelInspection:
 
     @property
     def committed(self) -> int | None:
-        """Number of committed steps, or None where no document tells."""
+        """Number of committed steps, or None without a document."""
         return None if self.document is None else int(self.document["attributes"][ATTRS]["committed"])
 
     @property
     def name(self) -> str | None:
-        """The model's real name, or None where no document tells."""
+        """The model's real name, or None without a document."""
         return None if self.document is None else str(self.document["attributes"][ATTRS]["name"])
 
     @cached_property
     def layer_keys(self) -> dict[str, str]:
         """Keys of the layers on disk, by real name, in recorded order."""
-        found = {array["attributes"][LAYER]: key for key, array in self.arrays.items() if self._is_layer(array)}
+        keys = {array["attributes"][LAYER]: key for key, array in self.arrays.items() if self._is_layer(array)}
         order = self.names
-        return dict(sorted(found.items(), key=lambda item: order.index(item[0]) if item[0] in order else len(order)))
+        return dict(sorted(keys.items(), key=lambda item: order.index(item[0]) if item[0] in order else len(order)))
 
     @staticmethod
     def _is_layer(array: Mapping[str, Any]) -> bool:
@@ -246,7 +246,7 @@ class ModelInspection:
         return self.storage.get(f"{self.key}/{LAYER}/{chunk_key(0)}")
 
     def column(self, name: str, chunk: int) -> list[Any] | str:
-        """Give one chunk of a coordinate, or what is wrong with it."""
+        """Return one chunk of a coordinate, or what is wrong with it."""
         if (name, chunk) not in self._columns:
             self._columns[name, chunk] = self._read_column(name, chunk)
         return self._columns[name, chunk]
@@ -269,11 +269,11 @@ class ModelInspection:
         return values
 
     def chunk_name(self, name: str, index: int) -> str:
-        """Give the file, within the array, that holds the chunk with this first index."""
+        """Return the file, within the array, that holds the chunk with this first index."""
         return chunk_key(index, *(0 for _ in self.arrays[name]["shape"][1:]))
 
     def raw_size(self, name: str) -> int | None:
-        """Give the exact size of a stored step where the codec fixes it."""
+        """Return the exact size of a stored step where the codec determines it, or None."""
         array = self.arrays[name]
         if array["attributes"].get("codec") != "raw" or array["codecs"][0]["name"] != "bytes":
             return None
@@ -297,17 +297,17 @@ class ModelInspection:
         return np.ascontiguousarray(values)
 
     def step_problem(self, name: str, index: int, expected: int | None) -> str | None:
-        """Say what is wrong with one step of one layer, reading it whole, or None."""
+        """Return what is wrong with one step of one layer, reading all of it, or None."""
         try:
-            found = checksum(self.read_step(name, index))
+            crc = checksum(self.read_step(name, index))
         except FileNotFoundError:
             return "missing"
         except Exception as error:  # noqa: BLE001 - a damaged chunk may fail in any decoder
             return f"it cannot be decoded ({error})"
-        return None if expected is None or found == expected else "it does not match its checksum"
+        return None if expected is None or crc == expected else "it does not match its checksum"
 
     def leftovers(self) -> Iterator[str]:
-        """Give the keys of chunks beyond the committed steps."""
+        """Yield the keys of chunks beyond the committed steps."""
         committed = self.committed or 0
         for name, array in self.arrays.items():
             if array["dimension_names"][0] != STEP:

@@ -22,11 +22,16 @@ class Problem:
     kind : str
         One of :data:`Kind`.
     message : str
-        What is wrong; of a problem that :func:`repaudit.repair` mended, what was done.
+        What is wrong, or what :func:`repaudit.repair` did about it.
     lost : list of int
-        Steps that were lost by mending it.
+        Steps that the repair dropped.
     remedy : mapping, optional
-        The document that must stand there, where the rest of the store tells it for certain.
+        The document that belongs there, where the rest of the store determines it.
+
+    Examples
+    --------
+    >>> Problem("models/seed0/step/c.0", "missing_chunk", "chunk c.0 is missing").kind
+    'missing_chunk'
     """
 
     location: str

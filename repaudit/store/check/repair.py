@@ -1,4 +1,4 @@
-"""Mend a store: sweep what no commit claims, drop what cannot be trusted, and never invent data."""
+"""Repair a store: remove what no commit refers to, drop what cannot be trusted, and never invent data."""
 
 from __future__ import annotations
 
@@ -30,28 +30,47 @@ _UNKNOWN: Final[Mapping[str, Any]] = {"epoch": float("nan"), "wall_time": 0, "tr
 def repair(
     url: str | os.PathLike[str] | Storage, storage_options: Mapping[str, Any] | None = None, *, force: bool = False
 ) -> list[Problem]:
-    """Mend what can be mended, and say what was lost.
+    """Repair what can be repaired, and report what was lost.
 
-    Leftovers of crashed writers are swept; a step of which any layer is missing or damaged is dropped for all layers,
-    since a step is whole or it is not there; a model's document that is lost is rebuilt from its arrays' own. A repair
-    that is itself interrupted goes on when called again. Foreign files are never touched.
+    Leftovers of crashed writers are removed; a step of which any layer is missing or damaged is dropped for all layers,
+    since a step is whole or absent; a lost document of a model is rebuilt from the documents of its arrays. An
+    interrupted repair continues when called again. Foreign files are never touched.
 
     Parameters
     ----------
     url : path or URL
+        The store.
     storage_options : mapping, optional
-        Handed to fsspec.
+        Passed to fsspec.
     force : bool
-        Also repair models whose writer seems alive, and drop steps although their activations are intact, where their
-        numbers are lost, or where nothing else would be left of the model.
+        Also repair models whose writer seems alive, and drop intact steps whose numbers are lost, or where no other
+        step of the model is left.
+
+    Returns
+    -------
+    list of Problem
+        What was repaired; `lost` lists the steps that were dropped.
 
     Raises
     ------
     StoreNotFoundError, NotAStoreError, UnknownVersionError, LeaseError
-        If there is nothing that may be repaired.
+        If the path or URL is not a store that this library can repair, or a model has a living writer.
     CorruptStoreError
-        If the root document is lost: without the probe set's fingerprint nothing can be rebuilt. Also if intact
-        activations would have to be dropped, and `force` is not given; nothing of that model is changed then.
+        If the root document is lost, and with it the probe set's fingerprint. Also if intact activations would have to
+        be dropped, and `force` is not given; nothing of that model is changed then.
+
+    See Also
+    --------
+    repaudit.verify : Lists the problems without changing anything.
+
+    Examples
+    --------
+    >>> from repaudit.store.read.stored_probe_set import StoredProbeSet
+    >>> from repaudit.store.write.writer import TrajectoryWriter
+    >>> TrajectoryWriter("memory://repair.zarr", model_name="seed0", layers={"layer.0": ((2, 3), "float32")},
+    ...                  probe_set=StoredProbeSet("abc", ["s0", "s1"], {"x": np.eye(2)})).close()
+    >>> repair("memory://repair.zarr")
+    []
     """
     storage = url if isinstance(url, Storage) else open_storage(url, storage_options)
     if store_attributes(storage) is None:
@@ -77,7 +96,7 @@ def repair(
             except _IntactError as error:
                 refused.append(str(error))
     if refused:
-        raise CorruptStoreError(" ".join(refused))
+        raise CorruptStoreError("; ".join(refused))
     return done
 
 
@@ -95,7 +114,7 @@ def _refuse_alive(storage: Storage) -> None:
         if data is not None and not Holder.parse(data).stale:
             raise LeaseError(
                 f"{storage.url}: {MODELS}/{name} is being written by another writer ({Holder.parse(data)}); nothing "
-                f"was repaired. Wait for it to end, or pass force=True if that writer is known to be dead."
+                f"was repaired: wait for it to end, or pass force=True if that writer is known to be dead"
             )
 
 
@@ -103,19 +122,18 @@ def _mend_root(storage: Storage) -> Iterator[Problem]:
     document = read_document(storage, DOCUMENT) or {}
     if document.pop("consolidated_metadata", None) is not None:
         storage.put(DOCUMENT, [dump(document)])
-        yield Problem(DOCUMENT, "misaligned", "The consolidated metadata that hid later steps was taken away.")
-    own, beside = document["attributes"][ATTRS], document["attributes"].get("coordinates")
-    for _ in range(2):  # the inputs' own documents are mended after the group that lists them
-        for problem in list(RootInspection(storage, own, beside).problems()):
+        yield Problem(DOCUMENT, "misaligned", "the consolidated metadata that hid later steps was removed")
+    attributes, coordinates = document["attributes"][ATTRS], document["attributes"].get("coordinates")
+    for _ in range(2):  # the inputs' documents are repaired after the group that lists them
+        for problem in list(RootInspection(storage, attributes, coordinates).problems()):
             if problem.remedy is not None:
                 storage.put(problem.location, [dump(problem.remedy)])
-                message = f"{problem.message} It was written anew from what else the store holds."
-                yield Problem(problem.location, problem.kind, message)
+                yield Problem(problem.location, problem.kind, f"{problem.message}; it was rewritten from the store")
     for name in storage.children(PROBE):
         if name.endswith(TEMPORARY) and abandoned(name):
             storage.delete_prefix(f"{PROBE}/{name}")
             storage.delete(f"{PROBE}/{name}")
-            yield Problem(f"{PROBE}/{name}", "leftover", "A write that never finished was removed.")
+            yield Problem(f"{PROBE}/{name}", "leftover", "a write that never finished was removed")
     yield from _mend_lease(storage, f"{PROBE}/{LEASE}")
 
 
@@ -123,40 +141,39 @@ def _mend_lease(storage: Storage, key: str) -> Iterator[Problem]:
     data = storage.get(key)
     if data is not None and Holder.parse(data).stale:
         storage.delete(key)
-        yield Problem(key, "leftover", "A lease whose holder is gone was removed.")
+        yield Problem(key, "leftover", "a lease whose holder is gone was removed")
 
 
 def _mend_model(storage: Storage, key: str, force: bool) -> list[Problem]:
     done = list(_mend_lease(storage, f"{key}/{LEASE}"))
-    lease = Lease(storage, f"{key}/{LEASE}", f"The model at {key}", force=force)
+    lease = Lease(storage, f"{key}/{LEASE}", f"the model at {key}", force=force)
     try:
         _replay(storage, key)
         model = ModelInspection(storage, key)
         if not model.layer_keys:
-            raise CorruptStoreError(f"{storage.url}: nothing is left of {key} to rebuild it from: {model.problems}.")
+            raise CorruptStoreError(f"{storage.url}: nothing is left of {key} to rebuild it from: {model.problems}")
         if model.document is None and model.names_problem:
             raise CorruptStoreError(
                 f"{storage.url}: of {key} both the document and the names of the layers are lost, so nothing tells "
-                f"whose checksums are whose. Nothing of this model was changed; restore one of them from a backup."
+                f"whose checksums are whose; nothing of this model was changed: restore one of them from a backup"
             )
-        found = set(model.leftovers())
+        leftovers = set(model.leftovers())
         rows = _judge(model)
-        bad = [row for row in rows if row.problem]
         rebuilt = not model.sound or not model.aligned
         if not force:
             _refuse_intact(model, rows)
-        if bad or rebuilt or any(row.unknown for row in rows) or (rows and model.names_problem):
+        if rebuilt or any(row.problem or row.unknown for row in rows) or (rows and model.names_problem):
             _stage(model, [row for row in rows if not row.problem])
             _replay(storage, key)
             done += _describe(model, rows, rebuilt)
         model = ModelInspection(storage, key)
         for problem in list(model.outdated()):
             storage.put(problem.location, [dump(model.arrays[problem.location.split("/")[-2]])])
-            done.append(Problem(problem.location, problem.kind, f"{problem.message} It was written anew."))
-        for place in list(model.leftovers()):
-            storage.delete(place)
-            if place in found:
-                done.append(Problem(place, "leftover", "A chunk beyond the committed steps was removed."))
+            done.append(Problem(problem.location, problem.kind, f"{problem.message}; it was rewritten"))
+        for chunk in list(model.leftovers()):
+            storage.delete(chunk)
+            if chunk in leftovers:
+                done.append(Problem(chunk, "leftover", "a chunk beyond the committed steps was removed"))
     finally:
         lease.release()
     return done
@@ -180,20 +197,19 @@ def _refuse_intact(model: ModelInspection, rows: list[_Row]) -> None:
     some = [row.index for row in rows if any(_proven(model, row.index))] if all(row.problem for row in rows) else []
     if not nameless and not some:
         return
-    place = f"{model.storage.url}: {model.key}"
     if nameless:
         what = f"the numbers of {len(nameless)} steps are lost (damaged {STEP}), but their activations are intact"
     else:
         reasons = "; ".join(dict.fromkeys(row.problem or "" for row in rows[:3]))
         what = f"not one of {len(rows)} steps can be kept ({reasons}), but other activations of them are intact"
     raise _IntactError(
-        f"{place}: {what}, so nothing of this model was changed. Restore the damaged part from a backup, or pass "
-        f"force=True to drop these steps."
+        f"{model.storage.url}: {model.key}: {what}, so nothing of this model was changed; restore the damaged part "
+        f"from a backup, or pass force=True to drop these steps"
     )
 
 
 def _proven(model: ModelInspection, index: int) -> Iterator[bool]:
-    """Tell for each layer whether a checksum proves its activations at this index."""
+    """Yield for each layer whether a checksum proves its activations at this index."""
     sums = model.column(CHECKSUM, index // COORDINATE_CHUNK)
     for layer, key in enumerate(model.layer_keys.values()):
         expected = None if isinstance(sums, str) else sums[index % COORDINATE_CHUNK][layer]
@@ -231,18 +247,18 @@ def _judge_step(model: ModelInspection, index: int, last: int) -> _Row:
     if columns[STEP] is None or columns[STEP] <= last:
         return _Row(index, columns, [], "its step number is lost", unknown, all(_proven(model, index)))
     sums = model.column(CHECKSUM, chunk)
-    found: list[int] = []
+    checksums: list[int] = []
     for layer, (name, key) in enumerate(model.layer_keys.items()):
         expected = None if isinstance(sums, str) else sums[position][layer]
         wrong = model.step_problem(key, index, expected)
         if wrong or (expected is None and model.committed is None):
             return _Row(index, columns, [], f"layer {name!r}: {wrong or 'nothing proves it'}", unknown)
-        found.append(checksum(model.read_step(key, index)) if expected is None else expected)
-    return _Row(index, columns, found, None, [*unknown, *([CHECKSUM] if isinstance(sums, str) else [])])
+        checksums.append(checksum(model.read_step(key, index)) if expected is None else expected)
+    return _Row(index, columns, checksums, None, [*unknown, *([CHECKSUM] if isinstance(sums, str) else [])])
 
 
 def _stage(model: ModelInspection, rows: list[_Row]) -> None:
-    """Copy the good steps to where no reader looks; the staged document, written last, makes the repair certain."""
+    """Copy the good steps to where no reader looks; the staged document, written last, makes the repair final."""
     storage, base = model.storage, f"{REPAIR}/{model.key.partition('/')[2]}"
     storage.delete_prefix(base)
     for name in model.layer_keys.values():
@@ -271,14 +287,14 @@ def _mended_document(model: ModelInspection, rows: list[_Row]) -> dict[str, Any]
     else:
         name = decode_name(model.key.rpartition("/")[2])
         known = {} if model.document is None else model.document["attributes"][ATTRS]
-        own = {"name": name, "committed": 0, "gaps": [], "created": now()} | copy.deepcopy(known)
-        document = model_document(own, [], 0)
+        facts = {"name": name, "committed": 0, "gaps": [], "created": now()} | copy.deepcopy(known)
+        document = model_document(facts, [], 0)
         arrays = document["consolidated_metadata"]["metadata"]
         arrays |= {key: copy.deepcopy(model.arrays[key]) for key in model.layer_keys.values()}
         for key, shape in ((LAYER, [len(model.layer_keys)]), (CHECKSUM, [0, len(model.layer_keys)])):
             arrays[key]["shape"] = shape
-            rows_a_chunk = len(model.layer_keys) if key == LAYER else COORDINATE_CHUNK
-            arrays[key]["chunk_grid"]["configuration"]["chunk_shape"] = [rows_a_chunk, *shape[1:]]
+            chunk_rows = len(model.layer_keys) if key == LAYER else COORDINATE_CHUNK
+            arrays[key]["chunk_grid"]["configuration"]["chunk_shape"] = [chunk_rows, *shape[1:]]
     document["attributes"][ATTRS] |= {"committed": len(rows), "repaired": now()}
     for array in document["consolidated_metadata"]["metadata"].values():
         if array["dimension_names"][0] == STEP:
@@ -317,18 +333,18 @@ def _replay(storage: Storage, key: str) -> None:
 def _describe(model: ModelInspection, rows: list[_Row], rebuilt: bool) -> Iterator[Problem]:
     if rebuilt:
         kept = len([row for row in rows if not row.problem])
-        message = f"The model's document was rebuilt from its arrays; {kept} steps are proven by their checksums."
+        message = f"the model's document was rebuilt from its arrays; {kept} steps are proven by their checksums"
         yield Problem(f"{model.key}/{DOCUMENT}", "damaged_metadata", message)
     for row in rows:
         step = row.columns[STEP]
         if row.problem:
             known = [int(step)] if step is not None and step >= 0 else []
-            message = f"Step {step if known else 'of unknown number'} was dropped for all layers: {row.problem}."
+            message = f"step {step if known else 'of unknown number'} was dropped for all layers: {row.problem}"
             yield Problem(f"{model.key}[{row.index}]", "damaged_chunk", message, known)
     if rows and model.names_problem:
-        message = f"The names of the layers ({model.names_problem}) were written anew from the layers' metadata."
+        message = f"the names of the layers ({model.names_problem}) were rewritten from the layers' metadata"
         yield Problem(f"{model.key}/{LAYER}/{chunk_key(0)}", "damaged_chunk", message)
     unknown = sorted({name for row in rows for name in row.unknown})
     if unknown:
-        message = f"{', '.join(unknown)}: damaged chunks were replaced by 'unknown', or by recomputed checksums."
+        message = f"{', '.join(unknown)}: damaged chunks were replaced by 'unknown', or by recomputed checksums"
         yield Problem(model.key, "damaged_chunk", message)

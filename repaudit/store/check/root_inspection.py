@@ -1,4 +1,4 @@
-"""Look into the root of a store without trusting it: the documents of its groups, its samples and their inputs."""
+"""Inspect the root of a store without trusting it: the documents of its groups, its samples and their inputs."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _CHECKSUM_BYTES = 4
 
 
 def refused_by_zarr(document: Mapping[str, Any]) -> str | None:
-    """Say why Zarr itself cannot read arrays with this document, or None."""
+    """Return why Zarr cannot read arrays with this document, or None."""
     try:
         zarr.open_array(zarr.storage.MemoryStore({DOCUMENT: Buffer.from_bytes(dump(document))}), mode="r")
     except Exception as error:  # noqa: BLE001 - a document may be wrong in any way
@@ -30,9 +30,20 @@ def refused_by_zarr(document: Mapping[str, Any]) -> str | None:
     return None
 
 
-def differences(found: Mapping[str, Any], expected: Mapping[str, Any]) -> list[str]:
-    """List the parts in which a document is not as expected; its attributes are its own."""
-    return [part for part in expected if part != "attributes" and found.get(part, []) != expected[part]]
+def differences(document: Mapping[str, Any], expected: Mapping[str, Any]) -> list[str]:
+    """List the parts in which a document is not as expected, its attributes left out.
+
+    Examples
+    --------
+    >>> differences({"shape": [3]}, {"shape": [2], "attributes": {}})
+    ['shape']
+    """
+    return [part for part in expected if part != "attributes" and document.get(part, []) != expected[part]]
+
+
+def _path(key: str) -> str:
+    """Return the key of an input's document."""
+    return f"{PROBE}/{key}/{DOCUMENT}"
 
 
 class RootInspection:
@@ -41,32 +52,32 @@ class RootInspection:
     Parameters
     ----------
     storage : Storage
-    own : mapping
-        The root's own attributes.
-    beside : str
-        The root's attribute ``coordinates``: which arrays lie beside ``sample``.
+    attributes : mapping
+        The root's repaudit attributes.
+    coordinates : str
+        The root's attribute ``coordinates``: which arrays belong to ``sample``.
     """
 
-    def __init__(self, storage: Storage, own: Mapping[str, Any], beside: Any) -> None:
+    def __init__(self, storage: Storage, attributes: Mapping[str, Any], coordinates: Any) -> None:
         self.storage = storage
-        samples = own.get("samples")
+        samples = attributes.get("samples")
         self.samples = samples if type(samples) is int and 0 < samples <= MOST_SAMPLES else None
-        named = beside.split() if isinstance(beside, str) else ()
+        named = coordinates.split() if isinstance(coordinates, str) else ()
         self.coordinates = [SAMPLE, *(n for n in (LABEL, TEXT) if n in named or storage.children(n))]
         self._documents: dict[str, dict[str, Any] | str] = {}
 
-    def read(self, place: str) -> dict[str, Any] | str:
-        """Give a document, or what is wrong with it."""
-        if place not in self._documents:
+    def read(self, path: str) -> dict[str, Any] | str:
+        """Return a document, or what is wrong with it."""
+        if path not in self._documents:
             try:
-                document = read_document(self.storage, place)
-                self._documents[place] = f"{place} is missing." if document is None else document
+                document = read_document(self.storage, path)
+                self._documents[path] = f"{path} is missing" if document is None else document
             except CorruptStoreError as error:
-                self._documents[place] = str(error)
-        return self._documents[place]
+                self._documents[path] = str(error)
+        return self._documents[path]
 
     def problems(self) -> Iterator[Problem]:
-        """Find what is wrong with the documents that readers use, and then with the inputs' own."""
+        """Find what is wrong with the documents that readers use, then with those of the inputs."""
         yield from self.visible_problems()
         yield from self._own_input_problems()
 
@@ -79,28 +90,28 @@ class RootInspection:
             yield from self._probe_problems(self.samples)
 
     def _models_problems(self) -> Iterator[Problem]:
-        place, empty = f"{MODELS}/{DOCUMENT}", group_document({})
-        document = self.read(place)
+        path, empty = f"{MODELS}/{DOCUMENT}", group_document({})
+        document = self.read(path)
         if isinstance(document, str):
-            yield Problem(place, "damaged_metadata", document, remedy=empty)
+            yield Problem(path, "damaged_metadata", document, remedy=empty)
         elif differences(document, empty) or not isinstance(document.get("attributes", {}), dict):
-            yield Problem(place, "damaged_metadata", f"{place} is no Zarr group.", remedy=empty)
+            yield Problem(path, "damaged_metadata", f"{path} is not a Zarr group", remedy=empty)
         elif "consolidated_metadata" in document:
-            message = f"{place} carries consolidated metadata, which hides models and steps committed later."
-            yield Problem(place, "misaligned", message, remedy=empty)
+            message = f"{path} has consolidated metadata, which hides models and steps committed later"
+            yield Problem(path, "misaligned", message, remedy=empty)
 
     def _coordinate_problems(self, name: str, samples: int) -> Iterator[Problem]:
-        place = f"{name}/{DOCUMENT}"
+        path = f"{name}/{DOCUMENT}"
         expected = column_document((samples,), "string", (samples,), (SAMPLE,), "", {"long_name": name})
-        document = self.read(place)
+        document = self.read(path)
         wrong = [] if isinstance(document, str) else differences(document, expected)
         if isinstance(document, str) or wrong:
-            remedy = expected if isinstance(self.texts(name), list) else None  # only what its chunk bears out
-            found = document if isinstance(document, str) else f"{', '.join(wrong)} are not those of {samples} texts"
-            yield Problem(place, "damaged_metadata", f"The metadata of {name}: {found}", remedy=remedy)
+            remedy = expected if isinstance(self.texts(name), list) else None  # only what its chunk confirms
+            reason = document if isinstance(document, str) else f"{', '.join(wrong)} are not those of {samples} texts"
+            yield Problem(path, "damaged_metadata", f"the metadata of {name}: {reason}", remedy=remedy)
 
     def texts(self, name: str) -> list[str] | str:
-        """Give the strings of a coordinate, or what is wrong with its chunk."""
+        """Return the strings of a coordinate, or what is wrong with its chunk."""
         data = self.storage.get(f"{name}/{chunk_key(0)}")
         try:
             texts = decode_column(data or b"", np.dtype(object))
@@ -109,50 +120,47 @@ class RootInspection:
         return texts if len(texts) == self.samples else f"it holds {len(texts)} texts, expected {self.samples}"
 
     def _probe_problems(self, samples: int) -> Iterator[Problem]:
-        place = f"{PROBE}/{DOCUMENT}"
-        group = self.read(place)
-        found = [group] if isinstance(group, str) else violations("probe", group)
-        if not found and not isinstance(group, str):
+        path = f"{PROBE}/{DOCUMENT}"
+        group = self.read(path)
+        reasons = [group] if isinstance(group, str) else violations("probe", group)
+        if not reasons and not isinstance(group, str):
             listed = group["consolidated_metadata"]["metadata"]
-            found += [
+            reasons += [
                 f"impossible metadata of {key}" for key, array in listed.items() if not self._sound(array, samples)
             ]
-            found += [f"no metadata of {key}" for key in self.input_keys() if key not in listed]
-        if found:
-            yield Problem(place, "damaged_metadata", f"{place}: {'; '.join(found)}", remedy=self._mended_probe(samples))
+            reasons += [f"no metadata of {key}" for key in self.input_keys() if key not in listed]
+        if reasons:
+            yield Problem(path, "damaged_metadata", f"{path}: {'; '.join(reasons)}", remedy=self._mended_probe(samples))
 
     def _mended_probe(self, samples: int) -> dict[str, Any] | None:
-        """Give the probe's group as the inputs' own documents have it, if their chunks bear all of them out."""
-        own = {key: self._sound(self.read(self._own(key)), samples) for key in self.input_keys()}
-        sound = {key: array for key, array in own.items() if array is not None and self._borne_out(key, array)}
-        return group_document({}, sound) if len(sound) == len(own) else None
+        """Return the probe's group rebuilt from the documents of its inputs, if their chunks confirm all of them."""
+        arrays = {key: self._sound(self.read(_path(key)), samples) for key in self.input_keys()}
+        sound = {key: array for key, array in arrays.items() if array is not None and self._confirmed(key, array)}
+        return group_document({}, sound) if len(sound) == len(arrays) else None
 
     def _own_input_problems(self) -> Iterator[Problem]:
         for key, array in self.listed_inputs().items():
-            place = self._own(key)
-            document = self.read(place)
+            path = _path(key)
+            document = self.read(path)
             if isinstance(document, str) or document != array:
-                message = document if isinstance(document, str) else f"{place} and {PROBE}/{DOCUMENT} differ."
-                yield Problem(place, "damaged_metadata", message, remedy=array if self._borne_out(key, array) else None)
+                message = document if isinstance(document, str) else f"{path} and {PROBE}/{DOCUMENT} differ"
+                yield Problem(path, "damaged_metadata", message, remedy=array if self._confirmed(key, array) else None)
 
     def input_keys(self) -> list[str]:
-        """Give the keys of the inputs whose folders are there."""
+        """Return the keys of the inputs that have a folder."""
         return [key for key in self.storage.children(PROBE) if not key.startswith(".") and key != DOCUMENT]
 
     def listed_inputs(self) -> dict[str, dict[str, Any]]:
-        """Give the metadata of the inputs that the probe's group lists and that can be right."""
+        """Return the metadata of the inputs that the probe's group lists and that can be right."""
         group = self.read(f"{PROBE}/{DOCUMENT}")
         if isinstance(group, str) or self.samples is None or violations("probe", group):
             return {}
         listed = group["consolidated_metadata"]["metadata"]
         return {key: array for key, array in listed.items() if self._sound(array, self.samples)}
 
-    def _own(self, key: str) -> str:
-        return f"{PROBE}/{key}/{DOCUMENT}"
-
     @staticmethod
     def _sound(document: dict[str, Any] | str, samples: int) -> dict[str, Any] | None:
-        """Give an input's document if it can be right."""
+        """Return an input's document if it can be right."""
         if isinstance(document, str) or unbelievable(document) is not None:
             return None
         wrapped = group_document({}, {"input": document})
@@ -162,12 +170,12 @@ class RootInspection:
 
     @staticmethod
     def chunk_bytes(array: Mapping[str, Any]) -> int:
-        """Give the size of one stored chunk of an input, which is not compressed."""
+        """Return the size of one stored chunk of an input, which is not compressed."""
         shape: list[int] = array["chunk_grid"]["configuration"]["chunk_shape"]
         return prod(shape) * int(np.dtype(array["data_type"]).itemsize) + _CHECKSUM_BYTES
 
-    def _borne_out(self, key: str, array: Mapping[str, Any]) -> bool:
-        """Tell whether an input's chunks have the number and size that its document gives."""
+    def _confirmed(self, key: str, array: Mapping[str, Any]) -> bool:
+        """Return whether an input's chunks have the number and size that its document gives."""
         rows, chunk_rows = array["shape"][0], array["chunk_grid"]["configuration"]["chunk_shape"][0]
         present = [name for name in self.storage.children(f"{PROBE}/{key}") if name.startswith("c.")]
         sizes = {self.storage.size(f"{PROBE}/{key}/{name}") for name in present}

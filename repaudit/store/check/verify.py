@@ -1,4 +1,4 @@
-"""Find everything that is wrong with a store, each problem with its place."""
+"""Find everything that is wrong with a store, each problem with its location."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from repaudit.store.storage.place import open_storage
 from repaudit.store.storage.storage import TEMPORARY, Storage
 
 _MOST_LISTED: Final = 1000
-"""Missing chunks of one array that are named one by one."""
+"""Missing chunks of one array that are listed singly."""
 
 
 def verify(
@@ -33,65 +33,84 @@ def verify(
     Parameters
     ----------
     url : path or URL
+        The store.
     data : bool
         Whether to read every committed step and compare it with its checksum.
     storage_options : mapping, optional
-        Handed to fsspec.
+        Passed to fsspec.
 
     Returns
     -------
     list of Problem
-        Each with `location`, `kind` and `message`. A gap that the recorder noted itself is no problem.
+        Each with `location`, `kind` and `message`. A gap that the recorder noted is not a problem.
 
     Raises
     ------
     StoreNotFoundError, NotAStoreError
-        If there is nothing of ours to verify.
+        If the path or URL is not a repaudit store.
+
+    See Also
+    --------
+    repaudit.repair : Repairs what was found.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from repaudit.store.read.stored_probe_set import StoredProbeSet
+    >>> from repaudit.store.write.writer import TrajectoryWriter
+    >>> probe_set = StoredProbeSet("abc", ["s0", "s1"], {"x": np.eye(2)})
+    >>> with TrajectoryWriter("memory://verify.zarr", model_name="seed0", probe_set=probe_set,
+    ...                       layers={"layer.0": ((2, 3), "float32")}) as writer:
+    ...     writer.append(10, {"layer.0": np.ones((2, 3), "float32")})
+    >>> verify("memory://verify.zarr", data=True)
+    []
     """
     storage = url if isinstance(url, Storage) else open_storage(url, storage_options)
     try:
-        own = store_attributes(storage)
+        attributes = store_attributes(storage)
     except UnknownVersionError as error:
         return [Problem(DOCUMENT, "unknown_version", str(error))]
     except CorruptStoreError as error:
         return [Problem(DOCUMENT, "damaged_metadata", str(error))]
-    if own is None:
+    if attributes is None:
         raise nothing_there(storage)
-    problems = [*_links(storage), *_root(storage, own, data)]
+    problems = [*_links(storage), *_root(storage, attributes, data)]
     linked = {problem.location for problem in problems if problem.kind == "foreign"}
     names: dict[str, str] = {}
     for name in [name for name in storage.children(MODELS) if name != DOCUMENT]:
         key = f"{MODELS}/{name}"
-        if not any(place == key or place.startswith(f"{key}/") for place in linked):
+        if not any(link == key or link.startswith(f"{key}/") for link in linked):
             model = ModelInspection(storage, key)
             problems += _model(model, data)
             if names.setdefault(model.name or key, key) != key:
-                message = f"{key} and {names[model.name or key]} are both model {model.name!r}: move one away."
+                message = (
+                    f"{key} and {names[model.name or key]} are both model {model.name!r}: move one out of the store"
+                )
                 problems.append(Problem(f"{key}/{DOCUMENT}", "misaligned", message))
     return problems
 
 
 def _links(storage: Storage) -> Iterator[Problem]:
     for key in storage.links():
-        yield Problem(key, "foreign", f"{key} is a symbolic link: a store holds its own files only.")
+        yield Problem(key, "foreign", f"{key} is a symbolic link: expected files of the store only")
 
 
-def _root(storage: Storage, own: Mapping[str, Any], data: bool) -> Iterator[Problem]:
+def _root(storage: Storage, attributes: Mapping[str, Any], data: bool) -> Iterator[Problem]:
     document = read_document(storage, DOCUMENT) or {}
     for violation in violations("root", document):
         yield Problem(DOCUMENT, "damaged_metadata", f"{DOCUMENT}: {violation}")
     if "consolidated_metadata" in document:
-        message = "The root carries consolidated metadata, which hides steps committed later from every reader."
+        message = "the root has consolidated metadata, which hides steps committed later from every reader"
         yield Problem(DOCUMENT, "misaligned", message)
-    ours = {DOCUMENT, SAMPLE, LABEL, TEXT, PROBE, MODELS}
+    expected = {DOCUMENT, SAMPLE, LABEL, TEXT, PROBE, MODELS}
     for name in storage.children():
-        if name not in ours:
-            yield Problem(name, "foreign", f"{name} is no part of a repaudit store.")
+        if name not in expected:
+            yield Problem(name, "foreign", f"{name} does not belong to a repaudit store")
     for name in storage.children(PROBE):
         if name.endswith(TEMPORARY) and abandoned(name):
-            yield Problem(f"{PROBE}/{name}", "leftover", "A write that never finished.")
+            yield Problem(f"{PROBE}/{name}", "leftover", "a write that never finished")
     yield from _lease(storage, f"{PROBE}/{LEASE}")
-    root = RootInspection(storage, own, document["attributes"].get("coordinates"))
+    root = RootInspection(storage, attributes, document["attributes"].get("coordinates"))
     yield from root.problems()
     yield from _coordinates(root, data)
     yield from _inputs(root, data)
@@ -100,44 +119,44 @@ def _root(storage: Storage, own: Mapping[str, Any], data: bool) -> Iterator[Prob
 def _lease(storage: Storage, key: str) -> Iterator[Problem]:
     data = storage.get(key)
     if data is not None and Holder.parse(data).stale:
-        yield Problem(key, "leftover", f"A lease whose holder is gone ({Holder.parse(data)}).")
+        yield Problem(key, "leftover", f"a lease whose holder is gone ({Holder.parse(data)})")
 
 
 def _coordinates(root: RootInspection, data: bool) -> Iterator[Problem]:
-    """Check the chunks of the samples' ids, labels and previews: one each."""
+    """Check the chunks of the samples' ids, labels and previews: one chunk each."""
     for name in root.coordinates:
-        place = f"{name}/{chunk_key(0)}"
-        if root.storage.size(place) is None:
-            yield Problem(place, "missing_chunk", f"{name} has {root.samples} samples, but their chunk is not there.")
+        chunk = f"{name}/{chunk_key(0)}"
+        if root.storage.size(chunk) is None:
+            yield Problem(chunk, "missing_chunk", f"{name} has {root.samples} samples, but its chunk is missing")
         elif data and root.samples is not None and isinstance(wrong := root.texts(name), str):
-            yield Problem(place, "damaged_chunk", f"The chunk of {name}: {wrong}.")
+            yield Problem(chunk, "damaged_chunk", f"the chunk of {name}: {wrong}")
 
 
 def _inputs(root: RootInspection, data: bool) -> Iterator[Problem]:
     """Check the chunks of the probe's inputs."""
     for key, array in root.listed_inputs().items():
-        place, size = f"{PROBE}/{key}", root.chunk_bytes(array)
+        path, size = f"{PROBE}/{key}", root.chunk_bytes(array)
         count = -(-array["shape"][0] // array["chunk_grid"]["configuration"]["chunk_shape"][0])
-        present = set(root.storage.children(place))
+        present = set(root.storage.children(path))
         names = (chunk_key(chunk, *(0 for _ in array["shape"][1:])) for chunk in range(count))
-        yield from _missing(place, names, present)
+        yield from _missing(path, names, present)
         for name in sorted(name for name in present if name != DOCUMENT):
-            if root.storage.size(f"{place}/{name}") != size:
-                yield Problem(f"{place}/{name}", "damaged_chunk", f"A chunk of {place} has not {size} bytes.")
+            if root.storage.size(f"{path}/{name}") != size:
+                yield Problem(f"{path}/{name}", "damaged_chunk", f"a chunk of {path} does not have {size} bytes")
             elif data:
-                content = root.storage.get(f"{place}/{name}") or b""
+                content = root.storage.get(f"{path}/{name}") or b""
                 if checksum(content[:-4]).to_bytes(4, "little") != content[-4:]:
-                    message = f"A chunk of {place} does not match its checksum."
-                    yield Problem(f"{place}/{name}", "damaged_chunk", message)
+                    message = f"a chunk of {path} does not match its checksum"
+                    yield Problem(f"{path}/{name}", "damaged_chunk", message)
 
 
-def _missing(place: str, names: Iterable[str], present: Container[str]) -> Iterator[Problem]:
-    """Name the chunks that are not there one by one, as long as that helps anybody."""
+def _missing(path: str, names: Iterable[str], present: Container[str]) -> Iterator[Problem]:
+    """List the chunks that are missing, up to a number that still helps."""
     absent = (name for name in names if name not in present)
     for name in islice(absent, _MOST_LISTED):
-        yield Problem(f"{place}/{name}", "missing_chunk", f"Chunk {name} of {place} is committed, but it is not there.")
+        yield Problem(f"{path}/{name}", "missing_chunk", f"chunk {name} of {path} is committed, but missing")
     if next(absent, None) is not None:
-        yield Problem(place, "missing_chunk", f"More chunks of {place} are not there than are listed here.")
+        yield Problem(path, "missing_chunk", f"more chunks of {path} are missing than are listed here")
 
 
 def _model(model: ModelInspection, data: bool) -> Iterator[Problem]:
@@ -153,22 +172,22 @@ def _model(model: ModelInspection, data: bool) -> Iterator[Problem]:
     yield from _columns(model)
     yield from _chunks(model, data)
     lease = storage.get(f"{key}/{LEASE}")
-    if lease is None or Holder.parse(lease).stale:  # a living writer's unfinished step is no leftover
+    if lease is None or Holder.parse(lease).stale:  # a living writer's unfinished step is not a leftover
         yield from model.outdated()
-        for place in model.leftovers():
-            yield Problem(place, "leftover", f"A chunk beyond the {model.committed} committed steps.")
+        for chunk in model.leftovers():
+            yield Problem(chunk, "leftover", f"a chunk beyond the {model.committed} committed steps")
     yield from _lease(storage, f"{key}/{LEASE}")
 
 
 def _shapes(model: ModelInspection) -> Iterator[Problem]:
     for name, array in model.arrays.items():
-        place = f"{model.key}/{name}"
+        path = f"{model.key}/{name}"
         if array["dimension_names"][0] == STEP and array["shape"][0] != model.committed:
-            message = f"{name} has {array['shape'][0]} steps, {model.committed} are committed."
-            yield Problem(place, "misaligned", message)
+            message = f"{name} has {array['shape'][0]} steps, expected the {model.committed} committed"
+            yield Problem(path, "misaligned", message)
     missing = {STEP, CHECKSUM, LAYER, *STEP_COLUMNS} - model.arrays.keys()
     for name in sorted(missing):
-        yield Problem(f"{model.key}/{name}", "damaged_metadata", f"The model's document lacks {name}.")
+        yield Problem(f"{model.key}/{name}", "damaged_metadata", f"the model's document lacks {name}")
 
 
 def _columns(model: ModelInspection) -> Iterator[Problem]:
@@ -176,39 +195,39 @@ def _columns(model: ModelInspection) -> Iterator[Problem]:
     steps: list[int] = []
     if committed and model.names_problem:
         kind: Kind = "missing_chunk" if model.names_problem == "missing" else "damaged_chunk"
-        message = f"The names of the layers cannot be read: {model.names_problem}."
+        message = f"the names of the layers cannot be read: {model.names_problem}"
         yield Problem(f"{model.key}/{LAYER}/{chunk_key(0)}", kind, message)
     for name in (*STEP_COLUMNS, CHECKSUM):
-        place, count = f"{model.key}/{name}", -(-committed // COORDINATE_CHUNK)
-        present = set(model.storage.children(place))
-        yield from _missing(place, (model.chunk_name(name, chunk) for chunk in range(count)), present)
+        path, count = f"{model.key}/{name}", -(-committed // COORDINATE_CHUNK)
+        present = set(model.storage.children(path))
+        yield from _missing(path, (model.chunk_name(name, chunk) for chunk in range(count)), present)
         for chunk in range(count):
             if model.chunk_name(name, chunk) not in present:
                 continue
             values = model.column(name, chunk)
             if isinstance(values, str):
-                message = f"Chunk {chunk} of {name} is damaged: {values}."
-                yield Problem(f"{place}/{model.chunk_name(name, chunk)}", "damaged_chunk", message)
+                message = f"chunk {chunk} of {name} is damaged: {values}"
+                yield Problem(f"{path}/{model.chunk_name(name, chunk)}", "damaged_chunk", message)
             elif name == STEP:
                 steps += values[: committed - chunk * COORDINATE_CHUNK]
     if any(later <= earlier for earlier, later in pairwise(steps)):
-        yield Problem(f"{model.key}/{STEP}", "misaligned", "The committed steps do not increase.")
+        yield Problem(f"{model.key}/{STEP}", "misaligned", "the committed steps do not increase")
 
 
 def _chunks(model: ModelInspection, data: bool) -> Iterator[Problem]:
     committed = model.committed or 0
     for position, (layer, name) in enumerate(model.layer_keys.items()):
-        place, size = f"{model.key}/{name}", model.raw_size(name)
+        path, size = f"{model.key}/{name}", model.raw_size(name)
         present = model.chunks_present(name)
         names = (model.chunk_name(name, index) for index in range(committed))
-        yield from _missing(place, names, set(present.values()))
+        yield from _missing(path, names, set(present.values()))
         for index in sorted(index for index in present if index < committed):
-            chunk = f"{place}/{present[index]}"
+            chunk = f"{path}/{present[index]}"
             wrong = _chunk_problem(model, name, position, index) if data else None
-            if not data and size is not None and (found := model.storage.size(chunk)) != size:
-                wrong = f"{found} bytes, expected {size}"
+            if not data and size is not None and (stored := model.storage.size(chunk)) != size:
+                wrong = f"{stored} bytes, expected {size}"
             if wrong is not None:
-                yield Problem(chunk, "damaged_chunk", f"Step index {index} of layer {layer!r}: {wrong}.")
+                yield Problem(chunk, "damaged_chunk", f"step index {index} of layer {layer!r}: {wrong}")
 
 
 def _chunk_problem(model: ModelInspection, name: str, position: int, index: int) -> str | None:

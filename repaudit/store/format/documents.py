@@ -11,12 +11,17 @@ from repaudit.store.storage.storage import Storage
 
 _DOCUMENT_BYTES: Final = 256 * 2**20
 
-
 DOCUMENT: Final = "zarr.json"
 
 
 def chunk_key(*indices: int) -> str:
-    """Give the key of a chunk below its array: one file each in the array's own directory."""
+    """Return the key of a chunk below its array: one file each in the array's own directory.
+
+    Examples
+    --------
+    >>> chunk_key(3, 0)
+    'c.3.0'
+    """
     return ".".join(["c", *map(str, indices)])
 
 
@@ -30,7 +35,7 @@ def array_document(
     codecs: list[dict[str, Any]],
     attributes: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Give a Zarr v3 array document with one object a chunk, each a file in the array's own directory."""
+    """Return a Zarr v3 array document with one object per chunk, each a file in the array's own directory."""
     return {
         "zarr_format": 3,
         "node_type": "array",
@@ -54,7 +59,7 @@ def column_document(
     fill: Any,
     attributes: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Give the document of a coordinate: uncompressed, with a checksum a chunk."""
+    """Return the document of a coordinate: uncompressed, with a checksum per chunk."""
     serializer: dict[str, Any] = {"name": "vlen-utf8", "configuration": {}}
     if data_type != "string":
         serializer = {"name": "bytes", "configuration": {"endian": "little"}}
@@ -65,7 +70,7 @@ def column_document(
 def group_document(
     attributes: Mapping[str, Any], arrays: Mapping[str, Mapping[str, Any]] | None = None
 ) -> dict[str, Any]:
-    """Give a Zarr v3 group document; with `arrays` it carries their consolidated metadata."""
+    """Return a Zarr v3 group document; with `arrays` it carries their consolidated metadata."""
     document: dict[str, Any] = {"zarr_format": 3, "node_type": "group", "attributes": dict(attributes)}
     if arrays is not None:
         document["consolidated_metadata"] = {"kind": "inline", "must_understand": False, "metadata": dict(arrays)}
@@ -73,21 +78,21 @@ def group_document(
 
 
 def dump(document: Mapping[str, Any]) -> bytes:
-    """Write a document as JSON; NaN is no JSON and is refused."""
+    """Write a document as JSON; NaN is not JSON and raises ValueError."""
     return json.dumps(document, allow_nan=False, separators=(",", ":")).encode()
 
 
 def read_document(storage: Storage, key: str) -> dict[str, Any] | None:
-    """Read a Zarr document, refusing one that is no JSON object or absurdly large before it is loaded."""
+    """Read a Zarr document, refusing one that is not a JSON object or too large, before it is loaded."""
     size = storage.size(key)
     if size is None:
         return None
     if size > _DOCUMENT_BYTES:
-        raise CorruptStoreError(f"{storage.url}: {key} has {size} bytes, more than any document of a store needs.")
+        raise CorruptStoreError(f"{storage.url}: {key} has {size} bytes, expected at most {_DOCUMENT_BYTES}")
     try:
         document = json.loads(storage.get(key) or b"")
     except (ValueError, RecursionError) as error:
-        raise CorruptStoreError(f"{storage.url}: {key} is not JSON ({error}).") from error
+        raise CorruptStoreError(f"{storage.url}: {key} is not JSON ({error})") from error
     if not isinstance(document, dict):
-        raise CorruptStoreError(f"{storage.url}: {key} holds {type(document).__name__}, expected a JSON object.")
+        raise CorruptStoreError(f"{storage.url}: {key} holds {type(document).__name__}, expected a JSON object")
     return document

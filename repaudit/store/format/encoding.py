@@ -56,15 +56,15 @@ class Codec:
         if preset == "auto":
             preset = "compact" if source_dtype == "bfloat16" else "raw"
         if preset not in PRESETS:
-            raise LayoutError(f"Unknown codec {preset!r}: expected 'auto', {', '.join(map(repr, PRESETS))}.")
+            raise LayoutError(f"codec: expected one of 'auto', {', '.join(map(repr, PRESETS))}, found {preset!r}")
         if preset != "lossy":
             if keepbits is not None:
-                raise LayoutError(f"keepbits={keepbits} only goes with codec 'lossy', not {preset!r}.")
+                raise LayoutError(f"keepbits={keepbits} only goes with codec 'lossy', found codec {preset!r}")
             return cls(preset)
         bits = _MANTISSA_BITS[STORED_DTYPES[source_dtype]]
         keepbits = 10 if keepbits is None else keepbits
         if not 1 <= keepbits <= bits:
-            raise LayoutError(f"keepbits={keepbits} for {source_dtype}: expected 1 to {bits}.")
+            raise LayoutError(f"keepbits={keepbits} for {source_dtype}: expected 1 to {bits}")
         return cls("lossy", keepbits)
 
     @property
@@ -73,7 +73,7 @@ class Codec:
         return self.preset != "raw"
 
     def metadata(self, itemsize: int) -> list[dict[str, Any]]:
-        """Give the Zarr v3 codec chain of one chunk."""
+        """Return the Zarr v3 codec chain of one chunk."""
         chain: list[dict[str, Any]] = [{"name": "bytes", "configuration": {"endian": "little"}}]
         if self.compresses:
             shuffle = {"shuffle": "shuffle", "typesize": itemsize, "blocksize": 0}
@@ -91,7 +91,7 @@ class StepGrid:
 
     @classmethod
     def fit(cls, shape: tuple[int, ...], itemsize: int) -> StepGrid:
-        """Choose the number of samples a chunk, for chunks of at most `CHUNK_BYTES`."""
+        """Choose the number of samples per chunk, for chunks of at most `CHUNK_BYTES`."""
         row_bytes = prod(shape[1:]) * itemsize
         most = max(1, CHUNK_BYTES // row_bytes)
         chunks = ceil(shape[0] / most)
@@ -99,6 +99,7 @@ class StepGrid:
 
     @property
     def chunk_shape(self) -> tuple[int, ...]:
+        """The part of the array that one chunk covers."""
         return (1, self.rows, *self.shape[1:])
 
     @property
@@ -107,7 +108,7 @@ class StepGrid:
         return (1, self.rows * self.chunks, *self.shape[1:])
 
     def metadata(self, codec: Codec, itemsize: int) -> list[dict[str, Any]]:
-        """Give the Zarr v3 codec chain of one stored object."""
+        """Return the Zarr v3 codec chain of one stored object."""
         chain = codec.metadata(itemsize)
         if self.chunks == 1:
             return chain
@@ -117,7 +118,13 @@ class StepGrid:
 
 
 def checksum(data: NDArray[Any] | bytes) -> int:
-    """Give the CRC-32C of a contiguous buffer."""
+    """Return the CRC-32C of a contiguous buffer.
+
+    Examples
+    --------
+    >>> hex(checksum(b"123456789"))
+    '0xe3069283'
+    """
     return int(google_crc32c.value(data))
 
 

@@ -1,4 +1,4 @@
-"""What a store looks like: array and group documents, dimension names, and what a probe set must offer."""
+"""What a store looks like: array and group documents, dimension names, and what a probe set must provide."""
 
 from __future__ import annotations
 
@@ -50,22 +50,32 @@ _DECODING_ATTRIBUTES: Final = frozenset(
 
 
 class ProbeSetLike(Protocol):
-    """What the store asks of a probe set."""
+    """What the store needs of a probe set."""
 
     @property
-    def fingerprint(self) -> str: ...
+    def fingerprint(self) -> str:
+        """What tells one set of inputs from another."""
+
     @property
-    def ids(self) -> Sequence[str]: ...
+    def ids(self) -> Sequence[str]:
+        """One id per sample."""
+
     @property
-    def labels(self) -> Sequence[str] | None: ...
+    def labels(self) -> Sequence[str] | None:
+        """One label per sample, or None."""
+
     @property
-    def texts(self) -> Sequence[str] | None: ...
-    def arrays(self) -> Mapping[str, NDArray[Any]]: ...
+    def texts(self) -> Sequence[str] | None:
+        """One text preview per sample, or None."""
+
+    def arrays(self) -> Mapping[str, NDArray[Any]]:
+        """Return the inputs by name, samples along the first dim."""
+
     def __len__(self) -> int: ...
 
 
 def safe_key(name: str) -> str:
-    """Give the key of a model or layer; one too long for a file system ends in a hash instead."""
+    """Return the key of a model or layer; one too long for a file system ends in a hash instead."""
     key = encode_name(name)
     if len(key) <= _LONGEST_KEY:
         return key
@@ -73,7 +83,13 @@ def safe_key(name: str) -> str:
 
 
 def model_key(model_name: str) -> str:
-    """Give the group of a model."""
+    """Return the group of a model.
+
+    Examples
+    --------
+    >>> model_key("seed0")
+    'models/seed0'
+    """
     return f"{MODELS}/{safe_key(check_name(model_name, 'model'))}"
 
 
@@ -87,6 +103,7 @@ class Column:
 
     @property
     def numpy_dtype(self) -> np.dtype[Any]:
+        """The dtype in memory, little-endian."""
         return np.dtype(object) if self.dtype == "string" else np.dtype(self.dtype).newbyteorder("<")
 
 
@@ -120,14 +137,15 @@ class LayerLayout:
 
     @property
     def grid(self) -> StepGrid:
+        """The chunks of one step."""
         return StepGrid.fit(self.shape, self.dtype.itemsize)
 
     def step_key(self, index: int) -> str:
-        """Give the key, below the model, of the object that holds the step at `index`."""
+        """Return the key, below the model, of the object that holds the step at `index`."""
         return f"{self.key}/{chunk_key(index, *(0 for _ in self.shape))}"
 
     def document(self, steps: int) -> dict[str, Any]:
-        """Give the array's Zarr metadata with `steps` steps."""
+        """Return the array's Zarr metadata with `steps` steps."""
         codec = {"codec": self.codec.preset} | ({"keepbits": self.codec.keepbits} if self.codec.keepbits else {})
         of = self.attributes.get(OPERATOR_OF)
         long_name = f"diffusion operator of {of}" if of else f"activation of {self.name}"
@@ -158,7 +176,7 @@ def lay_out_layers(
     ``(sample, neighbor)``.
     """
     if not layers:
-        raise LayoutError("A model needs at least one layer: `layers` is empty.")
+        raise LayoutError("layers: expected at least one layer per model, found none")
     dtypes = {check_name(name, "layer"): dtype_name(dtype) for name, (_, dtype) in layers.items()}
     shapes = {name: _checked_shape(name, shape, dtypes[name], n_samples) for name, (shape, _) in layers.items()}
     extra = attributes or {}
@@ -193,14 +211,20 @@ def lay_out_layers(
 
 
 def check_name(name: Any, what: str) -> str:
-    """Give the name of a model or layer if it can be one: text, not empty, without lone surrogates."""
+    """Return the name of a model or layer if it can be one: text, not empty, without lone surrogates."""
     if not isinstance(name, str) or not name or name != name.encode(errors="ignore").decode():
-        raise LayoutError(f"The name of a {what} is {name!r}: expected a text of one or more characters.")
+        raise LayoutError(f"name of a {what}: expected a text of one or more characters, found {name!r}")
     return name
 
 
 def dtype_name(dtype: Any) -> str:
-    """Give the name of a NumPy or torch dtype, or of its name."""
+    """Return the name of a NumPy or torch dtype, or of its name.
+
+    Examples
+    --------
+    >>> dtype_name("torch.bfloat16"), dtype_name(np.float32)
+    ('bfloat16', 'float32')
+    """
     text = str(dtype).removeprefix("torch.")
     try:
         return text if text in STORED_DTYPES else str(np.dtype(dtype).name)
@@ -209,19 +233,19 @@ def dtype_name(dtype: Any) -> str:
 
 
 def _checked_document(layer: LayerLayout) -> LayerLayout:
-    """Refuse what a reader would refuse, or take for instructions to change the values."""
+    """Refuse what a reader would refuse, or read as instructions to decode the values."""
     reserved = sorted(layer.attributes.keys() & _DECODING_ATTRIBUTES)
     if reserved or " since " in str(layer.attributes.get("units", "")):
-        found = ", ".join(reserved) or f"units={layer.attributes['units']!r}"
-        raise LayoutError(f"Layer {layer.name!r} has the attributes {found}: readers would decode its values by them.")
+        attributes = ", ".join(reserved) or f"units={layer.attributes['units']!r}"
+        raise LayoutError(f"layer {layer.name!r}: readers would decode its values by {attributes}, rename it")
     document = layer.document(0)
     try:
         json.dumps(document, allow_nan=False)
     except (TypeError, ValueError) as error:
-        raise LayoutError(f"The attributes of layer {layer.name!r} are no JSON: {error}.") from error
+        raise LayoutError(f"layer {layer.name!r}: expected attributes that JSON can hold ({error})") from error
     wrong = unbelievable(document) or "; ".join(violations("layer", document))
     if wrong:
-        raise LayoutError(f"Layer {layer.name!r} cannot be stored: {wrong}.")
+        raise LayoutError(f"layer {layer.name!r} cannot be stored: {wrong}")
     return layer
 
 
@@ -234,22 +258,22 @@ def _layer_key(name: str, taken: set[str]) -> str:
 def _checked_shape(name: str, shape: Sequence[int], dtype: str, n_samples: int) -> tuple[int, ...]:
     shape = tuple(int(size) for size in shape)
     if dtype not in STORED_DTYPES:
-        raise LayoutError(f"Layer {name!r} has dtype {dtype!r}: expected one of {', '.join(STORED_DTYPES)}.")
+        raise LayoutError(f"layer {name!r} has dtype {dtype!r}: expected one of {', '.join(STORED_DTYPES)}")
     if len(shape) not in {2, 3} or min(shape) < 1:
-        raise LayoutError(f"Layer {name!r} has shape {shape}: expected (sample[, token], feature), none of them 0.")
+        raise LayoutError(f"layer {name!r} has shape {shape}: expected (sample[, token], feature), none of them 0")
     if shape[0] != n_samples:
-        raise LayoutError(f"Layer {name!r} has {shape[0]} samples: the probe set has {n_samples}.")
+        raise LayoutError(f"layer {name!r} has {shape[0]} samples: the probe set has {n_samples}")
     return shape
 
 
 def _checked_square(name: str, shape: tuple[int, ...]) -> tuple[int, ...]:
     if shape != (shape[0], shape[0]):
-        raise LayoutError(f"Layer {name!r} has shape {shape}: operators are (sample, neighbor), of equal sizes.")
+        raise LayoutError(f"layer {name!r} has shape {shape}: operators are (sample, neighbor), of equal sizes")
     return shape
 
 
 def coordinate_arrays(steps: int, n_layers: int) -> dict[str, dict[str, Any]]:
-    """Give the documents of a model's coordinates: those of its steps, the checksums, the names of its layers."""
+    """Return the documents of a model's coordinates: those of its steps, the checksums, the names of its layers."""
     arrays = {
         name: column_document((steps,), column.dtype, (COORDINATE_CHUNK,), (STEP,), column.fill, column.attributes)
         for name, column in STEP_COLUMNS.items()
@@ -261,11 +285,11 @@ def coordinate_arrays(steps: int, n_layers: int) -> dict[str, dict[str, Any]]:
 
 
 def model_arrays(layers: Sequence[LayerLayout], steps: int) -> dict[str, dict[str, Any]]:
-    """Give the documents of all arrays of a model with `steps` steps, by key."""
+    """Return the documents of all arrays of a model with `steps` steps, by key."""
     return coordinate_arrays(steps, len(layers)) | {layer.key: layer.document(steps) for layer in layers}
 
 
 def model_document(attributes: Mapping[str, Any], layers: Sequence[LayerLayout], steps: int) -> dict[str, Any]:
-    """Give the document of a model, the one that a commit puts."""
+    """Return the document of a model, the one that a commit writes."""
     described = " ".join([*(name for name in STEP_COLUMNS if name != STEP), CHECKSUM])
     return group_document({ATTRS: dict(attributes), "coordinates": described}, model_arrays(layers, steps))

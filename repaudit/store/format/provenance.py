@@ -10,16 +10,16 @@ _PACKAGES: Final = ("repaudit", "zarr", "numpy", "numcodecs", "xarray", "torch",
 
 
 def package_versions() -> dict[str, str]:
-    """Give the versions of the packages that shape a record, without importing them."""
-    found = {}
+    """Return the versions of the packages that shape a record, without importing them."""
+    versions = {}
     for package in _PACKAGES:
         try:
-            found[package] = version(package)
+            versions[package] = version(package)
         except PackageNotFoundError:
             continue
-    return found
+    return versions
 
 
 def now() -> str:
-    """Give the present time in ISO 8601, UTC."""
+    """Return the present time in ISO 8601, UTC."""
     return datetime.now(UTC).isoformat(timespec="seconds")

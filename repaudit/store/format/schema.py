@@ -27,7 +27,7 @@ _ITEMSIZES: Final = {"float16": 2, "float32": 4, "float64": 8, "string": 64}
 
 
 def unbelievable(document: Mapping[str, Any]) -> str | None:
-    """Say what makes an array's document impossible to trust before anything is allocated for it, or None.
+    """Return why an array's document cannot be trusted, before anything is allocated for it, or None.
 
     Examples
     --------
@@ -46,7 +46,7 @@ def unbelievable(document: Mapping[str, Any]) -> str | None:
             return f"its shape and chunks are {_brief(str(shape))} and {_brief(str(chunks))}"
         itemsize = _ITEMSIZES.get(document["data_type"], 8)
     except (KeyError, TypeError) as error:
-        return f"it is no array document ({type(error).__name__}: {error})"
+        return f"it is not an array document ({type(error).__name__}: {error})"
     if any(not size <= chunk <= max(1, 2 * size) for size, chunk in zip(shape[1:], chunks[1:], strict=True)):
         return (
             f"rows of shape {_brief(str(shape[1:]))} do not lie in one chunk each, of shape {_brief(str(chunks[1:]))}"
@@ -68,7 +68,7 @@ def _too_large(document: Mapping[str, Any], shape: Sequence[int], chunks: Sequen
 
 
 def _inner_chunk(document: Mapping[str, Any]) -> list[int] | None:
-    """Give the shape of the chunks within a shard, which are what is decoded at once."""
+    """Return the shape of the chunks within a shard, which are what is decoded at once."""
     try:
         sharding = document["codecs"][0]
         inner = sharding["configuration"]["chunk_shape"] if sharding["name"] == "sharding_indexed" else None
@@ -79,11 +79,11 @@ def _inner_chunk(document: Mapping[str, Any]) -> list[int] | None:
 
 @cache
 def _schemas() -> dict[str, dict[str, Any]]:
-    """Read the JSON Schemas of the format: beside the package in a wheel, at the root of a checkout."""
+    """Read the JSON Schemas of the format: inside the package in a wheel, at the root of a checkout."""
     packaged = files("repaudit") / "schemas"
     folder = packaged if packaged.is_dir() else Path(__file__).parents[3] / "schemas"
-    found = [file for file in (folder / f"v{FORMAT_VERSION}").iterdir() if file.name.endswith(_ENDING)]
-    return {file.name.removesuffix(_ENDING): json.loads(file.read_text(encoding="utf-8")) for file in found}
+    paths = [file for file in (folder / f"v{FORMAT_VERSION}").iterdir() if file.name.endswith(_ENDING)]
+    return {file.name.removesuffix(_ENDING): json.loads(file.read_text(encoding="utf-8")) for file in paths}
 
 
 @cache
@@ -94,11 +94,11 @@ def _validator(kind: str) -> Draft202012Validator:
 
 
 def violations(kind: str, document: Mapping[str, Any]) -> list[str]:
-    """List every way in which a document breaks the format, each with the place within the document.
+    """List every way in which a document breaks the format, each with the path within the document.
 
     Parameters
     ----------
-    kind : {"root", "model", "layer", "probe", "results"}
+    kind : {"root", "model", "layer", "probe", "summary", "results"}
     document : mapping
         Parsed JSON.
 

@@ -1,4 +1,4 @@
-"""From what a training loop has at hand to what a store holds: arrays and tensors of any float dtype, exactly."""
+"""From what a training loop holds to what a store keeps: arrays and tensors of any float dtype, exactly."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from repaudit.store.format.layout import LayerLayout
 
 
 def stored_values(layer: LayerLayout, values: Any, *, copy: bool) -> NDArray[Any]:
-    """Give the values of one step as the store keeps them: C-contiguous, little-endian, in the layer's dtype on disk.
+    """Return the values of one step as the store keeps them: C-contiguous, little-endian, in the layer's dtype on disk.
 
     bfloat16 becomes float32, which holds each of its values exactly. No other change of dtype is made.
 
@@ -29,15 +29,15 @@ def stored_values(layer: LayerLayout, values: Any, *, copy: bool) -> NDArray[Any
     Raises
     ------
     LayoutError
-        If shape or dtype are not the layer's.
+        If the shape or the dtype is not the layer's.
     """
     array, source = _as_numpy(layer, values)
     if tuple(array.shape) != layer.shape:
-        raise LayoutError(f"Layer {layer.name!r}: expected shape {layer.shape}, found {tuple(array.shape)}.")
+        raise LayoutError(f"layer {layer.name!r}: expected shape {layer.shape}, found {tuple(array.shape)}")
     if source != layer.source_dtype:
         raise LayoutError(
-            f"Layer {layer.name!r}: expected {layer.source_dtype}, found {source}. The store never changes a dtype "
-            f"silently: convert it, or declare the layer as {source}."
+            f"layer {layer.name!r}: expected {layer.source_dtype}, found {source}: the store never changes a dtype "
+            f"silently; convert it, or declare the layer as {source}"
         )
     stored = np.ascontiguousarray(array, dtype=layer.dtype)
     stored = round_mantissa(stored, layer.codec)
@@ -47,7 +47,7 @@ def stored_values(layer: LayerLayout, values: Any, *, copy: bool) -> NDArray[Any
 
 
 def _as_numpy(layer: LayerLayout, values: Any) -> tuple[NDArray[Any], str]:
-    """Give an array view of the values, and the name of the dtype they came in."""
+    """Return an array view of the values, and the name of the dtype they came in."""
     if hasattr(values, "detach"):  # a torch tensor, without importing torch
         tensor = values.detach().cpu()
         source = str(tensor.dtype).removeprefix("torch.")
@@ -58,30 +58,37 @@ def _as_numpy(layer: LayerLayout, values: Any) -> tuple[NDArray[Any], str]:
     if source == "bfloat16":  # ml_dtypes
         array = array.astype(np.float32)
     elif array.dtype.kind != "f":
-        raise LayoutError(f"Layer {layer.name!r}: expected {layer.source_dtype}, found {source}.")
+        raise LayoutError(f"layer {layer.name!r}: expected {layer.source_dtype}, found {source}")
     return array, source
 
 
 def step_number(step: Any) -> int:
-    """Give a step as an integer; anything else, a truth value too, is a TypeError."""
+    """Return a step as an integer; anything else, a truth value too, is a TypeError.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> step_number(np.int64(3))
+    3
+    """
     if isinstance(step, bool):
-        raise TypeError(f"step={step!r}: expected an integer, found a truth value.")
+        raise TypeError(f"step={step!r}: expected an integer, found a truth value")
     return operator.index(step)
 
 
 def number(value: Any, what: str) -> float | None:
-    """Give a number as it is now: the caller may change an array or a tensor in place while the step waits."""
+    """Return a number as it is now: the caller may change an array or a tensor in place while the step waits."""
     if value is None:
         return None
     try:
         return float(value.detach() if hasattr(value, "detach") else value)
     except (TypeError, ValueError) as error:
-        raise type(error)(f"{what}={value!r}: expected a number ({error}).") from error
+        raise type(error)(f"{what}={value!r}: expected a number ({error})") from error
 
 
 def finite_number(value: Any, what: str) -> float:
-    """Give a finite number, a time for instance."""
-    found = number(value, what)
-    if found is None or not math.isfinite(found):
-        raise ValueError(f"{what}={value!r}: expected seconds since 1970-01-01 UTC.")
-    return found
+    """Return a finite number, a time for instance."""
+    finite = number(value, what)
+    if finite is None or not math.isfinite(finite):
+        raise ValueError(f"{what}={value!r}: expected seconds since 1970-01-01 UTC")
+    return finite

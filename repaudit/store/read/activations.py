@@ -1,4 +1,4 @@
-"""Committed activations as they were written, or a clear word: a missing chunk would read as NaN."""
+"""Committed activations as they were written, or an error: a missing chunk would read as NaN."""
 
 from __future__ import annotations
 
@@ -12,27 +12,32 @@ from repaudit.store.read import catalog
 
 
 def step_checksums(tree: xr.DataTree, model: str, layer: str) -> dict[int, int]:
-    """Give the checksum of a layer's activations at every committed step: what tells whether they are the same."""
+    """Return the checksum of a layer's activations at every committed step."""
     dataset = catalog.model_dataset(tree, model)
     column = [str(name) for name in dataset[LAYER].values].index(layer)
     sums = dataset[CHECKSUM].isel({LAYER: column}).values
-    return {int(step): int(found) for step, found in zip(dataset[STEP].values, sums, strict=True)}
+    return {int(step): int(crc) for step, crc in zip(dataset[STEP].values, sums, strict=True)}
 
 
 def read_step(tree: xr.DataTree, model: str, layer: str, step: int, expected: int | None = None) -> xr.DataArray:
     """Read one step of one layer, and compare it with its checksum: the committed one unless another is expected.
 
+    Returns
+    -------
+    DataArray (sample[, token], feature)
+        The values, in memory.
+
     Raises
     ------
     NotInStoreError
-        No such model, layer or step.
+        If the store has no such model, layer or step.
     CorruptStoreError
-        The step's data is missing or damaged.
+        If the step's data is missing or damaged.
     """
     array = catalog.activations(tree, model, layer)
     steps = array[STEP].values.tolist()
     if step not in steps:
-        raise NotInStoreError(f"Model {model!r} has no step {step}: it has {', '.join(map(str, steps)) or 'none'}.")
+        raise NotInStoreError(f"model {model!r} has no step {step}: it has {', '.join(map(str, steps)) or 'none'}")
     expected = step_checksums(tree, model, layer)[step] if expected is None else expected
     try:
         read: xr.DataArray = array.isel({STEP: steps.index(step)}).compute(scheduler="synchronous")
@@ -42,6 +47,6 @@ def read_step(tree: xr.DataTree, model: str, layer: str, step: int, expected: in
         sound, reason = False, f"it cannot be decoded ({error})"
     if not sound:
         raise CorruptStoreError(
-            f"Step {step} of layer {layer!r} of model {model!r}: {reason}. Run `repaudit verify --data`."
+            f"step {step} of layer {layer!r} of model {model!r}: {reason}; run `repaudit verify --data`"
         )
     return read

@@ -11,7 +11,7 @@ from repaudit.names import ATTRS, KIND, LABEL, LAYER, MODELS, OPERATOR, SAMPLE, 
 
 
 def models(tree: xr.DataTree) -> list[str]:
-    """Give the names of the models, sorted.
+    """Return the names of the models, sorted.
 
     Examples
     --------
@@ -22,7 +22,7 @@ def models(tree: xr.DataTree) -> list[str]:
 
 
 def layers(tree: xr.DataTree, model: str) -> list[str]:
-    """Give the names of a model's layers, in the order they were recorded."""
+    """Return the names of a model's layers, in the order they were recorded."""
     dataset = model_dataset(tree, model)
     recorded = [str(name) for name in dataset[LAYER].values] if LAYER in dataset.coords else []
     present = [str(array.attrs[LAYER]) for array in dataset.data_vars.values() if LAYER in array.attrs]
@@ -30,25 +30,31 @@ def layers(tree: xr.DataTree, model: str) -> list[str]:
 
 
 def steps(tree: xr.DataTree, model: str) -> list[int]:
-    """Give a model's committed steps."""
+    """Return a model's committed steps."""
     return [int(step) for step in model_dataset(tree, model)[STEP].values]
 
 
 def gaps(tree: xr.DataTree, model: str) -> list[dict[str, Any]]:
-    """Give the steps that the recorder noted as not stored."""
+    """Return the steps that were due and not stored, each with its reason."""
     return list(model_dataset(tree, model).attrs[ATTRS].get("gaps", []))
 
 
 def activations(tree: xr.DataTree, model: str, layer: str) -> xr.DataArray:
-    """Give the lazy activations (step, sample[, token], feature) of one layer, with the sample's coordinates."""
+    """Return the lazy activations (step, sample[, token], feature) of one layer, with the sample's coordinates.
+
+    Raises
+    ------
+    NotInStoreError
+        If the store has no such model or layer.
+    """
     for array in model_dataset(tree, model).data_vars.values():
         if array.attrs.get(LAYER) == layer:
             return array
-    raise NotInStoreError(f"Model {model!r} has no layer {layer!r}: it has {', '.join(layers(tree, model))}.")
+    raise NotInStoreError(f"model {model!r} has no layer {layer!r}: it has {', '.join(layers(tree, model))}")
 
 
 def holds_operators(array: xr.DataArray) -> bool:
-    """Tell whether a layer holds diffusion operators (step, sample, neighbor), and no activations.
+    """Return whether a layer holds diffusion operators (step, sample, neighbor) instead of activations.
 
     Examples
     --------
@@ -59,10 +65,10 @@ def holds_operators(array: xr.DataArray) -> bool:
 
 
 def model_dataset(tree: xr.DataTree, model: str) -> xr.Dataset:
-    """Give the dataset of one model, with the sample ids of the root."""
+    """Return the dataset of one model, with the sample ids of the root."""
     groups = _groups(tree)
     if model not in groups:
-        raise NotInStoreError(f"The store has no model {model!r}: it has {', '.join(sorted(groups)) or 'none'}.")
+        raise NotInStoreError(f"the store has no model {model!r}: it has {', '.join(sorted(groups)) or 'none'}")
     return groups[model].to_dataset()
 
 
@@ -71,19 +77,19 @@ def _groups(tree: xr.DataTree) -> dict[str, xr.DataTree]:
         return {}
     groups = {}
     for key, node in tree.children[MODELS].children.items():
-        own = node.attrs.get(ATTRS)
-        groups[str(own["name"]) if isinstance(own, dict) and "name" in own else key] = node
+        facts = node.attrs.get(ATTRS)
+        groups[str(facts["name"]) if isinstance(facts, dict) and "name" in facts else key] = node
     return groups
 
 
 def describe(tree: xr.DataTree) -> dict[str, Any]:
-    """Give what a store holds in plain types: what ``repaudit info`` prints."""
-    own = tree.attrs[ATTRS]
+    """Return what a store holds in plain types, as ``repaudit info`` prints it."""
+    attributes = tree.attrs[ATTRS]
     labels = tree.to_dataset()[LABEL].values if LABEL in tree.variables else ()
     return {
-        "version": own["version"],
-        "fingerprint": own["fingerprint"],
-        "created": own.get("created"),
+        "version": attributes["version"],
+        "fingerprint": attributes["fingerprint"],
+        "created": attributes.get("created"),
         "samples": tree.sizes.get(SAMPLE, 0),
         "labels": sorted({str(label) for label in labels}),
         "models": [_describe_model(tree, model) for model in models(tree)],

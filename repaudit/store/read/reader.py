@@ -1,4 +1,4 @@
-"""Open a store: lazy, committed steps only, and only if it is ours, of a known version and of believable size."""
+"""Open a store: lazy, committed steps only, and only a repaudit store of a known version and a believable size."""
 
 from __future__ import annotations
 
@@ -32,47 +32,82 @@ def open_store(url: str | os.PathLike[str], storage_options: Mapping[str, Any] |
     url : path or URL
         A local path, or any URL that fsspec knows.
     storage_options : mapping, optional
-        Handed to fsspec.
+        Passed to fsspec.
+
+    Returns
+    -------
+    DataTree
+        A node ``models/<name>`` per model, whose layers are variables (step, sample[, token], feature).
 
     Raises
     ------
-    StoreNotFoundError, NotAStoreError, UnknownVersionError, CorruptStoreError
+    StoreNotFoundError
+        If nothing exists there.
+    NotAStoreError
+        If it is something else than a repaudit store.
+    UnknownVersionError
+        If its format version is not one that this library reads.
+    CorruptStoreError
+        If its metadata is damaged.
+
+    See Also
+    --------
+    repaudit.TrajectoryWriter : Writes a store.
+    repaudit.verify : Checks a store.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from repaudit.store.read.stored_probe_set import StoredProbeSet
+    >>> from repaudit.store.write.writer import TrajectoryWriter
+    >>> probe_set = StoredProbeSet("abc", ["s0", "s1"], {"x": np.eye(2)})
+    >>> with TrajectoryWriter("memory://open.zarr", model_name="seed0", probe_set=probe_set,
+    ...                       layers={"layer.0": ((2, 3), "float32")}) as writer:
+    ...     writer.append(10, {"layer.0": np.ones((2, 3), "float32")})
+    >>> open_store("memory://open.zarr")["models/seed0"]["layer.0"].dims
+    ('step', 'sample', 'feature')
     """
     storage = open_storage(url, storage_options)
     if store_attributes(storage) is None:
         raise nothing_there(storage)
     check_documents(storage)
     try:
-        place = _zarr_store(storage, url, storage_options)
-        tree = xr.open_datatree(place, engine="zarr", consolidated=False, chunks={})
+        zarr_store = _zarr_store(storage, url, storage_options)
+        tree = xr.open_datatree(zarr_store, engine="zarr", consolidated=False, chunks={})
     except (PermissionError, ConnectionError, TimeoutError, Warning):
         raise
-    except Exception as error:  # what it reads was there a moment ago: any part of it may be damaged
+    except Exception as error:  # any part of the store may be damaged
         raise CorruptStoreError(
-            f"{storage.url} cannot be opened ({type(error).__name__}: {error}). Run `repaudit verify --data`."
+            f"{storage.url} cannot be opened ({type(error).__name__}: {error}): run `repaudit verify --data`"
         ) from error
     _keep_checksums(tree)
     return tree
 
 
 def _keep_checksums(tree: xr.DataTree) -> None:
-    """Hold the checksums of the steps that the tree names: chunks replaced after a truncation must not fit them."""
+    """Load the checksums of the tree's steps: chunks replaced after a truncation must not match them."""
     for model in tree.children[MODELS].children.values() if MODELS in tree.children else ():
-        with contextlib.suppress(OSError, ValueError):  # damaged ones are told of where they are asked for
+        with contextlib.suppress(OSError, ValueError):  # damaged ones raise where they are read
             model.variables[CHECKSUM].load(scheduler="synchronous")
 
 
 def _zarr_store(storage: Storage, url: str | os.PathLike[str], storage_options: Mapping[str, Any] | None) -> Any:
-    """Give what xarray opens: a path, or a Zarr store that sees what is there now."""
+    """Return what xarray opens: a path, or a Zarr store without remembered listings."""
     if isinstance(storage, LocalStorage):
         return storage.url
     store = FsspecStore.from_url(os.fspath(url), storage_options=dict(storage_options or {}), read_only=True)
-    store.fs.invalidate_cache()  # a file system that was here before would answer from the listings it remembers
+    store.fs.invalidate_cache()  # an earlier instance would answer from the listings it remembers
     return store
 
 
 def check_documents(storage: Storage) -> None:
-    """Refuse metadata that breaks the format, or would make a reader allocate absurd amounts, before all else."""
+    """Refuse metadata that breaks the format, or would make a reader allocate absurd amounts, before anything is read.
+
+    Raises
+    ------
+    CorruptStoreError
+        Naming the document and what is wrong with it.
+    """
     document = read_document(storage, DOCUMENT) or {}
     _refuse(storage, DOCUMENT, violations("root", document))
     attributes = document["attributes"]
@@ -90,30 +125,30 @@ def check_documents(storage: Storage) -> None:
         name = model["attributes"][ATTRS]["name"]
         if name in names:
             raise CorruptStoreError(
-                f"{storage.url}: {names[name]} and {key} are both model {name!r}: expected one group a model. "
-                f"Move one of them out of the store."
+                f"{storage.url}: {names[name]} and {key} are both model {name!r}, expected one group per model: "
+                f"move one of them out of the store"
             )
         names[name] = key
 
 
 def _check_model(storage: Storage, key: str, document: Mapping[str, Any]) -> None:
-    place = f"{key}/{DOCUMENT}"
-    _refuse(storage, place, violations("model", document))
+    path = f"{key}/{DOCUMENT}"
+    _refuse(storage, path, violations("model", document))
     arrays = document["consolidated_metadata"]["metadata"]
     for name, array in arrays.items():
         reason = unbelievable(array)
-        _refuse(storage, place, [f"the metadata of {name} cannot be right: {reason}"] if reason else [])
+        _refuse(storage, path, [f"the metadata of {name} cannot be right: {reason}"] if reason else [])
     committed = document["attributes"][ATTRS]["committed"]
     lengths = {array["shape"][0] for array in arrays.values() if array["dimension_names"][0] == STEP} | {committed}
     _refuse(
-        storage, place, [f"the arrays of {key} have {sorted(lengths)} steps, expected one number"] * (len(lengths) > 1)
+        storage, path, [f"the arrays of {key} have {sorted(lengths)} steps, expected one number"] * (len(lengths) > 1)
     )
 
 
-def _refuse(storage: Storage, place: str, found: list[str]) -> None:
-    if found:
-        more = f" (and {len(found) - 1} more)" if len(found) > 1 else ""
+def _refuse(storage: Storage, path: str, reasons: list[str]) -> None:
+    if reasons:
+        more = f" (and {len(reasons) - 1} more)" if len(reasons) > 1 else ""
         raise CorruptStoreError(
-            f"{storage.url}: {place}: {found[0]}{more}. Nothing was read. "
-            f"Run `repaudit verify`, then `repaudit repair`."
+            f"{storage.url}: {path}: {reasons[0]}{more}; nothing was read, "
+            f"run `repaudit verify`, then `repaudit repair`"
         )

@@ -1,4 +1,4 @@
-"""A probe set as it lies in a store, without the tokenizer or the tensors it came from."""
+"""A probe set as a store holds it, without the tokenizer or the tensors it came from."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class StoredProbeSet:
     texts: Sequence[str] | None = None
 
     def arrays(self) -> Mapping[str, NDArray[Any]]:
-        """Give the inputs, over samples first."""
+        """Return the inputs by name, samples along the first dim."""
         return self.inputs
 
     def __len__(self) -> int:

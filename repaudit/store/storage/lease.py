@@ -1,4 +1,4 @@
-"""One writer a model: a lease taken by exclusive create, kept by a heartbeat, taken over when its holder is gone."""
+"""One writer per model: a lease taken by exclusive create, kept by a heartbeat, taken over when its holder is gone."""
 
 from __future__ import annotations
 
@@ -42,17 +42,19 @@ class Holder:
 
     @classmethod
     def current(cls, term: float) -> Holder:
+        """Return a new holder: this process, now."""
         return cls(uuid.uuid4().hex, _host(), os.getpid(), _process_start(os.getpid()), time.time(), term)
 
     @classmethod
     def parse(cls, data: bytes) -> Holder:
-        """Read a lease; what cannot be read counts as held by nobody."""
+        """Read a lease; one that cannot be read counts as held by nobody."""
         try:
             return cls(**json.loads(data))
         except (ValueError, TypeError):
             return cls("", "", 0, "", 0.0, 0.0)
 
     def dump(self) -> bytes:
+        """Write the lease as JSON."""
         return json.dumps(asdict(self)).encode()
 
     @property
@@ -69,10 +71,10 @@ class Holder:
         """What to do about a living holder."""
         if self.token in _HELD:
             return (
-                "It was opened in this very process and is still open: close it first. A variable that was assigned "
-                "anew or deleted, as in a notebook, leaves its writer open."
+                "it was opened in this process and is still open; close it first (a variable that was reassigned "
+                "or deleted, as in a notebook, leaves its writer open)"
             )
-        return "Close it, wait, or pass force=True if that writer is known to be dead."
+        return "close it, wait, or pass force=True if that writer is known to be dead"
 
     def __str__(self) -> str:
         age = time.time() - self.heartbeat
@@ -86,13 +88,13 @@ class Lease:
     ----------
     storage : Storage
     key : str
-        Where the lease lies.
+        Key of the lease within the store.
     what : str
         What is held, for messages.
     term : float
         Seconds for which a heartbeat counts.
     force : bool
-        Take the lease whoever holds it; the former holder fails at its next commit.
+        Take the lease from any holder, who fails at the next commit.
 
     Raises
     ------
@@ -105,7 +107,7 @@ class Lease:
         self.holder = Holder.current(term)
         self._lost = False
         self._stop = threading.Event()
-        _HELD.add(self.holder.token)  # before the store knows it: others in this process must not think it lost
+        _HELD.add(self.holder.token)  # before the store has it: others in this process must not think it lost
         try:
             self._acquire(force)
         except BaseException:
@@ -118,41 +120,43 @@ class Lease:
         if self.storage.create(self.key, self.holder.dump()):
             return
         data = self.storage.get(self.key)
-        if data is None:  # released between the two looks
+        if data is None:  # released between the two reads
             self._acquire(force)
             return
         other = Holder.parse(data)
         if other.token == self.holder.token:  # a client that lost the answer to its put has tried it again
             return
         if not force and not other.stale:
-            raise LeaseError(f"{self.what} is being written by another writer ({other}): expected none. {other.advice}")
+            raise LeaseError(f"{self.what} is being written by another writer ({other}): {other.advice}")
         self._take_over(other, force)
 
     def _take_over(self, other: Holder, force: bool) -> None:
-        """Replace a stale lease; the marker lets just one of several heirs through."""
+        """Replace a stale lease; the marker lets only one of several writers through."""
         marker = f"{self.key}.{other.token or 'unreadable'}"
         if not self.storage.create(marker, self.holder.dump()):
             data = self.storage.get(marker)
             if not force and (data is None or not Holder.parse(data).stale):
                 heir = "it is done" if data is None else Holder.parse(data)
-                raise LeaseError(f"{self.what} is just being taken over by another writer ({heir}).")
+                raise LeaseError(
+                    f"{self.what} is being taken over by another writer ({heir}): wait, or pass force=True"
+                )
         try:
             current = Holder.parse(self.storage.get(self.key) or b"")
             if not force and current.token != other.token:
-                raise LeaseError(f"{self.what} was just taken over by another writer ({current}).")
+                raise LeaseError(f"{self.what} was just taken over by another writer ({current}): close that one first")
             self.storage.put(self.key, [self.holder.dump()])
         finally:
             self.storage.delete(marker)
 
     def check(self) -> None:
-        """Raise if the lease is no longer ours."""
+        """Raise LeaseError if this writer no longer holds the lease."""
         data = self.storage.get(self.key)
         if data is None or Holder.parse(data).token != self.holder.token:
             self._lost = True
             if data is None:
-                raise LeaseError(f"{self.what}: its lease is gone, as when the store was deleted; this writer stops.")
+                raise LeaseError(f"{self.what}: its lease is gone, as when the store was deleted; this writer stops")
             taker = Holder.parse(data)
-            raise LeaseError(f"{self.what} was taken over by another writer ({taker}); this writer stops.")
+            raise LeaseError(f"{self.what} was taken over by another writer ({taker}); this writer stops")
 
     def _beat(self) -> None:
         while not self._stop.wait(self.holder.term / 3):
@@ -166,7 +170,7 @@ class Lease:
                 continue
 
     def release(self) -> None:
-        """Give the lease back, if it is still ours."""
+        """Release the lease, if this writer still holds it."""
         self._stop.set()
         self._thread.join()
         _HELD.discard(self.holder.token)
@@ -180,13 +184,13 @@ class Lease:
 
 
 def mark() -> str:
-    """Name this process and moment in a file's name, so that others can tell whether its writer is gone."""
+    """Return part of a file's name with this process and time, so that others can tell if its writer is gone."""
     host, start = _host_mark(os.getpid())
     return f"{host}-{os.getpid()}-{start or 0}-{int(time.time())}"
 
 
 def abandoned(name: str) -> bool:
-    """Tell whether the writer of a file named ``.<mark>-<unique>...`` is gone; a name without a mark has no writer."""
+    """Return whether the writer of a file ``.<mark>-<unique>...`` is gone; a name without a mark has no writer."""
     fields = name.strip(".").split("-")
     if len(fields) != _MARK_FIELDS or not (fields[1].isdigit() and fields[3].isdigit()):
         return True
@@ -202,7 +206,7 @@ def _host_mark(pid: int) -> tuple[str, str]:
 
 
 def _host() -> str:
-    """Name this machine, boot and process namespace: a process number means something only within all three."""
+    """Return this machine, boot and process namespace: a process number is unique only within all three."""
     parts = [platform.node()]
     boot, namespace = Path("/proc/sys/kernel/random/boot_id"), Path("/proc/self/ns/pid")
     if boot.exists():
@@ -213,7 +217,7 @@ def _host() -> str:
 
 
 def _process_start(pid: int) -> str:
-    """Tell a process from a later one with the same number; empty where there is no such process."""
+    """Return what tells a process from a later one with the same number; empty where there is no such process."""
     try:
         fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
         return "" if fields[0] == "Z" else fields[19]

@@ -24,7 +24,7 @@ _SYNC_THREADS: Final = 8
 class LocalStorage(Storage):
     """A directory on a local or mounted file system.
 
-    Objects are written beside their place and renamed into it. In durable mode the files are forced to the device
+    Objects are written to a temporary file and renamed. In durable mode the files are forced to the device
     before the rename and the directories after it.
     """
 
@@ -37,10 +37,10 @@ class LocalStorage(Storage):
         self._lock = threading.Lock()
 
     def path(self, key: str) -> Path:
-        """Give the file of `key`, refusing keys that lead out of the store."""
+        """Return the file of `key`, refusing keys that lead out of the store."""
         path = self.root / key
         if ".." in Path(key).parts or Path(key).is_absolute():
-            raise ForeignPathError(f"Key {key!r} leads out of the store {self.url}.")
+            raise ForeignPathError(f"key {key!r} leads out of the store {self.url}")
         self._refuse_links(path)
         return path
 
@@ -53,22 +53,25 @@ class LocalStorage(Storage):
                     break
                 if directory.is_symlink():
                     raise ForeignPathError(
-                        f"{directory} is a symbolic link: expected a plain directory inside the store {self.url}."
+                        f"{directory} is a symbolic link: expected a plain directory inside the store {self.url}"
                     )
             self._safe.add(parent)
         if path.is_symlink():
-            raise ForeignPathError(f"{path} is a symbolic link: expected a plain file inside the store {self.url}.")
+            raise ForeignPathError(f"{path} is a symbolic link: expected a plain file inside the store {self.url}")
 
     def get(self, key: str) -> bytes | None:
+        """Read one file, or return None where there is none."""
         try:
             return self.path(key).read_bytes()
         except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
             return None
 
     def put(self, key: str, parts: Parts) -> None:
+        """Write one file atomically."""
         self.put_many({key: parts})
 
     def create(self, key: str, data: bytes) -> bool:
+        """Write one file only if there is none; return whether it was written."""
         path = self.path(key)
         if path.exists():
             return False
@@ -107,13 +110,14 @@ class LocalStorage(Storage):
         return True
 
     def _staged(self) -> Path:
-        """Name a new file in the one place that no Zarr reader lists: inside the consolidated probe group."""
+        """Return a new path where no Zarr reader lists it: inside the consolidated probe group."""
         staging = self.root / PROBE
         if not staging.is_dir():
             staging.mkdir(parents=True, exist_ok=True)
         return staging / f".{mark()}-{uuid.uuid4().hex}{TEMPORARY}"
 
     def put_many(self, objects: Mapping[str, Parts]) -> None:
+        """Write several files, each atomically; all of them are safe when this returns."""
         written: list[tuple[Path, Path]] = []
         directories: set[Path] = set()
         syncs = []
@@ -137,7 +141,7 @@ class LocalStorage(Storage):
         self._sync_directories(directories)
 
     def _make_directories(self, directory: Path) -> set[Path]:
-        """Make a directory with its parents, and give all whose entries changed."""
+        """Make a directory with its parents, and return all whose entries changed."""
         changed = {directory}
         missing = directory
         while not missing.exists() and missing != missing.parent:
@@ -172,26 +176,31 @@ class LocalStorage(Storage):
             return lambda: None
 
     def delete(self, key: str) -> None:
+        """Remove one file, if it exists."""
         self.path(key).unlink(missing_ok=True)
 
     def delete_prefix(self, prefix: str) -> None:
+        """Remove a directory with all its files."""
         path = self.path(prefix)
         if path.is_dir():
             shutil.rmtree(path)
         self._safe.clear()
 
     def keys(self, prefix: str = "") -> Iterator[str]:
+        """Return the keys of all files below `prefix`."""
         for directory, _, files in os.walk(self.root / prefix):
             for name in sorted(files):
                 yield (Path(directory) / name).relative_to(self.root).as_posix()
 
     def children(self, prefix: str = "") -> list[str]:
+        """Return the sorted names directly below `prefix`."""
         try:
             return sorted(entry.name for entry in (self.root / prefix).iterdir())
         except (FileNotFoundError, NotADirectoryError):
             return []
 
     def links(self) -> Iterator[str]:
+        """Return the keys that are symbolic links."""
         for directory, folders, files in os.walk(self.root):
             for name in sorted([*folders, *files]):
                 path = Path(directory) / name
@@ -199,6 +208,7 @@ class LocalStorage(Storage):
                     yield path.relative_to(self.root).as_posix()
 
     def size(self, key: str) -> int | None:
+        """Return the length of a file in bytes, or None where there is none."""
         try:
             return self.path(key).stat().st_size
         except (FileNotFoundError, NotADirectoryError):

@@ -19,16 +19,21 @@ from repaudit.store.storage.storage import Storage
 def open_storage(
     url: str | os.PathLike[str], storage_options: Mapping[str, Any] | None = None, *, durable: bool = True
 ) -> Storage:
-    """Open the place that a path or an fsspec URL names; nothing is created or read yet.
+    """Return the storage behind a path or an fsspec URL; nothing is created or read yet.
 
     Parameters
     ----------
     url : path or URL
         A local path, or anything fsspec knows (``file://``, ``memory://``, ``s3://``).
     storage_options : mapping, optional
-        Handed to the fsspec file system.
+        Passed to the fsspec file system.
     durable : bool
         Whether writes to local disks are forced to the device (fsync) before they count.
+
+    Raises
+    ------
+    StoreNotFoundError
+        If the path is empty, or fsspec does not know the URL.
 
     Examples
     --------
@@ -37,13 +42,13 @@ def open_storage(
     """
     text = os.fspath(url)
     if not text:
-        raise StoreNotFoundError("The path of the store is empty.")
+        raise StoreNotFoundError("expected the path or URL of a store, found an empty text")
     if "://" not in text and "::" not in text:
         return LocalStorage(Path(os.path.expanduser(text)), durable=durable)  # noqa: PTH111 - keeps an unknown ~name
     try:
         filesystem, path = url_to_fs(text, **(storage_options or {}))
     except (ValueError, ImportError) as error:
-        raise StoreNotFoundError(f"There is no way to {text}: {error}.") from error
+        raise StoreNotFoundError(f"{text} cannot be opened: {error}") from error
     if isinstance(filesystem, LocalFileSystem):
         return LocalStorage(Path(path), durable=durable)
     return RemoteStorage(filesystem, path, text)

@@ -12,13 +12,13 @@ from repaudit.store.storage.storage import Parts, Storage
 
 @contextlib.contextmanager
 def _reached(url: str) -> Iterator[None]:
-    """Give every failure of a remote service as an OSError, which says what may pass when tried again."""
+    """Raise every failure of a remote service as an OSError: it may pass when tried again."""
     try:
         yield
     except (OSError, StoreError):
         raise
     except Exception as error:
-        raise ConnectionError(f"{url} cannot be reached ({type(error).__name__}: {error}).") from error
+        raise ConnectionError(f"{url} cannot be reached ({type(error).__name__}: {error})") from error
 
 
 class RemoteStorage(Storage):
@@ -30,12 +30,13 @@ class RemoteStorage(Storage):
         self.url = url
 
     def path(self, key: str) -> str:
-        """Give the full path of `key`, refusing keys that lead out of the store."""
+        """Return the full path of `key`, refusing keys that lead out of the store."""
         if ".." in key.split("/"):
-            raise ForeignPathError(f"Key {key!r} leads out of the store {self.url}.")
+            raise ForeignPathError(f"key {key!r} leads out of the store {self.url}")
         return f"{self.root}/{key}" if key else self.root
 
     def get(self, key: str) -> bytes | None:
+        """Read one object, or return None where there is none."""
         with _reached(self.url):
             try:
                 return bytes(self.filesystem.cat_file(self.path(key)))
@@ -43,10 +44,12 @@ class RemoteStorage(Storage):
                 return None
 
     def put(self, key: str, parts: Parts) -> None:
+        """Write one object; the service makes it appear whole."""
         with _reached(self.url):
             self.filesystem.pipe_file(self.path(key), b"".join(parts))
 
     def create(self, key: str, data: bytes) -> bool:
+        """Write one object only if there is none; return whether it was written."""
         with _reached(self.url):
             try:
                 self.filesystem.pipe_file(self.path(key), data, mode="create")
@@ -55,33 +58,39 @@ class RemoteStorage(Storage):
             return True
 
     def put_many(self, objects: Mapping[str, Parts]) -> None:
+        """Write several objects; all of them are stored when this returns."""
         with _reached(self.url):
             self.filesystem.pipe({self.path(key): b"".join(parts) for key, parts in objects.items()})
 
     def delete(self, key: str) -> None:
+        """Remove one object, if it exists."""
         with _reached(self.url), contextlib.suppress(FileNotFoundError):
             self.filesystem.rm_file(self.path(key))
 
     def delete_prefix(self, prefix: str) -> None:
+        """Remove every object below `prefix`."""
         with _reached(self.url), contextlib.suppress(FileNotFoundError):
             self.filesystem.rm(self.path(prefix), recursive=True)
 
     def keys(self, prefix: str = "") -> Iterator[str]:
+        """Return the keys of all objects below `prefix`."""
         self.filesystem.invalidate_cache()
         for path in self.filesystem.find(self.path(prefix)):
             yield str(path).removeprefix(self.root + "/")
 
     def children(self, prefix: str = "") -> list[str]:
+        """Return the sorted names directly below `prefix`."""
         with _reached(self.url):
             self.filesystem.invalidate_cache()
             try:
-                found = self.filesystem.ls(self.path(prefix), detail=False)
+                paths = self.filesystem.ls(self.path(prefix), detail=False)
             except (FileNotFoundError, NotADirectoryError):
                 return []
-            self.filesystem.invalidate_cache()  # a later look at one of them must not answer from this listing
-            return sorted(str(path).rstrip("/").rsplit("/", 1)[-1] for path in found)
+            self.filesystem.invalidate_cache()  # later calls must not be answered from this listing
+            return sorted(str(path).rstrip("/").rsplit("/", 1)[-1] for path in paths)
 
     def size(self, key: str) -> int | None:
+        """Return the length of an object in bytes, or None where there is none."""
         with _reached(self.url):
             self.filesystem.invalidate_cache()
             try:

@@ -1,4 +1,4 @@
-"""Files that appear whole: written aside, then renamed into place, readable as any new file would be."""
+"""Files that appear whole: written under another name, then renamed, readable as any new file would be."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from typing import IO
 
 @contextmanager
 def replacing(target: Path) -> Iterator[IO[bytes]]:
-    """Open a file that takes its place, with the parent made if need be, when the block ends well.
+    """Open a file that replaces `target` when the block succeeds; the parent is created if needed.
 
-    Earlier content stays readable until then, and for good where the block raises. The umask decides who may read it.
+    Earlier content stays readable until then, and for good if the block raises. The umask decides who may read it.
 
     Examples
     --------
@@ -26,10 +26,10 @@ def replacing(target: Path) -> Iterator[IO[bytes]]:
     b'<html>'
     """
     target.parent.mkdir(parents=True, exist_ok=True)
-    aside = target.with_name(f".{target.name[:100]}-{os.getpid()}-{uuid.uuid4().hex}")
+    temporary = target.with_name(f".{target.name[:100]}-{os.getpid()}-{uuid.uuid4().hex}")
     try:
-        with aside.open("xb") as stream:
+        with temporary.open("xb") as stream:
             yield stream
-        aside.replace(target)
+        temporary.replace(target)
     finally:
-        aside.unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-"""What the commit protocol asks of the place where a store's bytes live: atomic puts, exclusive creates, batches."""
+"""What the commit protocol needs of a store's storage: atomic puts, exclusive creates, batches."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ TEMPORARY: Final = ".partial"
 
 
 class Storage(ABC):
-    """A flat map from keys to bytes: what the commit protocol asks of a place, and no more."""
+    """A flat map from keys to bytes: what the commit protocol needs, and nothing else."""
 
     url: str
 
     @abstractmethod
     def get(self, key: str) -> bytes | None:
-        """Give the bytes under `key`, or None where there are none."""
+        """Return the bytes under `key`, or None where there are none."""
 
     @abstractmethod
     def put(self, key: str, parts: Parts) -> None:
@@ -28,7 +28,7 @@ class Storage(ABC):
 
     @abstractmethod
     def create(self, key: str, data: bytes) -> bool:
-        """Write one object only if there is none; tell whether it was written."""
+        """Write one object only if there is none; return whether it was written."""
 
     @abstractmethod
     def put_many(self, objects: Mapping[str, Parts]) -> None:
@@ -36,7 +36,7 @@ class Storage(ABC):
 
     @abstractmethod
     def delete(self, key: str) -> None:
-        """Remove one object; a missing one is no error."""
+        """Remove one object; a missing one is not an error."""
 
     @abstractmethod
     def delete_prefix(self, prefix: str) -> None:
@@ -44,16 +44,16 @@ class Storage(ABC):
 
     @abstractmethod
     def keys(self, prefix: str = "") -> Iterator[str]:
-        """Give the keys of all objects below `prefix`."""
+        """Return the keys of all objects below `prefix`."""
 
     @abstractmethod
     def children(self, prefix: str = "") -> list[str]:
-        """Give the sorted names directly below `prefix`."""
+        """Return the sorted names directly below `prefix`."""
 
     def links(self) -> Iterator[str]:
-        """Give the keys below the root that are symbolic links; an object store has none."""
+        """Return the keys below the root that are symbolic links; an object store has none."""
         yield from ()
 
     @abstractmethod
     def size(self, key: str) -> int | None:
-        """Give the length in bytes of the object under `key`, or None where there is none."""
+        """Return the length in bytes of the object under `key`, or None where there is none."""

@@ -1,4 +1,4 @@
-"""The writer's own thread: it commits what is queued, in order, and keeps what went wrong for the caller's thread."""
+"""The writer's thread: it commits what is queued, in order, and keeps what went wrong for the caller's thread."""
 
 from __future__ import annotations
 
@@ -47,9 +47,9 @@ class QueuedTruncation:
 
 
 class Committer:
-    """A thread that alone changes a model's record, and a bounded queue to it.
+    """The only thread that changes a model's record, and a bounded queue to it.
 
-    `committed` and `gaps` follow the record; `error` and `untold` hold what the caller's thread has still to learn.
+    `committed` and `gaps` follow the record; `error` and `untold` hold what the caller's thread does not know yet.
     """
 
     def __init__(self, record: ModelRecord, on_store_error: str) -> None:
@@ -78,7 +78,7 @@ class Committer:
                     self._note_gaps()
                     self._guard(self.record.finalise, "finalising", self.on_store_error)
                     return
-                if isinstance(item, QueuedTruncation):  # asked for by name: a failure is always raised
+                if isinstance(item, QueuedTruncation):  # the caller waits for it: a failure is always raised
                     what = f"truncation after step {item.after_step}"
                     self._guard(partial(self._truncate, item.after_step), what, "raise")
                     item.done.set()
@@ -109,21 +109,21 @@ class Committer:
                 del self._unnoted[0]
                 self._noted = self.record.gaps
         except Exception as error:  # noqa: BLE001 - the gaps wait in `_unnoted` for the next occasion
-            _LOGGER.info("Model %r: %d gaps cannot be noted yet: %s", self.record.model_name, len(self._unnoted), error)
+            _LOGGER.info("model %r: %d gaps cannot be noted yet: %s", self.record.model_name, len(self._unnoted), error)
 
     def _guard(self, action: Callable[[], None], what: int | str, policy: str) -> None:
         """Run one action of this thread; its failure is kept for the caller's thread, or becomes a gap."""
         try:
             action()
         except Exception as error:  # noqa: BLE001 - whatever a store raises must reach the training thread
-            _LOGGER.warning("Model %r, %s: %s", self.record.model_name, what, error)
+            _LOGGER.warning("model %r, %s: %s", self.record.model_name, what, error)
             if policy == "raise":
                 self.error = as_store_error(error, self.record.model_name, what)
                 return
             reason = f"{type(error).__name__}: {error}"
             if isinstance(what, int):
                 self._unnoted.append((what, reason))
-                missing = f"is not in the store ({reason}); {len(self.gaps)} missing so far."
-                self.untold.append(f"Step {what} of model {self.record.model_name!r} {missing}")
+                missing = f"is not in the store ({reason}); {len(self.gaps)} missing so far"
+                self.untold.append(f"step {what} of model {self.record.model_name!r} {missing}")
             else:
-                self.untold.append(f"Model {self.record.model_name!r}, {what}: {reason}")
+                self.untold.append(f"model {self.record.model_name!r}, {what}: {reason}")

@@ -53,30 +53,30 @@ class ModelRecord:
     ) -> ModelRecord:
         """Take the model's lease, and load or create its record."""
         if if_exists not in {"resume", "error", "replace"}:
-            raise LayoutError(f"if_exists={if_exists!r}: expected 'resume', 'error' or 'replace'.")
+            raise LayoutError(f"if_exists={if_exists!r}: expected 'resume', 'error' or 'replace'")
         key = model_key(model_name)
         if if_exists != "replace" and storage.size(f"{key}/{DOCUMENT}") is None:
-            left = [name for name in storage.children(key) if not name.startswith(LEASE)]
-            if left and storage.size(f"{key}/{DOCUMENT}") is None:  # not one that another writer is just making
+            present = [name for name in storage.children(key) if not name.startswith(LEASE)]
+            if present and storage.size(f"{key}/{DOCUMENT}") is None:  # not one that another writer is creating
                 raise CorruptStoreError(
-                    f"{storage.url}: the document of model {model_name!r} is lost, its arrays are not. Run "
-                    f"`repaudit repair`, or pass if_exists='replace' to drop them."
+                    f"{storage.url}: the document of model {model_name!r} is lost, its arrays are not: run "
+                    f"`repaudit repair`, or pass if_exists='replace' to drop them"
                 )
-        own = {"name": model_name, "committed": 0, "gaps": [], "created": now(), "versions": package_versions()}
-        fresh = model_document({**attributes, **own}, layers, 0)
+        facts = {"name": model_name, "committed": 0, "gaps": [], "created": now(), "versions": package_versions()}
+        fresh = model_document({**attributes, **facts}, layers, 0)
         try:
             dump(fresh)
         except (TypeError, ValueError) as error:
-            raise LayoutError(f"The attributes of model {model_name!r} are no JSON: {error}.") from error
-        # The group comes before its lease, so that no reader ever meets a directory that is no Zarr group.
+            raise LayoutError(f"model {model_name!r}: expected attributes that JSON can hold ({error})") from error
+        # The group comes before its lease, so that no reader ever meets a directory that is not a Zarr group.
         created = storage.create(f"{key}/{DOCUMENT}", dump(fresh))
         if not created and if_exists == "error":
             raise ModelExistsError(
-                f"Model {model_name!r} is already in {storage.url}: expected a new one. Pass if_exists='resume' to go "
-                f"on with it, or 'replace' to drop it."
+                f"model {model_name!r} is already in {storage.url}, expected a new one: pass if_exists='resume' to "
+                f"continue it, or 'replace' to drop it"
             )
         record = cls(
-            storage, model_name, layers, Lease(storage, f"{key}/{LEASE}", f"Model {model_name!r}", force=force)
+            storage, model_name, layers, Lease(storage, f"{key}/{LEASE}", f"model {model_name!r}", force=force)
         )
         try:
             record._start(fresh, replace=if_exists == "replace")
@@ -94,7 +94,7 @@ class ModelRecord:
             return
         if self.storage.size(f"{staged}/{DOCUMENT}") is not None:
             raise CorruptStoreError(
-                f"{self.storage.url}: a repair of model {self.model_name!r} was interrupted. Run `repaudit repair`."
+                f"{self.storage.url}: a repair of model {self.model_name!r} was interrupted: run `repaudit repair`"
             )
         self.reload()
         if self.committed == 0:
@@ -119,7 +119,7 @@ class ModelRecord:
         return list(self.document["attributes"][ATTRS]["gaps"])
 
     def reload(self) -> None:
-        """Take the state from the store, the only truth."""
+        """Read the state from the store, which is the only truth."""
         try:
             document = read_document(self.storage, f"{self.key}/{DOCUMENT}")
             assert document is not None  # noqa: S101 - narrows the type; a missing document is caught below
@@ -131,8 +131,8 @@ class ModelRecord:
                 self._load_columns(count)
         except (AssertionError, KeyError, TypeError, ValueError) as error:
             raise CorruptStoreError(
-                f"{self.storage.url}: the record of model {self.model_name!r} cannot be read ({error}). "
-                f"Run `repaudit verify`, then `repaudit repair`."
+                f"{self.storage.url}: the record of model {self.model_name!r} cannot be read ({error}): "
+                f"run `repaudit verify`, then `repaudit repair`"
             ) from error
         self.uncertain = False
 
@@ -158,29 +158,28 @@ class ModelRecord:
         wanted = {layer.name: layer.document(self.committed) for layer in self.layers}
         if list(stored) != list(wanted) and set(stored) != set(wanted):
             raise LayoutError(
-                f"Model {self.model_name!r} in {self.storage.url} has the layers {sorted(stored)}, this writer has "
-                f"{sorted(wanted)}: a model keeps its layers. Use another model name, or if_exists='replace'."
+                f"model {self.model_name!r} in {self.storage.url} has the layers {sorted(stored)}, this writer has "
+                f"{sorted(wanted)}: a model keeps its layers; use another model name, or if_exists='replace'"
             )
         for name, array in stored.items():
             for part in ("shape", "data_type", "codecs"):
                 if array[part] != wanted[name][part]:
                     raise LayoutError(
-                        f"Layer {name!r} of model {self.model_name!r} has {part} {array[part]} in {self.storage.url}, "
-                        f"this writer has {wanted[name][part]}."
+                        f"layer {name!r} of model {self.model_name!r} has {part} {array[part]} in {self.storage.url}, "
+                        f"this writer has {wanted[name][part]}"
                     )
             for part in ("source_dtype", "codec", "keepbits"):
-                found, mine = (document["attributes"].get(part) for document in (array, wanted[name]))
-                if found != mine:
+                recorded, wanted_value = (document["attributes"].get(part) for document in (array, wanted[name]))
+                if recorded != wanted_value:
                     raise LayoutError(
-                        f"Layer {name!r} of model {self.model_name!r} has {part} {found!r} in {self.storage.url}, this "
-                        f"writer has {mine!r}: a layer keeps how its values came about. Pass the same, or use another "
-                        f"model name."
+                        f"layer {name!r} of model {self.model_name!r} has {part} {recorded!r} in {self.storage.url}, "
+                        f"this writer has {wanted_value!r}: a layer keeps it; pass the same, or use another model name"
                     )
         order = list(stored)
         self.layers.sort(key=lambda layer: order.index(layer.name))
 
     def _reset(self, fresh: dict[str, Any]) -> None:
-        """Commit an empty record with this writer's layout, then sweep what the former one left."""
+        """Commit an empty record with this writer's layout, then delete what the earlier one left."""
         self._put(fresh)
         self.reload()
         keep = {DOCUMENT, LEASE}
@@ -192,13 +191,13 @@ class ModelRecord:
         self._follow_up()
 
     def append(self, row: StepRow, arrays: Mapping[str, NDArray[Any]]) -> None:
-        """Write one step of every layer and commit it; `arrays` hold the values as they are to be stored, by layer."""
+        """Write one step of every layer and commit it; `arrays` hold the values as stored, by layer."""
         if self.uncertain:
             self.reload()
             if self.columns[STEP][-1:] == [row[STEP]]:
                 return  # the commit that seemed to fail had reached the store
         if self.columns[STEP] and row[STEP] <= self.columns[STEP][-1]:
-            raise StepOrderError(f"Step {row[STEP]} is not greater than the committed step {self.columns[STEP][-1]}.")
+            raise StepOrderError(f"step {row[STEP]} is not greater than the committed step {self.columns[STEP][-1]}")
         self.lease.check()  # a writer that lost the model must not touch the chunks of the one that has it
         index = self.committed
         columns = {name: [*self._tail(name, index), _stored(name, row)] for name in STEP_COLUMNS}
@@ -211,7 +210,7 @@ class ModelRecord:
         sums = [*self.checksums[index - index % COORDINATE_CHUNK : index], crcs]
         objects |= self._coordinate_objects(index // COORDINATE_CHUNK, columns, sums)
         self.storage.put_many(objects)
-        gaps = [gap for gap in self.gaps if gap[STEP] != row[STEP]]  # a step that is there is missing no longer
+        gaps = [gap for gap in self.gaps if gap[STEP] != row[STEP]]  # a stored step is no longer missing
         self._commit(self._grown(index + 1, gaps=gaps))
         for name, values in columns.items():
             self.columns[name].append(values[-1])
@@ -232,8 +231,8 @@ class ModelRecord:
         objects[f"{self.key}/{CHECKSUM}/{chunk_key(chunk, 0)}"] = encode_column(crcs, COORDINATE_CHUNK, 0)
         return objects
 
-    def _grown(self, count: int, **own: Any) -> dict[str, Any]:
-        """Give the model's document with `count` steps."""
+    def _grown(self, count: int, **changes: Any) -> dict[str, Any]:
+        """Return the model's document with `count` steps."""
         attributes = self.document["attributes"]
         consolidated = self.document["consolidated_metadata"]
         arrays = {
@@ -242,7 +241,7 @@ class ModelRecord:
         }
         return {
             **self.document,
-            "attributes": {**attributes, ATTRS: {**attributes[ATTRS], "committed": count, **own}},
+            "attributes": {**attributes, ATTRS: {**attributes[ATTRS], "committed": count, **changes}},
             "consolidated_metadata": {**consolidated, "metadata": arrays},
         }
 
@@ -252,7 +251,7 @@ class ModelRecord:
         self.document = document
 
     def _put(self, document: dict[str, Any]) -> None:
-        # Until the put returns, nobody knows whether it reached the store.
+        # Until the put returns, it is unknown whether it reached the store.
         self.uncertain = True
         self.storage.put(f"{self.key}/{DOCUMENT}", [dump(document)])
         self.uncertain = False
@@ -267,7 +266,7 @@ class ModelRecord:
         self._commit(self._grown(self.committed, gaps=[*self.gaps, gap]))
 
     def truncate(self, after_step: int) -> list[int]:
-        """Commit a record that ends at `after_step`, then remove the chunks beyond; gives the steps dropped."""
+        """Commit a record that ends at `after_step`, then remove the chunks beyond it; return the steps dropped."""
         if self.uncertain:
             self.reload()
         old = self.committed
@@ -293,16 +292,16 @@ class ModelRecord:
         """Bring each array's own document up to date, for readers that know no consolidated metadata."""
         documents = {}
         for key, wanted in self.document["consolidated_metadata"]["metadata"].items():
-            place = f"{self.key}/{key}/{DOCUMENT}"
-            if only_larger and self._lags(place, wanted):
+            path = f"{self.key}/{key}/{DOCUMENT}"
+            if only_larger and self._lags(path, wanted):
                 continue
-            documents[place] = [dump(wanted)]
+            documents[path] = [dump(wanted)]
         self.storage.put_many(documents)
 
-    def _lags(self, place: str, wanted: Mapping[str, Any]) -> bool:
-        """Tell whether an array's own document is an earlier state of the one wanted, which readers may meet."""
+    def _lags(self, path: str, wanted: Mapping[str, Any]) -> bool:
+        """Return whether an array's own document is an earlier state of the one wanted, which readers may meet."""
         try:
-            present = read_document(self.storage, place)
+            present = read_document(self.storage, path)
         except CorruptStoreError:
             return False
         if present is None or unbelievable(present) is not None:
@@ -310,7 +309,7 @@ class ModelRecord:
         return {**present, "shape": wanted["shape"]} == wanted and present["shape"][0] <= wanted["shape"][0]
 
     def finalise(self) -> None:
-        """Bring the arrays' own documents up to date and give the lease back."""
+        """Bring the arrays' own documents up to date and release the lease."""
         try:
             if self.uncertain:
                 self.reload()
@@ -321,7 +320,7 @@ class ModelRecord:
 
 
 def _stored(name: str, row: StepRow) -> Any:
-    """Give a coordinate as it is stored: unknown numbers are NaN, times whole microseconds."""
+    """Return a coordinate as it is stored: unknown numbers are NaN, times whole microseconds."""
     value = row.get(name)
     if name == STEP:
         return int(row[STEP])

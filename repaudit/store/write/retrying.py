@@ -16,17 +16,17 @@ LONGEST_WAIT: Final = 5.0
 
 
 def as_store_error(error: Exception, model_name: str, what: int | str) -> BaseException:
-    """Give an error that says where the store failed; our own errors say so already."""
+    """Return an error that says where the store failed; errors of repaudit say so already."""
     if isinstance(error, RepauditError):
         return error
     at = what if isinstance(what, str) else f"step {what}"
-    wrapped = StoreError(f"Model {model_name!r}, {at}: the store failed ({type(error).__name__}: {error}).")
+    wrapped = StoreError(f"model {model_name!r}, {at}: the store failed ({type(error).__name__}: {error})")
     wrapped.__cause__ = error
     return wrapped
 
 
 def retrying() -> Retrying:
-    """Try again after what may pass; our own errors will not."""
+    """Return a policy that tries again after errors that may pass; those of repaudit will not."""
     return Retrying(
         stop=stop_after_attempt(ATTEMPTS),
         wait=wait_random_exponential(multiplier=0.1, max=LONGEST_WAIT),

@@ -32,13 +32,13 @@ _KINDS: Final = {"f": "NaN", "i": 0, "u": 0, "b": False}
 
 
 def ensure_root(storage: Storage, probe_set: ProbeSetLike, *, wait: float = ROOT_WAIT) -> dict[str, Any]:
-    """Create the store for a probe set, or check that the store at hand was made with the same one."""
+    """Create the store for a probe set, or check that an existing one was created with the same probe set."""
     if isinstance(storage, LocalStorage) and storage.root.exists() and not storage.root.is_dir():
-        raise NotAStoreError(f"{storage.url} is a file: expected a folder of Zarr, or a new path.")
+        raise NotAStoreError(f"{storage.url} is a file: expected a Zarr folder, or a new path")
     deadline = time.monotonic() + wait
-    while (own := store_attributes(storage)) is None:
+    while (attributes := store_attributes(storage)) is None:
         try:
-            lease = Lease(storage, f"{PROBE}/{LEASE}", f"The new store {storage.url}")
+            lease = Lease(storage, f"{PROBE}/{LEASE}", f"the new store {storage.url}")
         except LeaseError:
             if time.monotonic() > deadline:
                 raise
@@ -50,25 +50,25 @@ def ensure_root(storage: Storage, probe_set: ProbeSetLike, *, wait: float = ROOT
                 _create_root(storage, probe_set)
         finally:
             lease.release()
-    if own.get("fingerprint") != probe_set.fingerprint:
+    if attributes.get("fingerprint") != probe_set.fingerprint:
         raise FingerprintError(
-            f"{storage.url} was made with the probe set {own.get('fingerprint')}, this one is {probe_set.fingerprint}: "
-            f"one store holds one probe set. Record with the same inputs, or into another store."
+            f"{storage.url} was created with the probe set {attributes.get('fingerprint')}, this one is "
+            f"{probe_set.fingerprint}: one store holds one probe set; record the same inputs, or use another store"
         )
-    left = storage.get(f"{PROBE}/{LEASE}")
-    if left is not None and Holder.parse(left).stale:  # its process died between making the store and letting go
+    lease_data = storage.get(f"{PROBE}/{LEASE}")
+    if lease_data is not None and Holder.parse(lease_data).stale:  # its process died before it released it
         storage.delete(f"{PROBE}/{LEASE}")
-    return own
+    return attributes
 
 
 def _refuse_foreign(storage: Storage) -> None:
-    """Refuse to settle among somebody else's files."""
-    ours = {PROBE, MODELS, SAMPLE, LABEL, TEXT}
-    foreign = [name for name in storage.children() if name not in ours]
+    """Refuse a folder that holds other files."""
+    expected = {PROBE, MODELS, SAMPLE, LABEL, TEXT}
+    foreign = [name for name in storage.children() if name not in expected]
     if foreign:
         raise NotAStoreError(
-            f"{storage.url} exists and is not a repaudit store: it holds {', '.join(map(repr, foreign[:5]))}. "
-            f"Expected an empty or new place."
+            f"{storage.url} exists and is not a repaudit store: it holds {', '.join(map(repr, foreign[:5]))}, "
+            f"expected an empty folder or a new path"
         )
 
 
@@ -80,10 +80,10 @@ def _create_root(storage: Storage, probe_set: ProbeSetLike) -> None:
         if texts is not None:
             column = np.array([str(text) for text in texts], dtype=object)
             if len(column) != len(probe_set):
-                raise FingerprintError(f"The probe set has {len(probe_set)} samples but {len(column)} of {name!r}.")
+                raise FingerprintError(f"the probe set has {len(probe_set)} samples, but {len(column)} of {name!r}")
             _add_array(objects, name, column, (SAMPLE,), {"long_name": name})
-    beside = [name for name in (LABEL, TEXT) if strings[name] is not None]
-    described = {"coordinates": " ".join(beside)} if beside else {}
+    optional = [name for name in (LABEL, TEXT) if strings[name] is not None]
+    described = {"coordinates": " ".join(optional)} if optional else {}
     inputs: dict[str, dict[str, Any]] = {}
     arrays = {name: np.asarray(values) for name, values in probe_set.arrays().items()}
     for name, values in arrays.items():
@@ -93,14 +93,14 @@ def _create_root(storage: Storage, probe_set: ProbeSetLike) -> None:
     objects[f"{PROBE}/{DOCUMENT}"] = [dump(group_document({}, inputs))]
     objects[f"{MODELS}/{DOCUMENT}"] = [dump(group_document({}))]
     storage.put_many(objects)
-    own = {
+    attributes = {
         "version": FORMAT_VERSION,
         "fingerprint": probe_set.fingerprint,
         "samples": len(probe_set),
         "created": now(),
         "versions": package_versions(),
     }
-    storage.put(DOCUMENT, [dump(group_document({ATTRS: own, **described}))])
+    storage.put(DOCUMENT, [dump(group_document({ATTRS: attributes, **described}))])
 
 
 def _add_array(
@@ -116,24 +116,30 @@ def _add_array(
     document = column_document(values.shape, data_type, (rows, *values.shape[1:]), dimensions, fill, attributes)
     objects[f"{key}/{DOCUMENT}"] = [dump(document)]
     for start in range(0, len(values), rows):
-        place = f"{key}/{chunk_key(start // rows, *(0 for _ in values.shape[1:]))}"
-        objects[place] = encode_column(values[start : start + rows], rows, "" if text else 0)
+        chunk = f"{key}/{chunk_key(start // rows, *(0 for _ in values.shape[1:]))}"
+        objects[chunk] = encode_column(values[start : start + rows], rows, "" if text else 0)
     return document
 
 
 def _storable(key: str, values: NDArray[Any]) -> NDArray[Any]:
-    """Give an input as Zarr can hold it; bfloat16 as float32, exactly."""
+    """Return an input as Zarr can hold it; bfloat16 as float32, exactly."""
     if values.dtype.name == "bfloat16":
         values = values.astype(np.float32)
     if values.dtype.kind not in _KINDS or 0 in values.shape:
         raise ProbeSetError(
-            f"{key} has dtype {values.dtype} and shape {values.shape}: expected numbers, one or more a sample."
+            f"{key} has dtype {values.dtype} and shape {values.shape}: expected numbers, one or more per sample"
         )
     return np.ascontiguousarray(values, dtype=values.dtype.newbyteorder("<"))
 
 
 def probe_dimensions(name: str, arrays: Mapping[str, NDArray[Any]]) -> tuple[str, ...]:
-    """Name the dimensions of one input: `token` where all two-dimensional integer inputs share one length."""
+    """Return the dimensions of one input: `token` where all two-dimensional integer inputs share one length.
+
+    Examples
+    --------
+    >>> probe_dimensions("input_ids", {"input_ids": np.zeros((2, 5), int)})
+    ('sample', 'token')
+    """
     values = arrays[name]
     lengths = {other.shape[1] for other in arrays.values() if other.ndim == 2 and other.dtype.kind in "iub"}
     if values.ndim == 2 and lengths == {values.shape[1]}:

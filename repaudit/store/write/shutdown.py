@@ -17,10 +17,13 @@ _LOGGER = logging.getLogger(__name__)
 
 
 class Closable(Protocol):
-    """What is to be brought to safety."""
+    """What must be closed before the process ends."""
 
-    def flush(self) -> None: ...
-    def close(self) -> None: ...
+    def flush(self) -> None:
+        """Wait until everything queued is committed."""
+
+    def close(self) -> None:
+        """Flush, and release what is held."""
 
 
 class _Shutdown:
@@ -34,49 +37,51 @@ class _Shutdown:
         self.pending = False
         self.finalized = 0
 
-    def own(self) -> list[Closable]:
-        """The writers opened by this very process: a forked child has none of their threads."""
+    def writers(self) -> list[Closable]:
+        """Return the writers that this process opened: a forked child has none of their threads."""
         return [writer for writer, process in list(self.open.items()) if process == os.getpid()]
 
     def outlive_multiprocessing(self) -> None:
         """Have the writers closed at the end of a multiprocessing child too, which skips `atexit`."""
         if self.finalized != os.getpid():
-            Finalize(None, lambda: _for_each(self.own(), "close"), exitpriority=100)
+            Finalize(None, lambda: _for_each(self.writers(), "close"), exitpriority=100)
             self.finalized = os.getpid()
 
     def install(self) -> None:
+        """Install the signal handler, unless another one must stay."""
         if self.installed or threading.current_thread() is not threading.main_thread():
             return
         previous = signal.getsignal(signal.SIGTERM)
-        if previous is None or previous is signal.SIG_IGN:  # set outside Python, or not to be disturbed
+        if previous is None or previous is signal.SIG_IGN:  # set outside Python, or to be ignored
             return
         self.previous = previous
         signal.signal(signal.SIGTERM, self.handle)
         self.installed = True
 
     def remove(self) -> None:
+        """Put the earlier signal handler back."""
         if not self.installed or threading.current_thread() is not threading.main_thread():
             return
-        if signal.getsignal(signal.SIGTERM) == self.handle:  # else somebody chained to ours: leave it in place
+        if signal.getsignal(signal.SIGTERM) == self.handle:  # else another handler calls this one: leave it
             signal.signal(signal.SIGTERM, self.previous)
             self.installed = False
 
     def handle(self, number: int, frame: FrameType | None) -> None:
-        """Bring queued steps to the store, then do what would have been done without us."""
+        """Store the queued steps, then do what the earlier handler does."""
         if self.depth:
             self.pending = True
             return
         if callable(self.previous):  # another handler decides whether the process goes on
-            _for_each(self.own(), "flush")
+            _for_each(self.writers(), "flush")
             self.previous(number, frame)
             return
-        _for_each(self.own(), "close")
+        _for_each(self.writers(), "close")
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         os.kill(os.getpid(), signal.SIGTERM)
 
     @contextmanager
     def postponed(self) -> Iterator[None]:
-        """Let a signal that arrives within wait, because its handler would need a lock that is held here."""
+        """Delay a signal that arrives inside the block: its handler would need a lock that is held here."""
         if threading.current_thread() is not threading.main_thread():
             yield
             return
@@ -95,12 +100,12 @@ def _for_each(writers: list[Closable], action: str) -> None:
         try:
             method: Callable[[], None] = getattr(writer, action)
             method()
-        except Exception as error:  # noqa: BLE001 - the next writer must still be brought to safety
-            _LOGGER.error("At the end of the process: %s", error)
+        except Exception as error:  # noqa: BLE001 - the next writer must still be closed
+            _LOGGER.error("at the end of the process: %s", error)
 
 
 _SHUTDOWN: Final = _Shutdown()
-atexit.register(lambda: _for_each(_SHUTDOWN.own(), "close"))
+atexit.register(lambda: _for_each(_SHUTDOWN.writers(), "close"))
 
 postponed = _SHUTDOWN.postponed
 
@@ -113,7 +118,7 @@ def watch(writer: Closable) -> None:
 
 
 def forget(writer: Closable) -> None:
-    """Leave a closed writer alone; with the last one the signal handler goes too."""
+    """Forget a closed writer; with the last one the signal handler is removed too."""
     _SHUTDOWN.open.pop(writer, None)
-    if not _SHUTDOWN.own():
+    if not _SHUTDOWN.writers():
         _SHUTDOWN.remove()

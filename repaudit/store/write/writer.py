@@ -31,25 +31,25 @@ class TrajectoryWriter:
 
     `append` returns as soon as the step is queued; a background thread writes the chunks and then makes all layers
     of the step visible at once, by one atomic put of the model's ``zarr.json``. Readers, plain
-    ``xarray.open_datatree`` included, see committed steps and nothing else, also after a crash. Several threads may
-    share a writer; their steps must increase in the order in which they are appended.
+    ``xarray.open_datatree`` included, only see committed steps, also after a crash. Several threads may share a
+    writer; their steps must increase in the order in which they are appended.
 
     Parameters
     ----------
     store : path, URL or Storage
-        Where the store is or is to be.
+        Where the store is, or where to create it.
     model_name : str
-        The model's name in the store; one writer a model at a time.
+        The model's name in the store; one writer per model at a time.
     probe_set : ProbeSetLike
-        The inputs that were forwarded; a store holds one probe set.
+        The inputs that were forwarded; one probe set per store.
     layers : mapping
         Layer name to ``((sample[, token], feature), dtype)`` of one step.
     durable : bool
         Whether each commit is forced to the device before it counts.
     if_exists : {"resume", "error", "replace"}
-        What to do with a model that is already there.
+        What to do with a model that is already in the store.
     truncate_after : int, optional
-        First drop all committed steps beyond this one: what a run resumed from an older checkpoint needs.
+        First drop all committed steps beyond this one: needed by a run that resumes from an older checkpoint.
     force : bool
         Take the model over from another writer that is known to be dead.
     codec : {"auto", "raw", "compact", "lossy"}
@@ -62,11 +62,25 @@ class TrajectoryWriter:
         What to do when a step cannot be stored after several attempts: raise at the next call, or warn, record the
         gap and go on.
     storage_options : mapping, optional
-        Handed to fsspec.
+        Passed to fsspec.
 
     Raises
     ------
-    LeaseError, FingerprintError, LayoutError, NotAStoreError, UnknownVersionError, ModelExistsError
+    LeaseError
+        If another writer holds the model.
+    FingerprintError
+        If the store was created with another probe set.
+    LayoutError
+        If layers or options are invalid, or differ from those of the model in the store.
+    ModelExistsError
+        If the model is in the store and ``if_exists="error"``.
+    NotAStoreError, UnknownVersionError
+        If the path or URL holds something else.
+
+    See Also
+    --------
+    repaudit.Recorder : Takes the activations from a model and writes them.
+    repaudit.open_store : Reads what was written.
 
     Examples
     --------
@@ -79,6 +93,15 @@ class TrajectoryWriter:
     ...     writer.flush()
     ...     writer.committed
     [10]
+
+    A run that goes back to an older checkpoint drops the later steps first:
+
+    >>> with TrajectoryWriter("memory://example.zarr", model_name="seed0", probe_set=probe_set, truncate_after=5,
+    ...                       layers={"layer.0": ((2, 3), "float32")}) as writer:
+    ...     writer.note_gap(7, "out of memory")
+    ...     writer.append(8, {"layer.0": np.ones((2, 3), "float32")})
+    >>> writer.committed, [gap["reason"] for gap in writer.gaps]
+    ([8], ['out of memory'])
     """
 
     def __init__(
@@ -100,7 +123,7 @@ class TrajectoryWriter:
         storage_options: Mapping[str, Any] | None = None,
     ) -> None:
         if on_store_error not in {"raise", "warn"}:
-            raise LayoutError(f"on_store_error={on_store_error!r}: expected 'raise' or 'warn'.")
+            raise LayoutError(f"on_store_error={on_store_error!r}: expected 'raise' or 'warn'")
         self.on_store_error = on_store_error
         self.model_name = check_name(model_name, "model")
         laid_out = lay_out_layers(layers, len(probe_set), codec=codec, keepbits=keepbits, attributes=layer_attrs)
@@ -134,12 +157,12 @@ class TrajectoryWriter:
         return list(self._committer.committed)
 
     def checksums(self, step: int) -> dict[str, int]:
-        """Give the CRC-32C of each layer's values at a committed step."""
+        """Return the CRC-32C of each layer's values at a committed step."""
         sums = self._record.checksums[self.committed.index(step)]
         return dict(zip((layer.name for layer in self._record.layers), sums, strict=True))
 
     def would_be(self, arrays: Mapping[str, Any]) -> dict[str, int]:
-        """Give the CRC-32C that each layer's values would have in the record, rounded where its codec rounds."""
+        """Return the CRC-32C that each layer's values would have if stored, rounded where its codec rounds."""
         return {name: checksum(stored_values(layer, arrays[name], copy=False)) for name, layer in self._layers.items()}
 
     @property
@@ -171,19 +194,24 @@ class TrajectoryWriter:
         wall_time : float, optional
             Seconds since 1970-01-01 UTC; the present time if not given.
         copy : bool
-            False hands the arrays over: the caller must never write into them again.
+            False passes the arrays on: the caller must never write into them again.
 
         Raises
         ------
-        StepOrderError, LayoutError, WriterClosedError
+        StepOrderError
+            If the step is not greater than the last one.
+        LayoutError
+            If layers, shapes or dtypes are not the declared ones.
+        WriterClosedError
+            If the writer is closed, failed earlier, or belongs to another process.
         TypeError, ValueError
-            If a step is no integer, or a coordinate no number.
+            If the step is not an integer, or a coordinate not a number.
         StoreError
             If an earlier step could not be stored and ``on_store_error="raise"``.
         """
         self._check_open()
         step = step_number(step)
-        self._check_order(step)  # at once, and again when no other thread can come between
+        self._check_order(step)  # before the arrays are copied, and again under the lock
         self._check_names(arrays)
         values = {name: stored_values(layer, arrays[name], copy=copy) for name, layer in self._layers.items()}
         row = {
@@ -203,14 +231,14 @@ class TrajectoryWriter:
         if step < 0 or (self._steps and step <= self._steps[-1]):
             last = f"the last one is {self._steps[-1]}" if self._steps else "it must not be negative"
             raise StepOrderError(
-                f"Step {step} of model {self.model_name!r}: {last}; steps must increase. To go back to an older "
-                f"checkpoint, pass truncate_after."
+                f"step {step} of model {self.model_name!r}: {last}, and steps must increase; to go back to an older "
+                f"checkpoint, pass truncate_after"
             )
 
     def note_gap(self, step: int, reason: str) -> None:
-        """Note that a step was asked for and is not in the record, and why.
+        """Note that a step was due and is not in the record, and why.
 
-        The note is committed in its turn among the queued steps, as that of a step which the store did not take.
+        The note is committed in order with the queued steps, like that of a step which could not be stored.
 
         Raises
         ------
@@ -224,26 +252,32 @@ class TrajectoryWriter:
             self._check_open()
             if step < 0 or step in self._steps:
                 why = "it must not be negative" if step < 0 else "it is in the record"
-                raise StepOrderError(f"Step {step} of model {self.model_name!r} cannot be noted as a gap: {why}.")
+                raise StepOrderError(f"step {step} of model {self.model_name!r} cannot be noted as a gap: {why}")
             self._committer.queue.put(QueuedGap(step, str(reason)))
 
     def _check_names(self, arrays: Mapping[str, Any]) -> None:
         missing, unknown = self._layers.keys() - arrays.keys(), arrays.keys() - self._layers.keys()
         if missing or unknown:
             raise LayoutError(
-                f"Model {self.model_name!r}: expected the layers {sorted(self._layers)}, "
-                f"missing {sorted(missing)}, unknown {sorted(unknown)}."
+                f"model {self.model_name!r}: expected the layers {sorted(self._layers)}, "
+                f"missing {sorted(missing)}, unknown {sorted(unknown)}"
             )
 
     def flush(self) -> None:
-        """Wait until every queued step is committed, or noted as a gap."""
+        """Wait until every queued step is committed, or noted as a gap.
+
+        Raises
+        ------
+        StoreError
+            If a step could not be stored and ``on_store_error="raise"``.
+        """
         self._check_process()
         with postponed():
             self._committer.queue.join()
         self._surface()
 
     def truncate(self, after_step: int) -> None:
-        """Commit a record that ends at `after_step`; steps beyond it are dropped and may be recorded anew."""
+        """Commit a record that ends at `after_step`; later steps are dropped and may be recorded again."""
         request = QueuedTruncation(step_number(after_step))
         with postponed(), self._lock:
             self._check_open()
@@ -253,7 +287,7 @@ class TrajectoryWriter:
             self._steps = [step for step in self._steps if step <= after_step]
 
     def close(self) -> None:
-        """Flush, finalise, and give the model's lease back; a second call does nothing."""
+        """Flush, finalise, and release the model's lease; a second call does nothing."""
         if self._ended:
             return
         if self._process != os.getpid():  # a forked child has none of the writer's threads
@@ -280,30 +314,30 @@ class TrajectoryWriter:
         except Exception as problem:
             if error is None:
                 raise
-            error.add_note(f"Besides, the writer of model {self.model_name!r} failed: {problem}")
+            error.add_note(f"the writer of model {self.model_name!r} failed as well: {problem}")
 
     def _check_open(self) -> None:
         self._surface()
         self._check_process()
         failed = self._committer.failed
         if self._closed or failed:
-            why = "failed earlier; close it and open another" if failed else "is closed"
-            raise WriterClosedError(f"The writer of model {self.model_name!r} {why}.")
+            why = "failed earlier: close it and open another" if failed else "is closed: open another"
+            raise WriterClosedError(f"the writer of model {self.model_name!r} {why}")
 
     def _check_process(self) -> None:
         if self._process != os.getpid():
             raise WriterClosedError(
-                f"The writer of model {self.model_name!r} belongs to process {self._process}; this is process "
-                f"{os.getpid()}, forked from it. Append there, or open a writer of another model here."
+                f"the writer of model {self.model_name!r} belongs to process {self._process}, this is process "
+                f"{os.getpid()}, forked from it: append there, or open a writer of another model here"
             )
 
     def _surface(self) -> None:
-        """Tell the caller's thread what went wrong in the writer's."""
-        told = self._committer
+        """Raise or warn in the caller's thread what went wrong in the writer's."""
+        committer = self._committer
         with self._lock:
-            while told.untold:
-                warnings.warn(told.untold.pop(0), StoreWarning, stacklevel=3)
-            if told.error is not None:
-                error, told.error = told.error, None
-                told.failed = True
+            while committer.untold:
+                warnings.warn(committer.untold.pop(0), StoreWarning, stacklevel=3)
+            if committer.error is not None:
+                error, committer.error = committer.error, None
+                committer.failed = True
                 raise error
