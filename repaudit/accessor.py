@@ -14,6 +14,7 @@ import xarray as xr
 
 from repaudit.errors import AnalysisError
 from repaudit.names import ATTRS, LAYER, MODEL, STEP
+from repaudit.results import SUMMARY
 from repaudit.store.read import catalog
 
 if TYPE_CHECKING:
@@ -53,7 +54,7 @@ class TreeAccessor:
     @property
     def summary(self) -> dict[str, Any]:
         """What an analysis found, as in ``summary.json``."""
-        found = self._tree.attrs.get("summary")
+        found = self._tree.attrs.get(SUMMARY)
         if not isinstance(found, str):
             raise AnalysisError("expected the results of an analysis, found a tree without a summary in its attributes")
         summary: dict[str, Any] = json.loads(found)

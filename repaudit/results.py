@@ -1,76 +1,328 @@
-"""What figures take out of an analysis's results: groups, names, curves and points, each only as far as known."""
+"""The contract of ``results.zarr``: all groups and variables by name, checks that a tree keeps it, and its readers."""
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
 import numpy as np
 import xarray as xr
-from numpy.typing import NDArray
 
 from repaudit.errors import AnalysisError
-from repaudit.names import COMPONENT, LABEL, LAYER, MODEL, STEP
+from repaudit.names import COMPONENT, FEATURE, LABEL, LAYER, MODEL, SAMPLE, STEP, TEXT
+from repaudit.store.format.schema import violations
 
-DIAGNOSTICS: Final = {
-    "effective_neighbors": "effective neighbours",
-    "entropy": "diffusion spectral entropy",
-    "components": "connected components",
-    "isolated": "isolated samples",
-    "duplicates": "duplicate samples",
-    "collapsed": "collapsed operators",
-    "floored": "bandwidths at the floor",
-    "failed": "operators that failed",
-}
-"""Variables of the group ``diagnostics`` and the words for them, in the order in which they are shown."""
+# Groups; a group and its main variable share one name
+SPREAD: Final = "spread"
+COMPARISON: Final = "comparison"
+APPROACH: Final = "approach"
+GROUPS: Final = "groups"
+TRAJECTORIES: Final = "trajectories"
+MERGED: Final = "merged"
+FRAMES: Final = "frames"
+UNITS: Final = "units"
+SIMILARITY: Final = "similarity"
+DIAGNOSTICS: Final = "diagnostics"
 
-DISTANCES: Final = {
-    "spread": "from each other",
-    "from_untrained": "from the untrained networks",
-    "from_inputs": "from the inputs",
+# Dims that the store does not have
+GROUP: Final = "group"
+OTHER: Final = "other"
+UNIT: Final = "unit"
+MEASURE: Final = "measure"
+REPRESENTATION: Final = "representation"
+
+# Variables
+LOW: Final = "low"
+HIGH: Final = "high"
+NULL: Final = "null"
+SPREAD_RAW: Final = "spread_raw"
+HELLINGER: Final = "hellinger"
+N_MODELS: Final = "n_models"
+FROM_UNTRAINED: Final = "from_untrained"
+FROM_INPUTS: Final = "from_inputs"
+NOISE_FLOOR: Final = "noise_floor"
+TRAJECTORY: Final = "trajectory"
+MDS: Final = "mds"
+TOGETHER: Final = "together"
+TOGETHER_STRESS: Final = "together_stress"
+TOGETHER_DISTANCE_STRESS: Final = "together_distance_stress"
+STRESS: Final = "stress"
+DISTANCE_STRESS: Final = "distance_stress"
+EMBEDDING: Final = "embedding"
+MERGED_STEP: Final = "merged_step"
+MERGED_MODELS: Final = "merged_models"
+OF_MODELS: Final = "models"
+DIFFUSION_TIME: Final = "t"
+EFFECTIVE_NEIGHBORS: Final = "effective_neighbors"
+ENTROPY: Final = "entropy"
+COMPONENTS: Final = "components"
+ISOLATED: Final = "isolated"
+DUPLICATES: Final = "duplicates"
+COLLAPSED: Final = "collapsed"
+FLOORED: Final = "floored"
+FAILED: Final = "failed"
+UNIFORMITY: Final = "uniformity"
+
+# Attributes
+SUMMARY: Final = "summary"
+PARAMETERS: Final = "parameters"
+VERSIONS: Final = "versions"
+FINGERPRINT: Final = "fingerprint"
+
+DIAGNOSTIC_NAMES: Final = {
+    EFFECTIVE_NEIGHBORS: "effective neighbours",
+    ENTROPY: "diffusion spectral entropy",
+    COMPONENTS: "connected components",
+    ISOLATED: "isolated samples",
+    DUPLICATES: "duplicate samples",
+    COLLAPSED: "collapsed operators",
+    FLOORED: "bandwidths at the floor",
+    FAILED: "operators that failed",
 }
-"""What the models of one layer are compared with, in the order in which it is shown."""
+"""Variables of the group ``diagnostics`` that are shown, and their names, in the order in which they are shown."""
 
 
 @dataclass(frozen=True)
-class Line:
-    """Steps, values and 95% bounds where the value is known, each of shape (steps known,); bounds may be NaN."""
+class Variable:
+    """One variable of the contract; ``kind`` is ``float``, ``integer``, ``number`` (either of them) or ``text``."""
 
-    step: NDArray[np.int64]
-    value: NDArray[np.float64]
-    low: NDArray[np.float64]
-    high: NDArray[np.float64]
+    dims: tuple[str, ...]
+    long_name: str
+    kind: str = "float"
+    required: bool = True
 
     @property
-    def top(self) -> float:
-        """Largest of the values and upper bounds; 0 where there are none."""
-        everything = np.concatenate([self.value, self.high[np.isfinite(self.high)]])
-        return float(everything.max(initial=0.0))
+    def attrs(self) -> dict[str, str]:
+        """The attributes that the variable carries; text has no units."""
+        return {"long_name": self.long_name} | ({} if self.kind == "text" else {"units": "1"})
+
+
+@dataclass(frozen=True)
+class Group:
+    """One group of the contract: its variables, its coordinates, and attributes besides the provenance."""
+
+    variables: Mapping[str, Variable]
+    coords: Mapping[str, Variable]
+    attrs: tuple[str, ...] = ()
+    required: bool = True
+
+
+def bounds(variable: str) -> tuple[str, str]:
+    """Return the names of a distance's lower and upper bound; those of a group's main variable have no prefix.
+
+    Examples
+    --------
+    >>> bounds("from_inputs"), bounds("spread")
+    (('from_inputs_low', 'from_inputs_high'), ('low', 'high'))
+    """
+    prefix = f"{variable}_" if variable in (FROM_UNTRAINED, FROM_INPUTS) else ""
+    return prefix + LOW, prefix + HIGH
+
+
+def _interval(variable: str, dims: tuple[str, ...], long_name: str, required: bool = True) -> dict[str, Variable]:
+    """Return a distance and the ends of its 95% interval."""
+    ends = zip((variable, *bounds(variable)), ("", ", low end of its 95% interval", ", high end"), strict=True)
+    return {name: Variable(dims, long_name + end, required=required) for name, end in ends}
+
+
+def _coords(*names: str, on: str | None = None) -> dict[str, Variable]:
+    return {name: Variable((on or _ON.get(name, name),), *_COORDS[name], name not in (LABEL, TEXT)) for name in names}
+
+
+_ON: Final = {LABEL: SAMPLE, TEXT: SAMPLE}
+_COORDS: Final = {
+    LAYER: ("layer", "text"),
+    MODEL: ("model", "text"),
+    STEP: ("optimizer step", "integer"),
+    SAMPLE: ("sample", "text"),
+    LABEL: ("label of the sample", "text"),
+    TEXT: ("preview of the sample", "text"),
+    COMPONENT: ("component of the embedding", "integer"),
+    GROUP: ("group of models", "text"),
+    OTHER: ("what it is compared with", "text"),
+    UNIT: ("number of the unit", "integer"),
+    MEASURE: ("measure of similarity", "text"),
+    REPRESENTATION: ("model/layer", "text"),
+}
+_CURVE: Final = (LAYER, STEP)
+_GRID: Final = (LAYER, MODEL, STEP)
+_PAIRS: Final = (MEASURE, STEP, REPRESENTATION, OTHER)
+_CALIBRATED: Final = "squared Frobenius distance over that of unrelated operators"
+
+CONTRACT: Final[Mapping[str, Group]] = {
+    SPREAD: Group(
+        {
+            **_interval(SPREAD, _CURVE, f"spread of the models: mean {_CALIBRATED}"),
+            SPREAD_RAW: Variable(_CURVE, "mean squared Frobenius distance of the models"),
+            NULL: Variable(_CURVE, "mean squared Frobenius distance of unrelated operators"),
+            HELLINGER: Variable(_CURVE, "mean squared Hellinger distance of the rows over that of unrelated operators"),
+            N_MODELS: Variable((STEP,), "number of models with an operator", "integer"),
+        },
+        _coords(*_CURVE),
+    ),
+    COMPARISON: Group(
+        {
+            **_interval(FROM_UNTRAINED, _CURVE, f"from the untrained networks: {_CALIBRATED}", required=False),
+            **_interval(FROM_INPUTS, _CURVE, f"from the inputs' own geometry: {_CALIBRATED}", required=False),
+            NOISE_FLOOR: Variable((LAYER,), f"random halves of the features of one model: {_CALIBRATED}"),
+        },
+        _coords(*_CURVE),
+    ),
+    APPROACH: Group(
+        _interval(APPROACH, _GRID, f"from the model's own last operator: {_CALIBRATED}"),
+        _coords(*_GRID),
+        required=False,
+    ),
+    GROUPS: Group(
+        _interval(SPREAD, (*_CURVE, GROUP, OTHER), f"spread within and between groups of models: mean {_CALIBRATED}"),
+        _coords(*_CURVE, GROUP, OTHER),
+        required=False,
+    ),
+    TRAJECTORIES: Group(
+        {
+            TRAJECTORY: Variable((*_GRID, COMPONENT), "operators of the layer (PHATE)"),
+            MDS: Variable((*_GRID, COMPONENT), "operators of the layer (classical scaling)"),
+            STRESS: Variable((LAYER,), "stress against PHATE's potential distances"),
+            DISTANCE_STRESS: Variable((LAYER,), "stress against the operators' distances"),
+            TOGETHER: Variable((*_GRID, COMPONENT), "operators of all layers in one picture (PHATE)"),
+            TOGETHER_STRESS: Variable((), "all layers: stress against PHATE's potential distances"),
+            TOGETHER_DISTANCE_STRESS: Variable((), "all layers: stress against the operators' distances"),
+        },
+        _coords(*_GRID, COMPONENT),
+        ("metric", "seed"),
+    ),
+    MERGED: Group(
+        {
+            EMBEDDING: Variable((LAYER, SAMPLE, COMPONENT), "samples in the merged operator (PHATE)"),
+            STRESS: Variable((LAYER,), "stress against PHATE's potential distances"),
+            MERGED_STEP: Variable((LAYER,), "step whose operators are merged", "integer"),
+            MERGED_MODELS: Variable((LAYER,), "number of models merged", "integer"),
+        },
+        _coords(LAYER, SAMPLE, COMPONENT, LABEL, TEXT),
+        ("merge", "seed"),
+    ),
+    FRAMES: Group(
+        {
+            MERGED: Variable(
+                (*_CURVE, SAMPLE, COMPONENT), "samples in the merged operator, all steps in one frame (PHATE)"
+            ),
+            OF_MODELS: Variable(
+                (*_GRID, SAMPLE, COMPONENT), "samples in each model's operator, in the same frame (PHATE)"
+            ),
+            STRESS: Variable(_CURVE, "stress against PHATE's potential distances"),
+            DIFFUSION_TIME: Variable((LAYER,), "diffusion time", "integer"),
+        },
+        _coords(*_GRID, SAMPLE, LABEL, TEXT),
+        ("merge", "seed"),
+        required=False,
+    ),
+    UNITS: Group(
+        {
+            EMBEDDING: Variable((*_GRID, UNIT, COMPONENT), "units over steps (M-PHATE)"),
+            FEATURE: Variable((LAYER, MODEL, UNIT), "index of the unit's feature", "number"),
+            STRESS: Variable((LAYER, MODEL), "stress against PHATE's potential distances"),
+        },
+        _coords(*_GRID, UNIT),
+        ("seed",),
+        required=False,
+    ),
+    SIMILARITY: Group(
+        {
+            SIMILARITY: Variable(_PAIRS, "similarity of two representations"),
+            NULL: Variable(_PAIRS, "similarity by chance"),
+        },
+        {**_coords(*_PAIRS), **_coords(MODEL, LAYER, on=REPRESENTATION)},
+        required=False,
+    ),
+    DIAGNOSTICS: Group(
+        {
+            name: Variable(_GRID, text, "integer" if name == FAILED else "float", name == FAILED)
+            for name, text in {**DIAGNOSTIC_NAMES, UNIFORMITY: "nearness to the uniform operator"}.items()
+        },
+        _coords(*_GRID),
+        ("gauge",),
+    ),
+}
+"""What ``results.zarr`` holds; ``schemas/v1/results.schema.json`` says the same of :func:`describe`."""
+
+
+_KINDS: Final = {"f": "float", "i": "integer", "u": "integer", "b": "boolean"}
+
+
+def labelled(name: str, dataset: xr.Dataset) -> xr.Dataset:
+    """Return a group whose variables carry the ``long_name`` and ``units`` of the contract.
+
+    Examples
+    --------
+    >>> spread = xr.Dataset({"spread": (("layer", "step"), [[0.5]])})
+    >>> labelled("spread", spread)["spread"].attrs["units"]
+    '1'
+    """
+    known_ones = {**CONTRACT[name].coords, **CONTRACT[name].variables}
+    result = dataset.copy()
+    for key in map(str, dataset.variables):
+        variable = known_ones.get(key, Variable((), key.replace("_", " ")))  # diagnostics of a gauge that has more
+        result[key].attrs.update(variable.attrs)
+    return result
+
+
+def describe(results: xr.DataTree) -> dict[str, Any]:
+    """Return the groups of a tree with their dims, coordinates, variables and attributes, as the JSON Schema has it."""
+    groups = {path: _described(node.to_dataset()) for path, node in results.subtree_with_keys if path != "."}
+    return {"attrs": _described_attrs(results.attrs), "groups": groups}
+
+
+def contract_violations(results: xr.DataTree) -> list[str]:
+    """List every way in which a tree breaks the contract of ``results.zarr``, each with the place within the tree.
+
+    Examples
+    --------
+    >>> contract_violations(xr.DataTree())[0]
+    "attrs: 'parameters' is a required property"
+    """
+    return violations("results", describe(results))
+
+
+def _described(dataset: xr.Dataset) -> dict[str, Any]:
+    return {
+        "dims": {str(name): size for name, size in dataset.sizes.items()},
+        "coords": {str(name): _described_variable(array) for name, array in dataset.coords.items()},
+        "variables": {str(name): _described_variable(array) for name, array in dataset.data_vars.items()},
+        "attrs": _described_attrs(dataset.attrs),
+    }
+
+
+def _described_attrs(attrs: Mapping[Any, Any]) -> dict[str, str]:
+    return {str(name): _KINDS.get(np.asarray(attrs[name]).dtype.kind, "text") for name in sorted(map(str, attrs))}
+
+
+def _described_variable(array: xr.DataArray) -> dict[str, Any]:
+    kind = _KINDS.get(array.dtype.kind, "text")
+    attrs = {name: array.attrs[name] for name in ("long_name", "units") if name in array.attrs}
+    return {"dims": list(map(str, array.dims)), "dtype": kind, **attrs}
 
 
 def group(results: xr.DataTree, name: str, *needed: str) -> xr.Dataset | None:
     """Return a group of the results; None where it, or one of the variables needed, is absent or nowhere known."""
     if name not in results.children:
         return None
-    found = results[name].to_dataset()
-    return found if all(variable in found and known(found[variable]) for variable in needed) else None
+    dataset = results[name].to_dataset()
+    return dataset if all(variable in dataset and known(dataset[variable]) for variable in needed) else None
 
 
 def known(values: xr.DataArray) -> bool:
-    """Tell whether any of these values is a number."""
+    """Return whether any of these values is a number."""
     return bool(np.isfinite(np.asarray(values.values, dtype=float)).any())
 
 
 def names_of(dataset: xr.Dataset, dim: Hashable) -> list[str]:
     """Return the names along a dim; those of an unlabelled dim are its indices."""
-    if dim not in dataset.dims:
-        return []
-    return [str(name) for name in dataset[dim].values]
+    return [str(name) for name in dataset[dim].values] if dim in dataset.dims else []
 
 
 def one_layer(dataset: xr.Dataset, layer: str) -> xr.Dataset:
-    """Select a layer by name; an unknown one raises :class:`AnalysisError` with the names there are."""
+    """Select a layer by name; an unknown one raises :class:`AnalysisError` with the known names."""
     names = names_of(dataset, LAYER)
     if layer not in names:
         raise AnalysisError(f"expected one of the layers of these results ({', '.join(names)}), found {layer!r}")
@@ -78,112 +330,13 @@ def one_layer(dataset: xr.Dataset, layer: str) -> xr.Dataset:
 
 
 def of_layer(dataset: xr.Dataset | None, layer: str, variable: str) -> bool:
-    """Tell whether a dataset has anything known of a layer in this variable."""
+    """Return whether a dataset knows any value of this variable for a layer."""
     if dataset is None or variable not in dataset or layer not in names_of(dataset, LAYER):
         return False
     return known(one_layer(dataset, layer)[variable])
 
 
-def line(dataset: xr.Dataset, layer: str, variable: str = "spread", **where: int) -> Line:
-    """Return the line of one layer; ``where`` selects along the other dims by index.
-
-    Its bounds are ``<variable>_low`` and ``<variable>_high`` where there are such, else ``low`` and ``high``.
-    """
-    one = one_layer(dataset, layer).isel(where)
-    value = np.asarray(one[variable].values, dtype=float)
-    there = np.isfinite(value)
-    low, high = (_bound(one, variable, name)[there] for name in ("low", "high"))
-    return Line(np.asarray(one[STEP].values)[there], value[there], low, high)
-
-
-def _bound(one: xr.Dataset, variable: str, name: str) -> NDArray[np.float64]:
-    found = next((own for own in (f"{variable}_{name}", name) if own in one), None)
-    return np.full(one.sizes[STEP], np.nan) if found is None else np.asarray(one[found].values, dtype=float)
-
-
-def distances(
-    spread: xr.Dataset | None, comparison: xr.Dataset | None, layer: str
-) -> tuple[dict[str, Line], float | None]:
-    """Curves of what the models of a layer are compared with, as far as known, and the noise floor."""
-    found = {
-        name: line(dataset, layer, name)
-        for name, dataset in zip(DISTANCES, (spread, comparison, comparison), strict=True)
-        if dataset is not None and of_layer(dataset, layer, name)
-    }
-    if comparison is None or not of_layer(comparison, layer, "noise_floor"):
-        return found, None
-    return found, float(one_layer(comparison, layer)["noise_floor"])
-
-
-def pairs(groups: xr.Dataset, layer: str) -> list[tuple[int, int, str, Line]]:
-    """Curves within and between groups that are known: indices of the two groups, a name, the curve."""
-    names = names_of(groups, "group")
-    found = []
-    for i in range(len(names)):
-        for j in range(i, len(names)):
-            drawn = line(groups, layer, group=i, other=j)
-            if drawn.step.size:
-                found.append((i, j, names[i] if i == j else f"{names[i]} | {names[j]}", drawn))
-    return sorted(found, key=lambda pair: pair[0] != pair[1])
-
-
-def path(dataset: xr.Dataset, layer: str, model: str, variable: str = "trajectory") -> xr.DataArray:
-    """Points (step, component) of one model's trajectory, without the steps that the model lacks."""
-    one = one_layer(dataset, layer)[variable]
-    index = names_of(dataset, MODEL).index(model)
-    return one.isel({MODEL: index}).transpose(STEP, COMPONENT).dropna(STEP, how="any")
-
-
-def two(points: xr.DataArray) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """First two components of points (n, component); the second is 0 where there is but one."""
-    values = np.asarray(points.values, dtype=float)
-    return values[:, 0], values[:, 1] if values.shape[1] > 1 else np.zeros(len(values))
-
-
-def varying(diagnostics: xr.Dataset) -> list[str]:
-    """Names of the diagnostics that differ between operators, in the order in which they are shown."""
-    found = []
-    for name in DIAGNOSTICS:
-        values = np.asarray(diagnostics[name].values, dtype=float) if name in diagnostics else np.array([])
-        there = values[np.isfinite(values)]
-        if there.size and np.ptp(there) > 0:
-            found.append(name)
-    return found
-
-
-def labels_of(dataset: xr.Dataset) -> list[str] | None:
-    """Labels of the samples, None where the probe set had none."""
-    return [str(label) for label in dataset[LABEL].values] if LABEL in dataset.variables else None
-
-
-def scalar(one: xr.Dataset, name: str) -> float | None:
-    """Value of a scalar variable; None where it is absent or not known."""
-    value: Any = one[name].values if name in one else np.nan
+def scalar(dataset: xr.Dataset, name: str) -> float | None:
+    """Return a scalar variable as a number; None where it is absent or not known."""
+    value: Any = dataset[name].values if name in dataset else np.nan
     return float(value) if np.ndim(value) == 0 and np.isfinite(value) else None
-
-
-@dataclass(frozen=True)
-class Arrangement:
-    """Order of the representations in a similarity map: blocks of one model, or of one layer."""
-
-    index: NDArray[np.int64]
-    outer: tuple[str, ...]
-    inner: tuple[str, ...]
-
-    @property
-    def blocks(self) -> list[tuple[str, int, int]]:
-        """Name, first position and end of each block."""
-        starts = [k for k, name in enumerate(self.outer) if k == 0 or name != self.outer[k - 1]]
-        return [(self.outer[a], a, b) for a, b in zip(starts, [*starts[1:], len(self.outer)], strict=True)]
-
-
-def arrange(similarity: xr.Dataset, by: str = MODEL) -> Arrangement:
-    """Order representations by model and then layer (``by="model"``), or by layer and then model.
-
-    Names keep the order in which they first occur.
-    """
-    other = LAYER if by == MODEL else MODEL
-    outer, inner = (np.array([str(name) for name in similarity[dim].values], dtype=object) for dim in (by, other))
-    rank = [{name: k for k, name in enumerate(dict.fromkeys(names))} for names in (outer, inner)]
-    index = np.lexsort(([rank[1][name] for name in inner], [rank[0][name] for name in outer]))
-    return Arrangement(index, tuple(outer[index]), tuple(inner[index]))

@@ -20,35 +20,50 @@ from repaudit.errors import ActivationError, AnalysisError
 from repaudit.measure.comparison import departure, group_spread, noise_floor
 from repaudit.measure.spread import Spread, spread
 from repaudit.names import LAYER, MODEL, SAMPLE, STEP
+from repaudit.results import (
+    APPROACH,
+    FROM_INPUTS,
+    FROM_UNTRAINED,
+    GROUP,
+    HELLINGER,
+    HIGH,
+    LOW,
+    N_MODELS,
+    NOISE_FLOOR,
+    NULL,
+    OTHER,
+    SPREAD,
+    SPREAD_RAW,
+    bounds,
+)
 from repaudit.store.read.activations import read_step
 
 Array = NDArray[np.float64]
 
 NUMBERS: Final = ("value", "raw", "null", "low", "high", "hellinger")
-SPREAD: Final = dict(zip(("spread", "spread_raw", *NUMBERS[2:]), NUMBERS, strict=True))
+COLUMNS: Final = dict(zip((SPREAD, SPREAD_RAW, NULL, LOW, HIGH, HELLINGER), NUMBERS, strict=True))
 """Variables of the group ``spread`` and the numbers of a :class:`repaudit.measure.spread.Spread` that they hold."""
-GROUP, OTHER = "group", "other"
 
 
 def spread_dataset(operators: LayerOperators, study: Study) -> xr.Dataset:
     """Spread of the models at every step that at least two of them share; NaN elsewhere."""
     steps = study.selection.all_steps()
-    values = {name: np.full(len(steps), np.nan) for name in SPREAD}
+    values = {name: np.full(len(steps), np.nan) for name in COLUMNS}
     for index, step in enumerate(steps):
         here = operators.content(step)
         if len(here) < 2:
             continue
         found = _recalled(study, "spread", here, partial(spread, operators.at(step), seed=study.settings.seed))
-        for name, number in SPREAD.items():
+        for name, number in COLUMNS.items():
             values[name][index] = found[number]
     counts = [len(operators.at(step)) for step in steps]
     data = {name: ((LAYER, STEP), value[None]) for name, value in values.items()}
-    return xr.Dataset({**data, "n_models": (STEP, counts)}, coords={LAYER: _names(operators.layer), STEP: steps})
+    return xr.Dataset({**data, N_MODELS: (STEP, counts)}, coords={LAYER: _names(operators.layer), STEP: steps})
 
 
 def undefined_spreads(dataset: xr.Dataset, operators: LayerOperators) -> list[str]:
     """A line for every step whose spread does not exist although at least two models have an operator there."""
-    values = dataset["spread"].sel({LAYER: operators.layer})
+    values = dataset[SPREAD].sel({LAYER: operators.layer})
     return [
         f"layer {operators.layer} at step {step}: no spread, since relabelling an operator's samples "
         "changes nothing (collapsed or uniform; see diagnostics)"
@@ -72,12 +87,12 @@ def comparison_dataset(operators: LayerOperators, study: Study, inputs: InputGeo
     dataset = xr.Dataset(coords={LAYER: _names(operators.layer), STEP: steps})
     start = operators.at(0)
     if start and set(start) == set(operators.models()):
-        dataset = dataset.assign(_departures(operators, study, "untrained", start, [*operators.content(0).values()]))
-        dataset["from_untrained"].attrs["reference_step"] = 0
+        dataset = dataset.assign(_departures(operators, study, FROM_UNTRAINED, start, [*operators.content(0).values()]))
+        dataset[FROM_UNTRAINED].attrs["reference_step"] = 0
     if inputs is not None:
-        dataset = dataset.assign(_departures(operators, study, "inputs", inputs.operator, [inputs.words]))
-        dataset["from_inputs"].attrs["inputs"] = inputs.words
-    return dataset.assign(noise_floor=((LAYER,), [_noise(operators, study)]))
+        dataset = dataset.assign(_departures(operators, study, FROM_INPUTS, inputs.operator, [inputs.words]))
+        dataset[FROM_INPUTS].attrs["inputs"] = inputs.words
+    return dataset.assign({NOISE_FLOOR: ((LAYER,), [_noise(operators, study)])})
 
 
 def approach_dataset(operators: LayerOperators, study: Study) -> xr.Dataset | None:
@@ -95,7 +110,7 @@ def approach_dataset(operators: LayerOperators, study: Study) -> xr.Dataset | No
         found = _recalled(study, "approach", content, partial(spread, pair, seed=study.settings.seed))
         values[:, index] = [found[name] for name in ("value", "low", "high")]
     coords = {LAYER: _names(operators.layer), MODEL: _names(model), STEP: steps}
-    variables = zip(("approach", "low", "high"), values, strict=True)
+    variables = zip((APPROACH, LOW, HIGH), values, strict=True)
     return xr.Dataset({name: ((LAYER, MODEL, STEP), value[None, None]) for name, value in variables}, coords=coords)
 
 
@@ -123,7 +138,7 @@ def groups_dataset(operators: LayerOperators, study: Study) -> xr.Dataset | None
             i, j = map(int, at.split())
             values[:, index, i, j] = values[:, index, j, i] = triple
     coords = {LAYER: _names(operators.layer), STEP: steps, GROUP: _names(*names), OTHER: _names(*names)}
-    variables = zip(("spread", "low", "high"), values, strict=True)
+    variables = zip((SPREAD, LOW, HIGH), values, strict=True)
     return xr.Dataset({name: ((LAYER, STEP, GROUP, OTHER), value[None]) for name, value in variables}, coords=coords)
 
 
@@ -150,10 +165,10 @@ def _recalled(study: Study, kind: str, content: Mapping[str, str], compute: Call
 
 
 def _departures(
-    operators: LayerOperators, study: Study, kind: str, reference: Any, named: Sequence[str]
+    operators: LayerOperators, study: Study, variable: str, reference: Any, named: Sequence[str]
 ) -> dict[str, Any]:
     steps, settings = study.selection.all_steps(), study.settings
-    how = [f"departure from {kind}", *named, study.fingerprint, asdict(settings.gauge)]
+    how = [f"departure {variable.replace('_', ' ')}", *named, study.fingerprint, asdict(settings.gauge)]
     values = np.full((3, len(steps)), np.nan)
     for index, step in enumerate(steps):
         here = operators.content(step)
@@ -161,7 +176,7 @@ def _departures(
             compute = partial(departure, operators.at(step), reference, seed=settings.seed)
             found = _recalled(study, json.dumps(how), here, compute)
             values[:, index] = [found[name] for name in ("value", "low", "high")]
-    names = (f"from_{kind}", f"from_{kind}_low", f"from_{kind}_high")
+    names = (variable, *bounds(variable))
     return {name: ((LAYER, STEP), value[None]) for name, value in zip(names, values, strict=True)}
 
 

@@ -10,6 +10,7 @@ import xarray as xr
 from repaudit.analysis.layer_operators import LayerOperators
 from repaudit.analysis.study import Study
 from repaudit.names import LAYER, MODEL, STEP
+from repaudit.results import FAILED
 
 
 def diagnostics_dataset(operators: LayerOperators, study: Study) -> xr.Dataset:
@@ -25,7 +26,7 @@ def diagnostics_dataset(operators: LayerOperators, study: Study) -> xr.Dataset:
     for model, step in operators.failed:
         failed[models.index(model), steps.index(step)] = 1
     return xr.Dataset(
-        {name: ((LAYER, MODEL, STEP), value[None]) for name, value in {**data, "failed": failed}.items()},
+        {name: ((LAYER, MODEL, STEP), value[None]) for name, value in {**data, FAILED: failed}.items()},
         coords={
             LAYER: np.array([operators.layer], dtype=object),
             MODEL: np.array(models, dtype=object),

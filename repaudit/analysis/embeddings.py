@@ -18,8 +18,24 @@ from repaudit.embed.phate import phate_embedding, phate_frames, phate_onto, phat
 from repaudit.errors import ActivationError
 from repaudit.measure.distances import calibrated_distances
 from repaudit.merge.merging import DiffusionMerging, Strategy
-from repaudit.names import COMPONENT, LABEL, LAYER, MODEL, SAMPLE, STEP, TEXT
+from repaudit.names import COMPONENT, FEATURE, LABEL, LAYER, MODEL, SAMPLE, STEP, TEXT
 from repaudit.operators.stack import OperatorFile, OperatorStack
+from repaudit.results import (
+    DIFFUSION_TIME,
+    DISTANCE_STRESS,
+    EMBEDDING,
+    MDS,
+    MERGED,
+    MERGED_MODELS,
+    MERGED_STEP,
+    OF_MODELS,
+    STRESS,
+    TOGETHER,
+    TOGETHER_DISTANCE_STRESS,
+    TOGETHER_STRESS,
+    TRAJECTORY,
+    UNIT,
+)
 from repaudit.store.read.activations import read_step
 
 METRIC: Final = "calibrated"
@@ -28,7 +44,6 @@ MOST_TOGETHER: Final = 1000
 """The picture of all layers together holds so many operators; of more, steps are chosen evenly."""
 MOST_UNIT_STEPS: Final = 24
 """Steps, chosen evenly, at which units are drawn."""
-UNIT: Final = "unit"
 GRID: Final = (MODEL, STEP, COMPONENT)
 
 
@@ -36,11 +51,11 @@ def trajectory_dataset(operators: LayerOperators, study: Study) -> xr.Dataset:
     """PHATE and classical-MDS coordinates of every operator of the layer; NaN where a model lacks a step."""
     keys = list(operators.stored)
     points = _laid_out(study, ["trajectories", operators.layer], list(operators.stored.values()))
-    grids = {name: _on_grid(points[name], keys, study) for name in ("trajectory", "mds")}
+    grids = {name: _on_grid(points[name], keys, study) for name in (TRAJECTORY, MDS)}
     return xr.Dataset(
         {
             **{name: ((LAYER, *GRID), grid[None]) for name, grid in grids.items()},
-            **{name: ((LAYER,), [float(points[name])]) for name in ("stress", "distance_stress")},
+            **{name: ((LAYER,), [float(points[name])]) for name in (STRESS, DISTANCE_STRESS)},
         },
         coords={LAYER: _names([operators.layer]), **_grid_coords(study)},
         attrs={"metric": METRIC, "seed": study.settings.seed},
@@ -56,12 +71,12 @@ def together_dataset(layers: Sequence[LayerOperators], study: Study) -> xr.Datas
     grids = []
     for one in layers:
         mine = [index for index, (layer, _) in enumerate(chosen) if layer == one.layer]
-        grids.append(_on_grid(points["trajectory"][mine], [chosen[index][1] for index in mine], study))
+        grids.append(_on_grid(points[TRAJECTORY][mine], [chosen[index][1] for index in mine], study))
     return xr.Dataset(
         {
-            "together": ((LAYER, *GRID), np.stack(grids)),
-            "together_stress": float(points["stress"]),
-            "together_distance_stress": float(points["distance_stress"]),
+            TOGETHER: ((LAYER, *GRID), np.stack(grids)),
+            TOGETHER_STRESS: float(points[STRESS]),
+            TOGETHER_DISTANCE_STRESS: float(points[DISTANCE_STRESS]),
         },
         coords={LAYER: _names([one.layer for one in layers]), **_grid_coords(study)},
     )
@@ -77,10 +92,10 @@ def merged_dataset(operators: LayerOperators, study: Study) -> xr.Dataset:
     )
     return xr.Dataset(
         {
-            "embedding": ((LAYER, SAMPLE, COMPONENT), found["embedding"][None]),
-            "stress": ((LAYER,), [float(found["stress"])]),
-            "merged_step": ((LAYER,), [step]),
-            "merged_models": ((LAYER,), [len(here)]),
+            EMBEDDING: ((LAYER, SAMPLE, COMPONENT), found[EMBEDDING][None]),
+            STRESS: ((LAYER,), [float(found[STRESS])]),
+            MERGED_STEP: ((LAYER,), [step]),
+            MERGED_MODELS: ((LAYER,), [len(here)]),
         },
         coords={LAYER: _names([operators.layer]), COMPONENT: [0, 1], **_samples(study)},
         attrs={"merge": settings.merge, "seed": settings.seed},
@@ -98,10 +113,10 @@ def frames_dataset(operators: LayerOperators, study: Study) -> xr.Dataset | None
     found = study.cache.recall(content, partial(_frames, operators, steps, study))
     return xr.Dataset(
         {
-            "merged": ((LAYER, STEP, SAMPLE, COMPONENT), found["merged"][None]),
-            "models": ((LAYER, MODEL, STEP, SAMPLE, COMPONENT), found["models"][None]),
-            "stress": ((LAYER, STEP), found["stress"][None]),
-            "t": ((LAYER,), [int(found["t"])]),
+            MERGED: ((LAYER, STEP, SAMPLE, COMPONENT), found[MERGED][None]),
+            OF_MODELS: ((LAYER, MODEL, STEP, SAMPLE, COMPONENT), found[OF_MODELS][None]),
+            STRESS: ((LAYER, STEP), found[STRESS][None]),
+            DIFFUSION_TIME: ((LAYER,), [int(found[DIFFUSION_TIME])]),
         },
         coords={LAYER: _names([operators.layer]), MODEL: _names(models), STEP: steps, **_samples(study)},
         attrs={"merge": settings.merge, "seed": settings.seed},
@@ -123,9 +138,9 @@ def units_dataset(operators: LayerOperators, study: Study) -> xr.Dataset | None:
     coords = {LAYER: _names([operators.layer]), MODEL: _names([model]), STEP: steps, UNIT: range(len(found["units"]))}
     return xr.Dataset(
         {
-            "embedding": ((LAYER, MODEL, STEP, UNIT, COMPONENT), found["embedding"][None, None]),
-            "feature": ((LAYER, MODEL, UNIT), found["units"][None, None]),
-            "stress": ((LAYER, MODEL), [[float(found["stress"])]]),
+            EMBEDDING: ((LAYER, MODEL, STEP, UNIT, COMPONENT), found[EMBEDDING][None, None]),
+            FEATURE: ((LAYER, MODEL, UNIT), found["units"][None, None]),
+            STRESS: ((LAYER, MODEL), [[float(found[STRESS])]]),
         },
         coords=coords,
         attrs={"seed": settings.seed},
@@ -145,16 +160,16 @@ def _layouts(study: Study, name: list[str], operators: list[StoredOperator]) -> 
     distances = study.cache.distances([METRIC, *name], operators, rows)
     phate = phate_trajectories(distances, n_components=2, seed=study.settings.seed)
     return {
-        "trajectory": phate.values,
-        "mds": mds_embedding(distances, n_components=2).values,
-        "stress": phate.attrs["stress"],
-        "distance_stress": scaled_stress(distances, phate.values),
+        TRAJECTORY: phate.values,
+        MDS: mds_embedding(distances, n_components=2).values,
+        STRESS: phate.attrs["stress"],
+        DISTANCE_STRESS: scaled_stress(distances, phate.values),
     }
 
 
 def _embedding(operators: dict[str, OperatorFile], study: Study) -> dict[str, Any]:
     found = phate_embedding(_merge(study, operators), n_components=2, seed=study.settings.seed)
-    return {"embedding": found.values, "stress": found.attrs["stress"]}
+    return {EMBEDDING: found.values, STRESS: found.attrs["stress"]}
 
 
 def _frames(operators: LayerOperators, steps: Sequence[int], study: Study) -> dict[str, Any]:
@@ -162,7 +177,7 @@ def _frames(operators: LayerOperators, steps: Sequence[int], study: Study) -> di
     merged = phate_frames([_merge(study, operators.at(step)) for step in steps], seed=seed)
     own = [phate_onto([operators.at(step)[model] for step in steps], merged, seed) for model in models]
     about = {name: merged.attrs[name] for name in ("stress", "t")}
-    return {"merged": merged.values, "models": np.stack(own), **about}
+    return {MERGED: merged.values, OF_MODELS: np.stack(own), **about}
 
 
 def _units(model: str, layer: str, steps: Sequence[int], study: Study) -> dict[str, Any]:
@@ -173,7 +188,7 @@ def _units(model: str, layer: str, steps: Sequence[int], study: Study) -> dict[s
         found = unit_trajectories(np.stack(values).astype(np.float32), seed=study.settings.seed)
     except ActivationError:  # fewer than two units
         return {"units": np.array([], dtype=np.int64)}
-    return {"units": np.array(units), "embedding": found.values, "stress": found.attrs["stress"]}
+    return {"units": np.array(units), EMBEDDING: found.values, STRESS: found.attrs["stress"]}
 
 
 def _merge(study: Study, operators: dict[str, OperatorFile]) -> Any:

@@ -22,6 +22,7 @@ from filelock import FileLock
 from repaudit.errors import AnalysisError
 from repaudit.plots import save_figures
 from repaudit.report import write_report
+from repaudit.results import SUMMARY as SUMMARY_ATTRIBUTE
 
 RESULTS: Final = "results.zarr"
 REPORT: Final = "report.html"
@@ -99,7 +100,7 @@ def rewrite_report(folder: Path) -> Path:
     try:
         with xr.open_datatree(place, engine="zarr", consolidated=True) as stored:
             results = stored.load()
-        summary = json.loads(results.attrs["summary"])
+        summary = json.loads(results.attrs[SUMMARY_ATTRIBUTE])
     except (ValueError, KeyError) as error:
         raise AnalysisError(f"{place} cannot be read ({error}); run `repaudit analyze` again") from error
     save_figures(results, folder / FIGURES)

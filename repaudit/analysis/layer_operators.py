@@ -21,6 +21,7 @@ from repaudit.errors import ActivationError, AnalysisError, CorruptStoreError
 from repaudit.gauge.gauge import DiffusionGauge
 from repaudit.names import STEP
 from repaudit.operators.stack import OperatorFile
+from repaudit.results import ENTROPY
 from repaudit.store.read import catalog
 from repaudit.store.read.activations import read_step, step_checksums
 from repaudit.store.read.reader import open_store
@@ -133,7 +134,7 @@ def compute(unit: Unit) -> Computed:
     used = asdict(unit.gauge)
     used.update({name: operator.attrs[name] for name in used if name in operator.attrs})
     diagnostics = {name: float(value) for name, value in dict(operator.diagnostics).items()}
-    diagnostics["entropy"] = float(operator.entropy(1))
+    diagnostics[ENTROPY] = float(operator.entropy(1))
     return Computed(operator.to_numpy().astype(np.float32), diagnostics, used)
 
 

@@ -44,6 +44,23 @@ from repaudit.errors import ActivationError, AnalysisError
 from repaudit.gauge.gauge import DiffusionGauge
 from repaudit.measure.similarity import Measure
 from repaudit.names import LAYER
+from repaudit.results import (
+    APPROACH,
+    COMPARISON,
+    DIAGNOSTICS,
+    FINGERPRINT,
+    FRAMES,
+    GROUPS,
+    MERGED,
+    PARAMETERS,
+    SIMILARITY,
+    SPREAD,
+    SUMMARY,
+    TRAJECTORIES,
+    UNITS,
+    VERSIONS,
+    labelled,
+)
 from repaudit.store.read.reader import open_store
 
 Progress = Callable[[str, int, int], None]
@@ -51,14 +68,14 @@ Progress = Callable[[str, int, int], None]
 
 Part = Callable[[LayerOperators, Study], xr.Dataset | None]
 PARTS: Final[dict[str, Part]] = {
-    "spread": spread_dataset,
-    "approach": approach_dataset,
-    "groups": groups_dataset,
-    "trajectories": trajectory_dataset,
-    "merged": merged_dataset,
-    "frames": frames_dataset,
-    "units": units_dataset,
-    "diagnostics": diagnostics_dataset,
+    SPREAD: spread_dataset,
+    APPROACH: approach_dataset,
+    GROUPS: groups_dataset,
+    TRAJECTORIES: trajectory_dataset,
+    MERGED: merged_dataset,
+    FRAMES: frames_dataset,
+    UNITS: units_dataset,
+    DIAGNOSTICS: diagnostics_dataset,
 }
 """Groups of the results that are made layer by layer; ``comparison`` and ``similarity`` join them."""
 PACKAGES: Final = ("repaudit", "torch", "numpy", "xarray", "zarr", "phate", "pot")
@@ -223,7 +240,7 @@ def _results(
 ) -> tuple[dict[str, xr.Dataset], list[str]]:
     """Return the groups of the results, and a line for each that could not be made, or not everywhere."""
     inputs, notes = _inputs(study)
-    parts = PARTS | {"comparison": lambda operators, study: comparison_dataset(operators, study, inputs)}
+    parts = PARTS | {COMPARISON: lambda operators, study: comparison_dataset(operators, study, inputs)}
     found: dict[str, list[xr.Dataset]] = {}
     total = len(layers) * len(parts) + 2
     for i, operators in enumerate(layers):
@@ -232,16 +249,16 @@ def _results(
             if dataset is not None:
                 found.setdefault(name, []).append(dataset)
             report("results", i * len(parts) + j + 1, total)
-        notes += [*undefined_spreads(found["spread"][-1], operators), *missing_starts(operators)]
+        notes += [*undefined_spreads(found[SPREAD][-1], operators), *missing_starts(operators)]
     joined = {
         name: xr.concat(some, dim=LAYER, data_vars="minimal", coords="minimal", compat="override", join="outer")
         for name, some in found.items()
     }
-    joined["trajectories"] = joined["trajectories"].merge(together_dataset(layers, study))
+    joined[TRAJECTORIES] = joined[TRAJECTORIES].merge(together_dataset(layers, study))
     report("results", total - 1, total)
     similar = similarity_dataset(layers, study)
     report("results", total, total)
-    groups = joined if similar is None else {**joined, "similarity": similar}
+    groups = joined if similar is None else {**joined, SIMILARITY: similar}
     return groups, [*notes, *too_few_samples(study)]
 
 
@@ -256,21 +273,21 @@ def _summary(
     parts: Mapping[str, xr.Dataset], layers: Sequence[LayerOperators], study: Study, left_out: Sequence[str]
 ) -> dict[str, Any]:
     parameters = {"url": study.url, **study.settings.model_dump(mode="json")}
-    parameters["gauge"] = json.loads(parts["diagnostics"].attrs["gauge"])
+    parameters["gauge"] = json.loads(parts[DIAGNOSTICS].attrs["gauge"])
     return {
         **summarize(parts, layers),
         "left_out": list(left_out),
-        "parameters": parameters,
-        "fingerprint": study.fingerprint,
-        "versions": {name: version(name) for name in PACKAGES},
+        PARAMETERS: parameters,
+        FINGERPRINT: study.fingerprint,
+        VERSIONS: {name: version(name) for name in PACKAGES},
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
     }
 
 
 def _labelled(parts: dict[str, xr.Dataset], summary: dict[str, Any]) -> xr.DataTree:
     """The groups as one tree; each carries parameters, versions and fingerprint, since groups are taken out alone."""
-    provenance = {name: json.dumps(summary[name]) for name in ("parameters", "versions")}
-    provenance["fingerprint"] = summary["fingerprint"]
-    groups = {name: part.assign_attrs({**part.attrs, **provenance}) for name, part in parts.items()}
-    root = xr.Dataset(attrs={"summary": json.dumps(nulls_for_nan(summary)), **provenance})
+    provenance = {name: json.dumps(summary[name]) for name in (PARAMETERS, VERSIONS)}
+    provenance[FINGERPRINT] = summary[FINGERPRINT]
+    groups = {name: labelled(name, part).assign_attrs(provenance) for name, part in parts.items()}
+    root = xr.Dataset(attrs={SUMMARY: json.dumps(nulls_for_nan(summary)), **provenance})
     return xr.DataTree.from_dict({"/": root, **groups})

@@ -14,9 +14,9 @@ from repaudit.analysis.layer_operators import LayerOperators
 from repaudit.analysis.study import Study
 from repaudit.measure.similarity import Measure, similarity_map
 from repaudit.names import LAYER, MODEL, SAMPLE, STEP
+from repaudit.results import MEASURE, NULL, OTHER, REPRESENTATION, SIMILARITY
 from repaudit.store.read.activations import read_step
 
-REPRESENTATION, OTHER, MEASURE = "representation", "other", "measure"
 FEWEST = 4
 NEIGHBORS = 10
 """Neighbours of mutual_knn, or half of the other samples where there are fewer than 20."""
@@ -40,7 +40,7 @@ def similarity_dataset(layers: Sequence[LayerOperators], study: Study) -> xr.Dat
             views = _Activations(study, [names[index] for index in here], step)
             content = ["similarity", measure, study.settings.seed, digests]
             found = study.cache.recall(content, partial(_compare, study, views, measure))
-            for part, name in enumerate(("similarity", "null")):
+            for part, name in enumerate((SIMILARITY, NULL)):
                 values[part, row, column][np.ix_(here, here)] = found[name]
     labels = [f"{model}/{layer}" for model, layer in names]
     coords = {
@@ -52,7 +52,7 @@ def similarity_dataset(layers: Sequence[LayerOperators], study: Study) -> xr.Dat
         LAYER: (REPRESENTATION, _texts(layer for _, layer in names)),
     }
     dims = (MEASURE, STEP, REPRESENTATION, OTHER)
-    return xr.Dataset({name: (dims, value) for name, value in zip(("similarity", "null"), values, strict=True)}, coords)
+    return xr.Dataset({name: (dims, value) for name, value in zip((SIMILARITY, NULL), values, strict=True)}, coords)
 
 
 def too_few_samples(study: Study) -> list[str]:
@@ -67,7 +67,7 @@ def _texts(names: Iterable[str]) -> NDArray[Any]:
 def _compare(study: Study, views: Mapping[str, Any], measure: Measure) -> dict[str, Any]:
     k = min(NEIGHBORS, (study.tree.sizes[SAMPLE] - 1) // 2)
     found = similarity_map(views, measure, k=k, seed=study.settings.seed, memory=study.settings.budget)
-    return {name: found[name].values for name in ("similarity", "null")}
+    return {name: found[name].values for name in (SIMILARITY, NULL)}
 
 
 class _Activations(Mapping[str, Any]):

@@ -14,6 +14,21 @@ from repaudit.analysis.layer_operators import LayerOperators
 from repaudit.measure.phases import phases, verdict
 from repaudit.measure.settling import settling_order
 from repaudit.names import LAYER, MODEL, STEP
+from repaudit.results import (
+    APPROACH,
+    COMPARISON,
+    FROM_INPUTS,
+    FROM_UNTRAINED,
+    GROUP,
+    GROUPS,
+    HIGH,
+    LOW,
+    N_MODELS,
+    NOISE_FLOOR,
+    OTHER,
+    SPREAD,
+    bounds,
+)
 
 OPENINGS = {
     "converging": "The models converge",
@@ -38,9 +53,9 @@ IDENTICAL = 1e-6
 def summarize(parts: Mapping[str, xr.Dataset], layers: Sequence[LayerOperators]) -> dict[str, Any]:
     """The answer over all layers: headline, layers, what settles first, and the models and steps that it stands on."""
     models = list(dict.fromkeys(model for one in layers for model in one.models()))
-    single = "approach" in parts and len(models) == 1
+    single = APPROACH in parts and len(models) == 1
     curves = {one.layer: _curve(parts, one.layer, single) for one in layers}
-    said = {name: layer_summary(parts["spread"].sel({LAYER: name})) for name in curves}
+    said = {name: layer_summary(parts[SPREAD].sel({LAYER: name})) for name in curves}
     moving = {name: curve for name, curve in curves.items() if single or said[name]["verdict"] not in UNSETTLED}
     order = settling_order({name: curve for name, curve in moving.items() if len(curve[0])})
     settling = {one.layer: {"settled": one.settled, "below_start": one.below_start} for one in order}
@@ -55,19 +70,19 @@ def summarize(parts: Mapping[str, xr.Dataset], layers: Sequence[LayerOperators])
         "layers": found,
         "settling": [{"layer": name, **when} for name, when in settling.items()],
         "models": models,
-        "steps": [int(step) for step in parts["spread"][STEP].values],
+        "steps": [int(step) for step in parts[SPREAD][STEP].values],
     }
 
 
 def layer_summary(spread: xr.Dataset) -> dict[str, Any]:
     """Verdict, ends, peak, phases and a sentence for one layer of the ``spread`` group."""
-    seen = spread.dropna(STEP, subset=["spread"])
-    steps, value = seen[STEP].values, seen["spread"].values
-    low, high = seen["low"].values, seen["high"].values
+    seen = spread.dropna(STEP, subset=[SPREAD])
+    steps, value = seen[STEP].values, seen[SPREAD].values
+    low, high = seen[LOW].values, seen[HIGH].values
     if not len(steps):
         nothing = dict.fromkeys(("start", "end", "low", "high", "peak"))
         why = "Too few models to decide: the spread needs at least two that share a step."
-        if (spread["n_models"] > 1).any():
+        if (spread[N_MODELS] > 1).any():
             why = "No spread at any step: see what was left out."
         return {"verdict": "undecided", **nothing, "phases": [], "sentence": why}
     found = phases(steps, value, low, high)
@@ -89,16 +104,16 @@ def layer_summary(spread: xr.Dataset) -> dict[str, Any]:
 
 def comparisons(parts: Mapping[str, xr.Dataset], layer: str, end: int | None) -> dict[str, Any]:
     """What a layer's spread at step `end` is set against: its untrained self, the inputs, noise, and groups."""
-    against = parts["comparison"].sel({LAYER: layer})
-    found: dict[str, Any] = {"noise_floor": _number(float(against["noise_floor"]))}
-    for name, variable in (("untrained", "from_untrained"), ("inputs", "from_inputs")):
-        found[name] = _at(against, end, variable, f"{variable}_low", f"{variable}_high")
+    against = parts[COMPARISON].sel({LAYER: layer})
+    found: dict[str, Any] = {"noise_floor": _number(float(against[NOISE_FLOOR]))}
+    for name, variable in (("untrained", FROM_UNTRAINED), ("inputs", FROM_INPUTS)):
+        found[name] = _at(against, end, variable, *bounds(variable))
     if found["untrained"]:
         found["untrained"]["step"] = 0
-    spread = _at(parts["spread"].sel({LAYER: layer}), end, "spread", "low", "high")
+    spread = _at(parts[SPREAD].sel({LAYER: layer}), end, SPREAD, LOW, HIGH)
     found["agreement"] = _agreement(spread, found["inputs"], found["untrained"])
-    if "groups" in parts:
-        found["groups"] = _groups(parts["groups"].sel({LAYER: layer}), end)
+    if GROUPS in parts:
+        found["groups"] = _groups(parts[GROUPS].sel({LAYER: layer}), end)
     return found
 
 
@@ -127,11 +142,11 @@ def _agreement(spread: Mapping[str, Any] | None, *others: Mapping[str, Any] | No
 def _groups(groups: xr.Dataset, end: int | None) -> dict[str, Any]:
     if end is None:
         return {}
-    names = [str(name) for name in groups["group"].values]
+    names = [str(name) for name in groups[GROUP].values]
     found = {}
     for i, first in enumerate(names):
         for other in names[i:]:
-            one = _at(groups.sel(group=first, other=other), end, "spread", "low", "high")
+            one = _at(groups.sel({GROUP: first, OTHER: other}), end, SPREAD, LOW, HIGH)
             if one is not None:
                 found[first if first == other else f"{first} | {other}"] = one
     return found
@@ -139,12 +154,12 @@ def _groups(groups: xr.Dataset, end: int | None) -> dict[str, Any]:
 
 def _curve(parts: Mapping[str, xr.Dataset], layer: str, single: bool) -> tuple[Any, Any, Any, Any]:
     """Steps, value, low and high of what may settle: the spread, or a single model's distance from its own end."""
-    group, name = ("approach", "approach") if single else ("spread", "spread")
+    group, name = (APPROACH, APPROACH) if single else (SPREAD, SPREAD)
     one = parts[group].sel({LAYER: layer})
     seen = (one.isel({MODEL: 0}) if single else one).dropna(STEP, subset=[name])
-    if "n_models" in seen and seen.sizes[STEP]:  # a change of who is compared is no change of a model
-        seen = seen.sel({STEP: seen["n_models"] == seen["n_models"][-1]})
-    return seen[STEP].values, seen[name].values, seen["low"].values, seen["high"].values
+    if N_MODELS in seen and seen.sizes[STEP]:  # a change of who is compared is no change of a model
+        seen = seen.sel({STEP: seen[N_MODELS] == seen[N_MODELS][-1]})
+    return seen[STEP].values, seen[name].values, seen[LOW].values, seen[HIGH].values
 
 
 def _sentence(layer: Mapping[str, Any], single: bool, steps: int) -> str:

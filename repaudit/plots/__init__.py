@@ -10,8 +10,8 @@ from repaudit.plots.curves import (
 )
 from repaudit.plots.embeddings import plot_embedding, plot_frame, plot_together, plot_trajectories, plot_units
 from repaudit.plots.maps import plot_similarity
+from repaudit.plots.points import path
 from repaudit.plots.saving import save_figures
-from repaudit.results import path
 
 __all__ = [
     "path",

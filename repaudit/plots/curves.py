@@ -12,8 +12,8 @@ from matplotlib.lines import Line2D
 from repaudit.errors import AnalysisError
 from repaudit.names import LAYER, MODEL, STEP
 from repaudit.plots import canvas, style
-from repaudit.results import DIAGNOSTICS, DISTANCES, Line, distances, names_of, one_layer, pairs
-from repaudit.results import line as line_of
+from repaudit.plots.lines import DISTANCES, Line, distances, line_of, pairs
+from repaudit.results import APPROACH, DIAGNOSTIC_NAMES, EFFECTIVE_NEIGHBORS, names_of, one_layer
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -128,7 +128,7 @@ def plot_approach(
     names, everything = list(layers) if layers is not None else names_of(approach, LAYER), names_of(approach, LAYER)
     handles = []
     for name in names:
-        line = line_of(approach, name, "approach", model=index)
+        line = line_of(approach, name, APPROACH, model=index)
         color = style.depth_color(everything.index(name), len(everything))
         handles.append(draw_curve(ax, line, color, band=len(names) <= 4, label=name))
     canvas.null_axes(ax, approach[STEP].values, label="distance from its own end")
@@ -202,7 +202,7 @@ def plot_settling(settling: Sequence[Mapping[str, Any]], ax: Axes | None = None)
 
 
 def plot_diagnostics(
-    diagnostics: xr.Dataset, ax: Axes | None = None, *, variable: str = "effective_neighbors", layer: str | None = None
+    diagnostics: xr.Dataset, ax: Axes | None = None, *, variable: str = EFFECTIVE_NEIGHBORS, layer: str | None = None
 ) -> Axes:
     """Draw one diagnostic of the operators over steps, a line for each model and layer, coloured by layer.
 
@@ -239,7 +239,7 @@ def plot_diagnostics(
             ax.plot(steps[there], values[index][there], color=color, linewidth=1.1, marker=marker, markersize=2.8)
     canvas.step_axis(ax, steps)
     canvas.despine(ax)
-    ax.set_title(DIAGNOSTICS.get(variable, variable), loc="left", fontsize=9, color=canvas.INK)
+    ax.set_title(DIAGNOSTIC_NAMES.get(variable, variable), loc="left", fontsize=9, color=canvas.INK)
     return ax
 
 

@@ -11,14 +11,15 @@ from matplotlib.lines import Line2D
 from repaudit.errors import AnalysisError
 from repaudit.names import COMPONENT, LAYER, MODEL, SAMPLE, STEP
 from repaudit.plots import canvas, style
-from repaudit.results import labels_of, names_of, one_layer, path, two
+from repaudit.plots.points import labels_of, path, two
+from repaudit.results import EMBEDDING, MERGED, OF_MODELS, TOGETHER, TRAJECTORY, UNIT, names_of, one_layer
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 
 def plot_trajectories(
-    trajectories: xr.Dataset, layer: str, ax: Axes | None = None, *, variable: str = "trajectory"
+    trajectories: xr.Dataset, layer: str, ax: Axes | None = None, *, variable: str = TRAJECTORY
 ) -> Axes:
     """Draw the trajectories of all models in one layer, coloured by step and marked by model.
 
@@ -53,7 +54,7 @@ def plot_trajectories(
             x[-1:], y[-1:], marker=marker, s=90, facecolors="none", edgecolors=canvas.INK, linewidths=1.0, zorder=3
         )
     canvas.legend(ax, [canvas.key(index) for index in range(len(models))], models)
-    canvas.bare(ax, "PHATE" if variable == "trajectory" else "MDS")
+    canvas.bare(ax, "PHATE" if variable == TRAJECTORY else "MDS")
     canvas.step_colorbar(ax, axis)
     return ax
 
@@ -74,7 +75,7 @@ def plot_together(trajectories: xr.Dataset, ax: Axes | None = None) -> Axes:
     for depth, layer in enumerate(layers):
         color = style.depth_color(depth, len(layers))
         for index, model in enumerate(models):
-            points = path(trajectories, layer, model, "together")
+            points = path(trajectories, layer, model, TOGETHER)
             x, y = two(points)
             sizes = 4 + 26 * axis.fraction(points[STEP].values)
             ax.plot(x, y, color=color, linewidth=0.8, alpha=0.5, zorder=1)
@@ -105,7 +106,7 @@ def plot_embedding(merged: xr.Dataset, layer: str, ax: Axes | None = None) -> Ax
         The layer is not in the results.
     """
     ax = canvas.axes(ax)
-    groups = _draw_samples(ax, one_layer(merged, layer)["embedding"], labels_of(merged))
+    groups = _draw_samples(ax, one_layer(merged, layer)[EMBEDDING], labels_of(merged))
     handles = [
         Line2D([], [], linestyle="", marker=style.MATPLOTLIB_MARKERS[g.marker], color=g.color, markersize=5)
         for g in groups
@@ -138,12 +139,12 @@ def plot_frame(frames: xr.Dataset, layer: str, step: int, ax: Axes | None = None
     one, steps = one_layer(frames, layer), [int(found) for found in frames[STEP].values]
     if step not in steps:
         raise AnalysisError(f"expected one of the steps {steps}, found {step}")
-    values = one["merged"]
+    values = one[MERGED]
     if model is not None:
         names = names_of(one, MODEL)
         if model not in names:
             raise AnalysisError(f"expected one of the models {names}, found {model!r}")
-        values = one["models"].isel({MODEL: names.index(model)})
+        values = one[OF_MODELS].isel({MODEL: names.index(model)})
     ax = canvas.axes(ax)
     _draw_samples(ax, values.isel({STEP: steps.index(step)}), labels_of(frames))
     everything = values.transpose(..., COMPONENT).values.reshape(-1, values.sizes[COMPONENT])[:, :2]
@@ -180,10 +181,10 @@ def plot_units(units: xr.Dataset, layer: str, ax: Axes | None = None, *, model: 
     ax = canvas.axes(ax)
     index = 0 if model is None else models.index(model)
     axis = style.StepAxis.of(units[STEP].values)
-    points = one_layer(units, layer)["embedding"].isel({MODEL: index}).transpose("unit", STEP, COMPONENT)
+    points = one_layer(units, layer)[EMBEDDING].isel({MODEL: index}).transpose(UNIT, STEP, COMPONENT)
     colors = canvas.STEPS(axis.fraction(points[STEP].values))
-    for unit in range(points.sizes["unit"]):
-        x, y = two(points.isel(unit=unit))
+    for unit in range(points.sizes[UNIT]):
+        x, y = two(points.isel({UNIT: unit}))
         ax.plot(x, y, color=canvas.FAINT, linewidth=0.5, zorder=1)
         ax.scatter(x, y, c=colors, s=6, linewidths=0, zorder=2)
     canvas.bare(ax, "M-PHATE")

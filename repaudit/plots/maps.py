@@ -10,7 +10,8 @@ import xarray as xr
 from repaudit.errors import AnalysisError
 from repaudit.names import MODEL, STEP
 from repaudit.plots import canvas
-from repaudit.results import arrange
+from repaudit.plots.points import arrange
+from repaudit.results import MEASURE, OTHER, REPRESENTATION, SIMILARITY
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -78,7 +79,7 @@ def plot_similarity(
 
 def similarity_matrix(similarity: xr.Dataset, measure: str, step: int | None = None) -> NDArray[np.float64]:
     """Similarities (representation, other) by one measure at one step, the last when None."""
-    measures = [str(name) for name in similarity["measure"].values]
+    measures = [str(name) for name in similarity[MEASURE].values]
     steps = [int(found) for found in similarity[STEP].values]
     if measure not in measures or (step is not None and step not in steps):
         raise AnalysisError(
@@ -86,5 +87,5 @@ def similarity_matrix(similarity: xr.Dataset, measure: str, step: int | None = N
             + (f" at {step}" if step is not None else "")
         )
     at = len(steps) - 1 if step is None else steps.index(step)
-    one = similarity["similarity"].isel({"measure": measures.index(measure), STEP: at})
-    return np.asarray(one.transpose("representation", "other").values, dtype=float)
+    one = similarity[SIMILARITY].isel({MEASURE: measures.index(measure), STEP: at})
+    return np.asarray(one.transpose(REPRESENTATION, OTHER).values, dtype=float)

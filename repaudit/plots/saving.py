@@ -16,8 +16,33 @@ from matplotlib.lines import Line2D
 
 from repaudit.names import LAYER, MODEL, STEP, encode_name
 from repaudit.plots import canvas, curves, embeddings, maps, style
-from repaudit.results import DIAGNOSTICS, DISTANCES, group, known, names_of, of_layer, one_layer, scalar, varying
-from repaudit.results import line as line_of
+from repaudit.plots.lines import DISTANCES, line_of, varying
+from repaudit.results import (
+    APPROACH,
+    COMPARISON,
+    DIAGNOSTIC_NAMES,
+    DIAGNOSTICS,
+    DISTANCE_STRESS,
+    EMBEDDING,
+    FRAMES,
+    GROUPS,
+    MEASURE,
+    MERGED,
+    SIMILARITY,
+    SPREAD,
+    STRESS,
+    SUMMARY,
+    TOGETHER,
+    TRAJECTORIES,
+    TRAJECTORY,
+    UNITS,
+    group,
+    known,
+    names_of,
+    of_layer,
+    one_layer,
+    scalar,
+)
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -49,15 +74,15 @@ def save_figures(results: xr.DataTree, folder: str | Path, *, dpi: int = 200) ->
     summary = _summary(results)
     figures = _panels(results, summary) | _over_layers(results, summary)
     for name, variable, draw in (
-        ("trajectories", "trajectory", embeddings.plot_trajectories),
-        ("merged", "embedding", embeddings.plot_embedding),
-        ("units", "embedding", embeddings.plot_units),
+        (TRAJECTORIES, TRAJECTORY, embeddings.plot_trajectories),
+        (MERGED, EMBEDDING, embeddings.plot_embedding),
+        (UNITS, EMBEDDING, embeddings.plot_units),
     ):
-        stem = "embedding" if name == "merged" else name
+        stem = "embedding" if name == MERGED else name
         dataset = group(results, name, variable)
         if dataset is not None:
             figures |= _layer_figures(dataset, variable, stem, draw)
-    figures |= _frames_figures(group(results, "frames", "merged"))
+    figures |= _frames_figures(group(results, FRAMES, MERGED))
     return [_save(figure, target / f"{name}.png", dpi) for name, figure in figures.items()]
 
 
@@ -72,14 +97,14 @@ def _save(figure: Figure, file: Path, dpi: int) -> Path:
 def _panels(results: xr.DataTree, summary: Mapping[str, Any]) -> dict[str, Figure]:
     """Figures with a panel for each layer."""
     figures = {}
-    spread, comparison = group(results, "spread", "spread"), group(results, "comparison")
+    spread, comparison = group(results, SPREAD, SPREAD), group(results, COMPARISON)
     if spread is not None:
         figures["spread"] = _spread_figure(spread, summary.get("layers") or {})
     if comparison is not None and any(name in comparison and known(comparison[name]) for name in DISTANCES):
         figures["comparison"] = _small_multiples(
             comparison, lambda layer, ax: curves.plot_comparison(comparison, layer, ax, spread=spread)
         )
-    approach, groups = group(results, "approach", "approach"), group(results, "groups", "spread")
+    approach, groups = group(results, APPROACH, APPROACH), group(results, GROUPS, SPREAD)
     if approach is not None:
         figures["approach"] = _small_multiples(approach, lambda layer, ax: curves.plot_approach(approach, ax, [layer]))
     if groups is not None:
@@ -98,16 +123,16 @@ def _over_layers(results: xr.DataTree, summary: Mapping[str, Any]) -> dict[str, 
     if settling:
         figures["settling"] = Figure(figsize=(5.6, 0.6 + 0.22 * len(settling)), layout="constrained")
         curves.plot_settling(settling, figures["settling"].add_subplot())
-    trajectories, similarity = group(results, "trajectories", "together"), group(results, "similarity", "similarity")
+    trajectories, similarity = group(results, TRAJECTORIES, TOGETHER), group(results, SIMILARITY, SIMILARITY)
     if trajectories is not None and trajectories.sizes[LAYER] > 1:
         figures["together"] = Figure(figsize=(6.4, 5.4), layout="constrained")
         embeddings.plot_together(trajectories, figures["together"].add_subplot())
     if similarity is not None:
-        for measure in map(str, similarity["measure"].values):
+        for measure in map(str, similarity[MEASURE].values):
             figure = Figure(figsize=(6.0, 5.2), layout="constrained")
             maps.plot_similarity(similarity, measure, ax=figure.add_subplot())
             figures[f"similarity-{encode_name(measure)}"] = figure
-    diagnostics = group(results, "diagnostics")
+    diagnostics = group(results, DIAGNOSTICS)
     if diagnostics is not None:
         figures["diagnostics"] = _diagnostics_figure(diagnostics)
     return figures
@@ -120,7 +145,7 @@ def _layer_figures(dataset: xr.Dataset, variable: str, stem: str, draw: Callable
             continue
         figure = Figure(figsize=(6.4, 4.6), layout="constrained")
         ax = draw(dataset, layer, ax=figure.add_subplot())
-        stress = scalar(one_layer(dataset, layer), "distance_stress" if stem == "trajectories" else "stress")
+        stress = scalar(one_layer(dataset, layer), DISTANCE_STRESS if stem == TRAJECTORIES else STRESS)
         words = "" if stress is None else f"   stress {stress:.2f}"
         ax.set_title(canvas.safe(layer) + words, loc="left", fontsize=10, color=canvas.INK)
         figures[f"{stem}-{encode_name(layer)}"] = figure
@@ -133,7 +158,7 @@ def _frames_figures(frames: xr.Dataset | None) -> dict[str, Figure]:
     if frames is None:
         return figures
     for layer in names_of(frames, LAYER):
-        values = one_layer(frames, layer)["merged"].transpose(STEP, ...)
+        values = one_layer(frames, layer)[MERGED].transpose(STEP, ...)
         there = [int(step) for step in frames[STEP].values[np.isfinite(values.values).any(axis=(1, 2))]]
         if len(there) < 2:
             continue
@@ -199,7 +224,7 @@ def _spread_figure(spread: xr.Dataset, verdicts: Mapping[str, Any]) -> Figure:
 
 
 def _diagnostics_figure(diagnostics: xr.Dataset) -> Figure:
-    variables = varying(diagnostics) or [name for name in DIAGNOSTICS if name in diagnostics][:1]
+    variables = varying(diagnostics) or [name for name in DIAGNOSTIC_NAMES if name in diagnostics][:1]
     columns = min(3, len(variables)) or 1
     rows = math.ceil(len(variables) / columns) or 1
     figure = Figure(figsize=(3.0 * columns, 2.1 * rows + 0.5), layout="constrained")
@@ -221,6 +246,6 @@ def _diagnostics_figure(diagnostics: xr.Dataset) -> Figure:
 
 def _summary(results: xr.DataTree) -> Mapping[str, Any]:
     """Return the summary in the results' attributes; nothing where there is none."""
-    summary = results.attrs.get("summary", "{}")
+    summary = results.attrs.get(SUMMARY, "{}")
     found = json.loads(summary) if isinstance(summary, str) else summary
     return found if isinstance(found, Mapping) else {}

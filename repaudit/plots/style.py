@@ -12,6 +12,8 @@ import numpy as np
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import ArrayLike, NDArray
 
+from repaudit.results import FROM_INPUTS, FROM_UNTRAINED, SPREAD
+
 VERDICTS: Final = {
     "converging": "#0f7fc0",
     "diverging": "#d55e00",
@@ -46,10 +48,10 @@ SPREAD_COLORS: Final = (VERDICTS["converging"], "#e9e6df", VERDICTS["diverging"]
 SIMILARITY_COLORS: Final = ("#14305c", "#3f4c6b", "#6b6d6f", "#97906f", "#c8b45f", "#f5dc4d")
 """Similarity from 0 to 1: one hue to another over growing lightness, the same to colour-blind readers (cividis)."""
 
-COMPARISONS: Final = {"from_untrained": "#17997a", "from_inputs": "#4a8fc2"}
+COMPARISONS: Final = {FROM_UNTRAINED: "#17997a", FROM_INPUTS: "#4a8fc2"}
 """Colours of the distances from the untrained networks and from the inputs, apart from those of all depths."""
-MATPLOTLIB_DASHES: Final = {"spread": (0, ()), "from_untrained": (0, (4, 2)), "from_inputs": (0, (1, 1.5))}
-PLOTLY_DASHES: Final = {"spread": "solid", "from_untrained": "dash", "from_inputs": "dot"}
+MATPLOTLIB_DASHES: Final = {SPREAD: (0, ()), FROM_UNTRAINED: (0, (4, 2)), FROM_INPUTS: (0, (1, 1.5))}
+PLOTLY_DASHES: Final = {SPREAD: "solid", FROM_UNTRAINED: "dash", FROM_INPUTS: "dot"}
 
 
 DENSE: Final = 60

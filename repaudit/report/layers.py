@@ -12,24 +12,35 @@ from markupsafe import Markup
 
 from repaudit.names import LABEL, LAYER, MODEL, SAMPLE, STEP, TEXT
 from repaudit.plots import style
+from repaudit.plots.lines import distances, line_of, pairs, varying
 from repaudit.report import words
 from repaudit.report.figures import curves, embeddings
 from repaudit.report.figures.frames import Thinning, figure_of_frames, frames_of
 from repaudit.report.sparkline import sparkline
 from repaudit.results import (
+    APPROACH,
+    COMPARISON,
+    DIAGNOSTIC_NAMES,
     DIAGNOSTICS,
-    distances,
+    DISTANCE_STRESS,
+    EMBEDDING,
+    FRAMES,
+    GROUPS,
+    HIGH,
+    MDS,
+    MERGED,
+    SIMILARITY,
+    SPREAD,
+    STRESS,
+    TRAJECTORIES,
+    TRAJECTORY,
+    UNITS,
     group,
     known,
     names_of,
     of_layer,
     one_layer,
-    pairs,
     scalar,
-    varying,
-)
-from repaudit.results import (
-    line as line_of,
 )
 
 
@@ -74,18 +85,18 @@ class Groups:
     @classmethod
     def of(cls, results: xr.DataTree) -> Groups:
         """Pick the groups out of a tree."""
-        merged = group(results, "merged", "embedding")
+        merged = group(results, MERGED, EMBEDDING)
         return cls(
-            spread=group(results, "spread", "spread"),
-            approach=group(results, "approach", "approach"),
-            comparison=group(results, "comparison"),
-            groups=group(results, "groups", "spread"),
-            trajectories=group(results, "trajectories"),
+            spread=group(results, SPREAD, SPREAD),
+            approach=group(results, APPROACH, APPROACH),
+            comparison=group(results, COMPARISON),
+            groups=group(results, GROUPS, SPREAD),
+            trajectories=group(results, TRAJECTORIES),
             merged=merged,
-            frames=_labelled(group(results, "frames", "merged"), merged),
-            units=group(results, "units", "embedding"),
-            similarity=group(results, "similarity", "similarity"),
-            diagnostics=group(results, "diagnostics"),
+            frames=_labelled(group(results, FRAMES, MERGED), merged),
+            units=group(results, UNITS, EMBEDDING),
+            similarity=group(results, SIMILARITY, SIMILARITY),
+            diagnostics=group(results, DIAGNOSTICS),
         )
 
     def layers(self) -> list[str]:
@@ -131,13 +142,13 @@ def _add_spread(view: LayerView, groups: Groups, entry: Mapping[str, Any]) -> No
     """Spread over steps; of a single model, its approach to its own end."""
     color = style.VERDICTS.get(view.verdict, style.OTHER)
     spread, approach = groups.spread, groups.approach
-    if spread is not None and of_layer(spread, view.name, "spread"):
+    if spread is not None and of_layer(spread, view.name, SPREAD):
         view.figures["spread"] = curves.spread_figure(spread, view.name, entry.get("phases") or ())
         axis = style.StepAxis.of(spread[STEP].values)
         view.sparkline = sparkline(line_of(spread, view.name), axis, color, _top(spread))
         view.table = list(words.rows(one_layer(spread, view.name)))
-    elif spread is None and approach is not None and of_layer(approach, view.name, "approach"):
-        line = line_of(approach, view.name, "approach", model=0)
+    elif spread is None and approach is not None and of_layer(approach, view.name, APPROACH):
+        line = line_of(approach, view.name, APPROACH, model=0)
         if not line.step.size:
             return
         view.figures["approach"] = curves.approach_figure(approach, view.name)
@@ -146,7 +157,7 @@ def _add_spread(view: LayerView, groups: Groups, entry: Mapping[str, Any]) -> No
 
 def _top(spread: xr.Dataset) -> float:
     """One scale for the small drawings of all layers."""
-    values = [np.asarray(spread[name].values, dtype=float) for name in ("spread", "high") if name in spread]
+    values = [np.asarray(spread[name].values, dtype=float) for name in (SPREAD, HIGH) if name in spread]
     return max([1.1, *(float(found[np.isfinite(found)].max(initial=0)) for found in values)])
 
 
@@ -154,7 +165,7 @@ def _add_comparison(view: LayerView, groups: Groups) -> None:
     found, _ = distances(None, groups.comparison, view.name)
     if found:
         view.figures["comparison"] = curves.comparison_figure(groups.comparison, groups.spread, view.name)
-    if groups.groups is not None and of_layer(groups.groups, view.name, "spread") and pairs(groups.groups, view.name):
+    if groups.groups is not None and of_layer(groups.groups, view.name, SPREAD) and pairs(groups.groups, view.name):
         view.figures["groups"] = curves.groups_figure(groups.groups, view.name)
 
 
@@ -162,10 +173,10 @@ def _add_trajectories(view: LayerView, trajectories: xr.Dataset | None) -> None:
     if trajectories is None or view.name not in names_of(trajectories, LAYER):
         return
     one = one_layer(trajectories, view.name)
-    for variable in ("trajectory", "mds"):
+    for variable in (TRAJECTORY, MDS):
         if variable in one and known(one[variable]):
             view.figures[variable] = embeddings.trajectory_figure(trajectories, view.name, variable)
-    view.stress["trajectory"] = words.stress(scalar(one, "stress"), scalar(one, "distance_stress"))
+    view.stress["trajectory"] = words.stress(scalar(one, STRESS), scalar(one, DISTANCE_STRESS))
 
 
 def _add_samples(view: LayerView, groups: Groups, thinning: Thinning | None) -> None:
@@ -177,25 +188,25 @@ def _add_samples(view: LayerView, groups: Groups, thinning: Thinning | None) -> 
             view.figures["embedding"] = figure_of_frames(frames, view.frames["range"])
             view.stress["embedding"] = _worst(one_layer(frames, view.name)) + thinning.words
             return
-    if merged is not None and of_layer(merged, view.name, "embedding"):
+    if merged is not None and of_layer(merged, view.name, EMBEDDING):
         one = one_layer(merged, view.name)
         view.figures["embedding"] = embeddings.embedding_figure(merged, view.name)
         view.merged = words.merged_words(one)
-        view.stress["embedding"] = words.stress(scalar(one, "stress"), None)
+        view.stress["embedding"] = words.stress(scalar(one, STRESS), None)
 
 
 def _worst(one: xr.Dataset) -> str:
-    values = np.asarray(one["stress"].values if "stress" in one else [], dtype=float)
+    values = np.asarray(one[STRESS].values if STRESS in one else [], dtype=float)
     values = values[np.isfinite(values)]
     return f"Stress at most {values.max():.2f}. " if values.size else ""
 
 
 def _add_units(view: LayerView, units: xr.Dataset | None) -> None:
-    if units is None or not of_layer(units, view.name, "embedding"):
+    if units is None or not of_layer(units, view.name, EMBEDDING):
         return
     one = one_layer(units, view.name)
     for index, model in enumerate(names_of(units, MODEL)):
-        if known(one["embedding"].isel({MODEL: index})):
+        if known(one[EMBEDDING].isel({MODEL: index})):
             view.units[f"units-{index}"] = model
             view.figures[f"units-{index}"] = embeddings.units_figure(units, view.name, index)
 
@@ -205,7 +216,7 @@ def _add_diagnostics(view: LayerView, diagnostics: xr.Dataset | None) -> None:
     if diagnostics is None or view.name not in names_of(diagnostics, LAYER):
         return
     one = one_layer(diagnostics, view.name)
-    view.diagnostics = {variable: DIAGNOSTICS[variable] for variable in varying(one)}
+    view.diagnostics = {variable: DIAGNOSTIC_NAMES[variable] for variable in varying(one)}
     for variable in view.diagnostics:
         view.figures[variable] = curves.diagnostic_figure(diagnostics, view.name, variable)
     for variable in filter(one.__contains__, words.HEALTHY):

@@ -18,7 +18,7 @@ from repaudit.report import words
 from repaudit.report.figures import embeddings, frames, maps
 from repaudit.report.figures.canvas import as_data
 from repaudit.report.layers import Groups, LayerView, layer_views
-from repaudit.results import known, scalar
+from repaudit.results import TOGETHER, TOGETHER_DISTANCE_STRESS, TOGETHER_STRESS, known, scalar
 from repaudit.store.storage.replacing import replacing
 
 MANY_LAYERS: Final = 7
@@ -88,7 +88,7 @@ def _overview(groups: Groups, layers: Sequence[LayerView]) -> dict[str, Any]:
     if len(layers) >= MANY_LAYERS and groups.spread is not None:
         made["map"] = maps.overview_figure(groups.spread)
     together = groups.trajectories
-    if together is not None and "together" in together and together.sizes[LAYER] > 1 and known(together["together"]):
+    if together is not None and TOGETHER in together and together.sizes[LAYER] > 1 and known(together[TOGETHER]):
         made["together"] = embeddings.together_figure(together)
     if groups.similarity is not None:
         made["similarity"] = maps.similarity_figure(groups.similarity)
@@ -137,7 +137,7 @@ def _frames(groups: Groups, layers: Sequence[LayerView]) -> dict[str, Any]:
 def _together_stress(trajectories: xr.Dataset | None) -> str:
     if trajectories is None:
         return ""
-    return words.stress(scalar(trajectories, "together_stress"), scalar(trajectories, "together_distance_stress"))
+    return words.stress(scalar(trajectories, TOGETHER_STRESS), scalar(trajectories, TOGETHER_DISTANCE_STRESS))
 
 
 def _texts(groups: Groups) -> list[list[str]]:

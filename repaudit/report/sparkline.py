@@ -8,7 +8,7 @@ import numpy as np
 from markupsafe import Markup
 
 from repaudit.plots import style
-from repaudit.results import Line
+from repaudit.plots.lines import Line
 
 WIDTH, HEIGHT = 160.0, 40.0
 

@@ -10,15 +10,36 @@ from typing import Any, Final
 import numpy as np
 import xarray as xr
 
-from repaudit.names import MODEL, STEP
+from repaudit.names import LABEL, MODEL, STEP
 from repaudit.plots import style
-from repaudit.results import DIAGNOSTICS, names_of
+from repaudit.results import (
+    COLLAPSED,
+    COMPONENTS,
+    DIAGNOSTIC_NAMES,
+    DUPLICATES,
+    FAILED,
+    FINGERPRINT,
+    FLOORED,
+    HELLINGER,
+    HIGH,
+    ISOLATED,
+    LOW,
+    MERGED_MODELS,
+    MERGED_STEP,
+    N_MODELS,
+    PARAMETERS,
+    SPREAD,
+    SPREAD_RAW,
+    UNIFORMITY,
+    VERSIONS,
+    names_of,
+)
 
 MOST_ROWS: Final = 200
 """A table of more steps shows so many of them, evenly chosen, and says so."""
 
 HEALTHY: Final = {
-    "isolated": 0, "duplicates": 0, "collapsed": 0, "components": 1, "floored": 0, "failed": 0, "uniformity": 0.99,
+    ISOLATED: 0, DUPLICATES: 0, COLLAPSED: 0, COMPONENTS: 1, FLOORED: 0, FAILED: 0, UNIFORMITY: 0.99,
 }  # fmt: skip
 """What each diagnostic is at most where nothing is wrong with an operator."""
 
@@ -96,15 +117,15 @@ def stress(in_phate: float | None, in_distances: float | None) -> str:
 
 def merged_words(one: xr.Dataset) -> str:
     """Say of how many models, at which step, as far as the results tell."""
-    count = int(one["merged_models"]) if "merged_models" in one else 0
-    step = f" at step {int(one['merged_step']):,}" if "merged_step" in one else ""
+    count = int(one[MERGED_MODELS]) if MERGED_MODELS in one else 0
+    step = f" at step {int(one[MERGED_STEP]):,}" if MERGED_STEP in one else ""
     operator = "the model's operator" if count == 1 else f"the merged operator{f' of {count} models' if count else ''}"
-    return f"{operator}{step} (PHATE){', by label' if 'label' in one.coords else ''}"
+    return f"{operator}{step} (PHATE){', by label' if LABEL in one.coords else ''}"
 
 
 def rows(one: xr.Dataset) -> Iterator[dict[str, str]]:
     """Table of the measures of one layer, a row for each step."""
-    columns = ("spread", "low", "high", "spread_raw", "hellinger", "n_models")
+    columns = (SPREAD, LOW, HIGH, SPREAD_RAW, HELLINGER, N_MODELS)
     steps = one[STEP].values
     for k in np.unique(np.linspace(0, len(steps) - 1, min(len(steps), MOST_ROWS)).astype(int)):
         row = {"step": f"{int(steps[k]):,}"}
@@ -116,8 +137,8 @@ def rows(one: xr.Dataset) -> Iterator[dict[str, str]]:
 
 def diagnostic(variable: str) -> str:
     """Words for what is counted where a diagnostic is not as it should be."""
-    return {"components": "disconnected operators", "uniformity": f"uniformity above {HEALTHY['uniformity']:g}"}.get(
-        variable, DIAGNOSTICS.get(variable, variable)
+    return {COMPONENTS: "disconnected operators", UNIFORMITY: f"uniformity above {HEALTHY[UNIFORMITY]:g}"}.get(
+        variable, DIAGNOSTIC_NAMES.get(variable, variable)
     )
 
 
@@ -129,7 +150,7 @@ def finding(variable: str, one: xr.Dataset) -> list[str]:
         return []
     models = [name for name, row in zip(names_of(one, MODEL), bad, strict=True) if row.any()]
     steps = one[STEP].values[bad.any(axis=0)]
-    worst = "" if variable in {"collapsed", "failed"} else f", at most {_number(values[bad].max())}"
+    worst = "" if variable in {COLLAPSED, FAILED} else f", at most {_number(values[bad].max())}"
     return [
         f"{diagnostic(variable)}: in {bad.sum()} of {np.isfinite(values).sum()} operators{worst} "
         f"({', '.join(models)}; steps {int(steps.min()):,} to {int(steps.max()):,})"
@@ -153,8 +174,8 @@ def about(results: xr.DataTree, summary: Mapping[str, Any]) -> list[tuple[str, A
     attrs: dict[str, Any] = {str(name): value for name, value in results.attrs.items()}
     attrs |= {name: value for name, value in summary.items() if value is not None}
     titles = {
-        "left_out": "Left out", "parameters": "Parameters", "fingerprint": "Fingerprint of the probe set",
-        "versions": "Versions", "store": "Store",
+        "left_out": "Left out", PARAMETERS: "Parameters", FINGERPRINT: "Fingerprint of the probe set",
+        VERSIONS: "Versions", "store": "Store",
     }  # fmt: skip
     return [(title, plain(_decoded(attrs[name]))) for name, title in titles.items() if name in attrs]
 

@@ -41,7 +41,7 @@ def test_invalid_documents_are_refused_with_the_place(path):
 
 def test_there_are_cases_of_every_kind():
     schemas = {path.name.partition(".")[0] for path in (ROOT / "schemas/v1").glob("*.schema.json")}
-    assert schemas == {"root", "model", "layer", "probe", "results"}
+    assert schemas == {"root", "model", "layer", "probe", "summary", "results"}
     assert {kind(path) for path in cases("valid")} == schemas
     assert {kind(path) for path in cases("invalid")} == schemas
 

@@ -14,7 +14,8 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from repaudit.plots import style
-from repaudit.results import Line, two
+from repaudit.plots.lines import Line
+from repaudit.plots.points import two
 
 STEPS: Final = [[k / (len(style.STEP_COLORS) - 1), color] for k, color in enumerate(style.STEP_COLORS)]
 GREY: Final = "rgba(128,134,140,0.55)"

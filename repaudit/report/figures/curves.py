@@ -11,9 +11,9 @@ import xarray as xr
 
 from repaudit.names import LAYER, MODEL, STEP
 from repaudit.plots import style
+from repaudit.plots.lines import DISTANCES, Line, distances, line_of, pairs
 from repaudit.report.figures import canvas
-from repaudit.results import DIAGNOSTICS, DISTANCES, Line, distances, names_of, one_layer, pairs
-from repaudit.results import line as line_of
+from repaudit.results import APPROACH, DIAGNOSTIC_NAMES, names_of, one_layer
 
 Phase = Mapping[str, Any]
 """One entry of a layer's ``phases`` in the summary: ``from``, ``to`` and ``direction``."""
@@ -27,7 +27,7 @@ def spread_figure(spread: xr.Dataset, layer: str, phases: Sequence[Phase] = ()) 
 
 def approach_figure(approach: xr.Dataset, layer: str) -> go.Figure:
     """Draw a single model's distance from its own last operator over steps, like the spread of several."""
-    lines = {name: line_of(approach, name, "approach", model=0) for name in names_of(approach, LAYER)}
+    lines = {name: line_of(approach, name, APPROACH, model=0) for name in names_of(approach, LAYER)}
     return _curve_figure(approach, lines, layer, (), "distance")
 
 
@@ -95,7 +95,7 @@ def diagnostic_figure(diagnostics: xr.Dataset, layer: str, variable: str) -> go.
             marker={"size": 5, "symbol": canvas.symbol(index)}, customdata=steps, hovertext=canvas.literal(model),
             hovertemplate="%{hovertext}<br>step %{customdata:,}<br>%{y:.4g}<extra></extra>",
         )  # fmt: skip
-    text = DIAGNOSTICS.get(variable, canvas.literal(variable))
+    text = DIAGNOSTIC_NAMES.get(variable, canvas.literal(variable))
     made.update_layout(title={"text": text, "x": 0, "xref": "paper", "y": 0.97, "yanchor": "top"}, margin={"t": 28})
     return canvas.step_axis(made, axis)
 

@@ -8,13 +8,14 @@ import numpy as np
 import plotly.graph_objects as go
 import xarray as xr
 
-from repaudit.names import COMPONENT, LAYER, MODEL, SAMPLE, STEP
+from repaudit.names import COMPONENT, FEATURE, LAYER, MODEL, SAMPLE, STEP, TEXT
 from repaudit.plots import style
+from repaudit.plots.points import labels_of, path
 from repaudit.report.figures import canvas
-from repaudit.results import labels_of, names_of, one_layer, path
+from repaudit.results import EMBEDDING, TOGETHER, TRAJECTORY, UNIT, names_of, one_layer
 
 
-def trajectory_figure(trajectories: xr.Dataset, layer: str, variable: str = "trajectory") -> go.Figure:
+def trajectory_figure(trajectories: xr.Dataset, layer: str, variable: str = TRAJECTORY) -> go.Figure:
     """Draw all models' trajectories in one layer: colour is the step, the marker the model, larger at its last step."""
     axis = style.StepAxis.of(trajectories[STEP].values)
     made = canvas.figure()
@@ -47,13 +48,13 @@ def together_figure(trajectories: xr.Dataset) -> go.Figure:
     layers, models = names_of(trajectories, LAYER), names_of(trajectories, MODEL)
     made = canvas.figure()
     for depth, layer in enumerate(layers):
-        parts = [canvas.coordinates(path(trajectories, layer, model, "together")) for model in models]
+        parts = [canvas.coordinates(path(trajectories, layer, model, TOGETHER)) for model in models]
         x, y = (np.concatenate([np.append(part[k], np.float32(np.nan)) for part in parts]) for k in (0, 1))
         line = {"width": 1.2, "color": style.translucent(style.depth_color(depth, len(layers)), 0.5)}
         made.add_scatter(x=x, y=y, mode="lines", line=line, hoverinfo="skip", showlegend=False)
     scale = _depth_scale(len(layers))
     for index, model in enumerate(models):
-        found = [path(trajectories, layer, model, "together") for layer in layers]
+        found = [path(trajectories, layer, model, TOGETHER) for layer in layers]
         steps = np.concatenate([points[STEP].values for points in found])
         depth_of = np.repeat(np.arange(len(layers)), [points.sizes[STEP] for points in found])
         x, y = (np.concatenate(parts) for parts in zip(*map(canvas.coordinates, found), strict=True))
@@ -77,10 +78,10 @@ def units_figure(units: xr.Dataset, layer: str, model: int) -> go.Figure:
     """Draw a layer's units over steps (M-PHATE), a line for each unit, coloured by step."""
     axis = style.StepAxis.of(units[STEP].values)
     one = one_layer(units, layer).isel({MODEL: model})
-    points = one["embedding"].transpose("unit", STEP, COMPONENT)
-    feature = np.asarray(one["feature"].values if "feature" in one else np.arange(points.sizes["unit"]))
+    points = one[EMBEDDING].transpose(UNIT, STEP, COMPONENT)
+    feature = np.asarray(one[FEATURE].values if FEATURE in one else np.arange(points.sizes[UNIT]))
     made = canvas.figure()
-    x, y = canvas.coordinates(points.stack(point=("unit", STEP)).transpose("point", COMPONENT))
+    x, y = canvas.coordinates(points.stack(point=(UNIT, STEP)).transpose("point", COMPONENT))
     steps, features = np.tile(points[STEP].values, len(feature)), np.repeat(feature, points.sizes[STEP])
     gaps = np.arange(points.sizes[STEP], len(x), points.sizes[STEP])
     made.add_scatter(
@@ -101,7 +102,7 @@ def embedding_figure(merged: xr.Dataset, layer: str) -> go.Figure:
 
     In place of hover texts, which all layers share, a trace carries ``meta.group``, its place in :func:`sample_texts`.
     """
-    points = one_layer(merged, layer)["embedding"].transpose(SAMPLE, COMPONENT)
+    points = one_layer(merged, layer)[EMBEDDING].transpose(SAMPLE, COMPONENT)
     return samples_figure(*canvas.coordinates(points), style.label_groups(labels_of(merged), len(points)))
 
 
@@ -121,7 +122,7 @@ def sample_texts(samples: xr.Dataset) -> list[list[str]]:
     """Hover text of every sample, in the groups and the order in which :func:`embedding_figure` draws them."""
     ids = [str(sample) for sample in samples[SAMPLE].values]
     labels = labels_of(samples)
-    texts = [str(text) for text in samples["text"].values] if "text" in samples.variables else None
+    texts = [str(text) for text in samples[TEXT].values] if TEXT in samples.variables else None
     hover = []
     for index, name in enumerate(ids):
         lines = [f"<b>{canvas.literal(name, 64)}</b>"]

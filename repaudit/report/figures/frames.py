@@ -12,9 +12,10 @@ from numpy.typing import NDArray
 
 from repaudit.names import COMPONENT, LAYER, MODEL, SAMPLE, STEP
 from repaudit.plots import style
+from repaudit.plots.points import labels_of
 from repaudit.report.figures import canvas
 from repaudit.report.figures.embeddings import samples_figure
-from repaudit.results import labels_of, names_of, one_layer
+from repaudit.results import MERGED, OF_MODELS, names_of, one_layer
 
 MOST_NUMBERS: Final = 2_500_000
 """Coordinates that one report holds for all its moving figures, about 10 MB."""
@@ -34,7 +35,7 @@ class Thinning:
     def of(cls, frames: xr.Dataset, most: int = MOST_NUMBERS) -> Thinning:
         """Keep evenly chosen steps, the last among them, and where six are too many evenly chosen samples."""
         steps, samples = frames.sizes[STEP], frames.sizes[SAMPLE]
-        each = 2 * frames.sizes[LAYER] * (1 + (frames.sizes.get(MODEL, 0) if "models" in frames else 0))
+        each = 2 * frames.sizes[LAYER] * (1 + (frames.sizes.get(MODEL, 0) if OF_MODELS in frames else 0))
         few = min(steps, max(min(steps, FEWEST_STEPS), most // max(1, each * samples)))
         sparse = min(samples, max(1, most // max(1, each * few)))
         words = [
@@ -60,9 +61,9 @@ def frames_of(frames: xr.Dataset, layer: str, thinning: Thinning) -> dict[str, A
     :func:`picked`. ``range`` holds them all.
     """
     one = one_layer(frames, layer).isel({STEP: thinning.steps, SAMPLE: thinning.samples})
-    everything = [_positions(one["merged"])]
-    names = names_of(one, MODEL) if "models" in one and one.sizes[MODEL] > 1 else []
-    everything += [_positions(one["models"].isel({MODEL: k})) for k in range(len(names))]
+    everything = [_positions(one[MERGED])]
+    names = names_of(one, MODEL) if OF_MODELS in one and one.sizes[MODEL] > 1 else []
+    everything += [_positions(one[OF_MODELS].isel({MODEL: k})) for k in range(len(names))]
     shown = [k for k, values in enumerate(everything) if np.isfinite(values).any()]
     seen = np.isfinite(everything[0]).any(axis=(1, 2))
     if seen.sum() < 2:

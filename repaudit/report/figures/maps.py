@@ -11,8 +11,9 @@ import xarray as xr
 from repaudit.names import LAYER, MODEL, STEP
 from repaudit.plots import style
 from repaudit.plots.maps import MEASURES
+from repaudit.plots.points import arrange
 from repaudit.report.figures import canvas
-from repaudit.results import arrange, names_of
+from repaudit.results import MEASURE, NULL, OTHER, REPRESENTATION, SIMILARITY, SPREAD, names_of
 
 MOST_SIMILARITIES: Final = 750_000
 """Numbers of similarity maps that a report holds (about 3 MB, and as much for their nulls); steps are left out."""
@@ -24,7 +25,7 @@ def overview_figure(spread: xr.Dataset) -> go.Figure:
     """Draw the spread of every layer at every step as a map: steps to the right, layers downward."""
     axis = style.StepAxis.of(spread[STEP].values)
     layers = names_of(spread, LAYER)
-    values = spread["spread"].transpose(LAYER, STEP).values.astype(np.float32)
+    values = spread[SPREAD].transpose(LAYER, STEP).values.astype(np.float32)
     order = np.argsort(np.asarray(spread[STEP].values), kind="stable")
     names = [canvas.literal(name, 30) for name in layers]
     hover = [
@@ -64,19 +65,19 @@ def similarity_figure(similarity: xr.Dataset) -> go.Figure:
 
 def similarity_data(similarity: xr.Dataset) -> dict[str, Any]:
     """Similarities and their nulls by measure and step, the last step first, and the two orders of the rows."""
-    measures = [str(name) for name in similarity["measure"].values]
-    count = similarity.sizes["representation"]
+    measures = [str(name) for name in similarity[MEASURE].values]
+    count = similarity.sizes[REPRESENTATION]
     steps = similarity[STEP].values
     most = max(1, MOST_SIMILARITIES // max(1, len(measures) * count**2))
     chosen = np.unique(np.linspace(len(steps) - 1, 0, min(most, len(steps))).round().astype(int))[::-1]
-    on = ("measure", STEP, "representation", "other")
+    on = (MEASURE, STEP, REPRESENTATION, OTHER)
     kept = similarity.isel({STEP: chosen})
-    null = kept["null"] if "null" in kept else xr.full_like(kept["similarity"], np.nan)
+    null = kept[NULL] if NULL in kept else xr.full_like(kept[SIMILARITY], np.nan)
     return {
         "measures": [canvas.literal(MEASURES.get(name, name)) for name in measures],
         "steps": [int(step) for step in steps[chosen]],
         "left_out": len(steps) - len(chosen),
-        "similarity": canvas.packed(kept["similarity"].transpose(*on).values),
+        "similarity": canvas.packed(kept[SIMILARITY].transpose(*on).values),
         "null": canvas.packed(null.transpose(*on).values),
         "orders": {by: _order(similarity, by) for by in (MODEL, LAYER)},
     }

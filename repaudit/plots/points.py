@@ -1,0 +1,57 @@
+"""Points to draw: trajectories, their first two components, labels of samples, and the order of similarity maps."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import xarray as xr
+from numpy.typing import NDArray
+
+from repaudit.names import COMPONENT, LABEL, LAYER, MODEL, STEP
+from repaudit.results import TRAJECTORY, names_of, one_layer
+
+
+def path(dataset: xr.Dataset, layer: str, model: str, variable: str = TRAJECTORY) -> xr.DataArray:
+    """Return the points (step, component) of one model's trajectory, without the steps that the model lacks."""
+    points = one_layer(dataset, layer)[variable]
+    index = names_of(dataset, MODEL).index(model)
+    return points.isel({MODEL: index}).transpose(STEP, COMPONENT).dropna(STEP, how="any")
+
+
+def two(points: xr.DataArray) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return the first two components of points (n, component); the second is 0 where there is only one."""
+    values = np.asarray(points.values, dtype=float)
+    return values[:, 0], values[:, 1] if values.shape[1] > 1 else np.zeros(len(values))
+
+
+def labels_of(dataset: xr.Dataset) -> list[str] | None:
+    """Return the labels of the samples; None where the probe set had none."""
+    return [str(label) for label in dataset[LABEL].values] if LABEL in dataset.variables else None
+
+
+@dataclass(frozen=True)
+class Arrangement:
+    """Order of the representations in a similarity map: blocks of one model, or of one layer."""
+
+    index: NDArray[np.int64]
+    outer: tuple[str, ...]
+    inner: tuple[str, ...]
+
+    @property
+    def blocks(self) -> list[tuple[str, int, int]]:
+        """Name, first position and end of each block."""
+        starts = [k for k, name in enumerate(self.outer) if k == 0 or name != self.outer[k - 1]]
+        return [(self.outer[a], a, b) for a, b in zip(starts, [*starts[1:], len(self.outer)], strict=True)]
+
+
+def arrange(similarity: xr.Dataset, by: str = MODEL) -> Arrangement:
+    """Order representations by model and then layer (``by="model"``), or by layer and then model.
+
+    Names keep the order in which they first occur.
+    """
+    other = LAYER if by == MODEL else MODEL
+    outer, inner = (np.array([str(name) for name in similarity[dim].values], dtype=object) for dim in (by, other))
+    rank = [{name: k for k, name in enumerate(dict.fromkeys(names))} for names in (outer, inner)]
+    index = np.lexsort(([rank[1][name] for name in inner], [rank[0][name] for name in outer]))
+    return Arrangement(index, tuple(outer[index]), tuple(inner[index]))
