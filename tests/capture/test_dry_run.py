@@ -108,7 +108,7 @@ def test_left_padding_of_a_model_that_pads_by_itself_is_refused_as_padding():
 
 def test_tokens_beyond_the_vocabulary_are_named(tmp_path):
     probe_set = ra.ProbeSet.from_tensors({"input_ids": torch.tensor([[1, 2], [3, 99]])}, ids=["a", "b"])
-    with pytest.raises(ProbeSetError, match=r"sample 'b' holds the token 99, and BartModel knows the tokens 0 to 31"):
+    with pytest.raises(ProbeSetError, match=r"sample 'b' holds the token 99, but BartModel knows the tokens 0 to 31"):
         ra.Recorder(tmp_path / "s.zarr", "m", probe_set, ["encoder.layers[0]"], batch_size=1).open(bart())
 
 
@@ -172,7 +172,7 @@ def test_feature_maps_with_features_last_are_recognised():
         torch.testing.assert_close(found["block"], model(x).mean((1, 2)))
         torch.testing.assert_close(found["norm"], model.norm(x.permute(0, 2, 3, 1)).mean((1, 2)))
     assert found["block.0"].shape == (2, 6)
-    with pytest.raises(CaptureError, match="GELU: nothing tells which dim"):
+    with pytest.raises(CaptureError, match="GELU: it is unclear which dim"):
         ra.ActivationExtractor(["block[1]"]).extract(model, ra.ProbeSet.from_tensors({"x": x}))
 
 

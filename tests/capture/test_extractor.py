@@ -163,7 +163,7 @@ def test_input_by_keyword_is_found():
 
 
 def test_inputs_that_forward_does_not_know_are_listed():
-    with pytest.raises(ProbeSetError, match=r"\['a', 'b'\] are no parameters of Reuses.forward, which takes x"):
+    with pytest.raises(ProbeSetError, match=r"\['a', 'b'\] are not parameters of Reuses.forward, which takes x"):
         ActivationExtractor(["first"]).extract(Reuses(), ProbeSet.from_tensors({"a": torch.eye(2), "b": torch.eye(2)}))
 
 
@@ -352,7 +352,7 @@ def test_input_is_the_first_in_the_order_of_forward():
 
 
 def test_a_dict_of_several_tensors_is_refused():
-    with pytest.raises(ActivationTypeError, match=r"found dict of hidden, bias: which is meant"):
+    with pytest.raises(ActivationTypeError, match=r"found dict of hidden, bias, which is ambiguous"):
         ActivationExtractor(["layer"]).extract(Keyworded(), INPUT)
 
 

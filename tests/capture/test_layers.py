@@ -54,11 +54,11 @@ def test_paths_resolve(path, expected):
 @pytest.mark.parametrize(
     ("path", "message"),
     [
-        ("layerz[0]", r"'layerz' not found at the top \(Net\); children there: embed, layers, norm"),
-        ("layers[6]", r"'\[6\]' not found at 'layers' \(ModuleList\); children there: 0, 1, 2"),
+        ("layerz[0]", r"'layerz' not found at the top \(Net\); its children: embed, layers, norm"),
+        ("layers[6]", r"'\[6\]' not found at 'layers' \(ModuleList\); its children: 0, 1, 2"),
         ("layers[-7]", r"'\[-7\]' not found"),
-        ("layers[0].mlq", r"'mlq' not found at 'layers.0' \(Block\); children there: attn, mlp"),
-        ("norm[0]", r"'\[0\]' not found at 'norm' \(LayerNorm\); children there: none"),
+        ("layers[0].mlq", r"'mlq' not found at 'layers.0' \(Block\); its children: attn, mlp"),
+        ("norm[0]", r"'\[0\]' not found at 'norm' \(LayerNorm\); its children: none"),
         ("layers[9:]", "matches no layer"),
         ("layers[*].nope", "'nope'"),
     ],

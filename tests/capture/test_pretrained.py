@@ -138,9 +138,9 @@ def test_lightning_checkpoints_go_into_a_config(tmp_path, texts):
 def test_steps_come_from_revision_names():
     sources = find_sources("EleutherAI/pythia-70m", ["step1000", "step64", "step0"])
     assert [(source.step, source.revision) for source in sources] == [(0, "step0"), (64, "step64"), (1000, "step1000")]
-    with pytest.raises(PretrainedError, match="'main': expected a name that tells the step"):
+    with pytest.raises(PretrainedError, match="'main': expected a name with the step"):
         find_sources("x/y", ["main"])
-    with pytest.raises(PretrainedError, match="two checkpoints have one step"):
+    with pytest.raises(PretrainedError, match="two checkpoints have the same step"):
         find_sources("x/y", ["step1", "branch-1"])
 
 

@@ -70,8 +70,8 @@ def test_tokenizer_without_padding_token_is_left_as_it_is():
         ({"x": torch.zeros(2, 3), "y": torch.zeros(3)}, {}, "one length over samples"),
         ({"x": torch.tensor(1.0)}, {}, "scalar"),
         ({"x": torch.tensor([[0.0], [float("nan")]])}, {}, "sample 1 holds NaN"),
-        ({"x": torch.zeros(2, 3)}, {"ids": ["a", "a"]}, "'a' comes more than once"),
-        ({"x": torch.zeros(2, 3)}, {"labels": ["a"]}, "labels: expected one a sample, 2 in all, found 1"),
+        ({"x": torch.zeros(2, 3)}, {"ids": ["a", "a"]}, "'a' occurs more than once"),
+        ({"x": torch.zeros(2, 3)}, {"labels": ["a"]}, "labels: expected one per sample, 2 in all, found 1"),
         ({"attention_mask": torch.tensor([[1, 1], [0, 0]])}, {}, r"samples \[1\] have no unmasked token"),
         ({"attention_mask": torch.tensor([[1, 2]])}, {}, "zeros and ones"),
         ({"x": "text"}, {}, "expected a tensor over samples, found str"),
@@ -108,5 +108,5 @@ def test_a_bare_tensor_is_told_from_a_mapping(make):
 
 
 def test_a_string_is_no_sequence_of_labels():
-    with pytest.raises(ProbeSetError, match="labels: expected a sequence, one a sample, found the string 'abc'"):
+    with pytest.raises(ProbeSetError, match="labels: expected a sequence, one per sample, found the string 'abc'"):
         ProbeSet.from_tensors({"x": torch.eye(3)}, labels="abc")

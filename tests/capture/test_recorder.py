@@ -99,7 +99,7 @@ def test_a_failed_audit_is_told_once_counted_and_a_gap_of_the_record(tmp_path, c
             with warnings.catch_warnings(record=True) as told:
                 warnings.simplefilter("always")
                 assert audits.audit(model, step) is not model.fails
-            messages = [str(one.message) for one in told]
+            messages = [str(warning.message) for warning in told]
             assert len(messages) == model.fails
         assert audits.failures == [(2, "MemoryError: no memory left")]
     assert not caplog.records

@@ -53,7 +53,7 @@ def test_what_would_never_or_wrongly_trigger_is_refused(options):
 
 
 def test_a_value_without_its_keyword_is_told_the_keyword():
-    with pytest.raises(TypeError, match="keywords alone: is every_n_steps=50 meant"):
+    with pytest.raises(TypeError, match="keywords only: did you mean every_n_steps=50"):
         AuditTrigger(50)
     assert list(inspect.signature(AuditTrigger).parameters)[:2] == ["every_n_steps", "every_n_epochs"]
 

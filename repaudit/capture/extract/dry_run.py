@@ -1,4 +1,4 @@
-"""What is tried once of a model before it is audited: its parameters, its vocabulary, and what padding does to it."""
+"""What is checked once before a model is audited: its parameters, its vocabulary, and the effect of padding."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from repaudit.capture.probe_set.probe_set import ATTENTION_MASK, ProbeSet
 from repaudit.errors import CaptureError, ProbeSetError
 
 _TOLERANCE: Final = {torch.float16: 0.05, torch.bfloat16: 0.05}
-"""Relative difference that a half-precision forward of another length may make; other dtypes get a hundredth."""
+"""Relative difference allowed between half-precision forwards of different length; 0.01 for other dtypes."""
 
 
 def check_initialized(model: nn.Module) -> None:
-    """Refuse lazy modules that have not seen an input: the audit, and not the training, would initialise them.
+    """Refuse lazy modules that have not seen an input: the audit instead of the training would initialise them.
 
     Raises
     ------
@@ -27,13 +27,13 @@ def check_initialized(model: nn.Module) -> None:
     for name, value in (*model.named_parameters(), *model.named_buffers()):
         if nn.parameter.is_lazy(value):
             raise CaptureError(
-                f"{type(model).__name__}: {name!r} is a lazy parameter without a shape yet, and an audit must not be "
-                "what initialises it: forward one batch before the training starts"
+                f"{type(model).__name__}: {name!r} is a lazy parameter without a shape, and an audit must not "
+                "initialise it: forward one batch before the training starts"
             )
 
 
 def check_vocabulary(model: nn.Module, probe_set: ProbeSet) -> None:
-    """See that the model has an embedding for every token of the probe set.
+    """Check that the model has an embedding for every token of the probe set.
 
     Raises
     ------
@@ -51,7 +51,7 @@ def check_vocabulary(model: nn.Module, probe_set: ProbeSet) -> None:
     if bool(unknown.any()):
         row = int(unknown.flatten(1).any(1).nonzero()[0])
         raise ProbeSetError(
-            f"sample {probe_set.ids[row]!r} holds the token {ids[row][unknown[row]][0].item()}, and "
+            f"sample {probe_set.ids[row]!r} holds the token {ids[row][unknown[row]][0].item()}, but "
             f"{type(model).__name__} knows the tokens 0 to {embedding.num_embeddings - 1}: tokenize the probe set with "
             "the model's own tokenizer"
         )
@@ -60,15 +60,15 @@ def check_vocabulary(model: nn.Module, probe_set: ProbeSet) -> None:
 def dry_run(recording: Recording, probe_set: ProbeSet, call: Callable[..., Any]) -> None:
     """Forward the sample with the most left padding, twice in one batch and whole; then without its padding.
 
-    So a hook that fires again behind the deepest layer is found, samples that are not along the first dim even where
-    a batch has as many samples as tokens, and a model whose positions count the padding.
+    This finds a hook that fires again after the deepest layer, samples that are not along the first dim even where a
+    batch has as many samples as tokens, and a model whose positions count the padding.
 
     Raises
     ------
     CaptureError
         When a hook did not fire once, or what it saw cannot be pooled.
     ProbeSetError
-        When left padding changes what the model computes, or that cannot be tried.
+        When left padding changes what the model computes, or that cannot be checked.
     """
     row = probe_set.most_left_padded
     batch = {name: value[[row, row]] for name, value in probe_set.inputs.items()}
@@ -81,27 +81,27 @@ def dry_run(recording: Recording, probe_set: ProbeSet, call: Callable[..., Any])
         recording.forward(_without_padding(batch, n_padding), stop_early=False, call=call)
     except CaptureError as error:
         raise ProbeSetError(
-            f"sample {probe_set.ids[row]!r} is padded on the left, and {type(recording.net).__name__} cannot be tried "
-            f"without that padding, to see whether its positions count it ({error}): pad on the right "
+            f"sample {probe_set.ids[row]!r} is padded on the left, and {type(recording.net).__name__} cannot be "
+            f"forwarded without that padding, to check whether its positions count it ({error}): pad on the right "
             "(tokenizer.padding_side = 'right')"
         ) from error
     for name, expected in recording.seen.items():
-        found = padded[name][:, n_padding:] if padded[name].ndim == 3 else padded[name]
-        if found.shape != expected.shape:
+        with_padding = padded[name][:, n_padding:] if padded[name].ndim == 3 else padded[name]
+        if with_padding.shape != expected.shape:
             continue
         dtype = getattr(torch, recording.source_dtypes[name])
-        difference = float((found - expected).float().norm() / expected.float().norm().clamp_min(1e-30))
+        difference = float((with_padding - expected).float().norm() / expected.float().norm().clamp_min(1e-30))
         if not difference <= _TOLERANCE.get(dtype, 0.01):
             raise ProbeSetError(
                 f"sample {probe_set.ids[row]!r} is padded on the left, and {type(recording.net).__name__} computes "
-                f"something else of it than without padding (layer {name!r}, by {difference:.0%}), since its "
+                f"other values than without padding (layer {name!r}, by {difference:.0%}), since its "
                 "positions count the padding: pad on the right (tokenizer.padding_side = 'right'), or give "
                 "'position_ids' among the probe set's inputs if its forward takes them"
             )
 
 
 def _without_padding(batch: Mapping[str, torch.Tensor], n_padding: int) -> dict[str, torch.Tensor]:
-    """Cut the first tokens from every input that has as many tokens as the mask, a decoder's own left alone."""
+    """Cut the first tokens from every input that has as many tokens as the mask, except a decoder's."""
     length = batch[ATTENTION_MASK].shape[1]
     return {
         name: value[:, n_padding:]

@@ -1,4 +1,4 @@
-"""The extraction of a probe set's activations from a model, and of the forwards that a caller runs."""
+"""The activations of a probe set, and of forwards that a caller runs."""
 
 from __future__ import annotations
 
@@ -26,12 +26,24 @@ Result = TypeVar("Result")
 
 
 class ActivationExtractor:
-    """Records the activations of the layers that specs name.
+    """Extract the activations of the layers that specs name.
 
     Parameters
     ----------
     layer_specs
         Layer specs, or plain paths.
+
+    Attributes
+    ----------
+    activations
+        For each layer the tensor ``(sample[, token], feature)`` of the last extraction.
+    source_dtypes
+        For each layer the name of the dtype that the model computed.
+
+    See Also
+    --------
+    repaudit.LayerSpec : Which layers, and what of them.
+    repaudit.Recorder : Writes activations into a store.
 
     Examples
     --------
@@ -51,7 +63,7 @@ class ActivationExtractor:
         self._seen_whole: weakref.WeakSet[nn.Module] = weakref.WeakSet()
 
     def __getstate__(self) -> dict[str, Any]:
-        """What another process gets; which models were seen whole is of this process."""
+        """Return the state to pickle; which models were seen whole only holds in this process."""
         return {name: value for name, value in self.__dict__.items() if name != "_seen_whole"}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -66,11 +78,11 @@ class ActivationExtractor:
         forward: Callable[..., Any] | None = None,
         agree: Agree | None = None,
     ) -> dict[str, torch.Tensor]:
-        """Forward the probe set through the model, which ends as it began, and give the pooled activations.
+        """Forward the probe set through the model, which is left unchanged, and return the pooled activations.
 
-        The model runs in evaluation mode, eagerly, without gradients, and only as deep as the deepest layer asked
-        for. Of a model that it has not seen before, it first forwards one sample whole, so that a layer which fires
-        again later is found, and one that is padded on the left also without its padding.
+        The model runs in evaluation mode, eagerly, without gradients, and only as deep as the deepest layer requested.
+        With a new model, one sample is forwarded whole first, to find a layer that fires twice; one that is padded on
+        the left is also forwarded without its padding.
 
         Parameters
         ----------
@@ -79,12 +91,12 @@ class ActivationExtractor:
         probe_set
             The inputs.
         batch_size
-            Samples a forward; the result does not depend on it.
+            Samples per forward; the result does not depend on it.
         forward
             What to call with a batch's inputs instead of the network itself.
         agree
-            Called before the first batch, after each, and when the model is back as it was, with what went wrong or
-            None; it raises where one of several processes failed, so that none goes on alone (see
+            Called before the first batch, after each, and when the model is restored, with what went wrong or None; it
+            raises where one of several processes failed, so that none continues by itself (see
             :meth:`repaudit.capture.record.ranks.Ranks.agree`).
 
         Returns
@@ -97,14 +109,22 @@ class ActivationExtractor:
         LayerPathError
             When a path does not resolve.
         CaptureError
-            When a hook fired several times in one forward, or never, or what it saw cannot be pooled.
+            When a hook fired several times in one forward, or never, or its value cannot be pooled.
         ProbeSetError
             When the inputs do not fit the model's ``forward``, hold tokens that it does not know, or are padded on the
             left and it counts the padding.
         StateError
             When the forward changed what cannot be put back.
+
+        Examples
+        --------
+        >>> from repaudit import ProbeSet
+        >>> model = nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 1))
+        >>> probe_set = ProbeSet.from_tensors({"input": torch.eye(2)})
+        >>> ActivationExtractor("[*]").extract(model, probe_set)["1"].shape
+        torch.Size([2, 1])
         """
-        agree = agree or _alone
+        agree = agree or _raise
         net, call = network(model), forward or entry_point(model)
         whole = is_sharded(model) or is_offloaded(net)
         recording = _agreed(agree, lambda: self._prepared(model, probe_set, whole=whole))
@@ -135,8 +155,8 @@ class ActivationExtractor:
     def capture(self, model: nn.Module, *, detach: bool = True) -> Iterator[ActivationExtractor]:
         """Record the forwards that are run inside the block; afterwards :attr:`activations` holds them.
 
-        The model's mode and gradients are the caller's. Compiled models run eagerly inside the block, since hooks
-        would not fire otherwise. Several forwards are joined along the samples. The mask comes from the forward's own
+        The caller sets the model's mode and gradients. Compiled models run eagerly inside the block, since hooks
+        would not fire otherwise. Several forwards are joined along the samples. The mask is the forward's
         ``attention_mask``.
 
         Parameters
@@ -149,7 +169,15 @@ class ActivationExtractor:
         Raises
         ------
         CaptureError
-            When a hook fired never, or several times in one forward.
+            When a hook never fired, or several times in one forward.
+
+        Examples
+        --------
+        >>> model = nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 1))
+        >>> with ActivationExtractor("[0]").capture(model, detach=False) as extractor:
+        ...     output = model(torch.eye(2))
+        >>> extractor.activations["0"].shape, extractor.activations["0"].requires_grad
+        (torch.Size([2, 3]), True)
         """
         layers = resolve_layers(model, self.layer_specs)
         net = network(model)
@@ -157,7 +185,7 @@ class ActivationExtractor:
         self.activations = {}
 
         def before(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            recording.begin(_named(net, args, kwargs))  # what an earlier forward left, where it failed, is void
+            recording.begin(_named(net, args, kwargs))  # drops what a failed forward left
 
         def after(*_: Any) -> None:
             recording.check()
@@ -177,14 +205,14 @@ class ActivationExtractor:
         self.activations = {name: torch.cat(values) for name, values in joined.items()}
 
 
-def _alone(error: Exception | None) -> None:
-    """The agreement of a process that is alone."""
+def _raise(error: Exception | None) -> None:
+    """Raise what went wrong: the agreement of a single process."""
     if error is not None:
         raise error
 
 
 def _agreed(agree: Agree, action: Callable[[], Result]) -> Result:
-    """Run an action that all processes run, and raise on all what failed on one."""
+    """Run an action that all processes run, and raise on all of them if one failed."""
     result, failure = None, None
     try:
         result = action()
@@ -196,7 +224,7 @@ def _agreed(agree: Agree, action: Callable[[], Result]) -> Result:
 
 @contextmanager
 def _leaving(agree: Agree) -> Iterator[None]:
-    """Agree on whether the model is back as it was on every process, also where the block itself failed on all."""
+    """Agree on whether the model is restored on every process, also where the block itself failed on all."""
     failure = None
     try:
         yield
@@ -214,7 +242,7 @@ def _named(net: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> 
 
 
 class _Pieces:
-    """The activations of all samples, filled batch by batch into CPU tensors that are made anew for every audit."""
+    """The activations of all samples, filled batch by batch into new CPU tensors."""
 
     def __init__(self, n_samples: int) -> None:
         self._n = n_samples
@@ -234,8 +262,8 @@ class _Pieces:
                 self._whole[name] = target
             if value.shape[1:] != target.shape[1:]:
                 raise CaptureError(
-                    f"layer {name!r}: samples {self._start} on have shape {tuple(value.shape[1:])}, those before "
-                    f"{tuple(target.shape[1:])}: one layer must have one shape"
+                    f"layer {name!r}: from sample {self._start} on the shape is {tuple(value.shape[1:])}, before "
+                    f"{tuple(target.shape[1:])}: a layer must have one shape"
                 )
             target[self._start : self._start + size].copy_(value, non_blocking=True)
             if value.device.type != "cpu":
@@ -243,6 +271,7 @@ class _Pieces:
         self._start += size
 
     def finish(self) -> dict[str, torch.Tensor]:
+        """Wait for copies from devices, and return the tensors."""
         for device in self._devices:
             torch.get_device_module(device.type).synchronize(device)
         return self._whole

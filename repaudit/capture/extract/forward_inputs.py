@@ -15,19 +15,19 @@ from repaudit.capture.probe_set.probe_set import ATTENTION_MASK
 from repaudit.errors import ProbeSetError
 
 _OPTIONAL: Final = frozenset({ATTENTION_MASK, "token_type_ids"})
-"""Inputs that a tokenizer gives and that a network may not take: the mask still serves the pooling."""
+"""Inputs of a tokenizer that a network may not take: the mask is still used for pooling."""
 _POSITION_COUNTERS: Final = ("create_position_ids_from_input_ids", "create_position_ids_from_inputs_embeds")
 """Methods of networks that count positions themselves, without the padding (the RoBERTa family, ESM, MPNet)."""
 
 
 class ForwardInputs:
-    """Gives the positional and keyword arguments with which a network forwards a batch of the probe set.
+    """Compute the positional and keyword arguments with which a network forwards a batch of the probe set.
 
     Inputs go by name; a single input whose name ``forward`` does not know goes as its first argument. Left padding
     gets position ids counted from the mask, an encoder-decoder without decoder inputs its own tokens shifted right.
     Tensors move to the network's device, floating-point ones to the dtype of its first parameter; ``use_cache`` is off.
 
-    What is known of the network is read once, when this is made: one for each extraction.
+    The network is inspected once, in the constructor: make one per extraction.
 
     Examples
     --------
@@ -44,7 +44,7 @@ class ForwardInputs:
         self._dtype = next((p.dtype for p in parameters if p.is_floating_point()), None)
 
     def __call__(self, batch: Mapping[str, torch.Tensor]) -> tuple[tuple[torch.Tensor, ...], dict[str, Any]]:
-        """The arguments for one batch.
+        """Return the arguments for one batch.
 
         Raises
         ------
@@ -59,7 +59,7 @@ class ForwardInputs:
         required = [name for name in moved if name != ATTENTION_MASK]
         if len(required) != 1 or not self._accepted:
             raise ProbeSetError(
-                f"the probe set's inputs {left_over} are no parameters of {type(self._model).__name__}.forward, "
+                f"the probe set's inputs {left_over} are not parameters of {type(self._model).__name__}.forward, "
                 f"which takes {', '.join(self._accepted)}: name the inputs as it does"
             )
         return (moved[required[0]],), {name: value for name, value in named.items() if name != self._accepted[0]}
@@ -98,7 +98,7 @@ def _parameters(model: nn.Module) -> tuple[list[str], bool]:
 
 
 def _shifted_right(ids: torch.Tensor, mask: torch.Tensor | None, config: Any) -> torch.Tensor:
-    """The tokens one place later, behind a start token where the first unmasked one was."""
+    """Return the tokens shifted right by one, with a start token where the first unmasked one was."""
     start = getattr(config, "decoder_start_token_id", None)
     if start is None:
         start = getattr(config, "pad_token_id", None) or 0

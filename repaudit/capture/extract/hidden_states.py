@@ -1,4 +1,4 @@
-"""The entries of a Hugging Face model's own ``hidden_states``, read where the trunk puts them out."""
+"""The entries of a Hugging Face model's ``hidden_states``, read where the trunk returns them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _FLAG = "_output_capturing_hooks_installed"
 
 
 class HiddenStates:
-    """Reads ``hidden_states`` entries: i + 1 for block i (the last one after the final norm, where the model does so).
+    """Read ``hidden_states`` entries: i + 1 for block i (the last one after the final norm, where the model does so).
 
     The nearest Hugging Face model above a block is its trunk. While hooks are alive it is asked for its hidden
     states and read as soon as it is done, so that no head needs to run.
@@ -62,12 +62,12 @@ def _reader(
 
 
 def _entry(root: nn.Module, layer: Layer) -> tuple[nn.Module, int, int]:
-    """The trunk of a layer, the index of its entry, and the number of the trunk's blocks."""
+    """Return the trunk of a layer, the index of its entry, and the number of the trunk's blocks."""
     chain = _chain(root, layer.path)
     trunks = [k for k, module in enumerate(chain[:-1]) if _is_pretrained(module)]
     if not trunks:
         raise LayerPathError(
-            f"layer {layer.name!r}: hidden_states exist below a Hugging Face model, and none holds {layer.path!r}: "
+            f"layer {layer.name!r}: hidden_states exist below a Hugging Face model, but none holds {layer.path!r}: "
             "use extraction_point='output'"
         )
     trunk = chain[trunks[-1]]
@@ -85,7 +85,7 @@ def _entry(root: nn.Module, layer: Layer) -> tuple[nn.Module, int, int]:
 
 
 def _chain(root: nn.Module, path: str) -> list[nn.Module]:
-    """The modules along a resolved path, ``root`` first."""
+    """Return the modules along a resolved path, ``root`` first."""
     chain = [root]
     for name in path.split("."):
         child = chain[-1]._modules[name]
@@ -102,5 +102,5 @@ def _is_embedding(module: nn.Module, name: str) -> bool:
 
 
 def _n_blocks(trunk: nn.Module) -> int:
-    """The length of the trunk's first list of modules, which is its blocks."""
+    """Return the length of the trunk's first list of modules, which holds its blocks."""
     return next((len(part) for part in trunk.modules() if isinstance(part, nn.ModuleList)), 0)

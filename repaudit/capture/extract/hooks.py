@@ -1,4 +1,4 @@
-"""The hooks of one extraction: what they see in a forward, pooled as soon as it is there."""
+"""The hooks of one extraction: what they see in a forward, pooled at once."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from repaudit.errors import ActivationTypeError, CaptureError
 
 
 class _Stop(BaseException):
-    """Ends a forward once every requested layer has fired; no ``except Exception`` on the way may swallow it."""
+    """End a forward once every requested layer has fired; no ``except Exception`` on the way may swallow it."""
 
 
 class Recording:
@@ -41,7 +41,7 @@ class Recording:
         self.begin({})
 
     def begin(self, inputs: Mapping[str, Any]) -> None:
-        """Forget the forward before; the inputs of the one to come hold the masks of its tokens."""
+        """Forget the last forward; the inputs of the next one hold the masks of its tokens."""
         self._inputs = inputs
         self._seen: dict[str, torch.Tensor] = {}
         self._fired: dict[str, int] = {layer.name: 0 for layer in self.layers}
@@ -66,7 +66,7 @@ class Recording:
     def forward(
         self, batch: Mapping[str, torch.Tensor], *, stop_early: bool, call: Callable[..., Any]
     ) -> dict[str, torch.Tensor]:
-        """Run one forward, see that every hook fired once, and give what they saw."""
+        """Run one forward, check that every hook fired once, and return what they saw."""
         self.begin(batch)
         self._stop_early = stop_early and not self._whole
         self._n_samples = len(next(iter(batch.values())))
@@ -77,6 +77,7 @@ class Recording:
         return self.seen
 
     def check(self) -> None:
+        """Raise CaptureError unless every hook fired once."""
         if self._failure is not None:
             raise self._failure
         for layer in self.layers:
@@ -98,17 +99,17 @@ class Recording:
         return {layer.name: self._seen[layer.name] for layer in self.layers}
 
     def _pooled(self, value: torch.Tensor, layer: Layer) -> torch.Tensor:
-        """The pooled activation, a tensor of its own; a decoder's tokens are masked by its own mask."""
+        """Return the pooled activation in new memory; a decoder's tokens are masked by the decoder's mask."""
         inputs = self._inputs
         mask = _mask(inputs.get(ATTENTION_MASK))
         if layer.module in self._decoder:
-            own_tokens = inputs.get("decoder_input_ids") is not None
-            mask = _mask(inputs.get("decoder_attention_mask", None if own_tokens else mask))
+            has_tokens = inputs.get("decoder_input_ids") is not None
+            mask = _mask(inputs.get("decoder_attention_mask", None if has_tokens else mask))
         pooled = pool(self._without_prompt(value, inputs), mask, layer.spec.reduce, layer.name)
         return pooled.clone() if _shares_memory(pooled, value) else pooled
 
     def _without_prompt(self, value: torch.Tensor, inputs: Mapping[str, Any]) -> torch.Tensor:
-        """Leave out the learned tokens of a prompt, which stand for no token of the probe set."""
+        """Drop the learned tokens of a prompt, which are not tokens of the probe set."""
         ids = inputs.get("input_ids")
         if not self._n_virtual or ids is None or value.ndim != 3 or value.shape[1] != ids.shape[1] + self._n_virtual:
             return value
@@ -121,7 +122,7 @@ class Recording:
         return hook
 
     def _on_input(self, layer: Layer) -> Callable[..., None]:
-        named = inspect.signature(layer.module.forward).parameters  # its own order, whatever the caller's
+        named = inspect.signature(layer.module.forward).parameters  # in the order of the signature
 
         def hook(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             values = (*args, *(kwargs[name] for name in named if name in kwargs), *kwargs.values())
@@ -135,7 +136,7 @@ class Recording:
         except Exception as error:
             if not self._whole:
                 raise
-            self._failure = self._failure or error  # raised after the forward: other ranks are in the middle of it
+            self._failure = self._failure or error  # raised after the forward: other ranks are still in it
         if self._stop_early and all(self._fired.values()):
             raise _Stop
 
@@ -147,7 +148,7 @@ class Recording:
                 f"{tuple(tensor.shape)}"
             )
         self._fired[layer.name] += 1
-        if self._fired[layer.name] == 1:  # now, since what comes later in the forward may change it in place
+        if self._fired[layer.name] == 1:  # at once: the rest of the forward may change it in place
             self._seen[layer.name] = self._pooled(tensor, layer)
         self.source_dtypes[layer.name] = str(tensor.dtype).removeprefix("torch.")
 
@@ -161,7 +162,7 @@ def _shares_memory(first: torch.Tensor, second: torch.Tensor) -> bool:
 
 
 def _decoder_parts(net: nn.Module) -> set[nn.Module]:
-    """The modules of an encoder-decoder's decoder."""
+    """Return the modules of an encoder-decoder's decoder."""
     if not getattr(config_of(net), "is_encoder_decoder", False):
         return set()
     decoder = getattr(net, "get_decoder", lambda: None)() or getattr(net, "decoder", None)
@@ -169,7 +170,7 @@ def _decoder_parts(net: nn.Module) -> set[nn.Module]:
 
 
 def as_activation(value: Any, layer: Layer) -> torch.Tensor:
-    """The tensor of what a hook saw: itself, the first of a tuple or of a model output, or the only one of a dict.
+    """Return the tensor in what a hook saw: itself, the first of a tuple or model output, or the only one of a dict.
 
     Raises
     ------
@@ -181,7 +182,7 @@ def as_activation(value: Any, layer: Layer) -> torch.Tensor:
         tensors = {name: part for name, part in value.items() if isinstance(part, torch.Tensor)}
         first = value.get("last_hidden_state", next(iter(tensors.values()), None))
         if type(value) is dict and "last_hidden_state" not in value and len(tensors) > 1:
-            first, rest = None, f" of {', '.join(map(str, tensors))}: which is meant? Record the module that makes it"
+            first, rest = None, f" of {', '.join(map(str, tensors))}, which is ambiguous: record a module inside"
     elif isinstance(value, tuple | list) and value:
         first = value[0]
         rest = "" if isinstance(first, torch.Tensor) else f" starting with {type(first).__name__}"

@@ -28,40 +28,51 @@ class Layer:
 
 
 def resolve_layers(model: nn.Module, specs: Iterable[LayerSpec | str]) -> list[Layer]:
-    """Find the modules that specs name, in the order asked, each (name, place) once.
+    """Find the modules that specs name, in the order given, each once.
+
+    Returns
+    -------
+    list of Layer
+        Each with its name, resolved path, module and spec.
 
     Raises
     ------
     LayerPathError
-        When a part of a path does not resolve (it is quoted, with the children there), when nothing was asked for, or
-        when two different layers would have one name.
+        When a part of a path does not resolve (it is quoted, with the children at that point), when no layer was given,
+        or when two different layers would have one name.
+
+    Examples
+    --------
+    >>> model = nn.Sequential(nn.Linear(2, 3), nn.ReLU())
+    >>> [layer.name for layer in resolve_layers(model, ["[*]"])]
+    ['0', '1']
     """
     root = layers_root(model)
-    found: dict[str, Layer] = {}
+    layers: dict[str, Layer] = {}
     for spec in map(as_spec, [specs] if isinstance(specs, str | LayerSpec) else specs):
         for layer in _resolve(root, spec):
-            known = found.setdefault(layer.name, layer)
-            if _place(known) != _place(layer):
+            known = layers.setdefault(layer.name, layer)
+            if _key(known) != _key(layer):
                 raise LayerPathError(
                     f"two layers would both be named {layer.name!r} ({known.path} and {layer.path}): "
-                    "give them other names; with a pattern the name must hold {path}"
+                    "give them different names; with a pattern the name must hold {path}"
                 )
-    if not found:
+    if not layers:
         raise LayerPathError("expected at least one layer, found none: pass layer specs such as 'model.layers[*]'")
-    return list(found.values())
+    return list(layers.values())
 
 
-def _place(layer: Layer) -> tuple[str, str, str]:
+def _key(layer: Layer) -> tuple[str, str, str]:
     return layer.path, layer.spec.extraction_point, layer.spec.reduce
 
 
 def _resolve(root: nn.Module, spec: LayerSpec) -> list[Layer]:
-    places: list[tuple[str, nn.Module]] = [("", root)]
+    matches: list[tuple[str, nn.Module]] = [("", root)]
     for part in _without_wrappers(parse_path(spec.path), root):
-        places = [child for path, module in places for child in _children(path, module, part, spec.path, len(places))]
-        if not places:
-            raise LayerPathError(f"layer path {spec.path!r} matches no layer: nothing below has a child {part!r}")
-    return [Layer(spec.name_for(path), path, module, spec) for path, module in places]
+        matches = [m for path, module in matches for m in _children(path, module, part, spec.path, len(matches))]
+        if not matches:
+            raise LayerPathError(f"layer path {spec.path!r} matches no layer: no module has a child {part!r}")
+    return [Layer(spec.name_for(path), path, module, spec) for path, module in matches]
 
 
 def _without_wrappers(parts: Sequence[str | int | slice], root: nn.Module) -> list[str | int | slice]:
@@ -76,15 +87,15 @@ def _without_wrappers(parts: Sequence[str | int | slice], root: nn.Module) -> li
 
 
 def _children(
-    path: str, module: nn.Module, part: str | int | slice, whole: str, n_places: int
+    path: str, module: nn.Module, part: str | int | slice, whole: str, n_matches: int
 ) -> list[tuple[str, nn.Module]]:
     children = {name: unwrap(child) for name, child in module._modules.items() if child is not None}
     if isinstance(part, str):
         names = [name for name in children if fnmatchcase(name, part)]
-        several = n_places > 1 or "*" in part or "?" in part
+        several = n_matches > 1 or "*" in part or "?" in part
     else:
         names = _indexed(module, part, list(children))
-        several = n_places > 1 or isinstance(part, slice)
+        several = n_matches > 1 or isinstance(part, slice)
     if not names and not several:
         raise LayerPathError(_unresolved(path, module, part, whole, list(children)))
     return [(f"{path}.{name}" if path else name, children[name]) for name in names]
@@ -100,9 +111,9 @@ def _indexed(module: nn.Module, part: int | slice, names: list[str]) -> list[str
 
 def _unresolved(path: str, module: nn.Module, part: str | int | slice, whole: str, children: list[str]) -> str:
     text = part if isinstance(part, str) else f"[{_index_text(part)}]"
-    place = f"{path!r} ({type(module).__name__})" if path else f"the top ({type(module).__name__})"
+    parent = f"{path!r} ({type(module).__name__})" if path else f"the top ({type(module).__name__})"
     shown = ", ".join(children[:_SHOWN]) + (f" and {len(children) - _SHOWN} more" if len(children) > _SHOWN else "")
-    return f"layer path {whole!r}: {text!r} not found at {place}; children there: {shown or 'none'}"
+    return f"layer path {whole!r}: {text!r} not found at {parent}; its children: {shown or 'none'}"
 
 
 def _index_text(part: int | slice) -> str:

@@ -1,4 +1,4 @@
-"""What to record: a place in the network, what is taken there, and how its tokens are pooled."""
+"""What to record: a layer path, what is recorded at that layer, and how its tokens are pooled."""
 
 from __future__ import annotations
 
@@ -8,14 +8,12 @@ from typing import Literal, get_args
 from repaudit.capture.extract.path_grammar import parse_path
 
 ExtractionPoint = Literal["output", "input", "hidden_states"]
-
-
 Reduction = Literal["mean", "last_token", "cls", "all"]
 
 
 @dataclass(frozen=True)
 class LayerSpec:
-    """A place in the network, what is taken there, and how its tokens are pooled.
+    """A layer path, what is recorded at that layer, and how its tokens are pooled.
 
     Parameters
     ----------
@@ -34,11 +32,87 @@ class LayerSpec:
     ------
     LayerPathError
         When the path does not parse.
+    ValueError
+        When the extraction point, the reduction or the name is invalid.
+
+    See Also
+    --------
+    repaudit.ActivationExtractor : Extracts the activations of specs.
+    repaudit.Recorder : Writes them into a store.
 
     Examples
     --------
-    >>> LayerSpec("layers[-1]", reduce="cls").name_for("layers.3")
-    'layers.3:cls'
+    A tiny network for the examples: an embedding, three blocks, and a norm.
+
+    >>> from torch import nn
+    >>> from repaudit.capture.extract.layer_paths import resolve_layers
+    >>> blocks = [nn.Sequential(nn.Linear(4, 4), nn.ReLU()) for _ in range(3)]
+    >>> net = nn.Sequential()
+    >>> net.embed, net.layers, net.norm = nn.Embedding(10, 4), nn.ModuleList(blocks), nn.LayerNorm(4)
+    >>> def names(*specs):
+    ...     return [layer.name for layer in resolve_layers(net, specs)]
+
+    The simplest spec is the name of a module:
+
+    >>> names(LayerSpec("norm"))
+    ['norm']
+
+    Wherever a spec is expected, a plain string means the spec of that path:
+
+    >>> names("norm")
+    ['norm']
+
+    Lists of modules take an index, which may count from the end:
+
+    >>> names("layers[0]", "layers[-1]")
+    ['layers.0', 'layers.2']
+
+    One spec may match several layers, with a slice or with ``*``:
+
+    >>> names("layers[::2]")
+    ['layers.0', 'layers.2']
+    >>> names("layers[*]")
+    ['layers.0', 'layers.1', 'layers.2']
+
+    Names take wildcards as well, and a path continues below all that matched so far:
+
+    >>> names("*m*")
+    ['embed', 'norm']
+    >>> names("layers[1:][0]")
+    ['layers.1.0', 'layers.2.0']
+
+    By default the output of a layer is recorded; its input is recorded under a name that says so:
+
+    >>> names(LayerSpec("layers[1]", extraction_point="input"))
+    ['layers.1@input']
+
+    The same holds for the pooling of tokens, the mean by default, so that one layer can be recorded in two ways:
+
+    >>> names("norm", LayerSpec("norm", reduce="last_token"))
+    ['norm', 'norm:last_token']
+
+    ``name`` chooses another name; for several layers it holds ``{path}``:
+
+    >>> names(LayerSpec("embed", name="tokens"), LayerSpec("layers[:2]", name="block {path}"))
+    ['tokens', 'block layers.0', 'block layers.1']
+
+    A path that matches nothing is an error, with what could have been meant:
+
+    >>> names("layer[0]")
+    Traceback (most recent call last):
+        ...
+    repaudit.errors.LayerPathError: layer path 'layer[0]': 'layer' not found at the top (Sequential); its children: \
+embed, layers, norm
+
+    Specs decide the shapes of activations: with ``"mean"`` one row per sample, with ``"all"`` one per token.
+
+    >>> import torch
+    >>> from repaudit import ActivationExtractor, ProbeSet
+    >>> net = nn.Sequential(nn.Embedding(10, 4), nn.ReLU())
+    >>> extractor = ActivationExtractor(["[1]", LayerSpec("[1]", reduce="all")])
+    >>> probe_set = ProbeSet.from_tensors({"input": torch.tensor([[1, 2, 3], [4, 5, 6]])})
+    >>> {name: tuple(value.shape) for name, value in extractor.extract(net, probe_set).items()}
+    {'1': (2, 4), '1:all': (2, 3, 4)}
     """
 
     path: str
@@ -58,7 +132,13 @@ class LayerSpec:
         parse_path(self.path)
 
     def name_for(self, resolved: str) -> str:
-        """The record's name of the layer at a resolved path."""
+        """Return the name, in the record, of the layer at a resolved path.
+
+        Examples
+        --------
+        >>> LayerSpec("layers[-1]", reduce="cls").name_for("layers.3")
+        'layers.3:cls'
+        """
         if self.name is not None:
             return self.name.replace("{path}", resolved)
         point = "" if self.extraction_point == "output" else f"@{self.extraction_point}"

@@ -8,13 +8,16 @@ from typing import Final
 from repaudit.errors import LayerPathError
 
 _SEGMENT: Final = re.compile(r"(?P<dot>\.?)(?:(?P<name>[\w*?\-]+)|\[(?P<index>[^\[\]]*)\])")
-
-
 _INTEGER: Final = re.compile(r"[+-]?\d+")
 
 
 def parse_path(path: str) -> list[str | int | slice]:
     """Split a layer path into child names (or globs), indices and slices.
+
+    Raises
+    ------
+    LayerPathError
+        When the path does not parse, with the position.
 
     Examples
     --------
@@ -26,12 +29,12 @@ def parse_path(path: str) -> list[str | int | slice]:
     parts: list[str | int | slice] = []
     position = 0
     while position < len(path):
-        found = _SEGMENT.match(path, position)
-        bad_dot = found is not None and (found["dot"] == ".") != (position > 0 and found["name"] is not None)
-        if found is None or bad_dot:
+        segment = _SEGMENT.match(path, position)
+        bad_dot = segment is not None and (segment["dot"] == ".") != (position > 0 and segment["name"] is not None)
+        if segment is None or bad_dot:
             raise LayerPathError(f"layer path {path!r} does not parse at position {position}: {path[position:]!r}")
-        parts.append(found["name"] if found["name"] is not None else _parse_index(found["index"].strip(), path))
-        position = found.end()
+        parts.append(segment["name"] if segment["name"] is not None else _parse_index(segment["index"].strip(), path))
+        position = segment.end()
     return parts
 
 

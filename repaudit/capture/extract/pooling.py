@@ -1,4 +1,4 @@
-"""Token pooling: from what a hook saw to one row a sample."""
+"""Token pooling: from what a hook saw to one row per sample."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ def pool(activation: torch.Tensor, mask: torch.Tensor | None, reduce: str, layer
         ``(sample, token, feature)``; ``(sample, feature)`` has no tokens and stays as it is; of feature maps
         ``(sample, feature, height, width)`` the positions count as tokens.
     mask
-        ``(sample, token)``, nonzero where a token counts; None counts them all. What stands in masked positions, NaN
-        included, has no influence.
+        ``(sample, token)``, nonzero where a token counts; None counts all. Values at masked positions, NaN included,
+        have no influence.
 
     Returns
     -------
@@ -62,8 +62,8 @@ def pool(activation: torch.Tensor, mask: torch.Tensor | None, reduce: str, layer
     if mask is not None and mask.shape != activation.shape[:2]:
         raise CaptureError(
             f"layer {layer!r}: the mask has {mask.shape[1]} tokens and the activation {tuple(activation.shape)} has "
-            f"{activation.shape[1]} where tokens were expected: is its second dim the tokens? A model that pads its "
-            "inputs itself (to a multiple of its attention window) needs them of such a length"
+            f"{activation.shape[1]} where tokens were expected: check that its second dim is tokens; a model that pads "
+            "its inputs (to a multiple of its attention window) needs inputs of such a length"
         )
     everything = mask is None or (mask.device.type == "cpu" and bool(mask.all()))
     keep = None if mask is None or everything else mask.to(device=activation.device, dtype=torch.bool)
@@ -71,7 +71,7 @@ def pool(activation: torch.Tensor, mask: torch.Tensor | None, reduce: str, layer
 
 
 def tokens_before_features(activation: torch.Tensor, module: nn.Module) -> torch.Tensor:
-    """Bring an activation whose layout its module's kind tells into the layout that :func:`pool` takes.
+    """Transpose an activation into the layout of :func:`pool`, according to the type of its module.
 
     Convolutions and batch norms put features before positions, recurrent networks without ``batch_first`` tokens
     before samples, linear layers and layer norms features last. So do, of feature maps, those with as many rows as
@@ -80,7 +80,7 @@ def tokens_before_features(activation: torch.Tensor, module: nn.Module) -> torch
     Raises
     ------
     CaptureError
-        When neither the module nor the shape tells.
+        When neither the module nor the shape determines the layout.
 
     Examples
     --------
@@ -102,7 +102,7 @@ def _features_last(activation: torch.Tensor, module: nn.Module) -> bool:
         return False
     if next(module.parameters(), None) is None:
         raise CaptureError(
-            f"{type(module).__name__}: nothing tells which dim of {tuple(activation.shape)} holds the features: record "
+            f"{type(module).__name__}: it is unclear which dim of {tuple(activation.shape)} holds the features: record "
             "the convolution, norm or linear layer before it"
         )
     return True
@@ -122,7 +122,7 @@ def _mean(activation: torch.Tensor, keep: torch.Tensor | None) -> torch.Tensor:
 
 
 def _unmasked(activation: torch.Tensor, keep: torch.Tensor) -> Iterator[torch.Tensor]:
-    """Each sample's unmasked tokens, as a view where nothing is masked between them."""
+    """Yield each sample's unmasked tokens, as a view where they are contiguous."""
     positions = torch.arange(keep.shape[1])
     starts, stops = keep.to(torch.uint8).argmax(1), (positions * keep).argmax(1) + 1
     whole = (stops - starts == keep.sum(1)).tolist()

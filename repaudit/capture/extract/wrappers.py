@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 WRAPPER_NAMES: Final = frozenset({"_orig_mod", "_checkpoint_wrapped_module", "_fsdp_wrapped_module"})
-"""Names that wrappers put into module paths; a layer path may hold them or not, with the same meaning."""
+"""Names that wrappers put into module paths; a layer path may omit them."""
 
 _INNER: Final = (*WRAPPER_NAMES, "module")
 _MODULE_WRAPPERS: Final = frozenset(
@@ -18,7 +18,7 @@ _MODULE_WRAPPERS: Final = frozenset(
 
 
 def unwrap(module: nn.Module) -> nn.Module:
-    """Give the module inside compile, data-parallel, FSDP and checkpoint wrappers.
+    """Return the module inside compile, data-parallel, FSDP and checkpoint wrappers.
 
     Examples
     --------
@@ -39,19 +39,19 @@ def _inner(module: nn.Module) -> nn.Module | None:
 
 
 def child_of(module: nn.Module, name: str) -> nn.Module | None:
-    """The submodule of that name; None where there is none. A TorchScript module's children have no ``get``."""
+    """Return the submodule of that name, or None; the children of a TorchScript module have no ``get``."""
     return module._modules[name] if name in module._modules else None  # noqa: SIM401
 
 
 def network(module: nn.Module) -> nn.Module:
-    """The network of a training module: its ``.network`` where it has one (see ``HFTrainerModule``), else itself."""
+    """Return the network of a training module: its ``.network`` if any (see ``HFTrainerModule``), else itself."""
     inner = unwrap(module)
     held = child_of(inner, "network")
     return inner if held is None else unwrap(held)
 
 
 def entry_point(module: nn.Module) -> nn.Module:
-    """What to call for a forward: the network, or the sharding wrapper around it, which gathers its weights."""
+    """Return what to call for a forward: the network, or the sharding wrapper around it, which gathers its weights."""
     while True:
         if _is_sharding(module):
             return module
@@ -66,7 +66,7 @@ def _is_sharding(module: nn.Module) -> bool:
 
 
 def layers_root(module: nn.Module) -> nn.Module:
-    """Where layer paths start: the network, and below a PEFT model the model that its adapters were put into."""
+    """Return where layer paths start: the network, or for a PEFT model the model that holds its adapters."""
     root = network(module)
     peft = sys.modules.get("peft")
     if peft is not None and isinstance(root, peft.PeftModel):
@@ -75,7 +75,7 @@ def layers_root(module: nn.Module) -> nn.Module:
 
 
 def n_virtual_tokens(module: nn.Module) -> int:
-    """How many learned tokens PEFT's prompt tuning puts before a model's own; 0 for other models."""
+    """Return how many learned tokens PEFT's prompt tuning puts before the inputs; 0 for other models."""
     peft = sys.modules.get("peft")
     if peft is None or not isinstance(module, peft.PeftModel):
         return 0
@@ -84,7 +84,7 @@ def n_virtual_tokens(module: nn.Module) -> int:
 
 
 def is_sharded(module: nn.Module) -> bool:
-    """Tell whether parameters are sharded over processes (FSDP, FSDP2, ZeRO), so that all ranks must forward whole."""
+    """Return whether parameters are sharded over processes (FSDP, FSDP2, ZeRO): all ranks must then forward whole."""
     return any(_is_sharding(part) for part in module.modules()) or any(
         _is_sharded_tensor(parameter) for parameter in module.parameters()
     )
@@ -95,10 +95,10 @@ def _is_sharded_tensor(parameter: torch.Tensor) -> bool:
 
 
 def is_offloaded(module: nn.Module) -> bool:
-    """Tell whether hooks move weights in and out around each forward (accelerate's dispatch)."""
+    """Return whether hooks move weights in and out around each forward (accelerate's dispatch)."""
     return any(getattr(part, "_hf_hook", None) is not None for part in module.modules())
 
 
 def config_of(module: nn.Module) -> Any:
-    """The Hugging Face config of a network, or None."""
+    """Return the Hugging Face config of a network, or None."""
     return getattr(module, "config", None)

@@ -44,7 +44,7 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
         stack.enter_context(torch.no_grad())
         stack.enter_context(eager())
         stack.enter_context(_slow_attention())
-        stack.callback(torch.set_default_dtype, torch.get_default_dtype())  # a stopped forward may have left its own
+        stack.callback(torch.set_default_dtype, torch.get_default_dtype())  # a stopped forward may have left another
         for device_type in {"cpu", *(parameter.device.type for parameter in model.parameters())}:
             if torch.is_autocast_enabled(device_type):
                 dtype = torch.get_autocast_dtype(device_type)
@@ -56,14 +56,14 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def same_randomness(model: nn.Module) -> Iterator[None]:
-    """Give Python, NumPy, torch and the model's devices the random states back that they had."""
+    """Restore the random states of Python, NumPy, torch and the model's devices after the block."""
     devices = {parameter.device for parameter in model.parameters() if parameter.device.type not in {"cpu", "meta"}}
-    own, numpys, torchs = random.getstate(), np.random.get_state(), torch.get_rng_state()  # noqa: NPY002
+    pythons, numpys, torchs = random.getstate(), np.random.get_state(), torch.get_rng_state()  # noqa: NPY002
     on_devices = {device: torch.get_device_module(device.type).get_rng_state(device) for device in devices}
     try:
         yield
     finally:
-        random.setstate(own)
+        random.setstate(pythons)
         np.random.set_state(numpys)  # noqa: NPY002
         torch.set_rng_state(torchs)
         for device, state in on_devices.items():
@@ -72,14 +72,14 @@ def same_randomness(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def same_state(model: nn.Module) -> Iterator[None]:
-    """Give every module its mode, attributes, buffers and hooks back.
+    """Restore every module's mode, attributes, buffers and hooks after the block.
 
     Calling ``train()`` or ``eval()`` would not do: a frozen BatchNorm would thaw, and overridden ones have effects.
 
     Raises
     ------
     StateError
-        When something cannot be put back; the rest is.
+        When something cannot be put back; everything else is.
     """
     snapshot = Snapshot(model)
     try:
@@ -90,25 +90,33 @@ def same_state(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def same_parameters(model: nn.Module) -> Iterator[None]:
-    """See that a forward in evaluation mode leaves the parameters' values alone.
+    """Check that a forward in evaluation mode does not change the parameters.
 
     Raises
     ------
     StateError
         Naming those that changed.
     """
-    before = {name: moments(parameter) for name, parameter in model.named_parameters()}
+    before = {name: shape_sum_norm(parameter) for name, parameter in model.named_parameters()}
     yield
-    changed = [name for name, parameter in model.named_parameters() if moments(parameter) != before.get(name)]
+    changed = [name for name, parameter in model.named_parameters() if shape_sum_norm(parameter) != before.get(name)]
     if changed:
         raise StateError(
             f"a forward in evaluation mode changes the parameters {', '.join(changed[:5])}: an audit would change "
-            "the training; make the model change them in training mode alone"
+            "the training; make the model change them in training mode only"
         )
 
 
-def moments(parameter: torch.Tensor) -> tuple[object, ...] | None:
-    """A parameter's shape, sum and norm, by which a change of it is told; None where it holds no numbers."""
+def shape_sum_norm(parameter: torch.Tensor) -> tuple[object, ...] | None:
+    """Return a parameter's shape, sum and norm, which reveal a change; None where it has no floating-point values.
+
+    The sum and the norm are texts of float64 numbers, so that NaN equals NaN.
+
+    Examples
+    --------
+    >>> shape_sum_norm(torch.tensor([3.0, 4.0]))
+    ((2,), '7.0', '5.0')
+    """
     if isinstance(parameter, nn.parameter.UninitializedParameter) or parameter.is_meta:
         return None
     value = parameter.detach()
@@ -120,7 +128,7 @@ def moments(parameter: torch.Tensor) -> tuple[object, ...] | None:
 
 @contextmanager
 def _slow_attention() -> Iterator[None]:
-    """Keep torch's fused encoder path off, which skips the padding's positions and the layers' own calls."""
+    """Disable torch's fused encoder path, which skips padded positions and the calls of the layers."""
     enabled = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
@@ -131,7 +139,7 @@ def _slow_attention() -> Iterator[None]:
 
 @contextmanager
 def eager() -> Iterator[None]:
-    """Run compiled code eagerly inside the block, so that hooks fire and nothing is compiled anew."""
+    """Run compiled code eagerly inside the block, so that hooks fire and nothing is recompiled."""
     stance: AbstractContextManager[Any] | None = None
     if "torch._dynamo" in sys.modules:  # nothing can be compiled without it, and importing it takes seconds
         stance = torch.compiler.set_stance("force_eager")

@@ -33,7 +33,7 @@ _RANDOM: Final = (torch.Generator, np.random.Generator, np.random.RandomState, r
 _FOLLOWED: Final = (tuple, *_CONTAINERS, torch.Tensor, np.ndarray, *_RANDOM)
 
 _PRESERVING: Final = getattr(torch.autograd, "_unsafe_preserve_version_counter", None)
-"""Torch's own way to give a tensor its version back; there is no public one, and it may go."""
+"""Torch's way to restore a tensor's version; it is not public, and may disappear."""
 
 Restore = Callable[[], None]
 
@@ -47,13 +47,13 @@ class Snapshot:
 
     def __init__(self, model: nn.Module) -> None:
         self._restores: list[tuple[str, Restore]] = []
-        self._followed: dict[int, Any] = {}  # the objects themselves, so that no id is taken anew
+        self._followed: dict[int, Any] = {}  # the objects themselves, so that no id is reused
         modules = list(model.named_modules())
         self._modes = [(module, module.training) for _, module in modules]
         for path, module in modules:
             if isinstance(module, torch.jit.ScriptModule):
                 self._follow(f"{path}: a buffer", list(module.buffers(recurse=False)), is_buffer=True)
-            # FSDP's first forward sets itself up on its module, once and for good
+            # FSDP's first forward sets up its module permanently
             elif type(module).__name__ != "FullyShardedDataParallel":
                 self._keep(path, module)
             self._restores.append((f"{path}: hooks", _hooks(module)))
@@ -70,11 +70,11 @@ class Snapshot:
         for module, mode in self._modes:
             module.training = mode
         failed = []
-        for place, restore in self._restores:
+        for path, restore in self._restores:
             try:
                 restore()
             except Exception as error:  # noqa: BLE001 - raised below, once the rest is back
-                failed.append(f"{place} ({type(error).__name__}: {error})")
+                failed.append(f"{path} ({type(error).__name__}: {error})")
         changed = [name for name, parameter, version in self._versions if _version(parameter) != version]
         failed += [f"parameter {name!r} (changed in place)" for name in changed]
         if failed:
@@ -94,7 +94,7 @@ class Snapshot:
         for held in (module._modules, module._parameters):
             self._restores.append((f"{path}: new parts", _forget_new(held)))
 
-    def _follow(self, place: str, values: list[Any], *, is_buffer: bool = False) -> None:
+    def _follow(self, path: str, values: list[Any], *, is_buffer: bool = False) -> None:
         waiting = values
         while waiting:
             value = waiting.pop()
@@ -106,7 +106,7 @@ class Snapshot:
             if isinstance(value, tuple | list | dict | set | deque):
                 waiting += _worth_following(value.values() if isinstance(value, dict) else value)
             if (restore := _restorer(value, is_buffer=is_buffer)) is not None:
-                self._restores.append((place, restore))
+                self._restores.append((path, restore))
 
 
 def _worth_following(values: Iterable[Any]) -> list[Any]:
@@ -156,10 +156,10 @@ def _tensor(value: torch.Tensor, *, is_buffer: bool) -> Restore | None:
 
     def restore() -> None:
         if value.shape != kept.shape or value.dtype != kept.dtype:
-            value.data = kept  # the same object, as it was
+            value.data = kept  # keeps the same object
         elif value.device.type != "cpu" and value.is_contiguous():
             with torch.inference_mode(value.is_inference()):
-                value.data.copy_(kept)  # comparing would make the host wait
+                value.data.copy_(kept)  # a comparison would make the host wait
         elif not _same(value, kept):
             with torch.inference_mode(value.is_inference()):
                 value.detach().copy_(kept)
@@ -174,7 +174,7 @@ def _watched(value: torch.Tensor) -> Restore:
 
     def restore() -> None:
         if _version(value) != version:
-            raise StateError(f"a tensor of {value.nbytes >> 20} MiB that is no buffer changed in place")
+            raise StateError(f"a tensor of {value.nbytes >> 20} MiB that is not a buffer changed in place")
 
     return restore
 

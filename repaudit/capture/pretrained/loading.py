@@ -1,4 +1,4 @@
-"""Loading models and tokenizers from their places: Hugging Face folders and ids, GGUF files, Lightning checkpoints."""
+"""Loading models and tokenizers: Hugging Face folders and ids, GGUF files, Lightning checkpoints."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ _PREFIX: Final = "network."
 
 @dataclass(frozen=True)
 class Loader:
-    """Whose code may run, and what stands in for what checkpoints lack.
+    """Whose code may run, and what replaces what checkpoints lack.
 
     Parameters
     ----------
     trust_remote_code
         Whether a model may run code that comes with it.
     config
-        The model into which a Lightning checkpoint's weights go: its config, a model, or a place that has its config.
+        What a Lightning checkpoint's weights are loaded into: a config, a model, or a path or hub id of a config.
     stand_in
-        A tokenizer, or a place that has one, instead of the models' own.
+        A tokenizer, or a path or hub id of one, instead of those of the models.
     """
 
     trust_remote_code: bool = False
@@ -39,7 +39,7 @@ class Loader:
         Raises
         ------
         PretrainedError
-            When the place does not hold such a model, or its code would have to run.
+            When the path or id does not hold such a model, or its code would have to run.
         """
         from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 
@@ -52,18 +52,18 @@ class Loader:
         return loaded.eval()
 
     def tokenizer(self, source: Source) -> Any:
-        """The tokenizer of a set of weights: the one that stands in, its own, or that of the config's place."""
+        """Return the tokenizer of a set of weights: the one passed, its own, or that of the config."""
         from transformers import AutoTokenizer
 
-        place = self.config if self.stand_in is None and source.is_lightning else self.stand_in
-        if isinstance(place, str | PathLike):
-            return self._load(AutoTokenizer, Source(str(place), 0))
+        origin = self.config if self.stand_in is None and source.is_lightning else self.stand_in
+        if isinstance(origin, str | PathLike):
+            return self._load(AutoTokenizer, Source(str(origin), 0))
         if self.stand_in is not None:
             return self.stand_in
         if source.is_lightning:
             raise PretrainedError(
                 f"{source.place}: a Lightning checkpoint holds no tokenizer: pass the one of its model "
-                "(--tokenizer), or a config's place that has one (--config)"
+                "(--tokenizer), or the path or id of a config with one (--config)"
             )
         return self._load(AutoTokenizer, source)
 
@@ -72,9 +72,7 @@ class Loader:
 
         config = self.config
         if config is None:
-            raise PretrainedError(
-                f"{source.place}: a Lightning checkpoint holds weights alone: pass the model's config"
-            )
+            raise PretrainedError(f"{source.place}: a Lightning checkpoint holds only weights: pass the model's config")
         if isinstance(config, str | PathLike):
             config = self._load(AutoConfig, Source(str(config), 0))
         state = read_lightning(Path(source.place))["state_dict"]
@@ -89,11 +87,11 @@ class Loader:
 
     def _load(self, auto: Any, source: Source, **options: Any) -> Any:
         where = {"revision": source.revision} if source.revision else {}
-        place: str | Path = source.place
+        path: str | Path = source.place
         if source.file is not None:
-            place, where = source.file.parent, {"gguf_file": source.file.name}
+            path, where = source.file.parent, {"gguf_file": source.file.name}
         try:
-            return auto.from_pretrained(place, trust_remote_code=self.trust_remote_code, **where, **options)
+            return auto.from_pretrained(path, trust_remote_code=self.trust_remote_code, **where, **options)
         except (OSError, ValueError, KeyError, ImportError) as error:
             asks = "trust_remote_code" in str(error) and not self.trust_remote_code
             hint = " (pass --trust-remote-code to allow)" if asks else ""

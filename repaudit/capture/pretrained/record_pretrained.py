@@ -12,7 +12,7 @@ from typing import Any, Final
 from torch import nn
 
 from repaudit.capture.extract.layer_spec import LayerSpec
-from repaudit.capture.isolate.isolation import moments
+from repaudit.capture.isolate.isolation import shape_sum_norm
 from repaudit.capture.pretrained.loading import Loader
 from repaudit.capture.pretrained.sources import Source, find_sources
 from repaudit.capture.probe_set.files import read_probe_file
@@ -25,7 +25,7 @@ from repaudit.store.format.layout import model_key
 from repaudit.store.storage.place import open_storage
 
 SOURCE: Final = "source"
-"""The attribute of a model that tells where its weights came from."""
+"""The attribute of a model that says where its weights came from."""
 
 
 def record_pretrained(
@@ -51,20 +51,22 @@ def record_pretrained(
         (Hugging Face's ``checkpoint-N``, or Lightning's).
     probe_file
         A ``.txt``, ``.jsonl`` or ``.csv`` file, or a probe set. All models of a store share one; texts are cut to
-        ``max_length`` tokens by the models' own tokenizer, which must be one and the same.
+        ``max_length`` tokens by the models' tokenizer, which must be the same for all.
     layers
-        Layer specs.
+        Layer specs, or plain paths.
     store
         Path or URL.
     revisions
         Revisions recorded of every model, in the order of their steps: the last number in each name (``step1000``).
     names
-        Names in the store, one a model; by default the last part of the place.
+        Names in the store, one per model; by default the last part of the path or id.
     tokenizer
-        Used for all models, and taken for theirs, in place of the ones that come with them: itself, or its place.
+        Used for all models instead of the ones that come with them: a tokenizer, or a path or hub id.
     config
-        Of the model into which the weights of Lightning checkpoints go: itself, a model, or a place, whose tokenizer
-        is then the checkpoints'.
+        For Lightning checkpoints, what their weights are loaded into: a config, a model, or a path or hub id, whose
+        tokenizer is then used.
+    max_length
+        Tokens kept of each text.
     trust_remote_code
         Whether a model may run code that comes with it.
     recorder_options
@@ -79,8 +81,24 @@ def record_pretrained(
     Raises
     ------
     PretrainedError
-        When a place holds no model, when checkpoints have no or the same steps, when the models' own tokenizers
-        make different tokens of the texts, or when the store holds something else under a model's name.
+        When a path or id holds no model, when checkpoints have no steps or the same ones, when the models' tokenizers
+        disagree on the texts, or when the store holds another model under a model's name.
+
+    See Also
+    --------
+    repaudit.Recorder : Records a model in a training loop.
+    repaudit.ProbeSet : The inputs.
+
+    Examples
+    --------
+    >>> import tempfile, torch
+    >>> from transformers import GPT2Config, GPT2LMHeadModel
+    >>> folder = Path(tempfile.mkdtemp(), "tiny")
+    >>> config = GPT2Config(n_layer=2, n_embd=8, n_head=2, vocab_size=16, n_positions=8)
+    >>> GPT2LMHeadModel(config).save_pretrained(folder)
+    >>> probe_set = ProbeSet.from_tensors({"input_ids": torch.tensor([[1, 2, 3], [4, 5, 6]])})
+    >>> record_pretrained([folder], probe_set, ["transformer.h[*]"], "memory://pretrained.zarr")
+    {'tiny': [0]}
     """
     chosen = _names(models, names)
     series = {name: find_sources(model, revisions) for name, model in zip(chosen, models, strict=True)}
@@ -102,7 +120,7 @@ def record_pretrained(
 def _record_series(
     recorder: Recorder, sources: Sequence[Source], loader: Loader, storage_options: Mapping[str, Any] | None
 ) -> list[int]:
-    """Record one model's sets of weights, after a look at whether the store has another model of its name."""
+    """Record one model's sets of weights, unless the store has another model of its name."""
     with recorder:
         for source in sources:
             model = loader.model(source)
@@ -116,24 +134,24 @@ def _record_series(
 
 
 def _identity(source: Source, model: nn.Module) -> dict[str, Any]:
-    """What tells a model from others of its name: its first set of weights, and where that came from."""
-    sums = {name: moments(parameter) for name, parameter in model.named_parameters()}
-    weights = hashlib.sha256(json.dumps(sums).encode()).hexdigest()
+    """Return what distinguishes a model from others of its name: its first weights, and their origin."""
+    values = {name: shape_sum_norm(parameter) for name, parameter in model.named_parameters()}
+    weights = hashlib.sha256(json.dumps(values).encode()).hexdigest()
     return {"place": source.place, "revision": source.revision, "step": source.step, "weights": weights}
 
 
 def _refuse_another(recorder: Recorder, storage_options: Mapping[str, Any] | None) -> None:
-    name, own = recorder.model_name, recorder.model_attrs[SOURCE]
+    name, source = recorder.model_name, recorder.model_attrs[SOURCE]
     document = read_document(open_storage(recorder.store, storage_options), f"{model_key(name)}/{DOCUMENT}")
-    there = {} if document is None else document["attributes"].get(ATTRS, {})
-    if not there.get("committed") or recorder.if_exists != "resume":
+    attributes = {} if document is None else document["attributes"].get(ATTRS, {})
+    if not attributes.get("committed") or recorder.if_exists != "resume":
         return
-    known = there.get(SOURCE)
-    if known is None or known["weights"] != own["weights"]:
+    known = attributes.get(SOURCE)
+    if known is None or known["weights"] != source["weights"]:
         other = "a model recorded in its training" if known is None else f"{_where(known)}, other weights"
         raise PretrainedError(
-            f"{recorder.store} holds under the name {name!r} {other} than {_where(own)}: expected the same model, or a "
-            "name that is free. Give another one (--name)"
+            f"{recorder.store} holds under the name {name!r} {other} than {_where(source)}: expected the same model, "
+            "or an unused name; pass another one (--name)"
         )
 
 
@@ -145,7 +163,7 @@ def _where(source: Mapping[str, Any]) -> str:
 def _names(models: Sequence[str | PathLike[str]], names: Sequence[str] | None) -> list[str]:
     chosen = list(names) if names else [_name_of(model) for model in models]
     if len(chosen) != len(models) or len(set(chosen)) != len(chosen) or not chosen:
-        raise PretrainedError(f"expected one name a model, each once, found {chosen} for {len(models)} models")
+        raise PretrainedError(f"expected one name per model, each once, found {chosen} for {len(models)} models")
     return chosen
 
 
@@ -154,25 +172,25 @@ def _name_of(model: str | PathLike[str]) -> str:
 
 
 def _shared_probe_set(path: str | PathLike[str], tokenizers: Mapping[str, Any], max_length: int) -> ProbeSet:
-    """The probe set of models whose own tokenizers agree on it; padding, which is masked, may differ."""
+    """Return the probe set of models whose tokenizers agree on it; padding, which is masked, may differ."""
     first, *others = tokenizers
     probe_set = _probe_set(path, tokenizers[first], max_length)
     expected = _tokens(probe_set)
     for name in others:
-        for i, (ids, found) in enumerate(
+        for i, (ids, others_ids) in enumerate(
             zip(expected, _tokens(_probe_set(path, tokenizers[name], max_length)), strict=True)
         ):
-            if ids != found:
+            if ids != others_ids:
                 raise PretrainedError(
                     f"models {first!r} and {name!r} tokenize differently: of sample {probe_set.ids[i]!r} {first!r} "
-                    f"makes {_brief(ids)}, {name!r} {_brief(found)}. A store has one probe set: record {name!r} "
-                    "into a store of its own"
+                    f"makes {_brief(ids)}, {name!r} {_brief(others_ids)}; a store has one probe set: record "
+                    f"{name!r} into another store"
                 )
     return probe_set
 
 
 def _tokens(probe_set: ProbeSet) -> list[list[int]]:
-    """The token ids of each sample, without padding."""
+    """Return the token ids of each sample, without padding."""
     rows = zip(probe_set.inputs["input_ids"], probe_set.inputs[ATTENTION_MASK], strict=True)
     return [ids[mask.bool()].tolist() for ids, mask in rows]
 

@@ -1,4 +1,4 @@
-"""Sets of weights that are not in training: the places that hold them, and the steps they stand for."""
+"""Sets of weights that are not in training: where they are, and the steps they stand for."""
 
 from __future__ import annotations
 
@@ -35,44 +35,55 @@ class Source:
 
 
 def find_sources(place: str | PathLike[str], revisions: Sequence[str] = ()) -> list[Source]:
-    """Find the sets of weights that a place holds, by increasing step."""
+    """Find the sets of weights that a path or hub id holds, by increasing step.
+
+    Raises
+    ------
+    PretrainedError
+        When there are no checkpoints, when two have the same step, or when a local path is given revisions.
+
+    Examples
+    --------
+    >>> [source.step for source in find_sources("user/model", revisions=["step1000", "step200"])]
+    [200, 1000]
+    """
     path = Path(place)
     if revisions and path.exists():
         raise PretrainedError(
-            f"{place}: a local place has one set of weights and no revisions, found {', '.join(revisions)}: leave "
+            f"{place}: a local path has one set of weights and no revisions, found {', '.join(revisions)}: leave "
             "them out, or pass a hub id"
         )
     if revisions:
-        found = [Source(str(place), _number(revision), revision=revision) for revision in revisions]
+        sources = [Source(str(place), _number(revision), revision=revision) for revision in revisions]
     elif path.is_file():
-        found = [Source(str(path), _checkpoint_step(path) if _is_lightning(path) else 0, file=path)]
+        sources = [Source(str(path), _checkpoint_step(path) if _is_lightning(path) else 0, file=path)]
     elif path.is_dir() and (not _is_model(path) or any(path.glob("checkpoint-*/config.json"))):
-        found = list(_checkpoints(path))
+        sources = list(_checkpoints(path))
     else:
-        found = [Source(str(place), 0)]
-    steps = [source.step for source in found]
+        sources = [Source(str(place), 0)]
+    steps = [source.step for source in sources]
     if len(set(steps)) != len(steps):
-        raise PretrainedError(f"{place}: two checkpoints have one step, found the steps {sorted(steps)}")
-    return sorted(found, key=lambda source: source.step)
+        raise PretrainedError(f"{place}: two checkpoints have the same step, found the steps {sorted(steps)}")
+    return sorted(sources, key=lambda source: source.step)
 
 
 def _checkpoints(folder: Path) -> Iterator[Source]:
-    """The checkpoints in a folder, and the model in the folder itself where its trainer left the step with it."""
-    places = [path for path in sorted(folder.iterdir()) if _is_lightning(path) or _is_model(path)]
-    if not places:
+    """Yield the checkpoints in a folder, and the model in the folder itself if its trainer saved the step."""
+    paths = [path for path in sorted(folder.iterdir()) if _is_lightning(path) or _is_model(path)]
+    if not paths:
         raise PretrainedError(
             f"{folder}: expected a model (config.json) or checkpoints (folders such as checkpoint-500, or *.ckpt), "
             f"found {', '.join(sorted(path.name for path in folder.iterdir())[:8]) or 'nothing'}"
         )
-    found = [
+    sources = [
         Source(str(path), _checkpoint_step(path), file=path if path.is_file() else None)
-        for path in places
-        if path.name != _LAST or len(places) == 1
+        for path in paths
+        if path.name != _LAST or len(paths) == 1
     ]
-    yield from found
+    yield from sources
     if _is_model(folder) and (folder / _TRAINER_STATE).exists():
         step = int(json.loads((folder / _TRAINER_STATE).read_text(encoding="utf-8"))["global_step"])
-        if step not in {source.step for source in found}:
+        if step not in {source.step for source in sources}:
             yield Source(str(folder), step)
 
 
@@ -85,7 +96,7 @@ def _is_lightning(path: Path) -> bool:
 
 
 def _checkpoint_step(path: Path) -> int:
-    """The step in a checkpoint's name, or in a Lightning checkpoint itself where its name tells none."""
+    """Return the step in a checkpoint's name, or else the one inside a Lightning checkpoint."""
     if not _is_lightning(path) or _STEP.search(path.stem):
         return _number(path.stem)
     step = read_lightning(path).get("global_step")
@@ -103,23 +114,23 @@ def read_lightning(path: Path) -> dict[str, Any]:
     import torch
 
     try:
-        found = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+        loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except OSError:
         raise
     except Exception as error:  # whatever damage makes the unpickler raise
         raise PretrainedError(
-            f"{path}: expected a Lightning checkpoint of tensors and plain values, and it cannot be read as one "
+            f"{path}: expected a Lightning checkpoint of tensors and plain values, but it cannot be read as one "
             f"({str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__}): save one with "
             "save_weights_only=True, whose hyperparameters are plain values"
         ) from error
-    if not isinstance(found, dict) or "state_dict" not in found:
-        held = ", ".join(map(str, list(found)[:8])) if isinstance(found, dict) else type(found).__name__
+    if not isinstance(loaded, dict) or "state_dict" not in loaded:
+        held = ", ".join(map(str, list(loaded)[:8])) if isinstance(loaded, dict) else type(loaded).__name__
         raise PretrainedError(f"{path}: expected a Lightning checkpoint with a 'state_dict', found {held}")
-    return found
+    return loaded
 
 
 def _number(text: str) -> int:
-    found = _STEP.search(text) or _NUMBER.search(text)
-    if found is None:
-        raise PretrainedError(f"{text!r}: expected a name that tells the step, such as step1000 or checkpoint-500")
-    return int(found[1])
+    match = _STEP.search(text) or _NUMBER.search(text)
+    if match is None:
+        raise PretrainedError(f"{text!r}: expected a name with the step, such as step1000 or checkpoint-500")
+    return int(match[1])

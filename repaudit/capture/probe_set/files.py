@@ -12,15 +12,23 @@ from repaudit.errors import ProbeSetError
 
 
 def read_probe_file(path: str | PathLike[str]) -> tuple[list[str], list[str] | None, list[str] | None]:
-    """Read texts, labels and ids (None where the file has none) of a probe file.
+    r"""Read texts, labels and ids (None where the file has none) of a probe file.
 
-    ``.txt``: a text a line, empty lines left out. ``.jsonl``: an object a line with ``text`` and, on every line or on
-    none, ``label`` and ``id``. ``.csv``: the same names as columns, in a header.
+    ``.txt``: one text per line, empty lines left out. ``.jsonl``: one object per line with ``text`` and, on every line
+    or on none, ``label`` and ``id``. ``.csv``: the same names as columns, in a header.
 
     Raises
     ------
     ProbeSetError
-        When the file is missing, of another kind, empty, or when a line lacks what it should have (it is named).
+        When the file is missing, of another kind, or empty, or when a line is invalid (it is named).
+
+    Examples
+    --------
+    >>> from tempfile import mkdtemp
+    >>> path = Path(mkdtemp(), "probe.jsonl")
+    >>> _ = path.write_text('{"text": "good", "label": "+"}\n{"text": "bad", "label": "-"}')
+    >>> read_probe_file(path)
+    (['good', 'bad'], ['+', '-'], None)
     """
     path = Path(path)
     readers = {".txt": _lines, ".jsonl": _json_lines, ".csv": _table}
@@ -38,7 +46,7 @@ def read_probe_file(path: str | PathLike[str]) -> tuple[list[str], list[str] | N
 
 
 def _lines(path: Path) -> list[tuple[int, dict[str, Any]]]:
-    lines = path.read_text(encoding="utf-8-sig").split("\n")  # other separators may stand inside a text
+    lines = path.read_text(encoding="utf-8-sig").split("\n")  # other separators may occur inside a text
     return [(number, {"text": line}) for number, line in enumerate(lines, 1) if line.strip()]
 
 
@@ -75,5 +83,5 @@ def _column(path: Path, rows: list[tuple[int, dict[str, Any]]], name: str) -> li
     if len(lacking) == len(rows):
         return None
     if lacking:
-        raise ProbeSetError(f"{path}, line {lacking[0]}: has no {name!r}, and other lines have one")
+        raise ProbeSetError(f"{path}, line {lacking[0]}: has no {name!r}, but other lines have one")
     return [str(row[name]) for _, row in rows]

@@ -13,17 +13,31 @@ from repaudit.errors import ProbeSetError
 
 ATTENTION_MASK: Final = "attention_mask"
 PREVIEW: Final = 200
-"""Characters of each text that travel with the probe set."""
+"""Characters of each text that are kept."""
 
 _PADDING: Final = {ATTENTION_MASK: 0, "token_type_ids": 0}
 
 
 class ProbeSet:
-    """Fixed inputs over dim ``sample``, with ids, labels and a fingerprint.
+    """Fixed inputs along dim ``sample``, with ids, labels and a fingerprint.
 
     Build one with :meth:`from_texts` or :meth:`from_tensors`. The inputs are copied, so later changes of the caller's
-    tensors do not reach them. Two probe sets with the same inputs have the same fingerprint, whatever their ids,
+    tensors have no effect. Two probe sets with the same inputs have the same fingerprint, whatever their ids,
     labels, and the order of their inputs' names.
+
+    Parameters
+    ----------
+    inputs
+        Names of the model's ``forward`` to tensors, samples along the first dim.
+    ids, labels, texts
+        One per sample; ids default to the position, and the first 200 characters of texts are kept.
+
+    Attributes
+    ----------
+    ids, labels, texts
+        As given, as texts; None where labels or texts were not given.
+    fingerprint
+        SHA-256 of the inputs, in hexadecimal.
 
     Raises
     ------
@@ -31,9 +45,12 @@ class ProbeSet:
         When there is no sample, when lengths differ, when ids repeat, when an input holds NaN, or when a sample has
         no unmasked token.
 
+    See Also
+    --------
+    repaudit.Recorder : Forwards a probe set at every audit.
+
     Examples
     --------
-    >>> import torch
     >>> probe_set = ProbeSet.from_tensors({"x": torch.eye(3)}, labels=["a", "b", "a"])
     >>> len(probe_set), probe_set.ids, probe_set.labels
     (3, ['0', '1', '2'], ['a', 'b', 'a'])
@@ -54,7 +71,7 @@ class ProbeSet:
             )
         for what, values in (("ids", ids), ("labels", labels), ("texts", texts)):
             if isinstance(values, str):
-                raise ProbeSetError(f"{what}: expected a sequence, one a sample, found the string {values!r}")
+                raise ProbeSetError(f"{what}: expected a sequence, one per sample, found the string {values!r}")
         self._inputs = {name: _checked_input(name, value) for name, value in inputs.items()}
         n = _n_samples(self._inputs)
         _check_mask(self._inputs.get(ATTENTION_MASK))
@@ -63,10 +80,10 @@ class ProbeSet:
         self.texts = None if texts is None else [text[:PREVIEW] for text in texts]
         for what, values in (("ids", self.ids), ("labels", self.labels), ("texts", self.texts)):
             if values is not None and len(values) != n:
-                raise ProbeSetError(f"{what}: expected one a sample, {n} in all, found {len(values)}")
+                raise ProbeSetError(f"{what}: expected one per sample, {n} in all, found {len(values)}")
         if len(set(self.ids)) != n:
             repeated = next(i for k, i in enumerate(self.ids) if i in self.ids[:k])
-            raise ProbeSetError(f"ids must be unique: {repeated!r} comes more than once")
+            raise ProbeSetError(f"ids: expected unique ones, {repeated!r} occurs more than once")
         self.fingerprint = _fingerprint(self._inputs)
 
     @classmethod
@@ -78,29 +95,37 @@ class ProbeSet:
         ids: Sequence[Any] | None = None,
         labels: Sequence[Any] | None = None,
     ) -> ProbeSet:
-        """Tokenize texts, cut them to ``max_length`` tokens and pad them to the longest, on the tokenizer's own side.
+        """Tokenize texts, cut them to ``max_length`` tokens and pad them to the longest, on the tokenizer's side.
 
         Parameters
         ----------
         texts
-            One string a sample.
+            One string per sample.
         tokenizer
             A Hugging Face tokenizer, which is not changed: without a padding token, its end token (or 0) pads, masked.
         max_length
             Tokens kept of each text.
         ids, labels
-            One a sample; ids default to the position.
+            One per sample; ids default to the position.
 
         Raises
         ------
         ProbeSetError
             When a text has no token, or something other than strings was given.
+
+        Examples
+        --------
+        >>> def tokenizer(texts, **options):
+        ...     return {"input_ids": [[len(word) for word in text.split()] for text in texts]}
+        >>> probe_set = ProbeSet.from_texts(["one", "two words"], tokenizer)
+        >>> probe_set.inputs["input_ids"].tolist(), probe_set.inputs["attention_mask"].tolist()
+        ([[3, 0], [3, 5]], [[1, 0], [1, 1]])
         """
         if isinstance(texts, str) or not all(isinstance(text, str) for text in texts):
-            raise ProbeSetError("texts: expected a sequence of strings, one a sample")
+            raise ProbeSetError("texts: expected a sequence of strings, one per sample")
         texts = list(texts)
         if not texts:
-            raise ProbeSetError("a probe set needs at least one sample, found no texts")
+            raise ProbeSetError("texts: expected at least one sample, found no texts")
         if max_length < 1:
             raise ProbeSetError(f"max_length: expected at least 1 token, found {max_length}")
         return cls(_tokenized(texts, tokenizer, max_length), ids=ids, labels=labels, texts=texts)
@@ -112,10 +137,20 @@ class ProbeSet:
         ids: Sequence[Any] | None = None,
         labels: Sequence[Any] | None = None,
     ) -> ProbeSet:
-        """Take a mapping of input names to tensors (or arrays) whose first dim is ``sample``.
+        """Make a probe set of tensors (or arrays) by input name, samples along the first dim.
 
-        The names are those of the model's ``forward``. ``attention_mask (sample, token)``, where given, also says
+        The names are those of the model's ``forward``. ``attention_mask (sample, token)``, if given, also determines
         which tokens count when activations are pooled.
+
+        Raises
+        ------
+        ProbeSetError
+            When the inputs do not form a probe set.
+
+        Examples
+        --------
+        >>> ProbeSet.from_tensors({"x": torch.zeros(2, 3)})
+        ProbeSet(2 samples: x (2, 3); fingerprint dfb64f255951)
         """
         return cls(tensors, ids=ids, labels=labels)
 
@@ -148,18 +183,30 @@ class ProbeSet:
         return 0 if mask is None else int(mask.to(torch.uint8).argmax(1).argmax())
 
     def arrays(self) -> dict[str, np.ndarray]:
-        """The inputs as arrays, for the store; bfloat16 becomes float32, exactly."""
+        """Return the inputs as arrays, for the store; bfloat16 becomes float32, exactly."""
         return {name: _to_numpy(value) for name, value in self._inputs.items()}
 
     def batches(self, batch_size: int) -> Iterator[dict[str, torch.Tensor]]:
-        """Yield the inputs in order, ``batch_size`` samples at a time (views, the last one may be smaller)."""
+        """Yield the inputs in order, ``batch_size`` samples at a time (views, the last one may be smaller).
+
+        Examples
+        --------
+        >>> [len(batch["x"]) for batch in ProbeSet.from_tensors({"x": torch.zeros(5, 3)}).batches(2)]
+        [2, 2, 1]
+        """
         if batch_size < 1:
             raise ValueError(f"batch_size: expected at least 1, found {batch_size}")
         for start in range(0, len(self), batch_size):
             yield {name: value[start : start + batch_size] for name, value in self._inputs.items()}
 
     def select(self, start: int, stop: int) -> ProbeSet:
-        """The samples from ``start`` up to ``stop``, as a probe set of their own."""
+        """Return the samples from ``start`` up to ``stop`` as another probe set.
+
+        Examples
+        --------
+        >>> ProbeSet.from_tensors({"x": torch.zeros(5, 3)}).select(1, 3).ids
+        ['1', '2']
+        """
         cut = slice(start, stop)
         return ProbeSet(
             {name: value[cut] for name, value in self._inputs.items()},
@@ -187,9 +234,9 @@ def _checked_input(name: str, value: Any) -> torch.Tensor:
 def _n_samples(inputs: Mapping[str, torch.Tensor]) -> int:
     lengths = {name: len(value) for name, value in inputs.items()}
     if not lengths or 0 in lengths.values():
-        raise ProbeSetError(f"a probe set needs at least one sample, found {lengths or 'no inputs'}")
+        raise ProbeSetError(f"inputs: expected at least one sample, found {lengths or 'no inputs'}")
     if len(set(lengths.values())) > 1:
-        raise ProbeSetError(f"inputs must have one length over samples, found {lengths}")
+        raise ProbeSetError(f"inputs: expected one length over samples, found {lengths}")
     return next(iter(lengths.values()))
 
 

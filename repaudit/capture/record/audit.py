@@ -29,7 +29,7 @@ from repaudit.capture.record.recorded_operators import (
 
 @dataclass(frozen=True)
 class Audit:
-    """What was recorded of a model at one step, before it is handed to the store."""
+    """What was recorded of a model at one step, before it is passed to the store."""
 
     step: int
     layers: Mapping[str, Any]
@@ -39,7 +39,7 @@ class Audit:
 
 
 class Auditor:
-    """Takes the audits of one model; the parameters are those of :class:`repaudit.Recorder`."""
+    """Take the audits of one model; the parameters are those of :class:`repaudit.Recorder`."""
 
     def __init__(
         self,
@@ -75,7 +75,7 @@ class Auditor:
         return self._shapes
 
     def layers(self, model: nn.Module) -> tuple[dict[str, Any], dict[str, Mapping[str, Any]]]:
-        """Return what the store is to hold: each layer's shape and dtype, and its attributes."""
+        """Return what the store will hold: each layer's shape and dtype, and its attributes."""
         shapes: dict[str, Any] = {} if self.record == OPERATORS else dict(self._shapes)
         attrs: dict[str, Mapping[str, Any]] = {
             layer.name: {
@@ -96,7 +96,7 @@ class Auditor:
         return shapes, attrs
 
     def take(self, model: nn.Module, step: int, epoch: float | None, loss: float | torch.Tensor | None) -> Audit:
-        """Forward the probe set, and gauge what the layers made of it."""
+        """Forward the probe set, and compute the operators if there is a gauge."""
         activations = self._activations(model)
         operators: dict[str, Any] = {}
         if self.gauge is not None and self.ranks.writes:

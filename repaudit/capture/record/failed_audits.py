@@ -1,4 +1,4 @@
-"""What is done about audits that fail: raise, or tell once, count, and note the gap in the record."""
+"""What is done about audits that fail: raise, or warn, count, and note the gap in the record."""
 
 from __future__ import annotations
 
@@ -20,29 +20,29 @@ class Failures:
     Parameters
     ----------
     model_name
-        For the messages.
+        Named in the messages.
     policy
         ``"warn"`` or ``"raise"``.
     """
 
     def __init__(self, model_name: str, policy: str) -> None:
         self.model_name, self.policy = model_name, policy
-        self._own: dict[int, str] = {}
+        self._audits: dict[int, str] = {}
         self._stores: dict[int, str] = {}
         self._before: set[int] = set()
 
     def opened(self, writer: TrajectoryWriter) -> None:
-        """Take note of the gaps that the record has already: they are an earlier run's."""
-        self._before = {gap[STEP] for gap in writer.gaps} - self._own.keys() - self._stores.keys()
+        """Remember the gaps that the record already has: they are from an earlier run."""
+        self._before = {gap[STEP] for gap in writer.gaps} - self._audits.keys() - self._stores.keys()
 
     def all(self, writer: TrajectoryWriter | None) -> list[tuple[int, str]]:
-        """Steps and reasons, the writer's own among them."""
+        """Return steps and reasons, including those of the writer."""
         gaps = writer.gaps if writer is not None else []
         self._stores |= {gap[STEP]: gap["reason"] for gap in gaps if gap[STEP] not in self._before}
-        return sorted((self._stores | self._own).items())
+        return sorted((self._stores | self._audits).items())
 
     def attempt(self, step: int | None, action: Callable[[], Result], writer: TrajectoryWriter | None) -> Result | None:
-        """Let a failure pass with a warning and a gap in the record, unless failures are to be raised."""
+        """Turn a failure into a warning and a gap in the record, unless failures are raised."""
         try:
             return action()
         except (LostRankError, StateError):
@@ -53,9 +53,9 @@ class Failures:
             reason = f"{type(error).__name__}: {error}"
         at = "closing the store" if step is None else f"the audit at step {step}"
         if step is not None:
-            self._own[step] = reason
+            self._audits[step] = reason
             if writer is not None:
-                with suppress(StoreError):  # the store takes nothing more: the failure is told all the same
+                with suppress(StoreError):  # a closed store takes no note: the warning below is still emitted
                     writer.note_gap(step, reason)
         warnings.warn(
             f"model {self.model_name!r}: {at} failed ({reason}); the training goes on, "
@@ -69,9 +69,9 @@ class Failures:
 def warn_recorded_before(model_name: str, step: int, last: int) -> None:
     """Say once that a model of this name was recorded before, and that its steps stay as they are."""
     warnings.warn(
-        f"model {model_name!r} was recorded up to step {last} before: step {step} and others up to there are left as "
-        "they are. A training of its own needs another model_name, or if_exists='replace'; one that goes on from a "
-        "checkpoint, open(model, truncate_after=step)",
+        f"model {model_name!r} was recorded up to step {last} before: step {step} and others up to {last} stay as "
+        "they are; another training needs another model_name, or if_exists='replace', and one that resumes from a "
+        "checkpoint needs open(model, truncate_after=step)",
         AuditWarning,
         stacklevel=3,
     )

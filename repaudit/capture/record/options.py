@@ -18,24 +18,24 @@ _ONLY_TRAINERS_KNOW: Final = (EVERY_N_EPOCHS, ON_CHECKPOINT, ON_VALIDATION_END)
 
 
 class AuditOptions(TypedDict, total=False):
-    """Keywords of :class:`repaudit.Recorder` and of the callbacks; its defaults are :data:`DEFAULTS`.
+    """Keywords of :class:`repaudit.Recorder` and of the callbacks; the defaults are :data:`DEFAULTS`.
 
     Parameters
     ----------
     batch_size : int
         Samples per forward (64); the result does not depend on it.
     gauge : DiffusionGauge or other callable, optional
-        Each audit's operators are then kept in ``trajectory``.
+        Computes operators at every audit, which are kept in ``trajectory``.
     durable : bool
         Whether each commit is forced to the device (True).
     on_store_error : {"warn", "raise"}
         ``"warn"``: a failure of an audit or of the store warns and is counted, and the training goes on; ``"raise"``.
         What is wrong before the first audit (paths, shapes, an unwritable store) raises in any case.
     record : {"activations", "operators", "both"}
-        With a ``gauge``, what the store gets: ``"activations"``; ``"operators"`` in their place, layers
-        ``<layer>@operator`` on (step, sample, neighbor) whose attributes tell the gauge's parameters; or ``"both"``.
+        With a ``gauge``, what the store gets: ``"activations"``; ``"operators"`` instead, layers
+        ``<layer>@operator`` on (step, sample, neighbor) whose attributes hold the gauge's parameters; or ``"both"``.
     if_exists : {"resume", "error", "replace"}
-        What to do with a model that the store holds already.
+        What to do with a model that is already in the store.
     split_across_ranks : bool
         Whether, in data-parallel training, each process forwards a share of the probe set; otherwise the first one
         forwards it all and the others do not wait. Where parameters are sharded, all must forward it all.
@@ -48,7 +48,12 @@ class AuditOptions(TypedDict, total=False):
     force : bool
         Take the model over from another writer that is known to be dead.
     storage_options : mapping, optional
-        Handed to fsspec.
+        Passed to fsspec.
+
+    Examples
+    --------
+    >>> DEFAULTS["batch_size"], DEFAULTS["on_store_error"]
+    (64, 'warn')
     """
 
     batch_size: int
@@ -82,12 +87,17 @@ DEFAULTS: Final[AuditOptions] = {
 
 
 def checked_options(model_name: str, trigger: AuditTrigger | None, options: AuditOptions) -> AuditOptions:
-    """Return the options with defaults for those not given; refuse what no audit could be made with.
+    """Return the options with defaults for those not given; refuse those that no audit could use.
 
     Raises
     ------
     ValueError, TypeError
         Naming the option, what was expected, and what was found.
+
+    Examples
+    --------
+    >>> checked_options("seed0", None, {"batch_size": 8})["batch_size"]
+    8
     """
     _refuse_unknown(options)
     chosen: AuditOptions = {**DEFAULTS, **options}
@@ -96,7 +106,7 @@ def checked_options(model_name: str, trigger: AuditTrigger | None, options: Audi
     if chosen["batch_size"] < 1:
         raise ValueError(f"batch_size: expected at least 1, found {chosen['batch_size']}")
     if not model_name:
-        raise ValueError("model_name: expected a name, found an empty one")
+        raise ValueError("model_name: expected a name, found an empty text")
     gauge = chosen["gauge"]
     if gauge is not None and not callable(gauge):
         raise TypeError(f"gauge: expected a DiffusionGauge or another callable, found {gauge!r}")

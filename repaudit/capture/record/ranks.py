@@ -20,7 +20,7 @@ RANK_TIMEOUT: Final = timedelta(minutes=5)
 class Ranks:
     """The processes of a training, and whether an audit needs them all.
 
-    Where parameters are replicated, the first rank audits alone and the others do not wait: nothing can hang. Where
+    Where parameters are replicated, only the first rank audits and the others do not wait: nothing can hang. Where
     they are sharded, all ranks must forward; where the probe set is split, each forwards its share.
     """
 
@@ -38,7 +38,7 @@ class Ranks:
         rank, size = dist.get_rank(), dist.get_world_size()
         if not (sharded or split):
             return cls(rank, size)
-        # a group of its own, so that an audit neither meets the training's collectives nor waits as long as they may
+        # a separate group, so that an audit neither mixes with the training's collectives nor waits as long as they may
         group = dist.new_group(backend="gloo", timeout=RANK_TIMEOUT)
         return cls(rank, size, together=True, split=split and not sharded, group=group)
 
@@ -58,7 +58,7 @@ class Ranks:
         Raises
         ------
         StateError
-            On all, when the model of one is no longer as it was.
+            On all, when the model of one could not be restored.
         LostRankError
             When a process did not answer in time: it failed in the middle of a sharded forward, or died.
         """
@@ -79,7 +79,7 @@ class Ranks:
                 raise kind(f"the audit failed on rank {rank}: {failure}")
 
     def from_first(self, value: Any) -> Any:
-        """The first rank's value, on all."""
+        """Return the first rank's value, on all ranks."""
         if not self.together:
             return value
         box = [value]
@@ -90,7 +90,14 @@ class Ranks:
         return box[0]
 
     def share(self, n_samples: int, rank: int | None = None) -> tuple[int, int]:
-        """The samples from which up to which a rank forwards."""
+        """Return the first sample that a rank forwards, and the one after its last.
+
+        Examples
+        --------
+        >>> ranks = Ranks(size=3, split=True)
+        >>> [ranks.share(10, rank) for rank in range(3)]
+        [(0, 3), (3, 6), (6, 10)]
+        """
         if not self.split:
             return 0, n_samples
         rank = self.rank if rank is None else rank
@@ -99,7 +106,7 @@ class Ranks:
     def gather(
         self, activations: Mapping[str, torch.Tensor], shapes: Mapping[str, tuple[tuple[int, ...], str]]
     ) -> dict[str, torch.Tensor]:
-        """Join the shares on the first rank; the others get their own back."""
+        """Join the shares on the first rank; the others get back what they passed."""
         if not self.split:
             return dict(activations)
         joined = {}

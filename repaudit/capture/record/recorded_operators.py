@@ -1,4 +1,4 @@
-"""Operators of an audit: the layers that they make in a store, and a try of the gauge before the training."""
+"""Operators of an audit: their layers in a store, and a test of the gauge before the training."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ Attributes = Mapping[str, Mapping[str, Any]]
 
 
 def operator_name(layer: str) -> str:
-    """The name of the layer that holds another's operators.
+    """Return the name of the layer that holds the operators of `layer`.
 
     Examples
     --------
@@ -39,25 +39,25 @@ def check_record(record: str, gauge: Gauge | None) -> None:
     Raises
     ------
     ValueError
-        For an unknown choice, for operators without a gauge, and for a gauge of sparse ones.
+        For an unknown choice, for operators without a gauge, and for a gauge of sparse operators.
     """
     if record not in get_args(Record):
         raise ValueError(f"record: expected one of {', '.join(get_args(Record))}, found {record!r}")
     if record == ACTIVATIONS:
         return
     if gauge is None:
-        raise ValueError(f"record={record!r} writes operators: give gauge=, such as DiffusionGauge()")
+        raise ValueError(f"record={record!r} needs a gauge: give gauge=, such as DiffusionGauge()")
     if getattr(gauge, "neighbors", None) is not None:
-        raise ValueError(f"record={record!r}: a store holds dense operators; give a gauge with neighbors=None")
+        raise ValueError(f"record={record!r}: a store holds dense operators: give a gauge with neighbors=None")
 
 
 def try_gauge(gauge: Gauge, shapes: Shapes) -> dict[str, Any]:
-    """Gauge random samples in each layer's shape, so that what the gauge cannot do is found before the training.
+    """Try the gauge on random samples in each layer's shape, to find its errors before the training.
 
     Returns
     -------
     dict
-        For each layer an operator like those to come: its dtype, and the parameters that the gauge really uses.
+        For each layer an operator like the recorded ones: its dtype, and the parameters that the gauge uses.
 
     Raises
     ------
@@ -66,23 +66,23 @@ def try_gauge(gauge: Gauge, shapes: Shapes) -> dict[str, Any]:
     ActivationError
         When the gauge refuses so many samples.
     """
-    found, tried = {}, {}
+    operators, tried = {}, {}
     for name, (shape, dtype) in shapes.items():
         if len(shape) != 2:
             raise CaptureError(
-                f"layer {name!r} keeps its tokens, {shape}, and an operator needs one row a sample: use reduce='mean', "
-                "'last_token' or 'cls', or give no gauge"
+                f"layer {name!r} keeps its tokens, {shape}, but an operator needs one row per sample: use "
+                "reduce='mean', 'last_token' or 'cls', or give no gauge"
             )
         key = (shape, dtype)
         if key not in tried:
             samples = torch.randn(shape, generator=torch.Generator().manual_seed(0))
             tried[key] = gauge(samples.to(getattr(torch, dtype)))
-        found[name] = tried[key]
-    return found
+        operators[name] = tried[key]
+    return operators
 
 
 def operator_layers(operators: Mapping[str, Any], gauge: Gauge) -> tuple[Shapes, Attributes]:
-    """The layers that hold such operators in a store: their shapes and dtypes, and what their attributes say."""
+    """Return the shapes, dtypes and attributes of the layers that hold operators in a store."""
     shapes, attributes = {}, {}
     for layer, operator in operators.items():
         matrix = np.asarray(operator)
@@ -98,7 +98,7 @@ def operator_layers(operators: Mapping[str, Any], gauge: Gauge) -> tuple[Shapes,
 def to_store(
     record: str, activations: Mapping[str, torch.Tensor], operators: Mapping[str, Any]
 ) -> dict[str, torch.Tensor | NDArray[Any]]:
-    """What a record keeps of one audit, by the layers' names in the store."""
+    """Return what a record keeps of one audit, by the layers' names in the store."""
     kept: dict[str, torch.Tensor | NDArray[Any]] = {} if record == OPERATORS else dict(activations)
     if record != ACTIVATIONS:
         kept |= {operator_name(layer): np.asarray(operator) for layer, operator in operators.items()}
@@ -106,5 +106,5 @@ def to_store(
 
 
 def _plain(attributes: Mapping[str, Any]) -> dict[str, Any]:
-    """The attributes that JSON can hold."""
+    """Return the attributes that JSON can hold."""
     return {name: value for name, value in attributes.items() if isinstance(value, str | int | float | type(None))}

@@ -21,7 +21,7 @@ from repaudit.store.write.writer import TrajectoryWriter
 
 
 class Recorder:
-    """Audits a model in one's own training loop.
+    """Audit a model in a training loop.
 
     Parameters
     ----------
@@ -34,10 +34,21 @@ class Recorder:
     layer_specs
         What to record.
     trigger
-        With a trigger, :meth:`audit` does nothing at steps that are not due; one of steps, since a loop tells no
-        epochs, checkpoints or validations.
+        With a trigger, :meth:`audit` does nothing at steps that are not due. Only triggers by step are accepted, since
+        the recorder does not see epochs, checkpoints or validations.
     options
         See :class:`repaudit.capture.record.options.AuditOptions`.
+
+    Raises
+    ------
+    ValueError, TypeError
+        When an option is unknown or invalid.
+
+    See Also
+    --------
+    repaudit.RepresentationAuditCallback : The same for Lightning.
+    repaudit.AuditTrainerCallback : The same for the transformers ``Trainer``.
+    repaudit.open_store : Reads what was recorded.
 
     Examples
     --------
@@ -80,7 +91,7 @@ class Recorder:
 
     @property
     def steps(self) -> list[int]:
-        """The steps of this model that are in the store, or on their way there."""
+        """The steps of this model that are in the store, or queued for it."""
         return self._last_steps if self._writer is None else self._writer.steps
 
     @property
@@ -105,18 +116,25 @@ class Recorder:
         return last
 
     def has(self, step: int) -> bool:
-        """Whether a step is recorded, the same on all processes."""
+        """Return whether a step is recorded, the same on all processes."""
         return bool(self.auditor.ranks.from_first(step in self.steps))
 
     def open(self, model: nn.Module, truncate_after: int | None = None) -> None:
         """Try everything once, before a step is trained: paths, hooks, shapes, and the store.
+
+        Parameters
+        ----------
+        model
+            The model as it is trained, wrapped or not.
+        truncate_after
+            The last step to keep, where the training resumes from a checkpoint; later ones are dropped.
 
         Raises
         ------
         LayerPathError, CaptureError, ProbeSetError, StoreError
             Whatever would make audits fail.
         """
-        self.close()  # a record left open is our own
+        self.close()  # a record left open is this recorder's
         if not self.auditor.meet(model):
             self._is_open = True
             return
@@ -129,7 +147,7 @@ class Recorder:
             failure = error
         self.auditor.ranks.agree(failure)
         self._is_open = True
-        self.if_exists = "resume"  # opened again in this process, it is the same record
+        self.if_exists = "resume"  # opened again by this recorder, it is the same record
         self._previous = self.last_recorded
 
     def _open_writer(self, model: nn.Module, truncate_after: int | None) -> None:
@@ -166,18 +184,34 @@ class Recorder:
         epoch: float | None = None,
         loss: float | torch.Tensor | None = None,
     ) -> bool:
-        """Record the model after optimizer step ``step``; returns whether it did.
+        """Record the model after an optimizer step.
 
-        A step that is recorded already is not recorded again; one that was there before this recorder opened is told
-        once, since another training needs another name. Call it on the model as you train it: wrapped,
-        compiled, in any mode, inside autocast or not.
+        A step that is already recorded is not recorded again; if it was recorded before this recorder opened, it warns
+        once, since another training needs another name. Call it on the model as you train it: wrapped, compiled, in any
+        mode, inside autocast or not.
+
+        Parameters
+        ----------
+        model
+            The model as it is trained.
+        step
+            Optimizer steps taken so far.
+        epoch, loss
+            Recorded with the step where known.
+
+        Returns
+        -------
+        bool
+            Whether the step was recorded now.
 
         Raises
         ------
         StepOrderError
-            When the step lies before the last one of the record.
+            When the step is before the last one of the record.
         ValueError
-            When the step is no whole number.
+            When the step is not a whole number.
+        CaptureError, StoreError
+            When the audit failed and ``on_store_error="raise"``; a :class:`repaudit.errors.StateError` in any case.
         """
         step = whole_number(step, "step")
         if not self._is_open:
@@ -198,7 +232,7 @@ class Recorder:
         last = self.last_recorded
         if last is not None and step < last:
             raise StepOrderError(
-                f"model {self.model_name!r}: step {step} lies before the last recorded one, {last}; "
+                f"model {self.model_name!r}: step {step} is before the last recorded one, {last}; "
                 "open the recorder with truncate_after to go back"
             )
         audit = self.take(model, step, epoch=epoch, loss=loss)
@@ -207,11 +241,11 @@ class Recorder:
     def take(
         self, model: nn.Module, step: int, *, epoch: float | None = None, loss: float | torch.Tensor | None = None
     ) -> Audit | None:
-        """Forward the probe set; None where that failed and failures are only counted."""
+        """Forward the probe set; return None if that failed and failures only warn."""
         return self._failures.attempt(step, lambda: self.auditor.take(model, step, epoch, loss), self._writer)
 
     def hand_over(self, audit: Audit, triggers: Sequence[str]) -> bool:
-        """Queue an audit for the store; False where that failed and failures are only counted."""
+        """Queue an audit for the store; return False if that failed and failures only warn."""
         writer = self._writer
         if writer is None:
             return False
@@ -231,12 +265,12 @@ class Recorder:
         return bool(self._failures.attempt(audit.step, append, writer))
 
     def flush(self) -> None:
-        """Wait until everything handed over is committed."""
+        """Wait until everything queued is committed."""
         if self._writer is not None:
             self._failures.attempt(None, self._writer.flush, self._writer)
 
     def close(self) -> None:
-        """Flush, and give the model's lease back; a later audit opens the record again."""
+        """Flush, and release the model's lease; a later audit opens the record again."""
         self._is_open = False
         if self._writer is not None:
             writer, self._writer = self._writer, None

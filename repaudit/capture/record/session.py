@@ -1,4 +1,4 @@
-"""The audits of one training run: which steps are due, once each, over resumes and repeated fits."""
+"""The audits of one training run: which steps are due, once each, across resumes and repeated fits."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ Context = Callable[[], AbstractContextManager[Any]]
 
 
 class AuditSession:
-    """Drives a recorder by a trainer's events.
+    """Drive a recorder by a trainer's events.
 
-    An audit is handed to the store when the next step begins, so that every trigger of its step is recorded with it.
-    Steps are the trainer's optimizer steps plus an offset, which grows where a second run goes on training the same
+    An audit is passed to the store when the next step begins, so that every trigger of its step is recorded with it.
+    Steps are the trainer's optimizer steps plus an offset, which grows where a second run continues to train the same
     model and counts from zero again.
     """
 
@@ -33,21 +33,21 @@ class AuditSession:
         self._pending: tuple[Audit, list[str]] | None = None
 
     def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint keeps."""
+        """Return what a checkpoint keeps."""
         return {"offset": self.offset, "last_step": self.last_step}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take a checkpoint's state over; what was recorded after it will be dropped."""
+        """Take over a checkpoint's state; later steps will be dropped from the record."""
         self.offset = int(state.get("offset", 0))
         self.last_step = state.get("last_step")
         self._resumed = True
 
     def mark_resumed(self) -> None:
-        """Tell that the run goes on from a checkpoint, whether or not that knew of audits."""
+        """Note that the run resumes from a checkpoint, with or without a state of audits."""
         self._resumed = True
 
     def forget_resumed(self) -> None:
-        """Tell that nothing loaded so far is what the next run goes on from."""
+        """Note that the next run does not resume from what was loaded so far."""
         self._resumed = False
 
     def start(
@@ -58,7 +58,7 @@ class AuditSession:
         Raises
         ------
         StepOrderError
-            When the record goes further than a run that resumed from nothing.
+            When the record goes further than a run that did not resume.
         """
         if self.recorder.is_open:  # a run that was interrupted
             self.close()
@@ -75,7 +75,7 @@ class AuditSession:
             self.recorder.close()
             raise StepOrderError(
                 f"model {self.recorder.model_name!r} is recorded up to step {last} in {self.recorder.store}, "
-                f"and this training starts at step {step}: resume from a checkpoint, choose another model_name or "
+                f"but this training starts at step {step}: resume from a checkpoint, choose another model_name or "
                 "store, or pass if_exists='replace'"
             )
         self.last_step = step
@@ -91,7 +91,7 @@ class AuditSession:
         loss: float | torch.Tensor | None = None,
         context: Context = nullcontext,
     ) -> None:
-        """Take note of the optimizer step taken; batches that only accumulate gradients change nothing."""
+        """Audit after an optimizer step if it is due; batches that only accumulate gradients do nothing."""
         step = trainer_step + self.offset
         if self.last_step is not None and step <= self.last_step:
             return
@@ -109,7 +109,7 @@ class AuditSession:
         loss: float | torch.Tensor | None = None,
         context: Context = nullcontext,
     ) -> None:
-        """Audit once for these triggers; a step that was audited already only gets them added."""
+        """Audit for these triggers; a step that is already audited only gets them added."""
         if not triggers or not self.recorder.is_open:
             return
         step = trainer_step + self.offset
@@ -125,17 +125,17 @@ class AuditSession:
             self._pending = (audit, list(triggers))
 
     def hand_over(self) -> None:
-        """Give the last audit to the store: its step is over."""
+        """Pass the last audit to the store: its step is over."""
         if self._pending is not None:
             (audit, triggers), self._pending = self._pending, None
             self.recorder.hand_over(audit, triggers)
 
     def flush(self) -> None:
-        """Hand over and wait until all is committed."""
+        """Pass the last audit on and wait until all are committed."""
         self.hand_over()
         self.recorder.flush()
 
     def close(self) -> None:
-        """Hand over, flush and close; a further fit opens the record again."""
+        """Pass the last audit on, flush and close; another fit opens the record again."""
         self.hand_over()
         self.recorder.close()

@@ -19,12 +19,17 @@ _Class = TypeVar("_Class", bound=type)
 
 
 def whole_number(value: Any, name: str, least: int = 0) -> int:
-    """Give a number as an int: 2.0 is 2, and 2.7 is refused.
+    """Return a number as an int, if it is whole.
 
     Raises
     ------
     ValueError
-        When it is no whole number, or less than ``least``.
+        When it is not a whole number, or less than ``least``.
+
+    Examples
+    --------
+    >>> whole_number(2.0, "step")
+    2
     """
     try:
         number = None if isinstance(value, bool | str | bytes) else int(value)
@@ -36,13 +41,13 @@ def whole_number(value: Any, name: str, least: int = 0) -> int:
 
 
 def _by_keyword(cls: _Class) -> _Class:
-    """Tell which keyword may be meant by a value without one."""
+    """Make a class refuse positional values, and suggest the keyword."""
     make = cls.__init__  # type: ignore[misc]
 
     @wraps(make)
     def checked(self: Any, *values: Any, **options: Any) -> None:
         if values:
-            raise TypeError(f"{cls.__name__} takes keywords alone: is {EVERY_N_STEPS}={values[0]!r} meant?")
+            raise TypeError(f"{cls.__name__} takes keywords only: did you mean {EVERY_N_STEPS}={values[0]!r}?")
         make(self, **options)
 
     cls.__init__ = checked  # type: ignore[misc]
@@ -52,7 +57,7 @@ def _by_keyword(cls: _Class) -> _Class:
 @_by_keyword
 @dataclass(frozen=True, kw_only=True)
 class AuditTrigger:
-    """The moments at which a model is audited; several may be combined, and a step is audited once.
+    """The moments at which a model is audited; several may be combined, and each step is audited once.
 
     Parameters
     ----------
@@ -65,26 +70,81 @@ class AuditTrigger:
     on_validation_end
         After every validation.
     at_start
-        The untouched model, before its first step.
+        Before the first step, on the untrained model.
     at_steps
         After these steps (0 means at the start).
     log_spaced
-        Audits a decade: after steps round(10^(k / log_spaced)) for k = 0, 1, 2, ...
+        Audits per decade: after steps round(10^(k / log_spaced)) for k = 0, 1, 2, ...
 
     Raises
     ------
     ValueError
-        When a number is not whole or not positive, or nothing would ever trigger.
+        When a number is not whole or not positive, or nothing would ever be audited.
     TypeError
         For a value without its keyword.
 
+    See Also
+    --------
+    repaudit.Recorder : Asks a trigger in a training loop.
+    repaudit.RepresentationAuditCallback : Asks it in Lightning.
+
     Examples
     --------
-    >>> trigger = AuditTrigger(every_n_steps=100, at_start=True, log_spaced=3)
-    >>> [step for step in range(251) if trigger.due_at(step)]
-    [0, 1, 2, 5, 10, 22, 46, 100, 200, 215]
+    The steps at which a trigger is due, up to some last one:
+
+    >>> def due(trigger, last=30):
+    ...     return [step for step in range(last + 1) if trigger.due_at(step)]
+
+    The simplest trigger audits at equal distances:
+
+    >>> due(AuditTrigger(every_n_steps=10))
+    [10, 20, 30]
+
+    Step 0 is the model before its training, and has its own keyword:
+
+    >>> due(AuditTrigger(every_n_steps=10, at_start=True))
+    [0, 10, 20, 30]
+
+    Steps may also be listed; 0 again means the start:
+
+    >>> due(AuditTrigger(at_steps=[0, 3, 17]))
+    [0, 3, 17]
+
+    Training changes most at its beginning: logarithmic spacing audits often there, here three times per decade.
+
+    >>> due(AuditTrigger(log_spaced=3), last=100)
+    [1, 2, 5, 10, 22, 46, 100]
+
+    Keywords add up. A step that two of them ask for is audited once, and the record says why:
+
+    >>> trigger = AuditTrigger(every_n_steps=50, log_spaced=1)
+    >>> due(trigger, last=100)
+    [1, 10, 50, 100]
     >>> trigger.due_at(100)
     ('every_n_steps', 'log_spaced')
+
+    A loop that takes several optimizer steps at once asks with the step of its last question, and misses none:
+
+    >>> trigger.due_at(53, previous=47)
+    ('every_n_steps',)
+
+    Epochs are counted apart from steps:
+
+    >>> epochs = AuditTrigger(every_n_epochs=2)
+    >>> [epoch for epoch in range(1, 7) if epochs.due_at_epoch(epoch)]
+    [2, 4, 6]
+
+    Checkpoints and validations come from the trainer, so no step is due by itself:
+
+    >>> due(AuditTrigger(on_checkpoint=True, on_validation_end=True))
+    []
+
+    A number without its keyword would be ambiguous:
+
+    >>> AuditTrigger(5)
+    Traceback (most recent call last):
+        ...
+    TypeError: AuditTrigger takes keywords only: did you mean every_n_steps=5?
     """
 
     every_n_steps: int | None = None
@@ -103,15 +163,28 @@ class AuditTrigger:
         if self.at_steps is not None:
             object.__setattr__(self, AT_STEPS, frozenset(whole_number(step, AT_STEPS) for step in self.at_steps))
         if not any(getattr(self, name) for name in self.__dataclass_fields__):
-            raise ValueError(
-                "this trigger would never audit: set at least one of " + ", ".join(self.__dataclass_fields__)
-            )
+            raise ValueError(f"this trigger never audits: set at least one of {', '.join(self.__dataclass_fields__)}")
 
     def due_at(self, step: int, previous: int | None = None) -> tuple[str, ...]:
-        """The triggers that ask for an audit after optimizer step ``step``.
+        """Return the triggers that ask for an audit after an optimizer step.
 
-        ``previous`` is the last step that was asked about (``step - 1`` by default): where several optimizer steps
-        are taken at once, a schedule that falls between the two is due as well.
+        Parameters
+        ----------
+        step
+            Optimizer steps taken so far.
+        previous
+            The last step asked about (``step - 1`` by default): where several optimizer steps are taken at once, a
+            schedule that falls between the two is due as well.
+
+        Returns
+        -------
+        tuple of str
+            Keywords of this class; empty where no audit is due.
+
+        Examples
+        --------
+        >>> AuditTrigger(every_n_steps=10).due_at(20)
+        ('every_n_steps',)
         """
         if step == 0:
             return self._at_zero()
@@ -126,7 +199,13 @@ class AuditTrigger:
         return tuple(due)
 
     def due_at_epoch(self, epochs_done: int) -> tuple[str, ...]:
-        """The trigger that asks for an audit after that many whole epochs."""
+        """Return the trigger that asks for an audit after that many whole epochs.
+
+        Examples
+        --------
+        >>> AuditTrigger(every_n_epochs=2).due_at_epoch(4)
+        ('every_n_epochs',)
+        """
         due = bool(self.every_n_epochs) and epochs_done > 0 and epochs_done % (self.every_n_epochs or 1) == 0
         return (EVERY_N_EPOCHS,) if due else ()
 

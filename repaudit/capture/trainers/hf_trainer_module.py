@@ -12,18 +12,27 @@ from torch import nn
 
 
 class HFTrainerModule(pl.LightningModule):
-    """Trains a Hugging Face model on its own loss; :attr:`network` is the model.
+    """Train a Hugging Face model on its own loss; :attr:`network` is the model.
 
     Parameters
     ----------
     config_or_model_or_path
         A config (a new model, randomly initialised), a model, or a path or hub id of a pretrained one.
     learning_rate, weight_decay
-        Of AdamW.
+        Those of AdamW.
     auto_class
         The ``AutoModelFor...`` class that builds the model; causal language models by default.
     model_options
         Keywords for ``from_config`` or ``from_pretrained``.
+
+    Raises
+    ------
+    TypeError
+        When the first argument is something else.
+
+    See Also
+    --------
+    repaudit.RepresentationAuditCallback : Audits it while it trains.
 
     Notes
     -----
@@ -52,15 +61,19 @@ class HFTrainerModule(pl.LightningModule):
         self.network.train()
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Forward the network."""
         return self.network(*args, **kwargs)
 
     def training_step(self, batch: Mapping[str, torch.Tensor], batch_idx: int) -> torch.Tensor:
+        """Return the network's loss, logged as ``train_loss``."""
         return self._logged_loss("train_loss", batch)
 
     def validation_step(self, batch: Mapping[str, torch.Tensor], batch_idx: int) -> torch.Tensor:
+        """Return the network's loss, logged as ``val_loss``."""
         return self._logged_loss("val_loss", batch)
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
+        """Return AdamW over the parameters that are trained."""
         parameters = [parameter for parameter in self.network.parameters() if parameter.requires_grad]
         return torch.optim.AdamW(parameters, lr=self.learning_rate, weight_decay=self.weight_decay)
 

@@ -17,17 +17,28 @@ from repaudit.capture.record.trigger import ON_CHECKPOINT, ON_VALIDATION_END, Au
 
 
 class AuditTrainerCallback(TrainerCallback):
-    """Records the representations of the model that a transformers ``Trainer`` trains.
+    """Record the representations of the model that a transformers ``Trainer`` trains.
 
     Parameters
     ----------
     store, model_name, probe_set, layer_specs, trigger
-        As of :class:`repaudit.RepresentationAuditCallback`.
+        As for :class:`repaudit.RepresentationAuditCallback`.
     options
         See :class:`repaudit.capture.record.options.AuditOptions`.
 
+    Raises
+    ------
+    ValueError, TypeError
+        When an option is unknown or invalid.
+
+    See Also
+    --------
+    repaudit.RepresentationAuditCallback : The same for Lightning.
+    repaudit.Recorder : The same for another training loop.
+
     Examples
     --------
+    >>> import torch
     >>> from repaudit import AuditTrigger, ProbeSet
     >>> callback = AuditTrainerCallback(
     ...     store="run.zarr", model_name="seed0", layer_specs=["model.layers[*]"],
@@ -61,6 +72,7 @@ class AuditTrainerCallback(TrainerCallback):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, *, model: Any = None, **_: Any
     ) -> None:
+        """Try everything once, and audit the untrained model if that is due."""
         kept: Any = state.stateful_callbacks  # saved with every checkpoint, by the trainer
         if state.global_step > 0:
             self.session.mark_resumed()
@@ -70,32 +82,38 @@ class AuditTrainerCallback(TrainerCallback):
         kept[self._state_key] = self.session.state_dict()
 
     def on_step_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """Pass the audit of the last step to the store."""
         self.session.hand_over()
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, *, model: Any = None, **_: Any
     ) -> None:
+        """Audit the step if it is due."""
         self.session.after_step(model, state.global_step, epoch=state.epoch, loss=_last_loss(state))
 
     def on_epoch_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, *, model: Any = None, **_: Any
     ) -> None:
-        if state.epoch is not None and float(state.epoch).is_integer():  # else the training stops within an epoch
+        """Audit the end of a whole epoch if it is due."""
+        if state.epoch is not None and float(state.epoch).is_integer():  # else the training stops inside an epoch
             self._event(state, model, self.session.trigger.due_at_epoch(int(state.epoch)))
 
     def on_save(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, *, model: Any = None, **_: Any
     ) -> None:
+        """Audit with a checkpoint if the trigger says so."""
         if self.session.trigger.on_checkpoint:
             self._event(state, model, (ON_CHECKPOINT,))
 
     def on_evaluate(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, *, model: Any = None, **_: Any
     ) -> None:
+        """Audit after an evaluation if the trigger says so."""
         if self.session.trigger.on_validation_end:
             self._event(state, model, (ON_VALIDATION_END,))
 
     def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """Commit what was audited, and release the model."""
         self.session.close()
 
     def _event(self, state: TrainerState, model: Any, triggers: tuple[str, ...]) -> None:
@@ -103,6 +121,6 @@ class AuditTrainerCallback(TrainerCallback):
 
 
 def _last_loss(state: TrainerState) -> float | None:
-    """The loss that the trainer logged last, if it was logged for this very step."""
+    """Return the loss that the trainer logged last, if it was logged for this step."""
     last = state.log_history[-1] if state.log_history else {}
     return last.get("loss") if last.get("step") == state.global_step else None

@@ -20,20 +20,30 @@ from repaudit.capture.record.trigger import ON_CHECKPOINT, ON_VALIDATION_END, Au
 
 
 class RepresentationAuditCallback(pl.Callback):
-    """Records the representations of the model in training, and never changes the training.
+    """Record the representations of a model while Lightning trains it, without changing the training.
 
     Weights after training are bit-identical with and without it. Before the first step it tries everything once:
-    layer paths, hooks, shapes and the store, and raises what is wrong there.
+    layer paths, hooks, shapes and the store, and raises what is wrong.
 
     Parameters
     ----------
     store, model_name, probe_set, layer_specs
-        As of :class:`repaudit.Recorder`. Layer paths start at the module's ``.network`` where it has one, else at the
+        As for :class:`repaudit.Recorder`. Layer paths start at the module's ``.network`` if it has one, else at the
         module.
     trigger
         When to audit; without one, at the start and at the end of every epoch.
     options
         See :class:`repaudit.capture.record.options.AuditOptions`.
+
+    Raises
+    ------
+    ValueError, TypeError
+        When an option is unknown or invalid.
+
+    See Also
+    --------
+    repaudit.AuditTrainerCallback : The same for the transformers ``Trainer``.
+    repaudit.Recorder : The same for another training loop.
 
     Examples
     --------
@@ -61,7 +71,7 @@ class RepresentationAuditCallback(pl.Callback):
 
     @property
     def state_key(self) -> str:
-        """The key of this callback's state in a checkpoint; one a model, so that several callbacks do not collide."""
+        """The key of this callback's state in a checkpoint; one per model, so that several callbacks do not collide."""
         return self._generate_state_key(store=str(self.recorder.store), model_name=self.recorder.model_name)
 
     @property
@@ -70,26 +80,31 @@ class RepresentationAuditCallback(pl.Callback):
         return self.recorder.trajectory
 
     def state_dict(self) -> dict[str, Any]:
+        """Return what a checkpoint keeps."""
         return self.session.state_dict()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take over a checkpoint's state, unless a tuner or a validation loads it."""
         if self._is_resuming:
             self.session.load_state_dict(state_dict)
         self._is_resuming = True
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        if stage == "fit":  # what was loaded before, to validate or by a tuner, is not what this fit goes on from
+        """Forget what was loaded before this fit."""
+        if stage == "fit":  # what a validation or a tuner loaded before is not what this fit resumes from
             self.session.forget_resumed()
             self._is_resuming = True
 
     def on_load_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
+        """Note that the fit resumes from a checkpoint."""
         self._is_resuming = trainer.state.fn == "fit" and not _is_tuning(trainer)
         if self._is_resuming:
             self.session.mark_resumed()
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Try everything once, and audit the untrained model if that is due."""
         if trainer.fast_dev_run:  # type: ignore[attr-defined]
             with self._context(trainer)():
                 self.recorder.dry_run(pl_module)
@@ -99,11 +114,13 @@ class RepresentationAuditCallback(pl.Callback):
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
+        """Pass the audit of the last step to the store."""
         self.session.hand_over()
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
+        """Audit the step if it is due."""
         self.session.after_step(
             pl_module,
             trainer.global_step,
@@ -113,30 +130,37 @@ class RepresentationAuditCallback(pl.Callback):
         )
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Audit the end of a whole epoch if it is due."""
         if _epoch_is_whole(trainer):
             self._event(trainer, pl_module, self.session.trigger.due_at_epoch(trainer.current_epoch + 1))
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Audit after a validation if the trigger says so."""
         if self.session.trigger.on_validation_end and not trainer.sanity_checking and trainer.state.fn == "fit":
             self._event(trainer, pl_module, (ON_VALIDATION_END,))
 
     def on_save_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
+        """Audit with a checkpoint if the trigger says so."""
         if self.session.trigger.on_checkpoint:
             self._event(trainer, pl_module, (ON_CHECKPOINT,))
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Wait until every audit is committed."""
         self.session.flush()
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        if trainer.global_step == 0 and not self.recorder.is_open:  # no step was to be trained, and nothing started
+        """Audit the untrained model if no step was trained."""
+        if trainer.global_step == 0 and not self.recorder.is_open:  # no step was trained, and nothing started
             self.on_train_start(trainer, pl_module)
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        """Commit what was audited, and release the model."""
         self.session.close()
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Commit what was audited, and release the model."""
         if stage == "fit":
             self.session.close()
 
@@ -152,23 +176,23 @@ class RepresentationAuditCallback(pl.Callback):
 
     @staticmethod
     def _context(trainer: pl.Trainer) -> Callable[[], AbstractContextManager[Any]]:
-        """The precision that the model is trained in."""
+        """Return the precision context that the model is trained in."""
         context: Callable[[], AbstractContextManager[Any]] = trainer.precision_plugin.forward_context
         return context
 
 
 def _epoch_is_whole(trainer: pl.Trainer) -> bool:
-    """Whether the epoch that ends has seen all its batches: the hook also fires where the training stops within it."""
+    """Return whether the epoch has seen all its batches: the hook also fires where the training stops inside it."""
     loop = trainer.fit_loop.epoch_loop
     return loop.batch_progress.is_last_batch or loop.batch_idx + 1 >= trainer.num_training_batches
 
 
 def _is_tuning(trainer: pl.Trainer) -> bool:
-    """Whether a tuner puts back what it saved before it tried learning rates or batch sizes."""
+    """Return whether a tuner restores what it saved before it tried learning rates or batch sizes."""
     return Path(str(trainer.ckpt_path or "")).name.startswith((".lr_find_", ".scale_batch_size_"))
 
 
 def _loss(outputs: Any) -> torch.Tensor | None:
-    """The loss as a tensor: only an audit reads its value, which on a device waits for the step to end."""
+    """Return the loss as a tensor: only an audit reads its value, which on a device waits for the step to end."""
     value = outputs.get("loss") if isinstance(outputs, Mapping) else outputs
     return value.detach() if isinstance(value, torch.Tensor) and value.numel() == 1 else None
