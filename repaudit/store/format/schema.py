@@ -49,7 +49,7 @@ def unbelievable(document: Mapping[str, Any]) -> str | None:
         return f"it is not an array document ({type(error).__name__}: {error})"
     if any(not size <= chunk <= max(1, 2 * size) for size, chunk in zip(shape[1:], chunks[1:], strict=True)):
         return (
-            f"rows of shape {_brief(str(shape[1:]))} do not lie in one chunk each, of shape {_brief(str(chunks[1:]))}"
+            f"rows of shape {_brief(str(shape[1:]))} are not one chunk each, which has shape {_brief(str(chunks[1:]))}"
         )
     return _too_large(document, shape, chunks, itemsize)
 

@@ -136,9 +136,9 @@ class Lease:
         if not self.storage.create(marker, self.holder.dump()):
             data = self.storage.get(marker)
             if not force and (data is None or not Holder.parse(data).stale):
-                heir = "it is done" if data is None else Holder.parse(data)
+                successor = "already done" if data is None else Holder.parse(data)
                 raise LeaseError(
-                    f"{self.what} is being taken over by another writer ({heir}): wait, or pass force=True"
+                    f"{self.what} is being taken over by another writer ({successor}): wait, or pass force=True"
                 )
         try:
             current = Holder.parse(self.storage.get(self.key) or b"")

@@ -49,13 +49,13 @@ class QueuedTruncation:
 class Committer:
     """The only thread that changes a model's record, and a bounded queue to it.
 
-    `committed` and `gaps` follow the record; `error` and `untold` hold what the caller's thread does not know yet.
+    `committed` and `gaps` follow the record; `error` and `warnings` hold what the caller's thread does not know yet.
     """
 
     def __init__(self, record: ModelRecord, on_store_error: str) -> None:
         self.record, self.on_store_error = record, on_store_error
         self.committed = record.steps
-        self.untold: list[str] = []
+        self.warnings: list[str] = []
         self.error: BaseException | None = None
         self.failed = False
         self._noted = record.gaps
@@ -124,6 +124,6 @@ class Committer:
             if isinstance(what, int):
                 self._unnoted.append((what, reason))
                 missing = f"is not in the store ({reason}); {len(self.gaps)} missing so far"
-                self.untold.append(f"step {what} of model {self.record.model_name!r} {missing}")
+                self.warnings.append(f"step {what} of model {self.record.model_name!r} {missing}")
             else:
-                self.untold.append(f"model {self.record.model_name!r}, {what}: {reason}")
+                self.warnings.append(f"model {self.record.model_name!r}, {what}: {reason}")

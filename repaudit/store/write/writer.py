@@ -335,8 +335,8 @@ class TrajectoryWriter:
         """Raise or warn in the caller's thread what went wrong in the writer's."""
         committer = self._committer
         with self._lock:
-            while committer.untold:
-                warnings.warn(committer.untold.pop(0), StoreWarning, stacklevel=3)
+            while committer.warnings:
+                warnings.warn(committer.warnings.pop(0), StoreWarning, stacklevel=3)
             if committer.error is not None:
                 error, committer.error = committer.error, None
                 committer.failed = True
