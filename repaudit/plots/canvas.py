@@ -31,7 +31,7 @@ def axes(ax: Axes | None) -> Axes:
 
 
 def null_axes(ax: Axes, steps: Any, *, count: int = 7, label: str = "") -> None:
-    """Axes of a spread or a distance over steps: from 0, with the line of unrelated models at 1."""
+    """Set up axes of a spread or a distance over steps: from 0, with the line of unrelated models at 1."""
     ax.axhline(1.0, color=INK, linewidth=0.8, linestyle=(0, (2, 3)), zorder=0)
     ax.set_ylim(0, max(1.1, 1.03 * ax.dataLim.y1))
     step_axis(ax, steps, count)
@@ -41,7 +41,7 @@ def null_axes(ax: Axes, steps: Any, *, count: int = 7, label: str = "") -> None:
 
 
 def step_axis(ax: Axes, steps: Any, count: int = 7) -> None:
-    """Scale and ticks of an axis of steps."""
+    """Set the scale and the ticks of an axis of steps."""
     axis = style.StepAxis.of(steps)
     if axis.log:
         ax.set_xscale("asinh", linear_width=axis.unit)
@@ -52,7 +52,7 @@ def step_axis(ax: Axes, steps: Any, count: int = 7) -> None:
 
 
 def step_colorbar(ax: Axes, axis: style.StepAxis) -> None:
-    """Colours from the first to the last step, spaced as the axis of steps is."""
+    """Draw a colour bar from the first to the last step, spaced like the axis of steps."""
     figure = ax.get_figure()
     if figure is None or len(axis.steps) < 2:
         return
@@ -66,17 +66,17 @@ def step_colorbar(ax: Axes, axis: style.StepAxis) -> None:
 
 
 def marker(index: int) -> str:
-    """Marker of the model `index`."""
+    """Return the marker of the model `index`."""
     return style.MATPLOTLIB_MARKERS[index % len(style.MATPLOTLIB_MARKERS)]
 
 
 def key(index: int, color: str = INK) -> Line2D:
-    """Entry of a legend for the marker of the model `index`."""
+    """Return the entry of a legend for the marker of the model `index`."""
     return Line2D([], [], linestyle="", marker=marker(index), color=color, markersize=5)
 
 
 def legend(ax: Axes, handles: Sequence[Line2D], names: Sequence[str]) -> None:
-    """Legend below the axes, where there is more than one name."""
+    """Draw a legend below the axes if there is more than one name."""
     if len(names) > 1:
         ax.legend(
             handles, [safe(name, 34) for name in names], frameon=False, fontsize=7, handletextpad=0.4,
@@ -85,7 +85,7 @@ def legend(ax: Axes, handles: Sequence[Line2D], names: Sequence[str]) -> None:
 
 
 def bare(ax: Axes, method: str) -> None:
-    """Leave an embedding with neither ticks nor frame: its units mean nothing, its proportions do.
+    """Draw an embedding without ticks and frame: its proportions have a meaning, its units have none.
 
     The box follows the points, no flatter than 2:5 and no narrower than 2:3.
     """
@@ -106,13 +106,13 @@ def bare(ax: Axes, method: str) -> None:
 
 
 def despine(ax: Axes) -> None:
-    """Two faint sides are enough."""
+    """Keep two faint sides of the frame only."""
     ax.spines[["top", "right"]].set_visible(False)
     ax.tick_params(labelsize=8, color=FAINT)
     ax.spines[["left", "bottom"]].set_color(FAINT)
 
 
 def safe(name: str, limit: int = 60) -> str:
-    """Return the name as matplotlib shows it literally: without mathematics, nor hidden by a leading underscore."""
+    """Return the name so that matplotlib shows it literally: not as mathematics, not hidden by an underscore."""
     shown = style.visible(name, limit).replace("$", r"\$")
     return f" {shown}" if shown.startswith("_") else shown

@@ -31,6 +31,11 @@ def plot_spread(spread: xr.Dataset, ax: Axes | None = None, layers: Sequence[str
     layers
         Names of the layers to draw, all when None. Bands are drawn for up to four.
 
+    Returns
+    -------
+    matplotlib.axes.Axes
+        The axes drawn on.
+
     Raises
     ------
     AnalysisError
@@ -38,7 +43,6 @@ def plot_spread(spread: xr.Dataset, ax: Axes | None = None, layers: Sequence[str
 
     Examples
     --------
-    >>> import xarray as xr
     >>> from matplotlib.figure import Figure
     >>> values = {"spread": (("layer", "step"), [[0.2, 0.7, 0.1]])}
     >>> spread = xr.Dataset(values, coords={"layer": ["model.norm"], "step": [0, 10, 20]})
@@ -65,7 +69,7 @@ def plot_comparison(
     ----------
     comparison
         Group ``comparison`` of the results: ``from_untrained`` and ``from_inputs`` on (layer, step), each with its
-        ``_low`` and ``_high``, and ``noise_floor`` on (layer,); any of them absent.
+        ``_low`` and ``_high``, and ``noise_floor`` on (layer,); any of them may be absent.
     layer
         Name of the layer.
     ax
@@ -73,17 +77,30 @@ def plot_comparison(
     spread
         Group ``spread``, for the distance from each other.
 
+    Returns
+    -------
+    matplotlib.axes.Axes
+        The axes drawn on.
+
     Raises
     ------
     AnalysisError
         The layer is not in the results.
+
+    Examples
+    --------
+    >>> from matplotlib.figure import Figure
+    >>> values = {"from_inputs": (("layer", "step"), [[0.2, 0.7]]), "noise_floor": ("layer", [0.03])}
+    >>> comparison = xr.Dataset(values, coords={"layer": ["norm"], "step": [0, 10]})
+    >>> plot_comparison(comparison, "norm", ax=Figure().add_subplot()).get_ylabel()
+    'distance (1 = unrelated)'
     """
     ax = canvas.axes(ax)
     names = names_of(comparison, LAYER)
     one_layer(comparison, layer)
-    found, floor = distances(spread, comparison, layer)
+    lines, floor = distances(spread, comparison, layer)
     handles = []
-    for name, line in found.items():
+    for name, line in lines.items():
         color = style.COMPARISONS.get(name, style.depth_color(names.index(layer), len(names)))
         handle = draw_curve(ax, line, color, band=True, label=name)
         handle.set_linestyle(style.MATPLOTLIB_DASHES[name])
@@ -95,7 +112,7 @@ def plot_comparison(
             ha="right", va="bottom", fontsize=7, color=style.OTHER,
         )  # fmt: skip
     canvas.null_axes(ax, comparison[STEP].values, label="distance (1 = unrelated)")
-    _legend(ax, handles, [DISTANCES[name] for name in found])
+    _legend(ax, handles, [DISTANCES[name] for name in lines])
     return ax
 
 
@@ -115,10 +132,23 @@ def plot_approach(
     model
         Name of the model, the first when None.
 
+    Returns
+    -------
+    matplotlib.axes.Axes
+        The axes drawn on.
+
     Raises
     ------
     AnalysisError
         A layer or the model is not in the results.
+
+    Examples
+    --------
+    >>> from matplotlib.figure import Figure
+    >>> values = {"approach": (("layer", "model", "step"), [[[0.9, 0.4, 0.0]]])}
+    >>> approach = xr.Dataset(values, coords={"layer": ["norm"], "model": ["seed0"], "step": [0, 10, 20]})
+    >>> plot_approach(approach, ax=Figure().add_subplot()).lines[0].get_ydata().tolist()
+    [0.9, 0.4, 0.0]
     """
     ax = canvas.axes(ax)
     models = names_of(approach, MODEL)
@@ -137,7 +167,7 @@ def plot_approach(
 
 
 def plot_groups(groups: xr.Dataset, layer: str, ax: Axes | None = None) -> Axes:
-    """Draw the spread within each group of models (solid) and between every two of them (dashed).
+    """Draw the spread within each group of models (solid) and between every pair of groups (dashed).
 
     Parameters
     ----------
@@ -148,32 +178,51 @@ def plot_groups(groups: xr.Dataset, layer: str, ax: Axes | None = None) -> Axes:
     ax
         Where to draw; a new figure when None. Bands are drawn for up to six curves.
 
+    Returns
+    -------
+    matplotlib.axes.Axes
+        The axes drawn on.
+
     Raises
     ------
     AnalysisError
         The layer is not in the results.
+
+    Examples
+    --------
+    >>> from matplotlib.figure import Figure
+    >>> values = {"spread": (("layer", "step", "group", "other"), [[[[0.1, 0.6], [0.6, 0.2]]]])}
+    >>> names = {"group": ["small", "large"], "other": ["small", "large"]}
+    >>> groups = xr.Dataset(values, coords={"layer": ["norm"], "step": [0], **names})
+    >>> [text.get_text() for text in plot_groups(groups, "norm", ax=Figure().add_subplot()).get_legend().get_texts()]
+    ['small', 'large', 'small | large']
     """
     ax = canvas.axes(ax)
-    found = pairs(groups, layer)
+    curves = pairs(groups, layer)
     handles = []
-    for i, j, name, line in found:
-        handle = draw_curve(ax, line, style.group_color(i, j), band=len(found) <= 6, label=name)
+    for i, j, name, line in curves:
+        handle = draw_curve(ax, line, style.group_color(i, j), band=len(curves) <= 6, label=name)
         handle.set_linestyle("-" if i == j else (0, (4, 2)))
         handles.append(handle)
     canvas.null_axes(ax, groups[STEP].values, label="spread (1 = unrelated)")
-    _legend(ax, handles, [name for _, _, name, _ in found])
+    _legend(ax, handles, [name for _, _, name, _ in curves])
     return ax
 
 
 def plot_settling(settling: Sequence[Mapping[str, Any]], ax: Axes | None = None) -> Axes:
-    """Draw when each layer first was significantly below its start (ring) and when it settled (dot), first on top.
+    """Draw when each layer was first significantly below its start (ring) and when it settled (dot), first on top.
 
     Parameters
     ----------
     settling
-        ``settling`` of the summary: ``layer``, ``settled`` and ``below_start`` of each, either of them None.
+        ``settling`` of the summary: ``layer``, ``settled`` and ``below_start`` of each layer; both steps may be None.
     ax
         Where to draw; a new figure when None.
+
+    Returns
+    -------
+    matplotlib.axes.Axes
+        The axes drawn on.
 
     Examples
     --------
@@ -204,7 +253,7 @@ def plot_settling(settling: Sequence[Mapping[str, Any]], ax: Axes | None = None)
 def plot_diagnostics(
     diagnostics: xr.Dataset, ax: Axes | None = None, *, variable: str = EFFECTIVE_NEIGHBORS, layer: str | None = None
 ) -> Axes:
-    """Draw one diagnostic of the operators over steps, a line for each model and layer, coloured by layer.
+    """Draw one diagnostic of the operators over steps, one line per model and layer, coloured by layer.
 
     Parameters
     ----------
@@ -213,14 +262,27 @@ def plot_diagnostics(
     ax
         Where to draw; a new figure when None.
     variable
-        Which diagnostic.
+        Name of the diagnostic.
     layer
         Name of one layer; all when None.
+
+    Returns
+    -------
+    matplotlib.axes.Axes
+        The axes drawn on.
 
     Raises
     ------
     AnalysisError
         The variable or the layer is not in the results.
+
+    Examples
+    --------
+    >>> from matplotlib.figure import Figure
+    >>> values = {"entropy": (("layer", "model", "step"), [[[4.0, 3.0]]])}
+    >>> diagnostics = xr.Dataset(values, coords={"layer": ["norm"], "model": ["seed0"], "step": [0, 10]})
+    >>> plot_diagnostics(diagnostics, ax=Figure().add_subplot(), variable="entropy").get_title(loc="left")
+    'diffusion spectral entropy'
     """
     if variable not in diagnostics:
         raise AnalysisError(
@@ -234,9 +296,9 @@ def plot_diagnostics(
         values = one_layer(diagnostics, name)[variable].transpose(MODEL, STEP).values.astype(float)
         color = style.depth_color(everything.index(name), len(everything))
         for index in range(len(models)):
-            there = np.isfinite(values[index])
-            marker = canvas.marker(index) if there.sum() <= style.DENSE else ""
-            ax.plot(steps[there], values[index][there], color=color, linewidth=1.1, marker=marker, markersize=2.8)
+            finite = np.isfinite(values[index])
+            marker = canvas.marker(index) if finite.sum() <= style.DENSE else ""
+            ax.plot(steps[finite], values[index][finite], color=color, linewidth=1.1, marker=marker, markersize=2.8)
     canvas.step_axis(ax, steps)
     canvas.despine(ax)
     ax.set_title(DIAGNOSTIC_NAMES.get(variable, variable), loc="left", fontsize=9, color=canvas.INK)

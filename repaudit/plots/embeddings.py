@@ -34,10 +34,24 @@ def plot_trajectories(
     variable
         ``"trajectory"`` (PHATE) or ``"mds"`` (classical scaling of the same distances).
 
+    Returns
+    -------
+    matplotlib.axes.Axes
+        The axes drawn on.
+
     Raises
     ------
     AnalysisError
         The layer is not in the results.
+
+    Examples
+    --------
+    >>> from matplotlib.figure import Figure
+    >>> points = (("layer", "model", "step", "component"), [[[[0.0, 0.0], [1.0, 2.0]]]])
+    >>> coords = {"layer": ["norm"], "model": ["seed0"], "step": [0, 10]}
+    >>> trajectories = xr.Dataset({"trajectory": points}, coords=coords)
+    >>> plot_trajectories(trajectories, "norm", ax=Figure().add_subplot()).lines[0].get_ydata().tolist()
+    [0.0, 2.0]
     """
     ax = canvas.axes(ax)
     axis = style.StepAxis.of(trajectories[STEP].values)
@@ -68,6 +82,19 @@ def plot_together(trajectories: xr.Dataset, ax: Axes | None = None) -> Axes:
         Group ``trajectories`` of the results: ``together`` on (layer, model, step, component).
     ax
         Where to draw; a new figure when None.
+
+    Returns
+    -------
+    matplotlib.axes.Axes
+        The axes drawn on.
+
+    Examples
+    --------
+    >>> from matplotlib.figure import Figure
+    >>> points = (("layer", "model", "step", "component"), [[[[0.0, 0.0], [1.0, 2.0]]]])
+    >>> trajectories = xr.Dataset({"together": points}, coords={"layer": ["norm"], "model": ["seed0"], "step": [0, 10]})
+    >>> len(plot_together(trajectories, ax=Figure().add_subplot()).lines)
+    1
     """
     ax = canvas.axes(ax)
     layers, models = names_of(trajectories, LAYER), names_of(trajectories, MODEL)
@@ -100,10 +127,23 @@ def plot_embedding(merged: xr.Dataset, layer: str, ax: Axes | None = None) -> Ax
     ax
         Where to draw; a new figure when None.
 
+    Returns
+    -------
+    matplotlib.axes.Axes
+        The axes drawn on.
+
     Raises
     ------
     AnalysisError
         The layer is not in the results.
+
+    Examples
+    --------
+    >>> from matplotlib.figure import Figure
+    >>> points = (("layer", "sample", "component"), [[[0.0, 0.0], [1.0, 2.0], [2.0, 1.0]]])
+    >>> merged = xr.Dataset({"embedding": points}, {"layer": ["norm"], "label": ("sample", ["ham", "spam", "ham"])})
+    >>> [text.get_text() for text in plot_embedding(merged, "norm", ax=Figure().add_subplot()).get_legend().get_texts()]
+    ['ham', 'spam']
     """
     ax = canvas.axes(ax)
     groups = _draw_samples(ax, one_layer(merged, layer)[EMBEDDING], labels_of(merged))
@@ -122,29 +162,42 @@ def plot_frame(frames: xr.Dataset, layer: str, step: int, ax: Axes | None = None
     Parameters
     ----------
     frames
-        Group ``frames`` of the results: ``merged`` on (layer, step, sample, component) and, for a model of its own,
+        Group ``frames`` of the results: ``merged`` on (layer, step, sample, component) and, for one model,
         ``models`` on (layer, model, step, sample, component).
     layer, step
-        Which layer, and which of the steps of this group.
+        Name of the layer, and one of the steps of this group.
     ax
         Where to draw; a new figure when None. Its limits hold the samples of every step.
     model
         Name of a model; the merged operator's samples when None.
 
+    Returns
+    -------
+    matplotlib.axes.Axes
+        The axes drawn on.
+
     Raises
     ------
     AnalysisError
         The layer, the step or the model is not in the results.
+
+    Examples
+    --------
+    >>> from matplotlib.figure import Figure
+    >>> points = (("layer", "step", "sample", "component"), [[[[0.0, 0.0], [1.0, 2.0]]]])
+    >>> frames = xr.Dataset({"merged": points}, coords={"layer": ["norm"], "step": [1000]})
+    >>> plot_frame(frames, "norm", 1000, ax=Figure().add_subplot()).get_title(loc="left")
+    'step 1,000'
     """
-    one, steps = one_layer(frames, layer), [int(found) for found in frames[STEP].values]
+    frame, steps = one_layer(frames, layer), [int(value) for value in frames[STEP].values]
     if step not in steps:
-        raise AnalysisError(f"expected one of the steps {steps}, found {step}")
-    values = one[MERGED]
+        raise AnalysisError(f"layer {layer!r}: expected one of the steps {steps}, found {step}")
+    values = frame[MERGED]
     if model is not None:
-        names = names_of(one, MODEL)
+        names = names_of(frame, MODEL)
         if model not in names:
-            raise AnalysisError(f"expected one of the models {names}, found {model!r}")
-        values = one[OF_MODELS].isel({MODEL: names.index(model)})
+            raise AnalysisError(f"layer {layer!r}: expected one of the models {names}, found {model!r}")
+        values = frame[OF_MODELS].isel({MODEL: names.index(model)})
     ax = canvas.axes(ax)
     _draw_samples(ax, values.isel({STEP: steps.index(step)}), labels_of(frames))
     everything = values.transpose(..., COMPONENT).values.reshape(-1, values.sizes[COMPONENT])[:, :2]
@@ -157,7 +210,7 @@ def plot_frame(frames: xr.Dataset, layer: str, step: int, ax: Axes | None = None
 
 
 def plot_units(units: xr.Dataset, layer: str, ax: Axes | None = None, *, model: str | None = None) -> Axes:
-    """Draw a layer's units over steps (M-PHATE), coloured by step, a line for each unit.
+    """Draw a layer's units over steps (M-PHATE), coloured by step, one line per unit.
 
     Parameters
     ----------
@@ -168,16 +221,29 @@ def plot_units(units: xr.Dataset, layer: str, ax: Axes | None = None, *, model: 
     ax
         Where to draw; a new figure when None.
     model
-        Name of the model; the first when None. Each model's picture has a frame of its own.
+        Name of the model; the first when None. Each model has its own frame.
+
+    Returns
+    -------
+    matplotlib.axes.Axes
+        The axes drawn on.
 
     Raises
     ------
     AnalysisError
         The layer or the model is not in the results.
+
+    Examples
+    --------
+    >>> from matplotlib.figure import Figure
+    >>> points = (("layer", "model", "step", "unit", "component"), [[[[[0.0, 0.0]], [[1.0, 2.0]]]]])
+    >>> units = xr.Dataset({"embedding": points}, coords={"layer": ["norm"], "model": ["seed0"], "step": [0, 10]})
+    >>> len(plot_units(units, "norm", ax=Figure().add_subplot()).lines)
+    1
     """
     models = names_of(units, MODEL)
     if model is not None and model not in models:
-        raise AnalysisError(f"expected one of the models {models}, found {model!r}")
+        raise AnalysisError(f"layer {layer!r}: expected one of the models {models}, found {model!r}")
     ax = canvas.axes(ax)
     index = 0 if model is None else models.index(model)
     axis = style.StepAxis.of(units[STEP].values)

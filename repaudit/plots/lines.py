@@ -1,4 +1,4 @@
-"""Curves to draw: values over steps with their bounds, taken out of the results as far as they are known."""
+"""Curves to draw: values over steps with their bounds, read from the results as far as they are known."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Heat maps: the similarity of every two representations."""
+"""Heat maps: the similarity of every pair of representations."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ MEASURES = {
 def plot_similarity(
     similarity: xr.Dataset, measure: str, step: int | None = None, ax: Axes | None = None, *, by: str = MODEL
 ) -> Axes:
-    """Draw the similarity of every two representations, 1 for representations alike, as a map.
+    """Draw the similarity of every pair of representations as a map: 1 means alike.
 
     Parameters
     ----------
@@ -39,33 +39,47 @@ def plot_similarity(
         Group ``similarity`` of the results: ``similarity`` on (measure, step, representation, other), coordinates
         ``model`` and ``layer`` of the representations.
     measure
-        Which measure.
+        Name of the measure.
     step
-        Which of the steps of this group; the last when None.
+        One of the steps of this group; the last when None.
     ax
         Where to draw; a new figure when None.
     by
         ``"model"``: blocks of one model, its layers in order; ``"layer"``: blocks of one layer.
 
+    Returns
+    -------
+    matplotlib.axes.Axes
+        The axes drawn on.
+
     Raises
     ------
     AnalysisError
         The measure or the step is not in the results.
+
+    Examples
+    --------
+    >>> from matplotlib.figure import Figure
+    >>> values = {"similarity": (("measure", "step", "representation", "other"), [[[[1.0, 0.4], [0.4, 1.0]]]])}
+    >>> names = {"model": ("representation", ["seed0", "seed1"]), "layer": ("representation", ["norm", "norm"])}
+    >>> similarity = xr.Dataset(values, coords={"measure": ["cka"], "step": [0], **names})
+    >>> plot_similarity(similarity, "cka", ax=Figure().add_subplot()).get_title(loc="left")
+    'linear CKA'
     """
     values = similarity_matrix(similarity, measure, step)
     ax = canvas.axes(ax)
-    found = arrange(similarity, by)
-    count = len(found.index)
-    image = ax.imshow(values[np.ix_(found.index, found.index)], cmap=canvas.SIMILARITIES, vmin=0, vmax=1)
-    for _, start, _ in found.blocks[1:]:
+    order = arrange(similarity, by)
+    count = len(order.index)
+    image = ax.imshow(values[np.ix_(order.index, order.index)], cmap=canvas.SIMILARITIES, vmin=0, vmax=1)
+    for _, start, _ in order.blocks[1:]:
         ax.axhline(start - 0.5, color="white", linewidth=1.2)
         ax.axvline(start - 0.5, color="white", linewidth=1.2)
-    middles = [(start + end - 1) / 2 for _, start, end in found.blocks]
-    ax.set_xticks(middles, [canvas.safe(name, 24) for name, _, _ in found.blocks], rotation=90 if count > 60 else 30)
+    middles = [(start + end - 1) / 2 for _, start, end in order.blocks]
+    ax.set_xticks(middles, [canvas.safe(name, 24) for name, _, _ in order.blocks], rotation=90 if count > 60 else 30)
     if count <= 24:
-        ax.set_yticks(range(count), [canvas.safe(name, 34) for name in found.inner])
+        ax.set_yticks(range(count), [canvas.safe(name, 34) for name in order.inner])
     else:
-        ax.set_yticks(middles, [canvas.safe(name, 34) for name, _, _ in found.blocks])
+        ax.set_yticks(middles, [canvas.safe(name, 34) for name, _, _ in order.blocks])
     ax.tick_params(labelsize=7, length=0)
     ax.spines[:].set_visible(False)
     ax.set_title(MEASURES.get(measure, canvas.safe(measure)), loc="left", fontsize=9, color=canvas.INK)
@@ -78,14 +92,14 @@ def plot_similarity(
 
 
 def similarity_matrix(similarity: xr.Dataset, measure: str, step: int | None = None) -> NDArray[np.float64]:
-    """Similarities (representation, other) by one measure at one step, the last when None."""
+    """Return the similarities (representation, other) by one measure at one step, the last when None."""
     measures = [str(name) for name in similarity[MEASURE].values]
-    steps = [int(found) for found in similarity[STEP].values]
+    steps = [int(value) for value in similarity[STEP].values]
     if measure not in measures or (step is not None and step not in steps):
         raise AnalysisError(
             f"expected one of the measures {measures} at one of the steps {steps}, found {measure!r}"
             + (f" at {step}" if step is not None else "")
         )
     at = len(steps) - 1 if step is None else steps.index(step)
-    one = similarity[SIMILARITY].isel({MEASURE: measures.index(measure), STEP: at})
-    return np.asarray(one.transpose(REPRESENTATION, OTHER).values, dtype=float)
+    values = similarity[SIMILARITY].isel({MEASURE: measures.index(measure), STEP: at})
+    return np.asarray(values.transpose(REPRESENTATION, OTHER).values, dtype=float)

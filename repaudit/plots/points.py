@@ -13,7 +13,33 @@ from repaudit.results import TRAJECTORY, names_of, one_layer
 
 
 def path(dataset: xr.Dataset, layer: str, model: str, variable: str = TRAJECTORY) -> xr.DataArray:
-    """Return the points (step, component) of one model's trajectory, without the steps that the model lacks."""
+    """Return the points of one model's trajectory, without the steps that the model lacks.
+
+    Parameters
+    ----------
+    dataset
+        Group ``trajectories`` of the results.
+    layer, model
+        Name of the layer and of the model.
+    variable
+        ``"trajectory"`` (PHATE), ``"mds"`` (classical scaling) or ``"together"`` (all layers in one picture).
+
+    Returns
+    -------
+    DataArray (step, component)
+
+    Raises
+    ------
+    AnalysisError
+        The layer is not in the results.
+
+    Examples
+    --------
+    >>> points = (("layer", "model", "step", "component"), [[[[0.0, 0.0], [np.nan, np.nan], [1.0, 2.0]]]])
+    >>> coords = {"layer": ["norm"], "model": ["seed0"], "step": [0, 10, 20]}
+    >>> path(xr.Dataset({"trajectory": points}, coords), "norm", "seed0")["step"].values.tolist()
+    [0, 20]
+    """
     points = one_layer(dataset, layer)[variable]
     index = names_of(dataset, MODEL).index(model)
     return points.isel({MODEL: index}).transpose(STEP, COMPONENT).dropna(STEP, how="any")

@@ -1,4 +1,4 @@
-"""An analysis's figures as files, each a picture of one layer or a panel for each."""
+"""An analysis's figures as files: one picture per layer, or one panel per layer."""
 
 from __future__ import annotations
 
@@ -49,18 +49,18 @@ if TYPE_CHECKING:
 
 
 def save_figures(results: xr.DataTree, folder: str | Path, *, dpi: int = 200) -> list[Path]:
-    """Write what the results hold as PNG.
+    """Write the figures of an analysis as PNG files.
 
-    Of all layers: spread, comparison, approach, groups, settling, together, diagnostics and similarity-<measure>; of
-    each layer: trajectories-<layer>, embedding-<layer>, frames-<layer> and units-<layer>. What is not known is not
-    drawn: with a single model there is no spread.png.
+    For all layers: spread, comparison, approach, groups, settling, together, diagnostics and similarity-<measure>; per
+    layer: trajectories-<layer>, embedding-<layer>, frames-<layer> and units-<layer>. What is not known is not drawn:
+    with a single model there is no spread.png.
 
     Parameters
     ----------
     results
         Results of an analysis.
     folder
-        Where the figures go; made when missing.
+        Where the figures go; created if missing.
     dpi
         Dots per inch.
 
@@ -68,6 +68,14 @@ def save_figures(results: xr.DataTree, folder: str | Path, *, dpi: int = 200) ->
     -------
     list of Path
         The files written.
+
+    Examples
+    --------
+    >>> from tempfile import mkdtemp
+    >>> spread = xr.Dataset({"spread": (("layer", "step"), [[0.2, 0.7]])}, coords={"layer": ["norm"], "step": [0, 10]})
+    >>> results = xr.DataTree.from_dict({"spread": spread})
+    >>> [file.name for file in save_figures(results, mkdtemp(), dpi=50)]
+    ['spread.png']
     """
     target = Path(folder)
     target.mkdir(parents=True, exist_ok=True)
@@ -88,14 +96,14 @@ def save_figures(results: xr.DataTree, folder: str | Path, *, dpi: int = 200) ->
 
 def _save(figure: Figure, file: Path, dpi: int) -> Path:
     with warnings.catch_warnings():
-        # A name in a script that matplotlib's font lacks is drawn as boxes; the report shows it as it is.
+        # A name in a script that matplotlib's font lacks is drawn as boxes; the report shows it correctly.
         warnings.filterwarnings("ignore", message=r"Glyph .* missing from", category=UserWarning)
         figure.savefig(file, dpi=dpi, bbox_inches="tight", pad_inches=0.06, facecolor="white")
     return file
 
 
 def _panels(results: xr.DataTree, summary: Mapping[str, Any]) -> dict[str, Figure]:
-    """Figures with a panel for each layer."""
+    """Draw the figures that have one panel per layer."""
     figures = {}
     spread, comparison = group(results, SPREAD, SPREAD), group(results, COMPARISON)
     if spread is not None:
@@ -113,7 +121,7 @@ def _panels(results: xr.DataTree, summary: Mapping[str, Any]) -> dict[str, Figur
 
 
 def _over_layers(results: xr.DataTree, summary: Mapping[str, Any]) -> dict[str, Figure]:
-    """Figures of all layers in one picture."""
+    """Draw the figures that show all layers in one picture."""
     figures = {}
     settling = [
         entry
@@ -153,16 +161,16 @@ def _layer_figures(dataset: xr.Dataset, variable: str, stem: str, draw: Callable
 
 
 def _frames_figures(frames: xr.Dataset | None) -> dict[str, Figure]:
-    """Up to five steps of each layer's merged operator side by side."""
+    """Draw up to five steps of each layer's merged operator side by side."""
     figures: dict[str, Figure] = {}
     if frames is None:
         return figures
     for layer in names_of(frames, LAYER):
         values = one_layer(frames, layer)[MERGED].transpose(STEP, ...)
-        there = [int(step) for step in frames[STEP].values[np.isfinite(values.values).any(axis=(1, 2))]]
-        if len(there) < 2:
+        known_steps = [int(step) for step in frames[STEP].values[np.isfinite(values.values).any(axis=(1, 2))]]
+        if len(known_steps) < 2:
             continue
-        steps = [there[k] for k in np.unique(np.linspace(0, len(there) - 1, 5).astype(int))]
+        steps = [known_steps[k] for k in np.unique(np.linspace(0, len(known_steps) - 1, 5).astype(int))]
         figure = Figure(figsize=(2.2 * len(steps), 2.6), layout="constrained")
         for ax, step in zip(figure.subplots(1, len(steps), squeeze=False)[0], steps, strict=True):
             embeddings.plot_frame(frames, layer, step, ax)
@@ -172,7 +180,7 @@ def _frames_figures(frames: xr.Dataset | None) -> dict[str, Figure]:
 
 
 def _small_multiples(dataset: xr.Dataset, draw: Callable[[str, Axes], Axes]) -> Figure:
-    """One panel a layer, all on one scale, with one legend for all of them."""
+    """Draw one panel per layer, all on one scale, with one legend for all of them."""
     layers = names_of(dataset, LAYER)
     figure, axes = _grid(len(layers))
     label = ""
@@ -204,7 +212,7 @@ def _grid(count: int) -> tuple[Figure, Any]:
 
 
 def _spread_figure(spread: xr.Dataset, verdicts: Mapping[str, Any]) -> Figure:
-    """Small multiples, one a layer, every other layer in grey behind it."""
+    """Draw one panel per layer, with the other layers in grey behind it."""
     layers = names_of(spread, LAYER)
     figure, axes = _grid(len(layers))
     lines = {layer: line_of(spread, layer) for layer in layers}
@@ -245,7 +253,7 @@ def _diagnostics_figure(diagnostics: xr.Dataset) -> Figure:
 
 
 def _summary(results: xr.DataTree) -> Mapping[str, Any]:
-    """Return the summary in the results' attributes; nothing where there is none."""
+    """Return the summary in the results' attributes; empty if there is none."""
     summary = results.attrs.get(SUMMARY, "{}")
-    found = json.loads(summary) if isinstance(summary, str) else summary
-    return found if isinstance(found, Mapping) else {}
+    document = json.loads(summary) if isinstance(summary, str) else summary
+    return document if isinstance(document, Mapping) else {}

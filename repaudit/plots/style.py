@@ -24,7 +24,7 @@ VERDICTS: Final = {
 """Colour of each verdict; each keeps a contrast of 3 or more on white and on near-black."""
 
 DIRECTIONS: Final = {"falls": VERDICTS["converging"], "rises": VERDICTS["diverging"], "flat": VERDICTS["unchanged"]}
-"""Colour of the phases of a spread curve, those of the verdict that each would give."""
+"""Colours of the phases of a spread curve: those of the verdict that each would give."""
 
 LABEL_COLORS: Final = (
     *("#0072b2", "#e69f00", "#009e73", "#d55e00", "#cc79a7"),
@@ -36,9 +36,9 @@ OTHER: Final = "#9aa0a6"
 MATPLOTLIB_MARKERS: Final = ("o", "s", "D", "^", "v", "P", "X", "*")
 PLOTLY_SYMBOLS: Final = ("circle", "square", "diamond", "triangle-up", "triangle-down", "cross", "x", "star")
 STEP_COLORS: Final = ("#6a4ba3", "#4a64a8", "#2a788e", "#22a884", "#5ec962", "#a5db36")
-"""Early to late: after viridis, its two ends paler and darker: they vanish on black and on white."""
+"""Early to late: viridis with less extreme ends, which would vanish on black and on white."""
 DEPTH_COLORS: Final = ("#7350c8", "#9a46bd", "#c03a83", "#e06a52", "#e0912a")
-"""First to last layer: a second sequence, so that depth is never taken for time."""
+"""First to last layer: another sequence, so that depth is not mistaken for time."""
 
 
 SPREAD_COLORS: Final = (VERDICTS["converging"], "#e9e6df", VERDICTS["diverging"])
@@ -46,16 +46,16 @@ SPREAD_COLORS: Final = (VERDICTS["converging"], "#e9e6df", VERDICTS["diverging"]
 
 
 SIMILARITY_COLORS: Final = ("#14305c", "#3f4c6b", "#6b6d6f", "#97906f", "#c8b45f", "#f5dc4d")
-"""Similarity from 0 to 1: one hue to another over growing lightness, the same to colour-blind readers (cividis)."""
+"""Similarity from 0 to 1: one hue to another over growing lightness, the same for colour-blind readers (cividis)."""
 
 COMPARISONS: Final = {FROM_UNTRAINED: "#17997a", FROM_INPUTS: "#4a8fc2"}
-"""Colours of the distances from the untrained networks and from the inputs, apart from those of all depths."""
+"""Colours of the distances from the untrained networks and from the inputs, different from those of all depths."""
 MATPLOTLIB_DASHES: Final = {SPREAD: (0, ()), FROM_UNTRAINED: (0, (4, 2)), FROM_INPUTS: (0, (1, 1.5))}
 PLOTLY_DASHES: Final = {SPREAD: "solid", FROM_UNTRAINED: "dash", FROM_INPUTS: "dot"}
 
 
 DENSE: Final = 60
-"""Curves over more steps than this are drawn without markers."""
+"""Curves over more steps than this have no markers."""
 
 
 @dataclass(frozen=True)
@@ -78,20 +78,20 @@ class StepAxis:
     @classmethod
     def of(cls, steps: ArrayLike) -> StepAxis:
         """Choose the axis on which the gaps between these steps are more even."""
-        found = np.unique(np.asarray(steps, dtype=np.int64))
-        positive = found[found > 0]
+        known = np.unique(np.asarray(steps, dtype=np.int64))
+        positive = known[known > 0]
         unit = float(positive[0]) if positive.size else 1.0
-        linear, logarithmic = np.diff(found.astype(float)), np.diff(np.arcsinh(found / unit))
-        log = found.size > 3 and _unevenness(logarithmic) < 0.8 * _unevenness(linear)
-        return cls(tuple(int(step) for step in found), bool(log), unit)
+        linear, logarithmic = np.diff(known.astype(float)), np.diff(np.arcsinh(known / unit))
+        log = known.size > 3 and _unevenness(logarithmic) < 0.8 * _unevenness(linear)
+        return cls(tuple(int(step) for step in known), bool(log), unit)
 
     def position(self, steps: ArrayLike) -> NDArray[np.float64]:
-        """Where these steps lie on the axis."""
+        """Return where these steps lie on the axis."""
         values = np.asarray(steps, dtype=np.float64)
         return np.arcsinh(values / self.unit) if self.log else values
 
     def fraction(self, steps: ArrayLike) -> NDArray[np.float64]:
-        """Where these steps lie between the first (0) and the last (1)."""
+        """Return where these steps lie between the first (0) and the last (1)."""
         if not self.steps or self.steps[0] == self.steps[-1]:
             return np.zeros(np.shape(steps))
         first, last = self.position([self.steps[0], self.steps[-1]])
@@ -99,7 +99,7 @@ class StepAxis:
 
     @property
     def dense(self) -> bool:
-        """Whether there are too many steps for a marker each."""
+        """Whether there are too many steps to mark each of them."""
         return len(self.steps) > DENSE
 
     def edges(self) -> NDArray[np.float64]:
@@ -121,8 +121,8 @@ class StepAxis:
         if len(self.steps) <= 2:
             return list(self.steps)
         if not self.log and len(self.steps) > count:
-            found = MaxNLocator(count - 1, integer=True).tick_values(self.steps[0], self.steps[-1])
-            return [int(tick) for tick in found if self.steps[0] <= tick <= self.steps[-1]]
+            values = MaxNLocator(count - 1, integer=True).tick_values(self.steps[0], self.steps[-1])
+            return [int(tick) for tick in values if self.steps[0] <= tick <= self.steps[-1]]
         where, gap = self.fraction(self.steps), 1 / max(1, count - 1)
         nearest = {int(np.abs(where - k * gap).argmin()) for k in range(1, count - 1)}
         chosen = [0]
@@ -138,7 +138,7 @@ def _unevenness(gaps: NDArray[np.float64]) -> float:
 
 @dataclass(frozen=True)
 class LabelGroup:
-    """Samples drawn alike: those of one label, or of all the labels too rare to have a colour of their own."""
+    """Samples drawn alike: those of one label, or of all labels too rare for a separate colour."""
 
     name: str
     index: NDArray[np.int64]
@@ -147,7 +147,7 @@ class LabelGroup:
 
 
 def label_groups(labels: Sequence[str] | None, n_samples: int) -> list[LabelGroup]:
-    """Group samples by label, the twenty most frequent labels each with a colour and a marker of its own.
+    """Group samples by label; the twenty most frequent labels have different colours or markers.
 
     Examples
     --------
@@ -172,7 +172,7 @@ def label_groups(labels: Sequence[str] | None, n_samples: int) -> list[LabelGrou
 
 
 def blend(colors: Sequence[str], fraction: float) -> str:
-    """Colour at a fraction, 0 to 1, of a sequence of colours.
+    """Return the colour at a fraction, 0 to 1, of a sequence of colours.
 
     Examples
     --------
@@ -185,12 +185,12 @@ def blend(colors: Sequence[str], fraction: float) -> str:
 
 
 def depth_color(index: int, count: int) -> str:
-    """Colour of the layer ``index`` of ``count``, in the order of the results."""
+    """Return the colour of the layer ``index`` of ``count``, in the order of the results."""
     return blend(DEPTH_COLORS, index / (count - 1) if count > 1 else 0.0)
 
 
 def group_color(group: int, other: int) -> str:
-    """Colour of a group of models, or of what lies between two of them: the mean of theirs.
+    """Return the colour of a group of models, or of a pair of groups: the mean of the two colours.
 
     Examples
     --------
@@ -202,7 +202,7 @@ def group_color(group: int, other: int) -> str:
 
 
 def translucent(color: str, opacity: float) -> str:
-    """Colour with an opacity, as CSS and plotly write it.
+    """Return a colour with an opacity, as CSS and plotly write it.
 
     Examples
     --------
@@ -214,12 +214,12 @@ def translucent(color: str, opacity: float) -> str:
 
 
 def visible(text: str, limit: int | None = None) -> str:
-    """Text with control and direction characters shown as escapes, cut in the middle when longer than ``limit``.
+    r"""Return a text with control and direction characters as escapes, cut in the middle if longer than ``limit``.
 
     Examples
     --------
-    >>> visible("a\\nb", None), visible("model.layers.12.mlp", 11)
-    ('a\\\\nb', 'model…2.mlp')
+    >>> visible("a\nb", None), visible("model.layers.12.mlp", 11)
+    ('a\\nb', 'model…2.mlp')
     """
     shown = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
     if limit is None or len(shown) <= limit:
@@ -229,10 +229,10 @@ def visible(text: str, limit: int | None = None) -> str:
 
 
 def wrapped(text: str, width: int = 64, lines: int = 6) -> list[str]:
-    """Lines of a text as they stand in it, wrapped, with a mark where more were left out."""
-    found = [
+    """Return the lines of a text, wrapped, with a mark where some were left out."""
+    parts = [
         part
         for line in text.expandtabs(4).splitlines()
         for part in textwrap.wrap(visible(line), width, drop_whitespace=False, replace_whitespace=False) or [""]
     ]
-    return found if len(found) <= lines else [*found[: lines - 1], "…"]
+    return parts if len(parts) <= lines else [*parts[: lines - 1], "…"]
