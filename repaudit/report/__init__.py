@@ -1,4 +1,4 @@
-"""The report: one HTML file that opens with the answer and needs nothing beside it."""
+"""The report: one self-contained HTML file that opens with the answer."""
 
 from repaudit.report.page import write_report
 

@@ -1,4 +1,4 @@
-"""What the report shows of each layer, gathered from the groups of the results that know the layer."""
+"""What the report shows of each layer, gathered from the groups of the results that contain the layer."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ class LayerView:
     frames: dict[str, Any] | None = None
     units: dict[str, str] = field(default_factory=dict)
     diagnostics: dict[str, str] = field(default_factory=dict)
-    findings: list[str] = field(default_factory=list)
+    remarks: list[str] = field(default_factory=list)
     checked: list[str] = field(default_factory=list)
     table: list[dict[str, str]] = field(default_factory=list)
     stress: dict[str, str] = field(default_factory=dict)
@@ -69,7 +69,7 @@ class LayerView:
 
 @dataclass(frozen=True)
 class Groups:
-    """Groups of the results, each None where it is absent or knows nothing."""
+    """Groups of the results; a group is None if it is absent or all its values are unknown."""
 
     spread: xr.Dataset | None
     approach: xr.Dataset | None
@@ -100,13 +100,15 @@ class Groups:
         )
 
     def layers(self) -> list[str]:
-        """Names of the layers, in the order in which the groups first have them."""
+        """Return the names of the layers, in the order in which the groups first have them."""
         datasets = (self.spread, self.trajectories, self.merged, self.diagnostics, self.approach, self.comparison)
-        return list(dict.fromkeys(name for found in datasets if found is not None for name in names_of(found, LAYER)))
+        return list(
+            dict.fromkeys(name for dataset in datasets if dataset is not None for name in names_of(dataset, LAYER))
+        )
 
 
 def _labelled(frames: xr.Dataset | None, merged: xr.Dataset | None) -> xr.Dataset | None:
-    """Frames with the merged embedding's labels and texts of the same samples, so that both are grouped alike."""
+    """Add the merged embedding's labels and texts to the frames of the same samples, so that both are grouped alike."""
     if frames is None or merged is None or frames.sizes[SAMPLE] != merged.sizes[SAMPLE]:
         return frames
     return frames.assign_coords({name: merged[name].variable for name in (LABEL, TEXT) if name in merged.variables})
@@ -139,7 +141,7 @@ def layer_views(groups: Groups, summary: Mapping[str, Any]) -> list[LayerView]:
 
 
 def _add_spread(view: LayerView, groups: Groups, entry: Mapping[str, Any]) -> None:
-    """Spread over steps; of a single model, its approach to its own end."""
+    """Add the spread over steps; for a single model its approach to its own end."""
     color = style.VERDICTS.get(view.verdict, style.OTHER)
     spread, approach = groups.spread, groups.approach
     if spread is not None and of_layer(spread, view.name, SPREAD):
@@ -156,14 +158,14 @@ def _add_spread(view: LayerView, groups: Groups, entry: Mapping[str, Any]) -> No
 
 
 def _top(spread: xr.Dataset) -> float:
-    """One scale for the small drawings of all layers."""
+    """Return the upper end of the scale that the small drawings of all layers share."""
     values = [np.asarray(spread[name].values, dtype=float) for name in (SPREAD, HIGH) if name in spread]
-    return max([1.1, *(float(found[np.isfinite(found)].max(initial=0)) for found in values)])
+    return max([1.1, *(float(array[np.isfinite(array)].max(initial=0)) for array in values)])
 
 
 def _add_comparison(view: LayerView, groups: Groups) -> None:
-    found, _ = distances(None, groups.comparison, view.name)
-    if found:
+    lines, _ = distances(None, groups.comparison, view.name)
+    if lines:
         view.figures["comparison"] = curves.comparison_figure(groups.comparison, groups.spread, view.name)
     if groups.groups is not None and of_layer(groups.groups, view.name, SPREAD) and pairs(groups.groups, view.name):
         view.figures["groups"] = curves.groups_figure(groups.groups, view.name)
@@ -172,15 +174,15 @@ def _add_comparison(view: LayerView, groups: Groups) -> None:
 def _add_trajectories(view: LayerView, trajectories: xr.Dataset | None) -> None:
     if trajectories is None or view.name not in names_of(trajectories, LAYER):
         return
-    one = one_layer(trajectories, view.name)
+    dataset = one_layer(trajectories, view.name)
     for variable in (TRAJECTORY, MDS):
-        if variable in one and known(one[variable]):
+        if variable in dataset and known(dataset[variable]):
             view.figures[variable] = embeddings.trajectory_figure(trajectories, view.name, variable)
-    view.stress["trajectory"] = words.stress(scalar(one, STRESS), scalar(one, DISTANCE_STRESS))
+    view.stress["trajectory"] = words.stress(scalar(dataset, STRESS), scalar(dataset, DISTANCE_STRESS))
 
 
 def _add_samples(view: LayerView, groups: Groups, thinning: Thinning | None) -> None:
-    """Samples as they move over steps, else as they lie in the merged operator."""
+    """Add the samples as they move over steps, else as they lie in the merged operator."""
     frames, merged = groups.frames, groups.merged
     if frames is not None and thinning is not None and view.name in names_of(frames, LAYER):
         view.frames = frames_of(frames, view.name, thinning)
@@ -189,14 +191,14 @@ def _add_samples(view: LayerView, groups: Groups, thinning: Thinning | None) -> 
             view.stress["embedding"] = _worst(one_layer(frames, view.name)) + thinning.words
             return
     if merged is not None and of_layer(merged, view.name, EMBEDDING):
-        one = one_layer(merged, view.name)
+        dataset = one_layer(merged, view.name)
         view.figures["embedding"] = embeddings.embedding_figure(merged, view.name)
-        view.merged = words.merged_words(one)
-        view.stress["embedding"] = words.stress(scalar(one, STRESS), None)
+        view.merged = words.merged_words(dataset)
+        view.stress["embedding"] = words.stress(scalar(dataset, STRESS), None)
 
 
-def _worst(one: xr.Dataset) -> str:
-    values = np.asarray(one[STRESS].values if STRESS in one else [], dtype=float)
+def _worst(frames: xr.Dataset) -> str:
+    values = np.asarray(frames[STRESS].values if STRESS in frames else [], dtype=float)
     values = values[np.isfinite(values)]
     return f"Stress at most {values.max():.2f}. " if values.size else ""
 
@@ -204,21 +206,21 @@ def _worst(one: xr.Dataset) -> str:
 def _add_units(view: LayerView, units: xr.Dataset | None) -> None:
     if units is None or not of_layer(units, view.name, EMBEDDING):
         return
-    one = one_layer(units, view.name)
+    dataset = one_layer(units, view.name)
     for index, model in enumerate(names_of(units, MODEL)):
-        if known(one[EMBEDDING].isel({MODEL: index})):
+        if known(dataset[EMBEDDING].isel({MODEL: index})):
             view.units[f"units-{index}"] = model
             view.figures[f"units-{index}"] = embeddings.units_figure(units, view.name, index)
 
 
 def _add_diagnostics(view: LayerView, diagnostics: xr.Dataset | None) -> None:
-    """Curves of what varies, and words for every count that is not as it should be."""
+    """Add curves of what varies, and remarks on every count that is not as it should be."""
     if diagnostics is None or view.name not in names_of(diagnostics, LAYER):
         return
-    one = one_layer(diagnostics, view.name)
-    view.diagnostics = {variable: DIAGNOSTIC_NAMES[variable] for variable in varying(one)}
+    dataset = one_layer(diagnostics, view.name)
+    view.diagnostics = {variable: DIAGNOSTIC_NAMES[variable] for variable in varying(dataset)}
     for variable in view.diagnostics:
         view.figures[variable] = curves.diagnostic_figure(diagnostics, view.name, variable)
-    for variable in filter(one.__contains__, words.HEALTHY):
-        view.findings += words.finding(variable, one)
+    for variable in filter(dataset.__contains__, words.HEALTHY):
+        view.remarks += words.remarks(variable, dataset)
         view.checked.append(words.diagnostic(variable))

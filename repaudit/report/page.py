@@ -1,4 +1,4 @@
-"""How the report is written: one HTML file that opens with the answer and needs nothing beside it."""
+"""Writing the report: one self-contained HTML file that opens with the answer."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from repaudit.results import TOGETHER, TOGETHER_DISTANCE_STRESS, TOGETHER_STRESS
 from repaudit.store.storage.replacing import replacing
 
 MANY_LAYERS: Final = 7
-"""From so many layers on, the page opens with a map of them and shows one at a time."""
+"""From this many layers on, the page opens with a map of them and shows one at a time."""
 
 
 def write_report(results: xr.DataTree, summary: Mapping[str, Any], path: str | Path) -> Path:
@@ -31,23 +31,32 @@ def write_report(results: xr.DataTree, summary: Mapping[str, Any], path: str | P
     The file opens with the headline and a sentence for each layer, and the order in which the layers settle; then come
     all layers together and their similarity; then, for each layer, the spread over steps with its interval and the
     null line at 1, the distances from the untrained networks and the inputs, the trajectories, the samples' embedding
-    as it moves, and the diagnostics; last the parameters, the fingerprint of the probe set, the versions, and what was
-    left out. It holds plotly.js once and asks nothing of the network. Of a single model, which has no spread, it shows
-    the approach to its own end.
+    over steps, and the diagnostics; last the parameters, the fingerprint of the probe set, the versions, and what was
+    left out. It contains plotly.js once and loads nothing from the network. For a single model, which has no spread,
+    it shows the approach to its own end.
 
     Parameters
     ----------
     results
-        Results of an analysis; of its groups any may be absent.
+        Results of an analysis; any of its groups may be absent.
     summary
         The content of ``summary.json``.
     path
-        The file to write; one that exists is replaced, in one piece.
+        The file to write; an existing one is replaced atomically.
 
     Returns
     -------
     Path
         The file written.
+
+    Examples
+    --------
+    >>> from tempfile import mkdtemp
+    >>> spread = xr.Dataset({"spread": (("layer", "step"), [[0.2, 0.7]])}, coords={"layer": ["norm"], "step": [0, 10]})
+    >>> summary = {"headline": "2 models, 1 layer: 1 diverges."}
+    >>> page = write_report(xr.DataTree.from_dict({"spread": spread}), summary, Path(mkdtemp(), "report.html"))
+    >>> "<h1>2 models, 1 layer: 1 diverges.</h1>" in page.read_text()
+    True
     """
     environment = _environment()
     assets = _assets(environment)
@@ -74,7 +83,7 @@ def write_report(results: xr.DataTree, summary: Mapping[str, Any], path: str | P
         verdicts=style.VERDICTS,
         about=words.about(results, summary),
         script_sources=" ".join(_digest(assets[name]) for name in ("plotlyjs", "script")),
-        **{name: Markup(text) for name, text in assets.items()},  # noqa: S704 - files of ours and of plotly's
+        **{name: Markup(text) for name, text in assets.items()},  # noqa: S704 - our own files and plotly's
     )
     target = Path(path)
     with replacing(target) as stream:
@@ -83,20 +92,20 @@ def write_report(results: xr.DataTree, summary: Mapping[str, Any], path: str | P
 
 
 def _overview(groups: Groups, layers: Sequence[LayerView]) -> dict[str, Any]:
-    """Figures of all layers: a map of the spread where there are many, all trajectories together, similarities."""
-    made = {}
+    """Draw the figures of all layers: a map of the spread if there are many, all trajectories, similarities."""
+    figures = {}
     if len(layers) >= MANY_LAYERS and groups.spread is not None:
-        made["map"] = maps.overview_figure(groups.spread)
+        figures["map"] = maps.overview_figure(groups.spread)
     together = groups.trajectories
     if together is not None and TOGETHER in together and together.sizes[LAYER] > 1 and known(together[TOGETHER]):
-        made["together"] = embeddings.together_figure(together)
+        figures["together"] = embeddings.together_figure(together)
     if groups.similarity is not None:
-        made["similarity"] = maps.similarity_figure(groups.similarity)
-    return {kind: as_data(figure) for kind, figure in made.items()}
+        figures["similarity"] = maps.similarity_figure(groups.similarity)
+    return {kind: as_data(figure) for kind, figure in figures.items()}
 
 
 def _assets(environment: Environment) -> dict[str, str]:
-    """Scripts and style sheet that the page holds, none of them with anything of the results in it."""
+    """Return the scripts and the style sheet of the page; none of them contains any of the results."""
     from plotly.offline import get_plotlyjs
 
     script, css = (environment.get_template(f"report.{kind}").render() for kind in ("js", "css"))
@@ -104,7 +113,7 @@ def _assets(environment: Environment) -> dict[str, str]:
 
 
 def _digest(script: str) -> str:
-    """Return the source by which the page's security policy lets this script run, and no other."""
+    """Return the source by which the page's security policy allows this script only."""
     return f"'sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}'"
 
 
@@ -122,12 +131,12 @@ def _environment() -> Environment:
 
 
 def _samples(groups: Groups) -> int:
-    found = groups.merged if groups.merged is not None else groups.frames
-    return int(found.sizes.get(SAMPLE, 0)) if found is not None else 0
+    dataset = groups.merged if groups.merged is not None else groups.frames
+    return int(dataset.sizes.get(SAMPLE, 0)) if dataset is not None else 0
 
 
 def _frames(groups: Groups, layers: Sequence[LayerView]) -> dict[str, Any]:
-    """Positions of every layer's samples, and which samples of each group of labels these are."""
+    """Return the positions of every layer's samples, and which samples of each group of labels these are."""
     moving = {view.anchor: view.frames for view in layers if view.frames is not None}
     if groups.frames is None or not moving:
         return {}
@@ -141,6 +150,7 @@ def _together_stress(trajectories: xr.Dataset | None) -> str:
 
 
 def _texts(groups: Groups) -> list[list[str]]:
-    """Texts to hover over, of the samples in the group that tells most about them."""
-    found = next((one for one in (groups.merged, groups.frames) if one is not None and SAMPLE in one.coords), None)
-    return embeddings.sample_texts(found) if found is not None else []
+    """Return the texts to hover over, from the group that tells most about the samples."""
+    both = (groups.merged, groups.frames)
+    samples = next((dataset for dataset in both if dataset is not None and SAMPLE in dataset.coords), None)
+    return embeddings.sample_texts(samples) if samples is not None else []

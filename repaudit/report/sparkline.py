@@ -1,4 +1,4 @@
-"""The small drawing of a curve beside a layer's sentence."""
+"""The small drawing of a curve next to a layer's sentence."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ WIDTH, HEIGHT = 160.0, 40.0
 
 
 def sparkline(line: Line, axis: style.StepAxis, color: str, top: float = 1.1) -> Markup:
-    """Small drawing of a curve, its band and the null line at 1, from 0 to ``top``.
+    """Return a small drawing of a curve, its band and the null line at 1, from 0 to ``top``.
 
     Examples
     --------
@@ -30,7 +30,7 @@ def sparkline(line: Line, axis: style.StepAxis, color: str, top: float = 1.1) ->
         return " ".join(reversed(pairs) if back else pairs)
 
     null, end = HEIGHT - 2 - (HEIGHT - 4) / top, points(line.value).split()[-1].split(",")
-    return Markup(  # noqa: S704 - numbers and a colour of our own, formatted here
+    return Markup(  # noqa: S704 - only numbers and one of our colours, formatted here
         f'<svg class="spark" viewBox="0 0 {WIDTH:g} {HEIGHT:g}" aria-hidden="true">'
         f'<line x1="0" x2="{WIDTH:g}" y1="{null:.1f}" y2="{null:.1f}" class="null"/>'
         f'<polygon points="{points(line.high)} {points(line.low, back=True)}" fill="{color}" opacity=".2"/>'

@@ -1,4 +1,4 @@
-"""What the report says: sentences, numbers and findings, each only where its values are known."""
+"""What the report says: sentences, numbers and remarks, each only if its values are known."""
 
 from __future__ import annotations
 
@@ -36,15 +36,15 @@ from repaudit.results import (
 )
 
 MOST_ROWS: Final = 200
-"""A table of more steps shows so many of them, evenly chosen, and says so."""
+"""A table of more steps shows this many of them, evenly chosen, and says so."""
 
 HEALTHY: Final = {
     ISOLATED: 0, DUPLICATES: 0, COLLAPSED: 0, COMPONENTS: 1, FLOORED: 0, FAILED: 0, UNIFORMITY: 0.99,
 }  # fmt: skip
-"""What each diagnostic is at most where nothing is wrong with an operator."""
+"""The largest value of each diagnostic of a healthy operator."""
 
 ROUGH: Final = 0.2
-"""Kruskal called a layout with this stress, or more, a poor one."""
+"""Kruskal called a layout with this stress or more poor."""
 
 
 def sentence(entry: Mapping[str, Any]) -> str:
@@ -54,20 +54,20 @@ def sentence(entry: Mapping[str, Any]) -> str:
 
 
 def numbers(entry: Mapping[str, Any]) -> dict[str, str]:
-    """Start, peak and end of a layer's spread, as far as they are known."""
-    found = {}
+    """Return start, peak and end of a layer's spread, as far as they are known."""
+    texts = {}
     peak = entry.get("peak") or {}
     if _finite(entry.get("start")):
-        found["start"] = f"{entry['start']:.2f}"
+        texts["start"] = f"{entry['start']:.2f}"
     if _finite(peak.get("value")):
-        found["peak"] = f"{peak['value']:.2f} at step {peak['step']:,}"
+        texts["peak"] = f"{peak['value']:.2f} at step {peak['step']:,}"
     if _finite(entry.get("end")):
-        found["end"] = f"{entry['end']:.2f}" + _interval(entry)
-    return found
+        texts["end"] = f"{entry['end']:.2f}" + _interval(entry)
+    return texts
 
 
 def agreement(entry: Mapping[str, Any]) -> str:
-    """Say whether the models' agreement was learned or inherited, with the numbers that tell; else nothing."""
+    """Say whether the models' agreement was learned or inherited, with the numbers; empty if neither is known."""
     kind, end = entry.get("agreement"), entry.get("end")
     inputs, untrained = entry.get("inputs") or {}, entry.get("untrained") or {}
     if kind not in {"learned", "inherited"} or not _finite(end) or not _finite(inputs.get("value")):
@@ -83,17 +83,17 @@ def agreement(entry: Mapping[str, Any]) -> str:
 
 
 def group_numbers(entry: Mapping[str, Any]) -> dict[str, str]:
-    """Spread within and between groups of models at the last step, as far as known."""
-    found: Mapping[str, Any] = entry.get("groups") or {}
+    """Return the spread within and between groups of models at the last step, as far as known."""
+    spreads: Mapping[str, Any] = entry.get("groups") or {}
     return {
         style.visible(str(name), 60): f"{value['value']:.2f}{_interval(value)}"
-        for name, value in found.items()
+        for name, value in spreads.items()
         if isinstance(value, Mapping) and _finite(value.get("value"))
     }
 
 
 def settling(summary: Mapping[str, Any]) -> list[dict[str, str]]:
-    """Layers in the order in which they settle, with words for the steps; those of which neither is known left out."""
+    """Return the layers in the order in which they settle, with words for the steps, without those that have none."""
     shown = []
     for entry in summary.get("settling") or ():
         settled, below = entry.get("settled"), entry.get("below_start")
@@ -106,50 +106,50 @@ def settling(summary: Mapping[str, Any]) -> list[dict[str, str]]:
 
 
 def stress(in_phate: float | None, in_distances: float | None) -> str:
-    """Say how true a picture is: the stress in its own terms, and that against the operators' own distances."""
+    """Say how faithful a picture is: its stress in PHATE's terms, and against the operators' distances."""
     words = "" if in_phate is None else f"Stress {in_phate:.2f}."
     if in_distances is None:
         return words
     rough = ": a rough picture" if in_distances >= ROUGH else ""
-    own = "" if in_phate is None else f" ({in_phate:.2f} in PHATE's own terms)"
-    return f"Stress {in_distances:.2f} against the operators' distances{own}{rough}."
+    phate = "" if in_phate is None else f" ({in_phate:.2f} in PHATE's own terms)"
+    return f"Stress {in_distances:.2f} against the operators' distances{phate}{rough}."
 
 
-def merged_words(one: xr.Dataset) -> str:
-    """Say of how many models, at which step, as far as the results tell."""
-    count = int(one[MERGED_MODELS]) if MERGED_MODELS in one else 0
-    step = f" at step {int(one[MERGED_STEP]):,}" if MERGED_STEP in one else ""
+def merged_words(merged: xr.Dataset) -> str:
+    """Say how many models were merged, and at which step, as far as the results tell."""
+    count = int(merged[MERGED_MODELS]) if MERGED_MODELS in merged else 0
+    step = f" at step {int(merged[MERGED_STEP]):,}" if MERGED_STEP in merged else ""
     operator = "the model's operator" if count == 1 else f"the merged operator{f' of {count} models' if count else ''}"
-    return f"{operator}{step} (PHATE){', by label' if LABEL in one.coords else ''}"
+    return f"{operator}{step} (PHATE){', by label' if LABEL in merged.coords else ''}"
 
 
-def rows(one: xr.Dataset) -> Iterator[dict[str, str]]:
-    """Table of the measures of one layer, a row for each step."""
+def rows(spread: xr.Dataset) -> Iterator[dict[str, str]]:
+    """Iterate over the table of one layer's measures: one row per step."""
     columns = (SPREAD, LOW, HIGH, SPREAD_RAW, HELLINGER, N_MODELS)
-    steps = one[STEP].values
+    steps = spread[STEP].values
     for k in np.unique(np.linspace(0, len(steps) - 1, min(len(steps), MOST_ROWS)).astype(int)):
         row = {"step": f"{int(steps[k]):,}"}
         for name in columns:
-            if name in one and one[name].dims == (STEP,):
-                row[name] = _number(one[name].values[k])
+            if name in spread and spread[name].dims == (STEP,):
+                row[name] = _number(spread[name].values[k])
         yield row
 
 
 def diagnostic(variable: str) -> str:
-    """Words for what is counted where a diagnostic is not as it should be."""
+    """Return the words for what is counted when a diagnostic is not as it should be."""
     return {COMPONENTS: "disconnected operators", UNIFORMITY: f"uniformity above {HEALTHY[UNIFORMITY]:g}"}.get(
         variable, DIAGNOSTIC_NAMES.get(variable, variable)
     )
 
 
-def finding(variable: str, one: xr.Dataset) -> list[str]:
+def remarks(variable: str, diagnostics: xr.Dataset) -> list[str]:
     """Say where a diagnostic exceeds what a healthy operator has."""
-    values = one[variable].transpose(MODEL, STEP).values.astype(float)
+    values = diagnostics[variable].transpose(MODEL, STEP).values.astype(float)
     bad = np.isfinite(values) & (values > HEALTHY[variable])
     if not bad.any():
         return []
-    models = [name for name, row in zip(names_of(one, MODEL), bad, strict=True) if row.any()]
-    steps = one[STEP].values[bad.any(axis=0)]
+    models = [name for name, row in zip(names_of(diagnostics, MODEL), bad, strict=True) if row.any()]
+    steps = diagnostics[STEP].values[bad.any(axis=0)]
     worst = "" if variable in {COLLAPSED, FAILED} else f", at most {_number(values[bad].max())}"
     return [
         f"{diagnostic(variable)}: in {bad.sum()} of {np.isfinite(values).sum()} operators{worst} "
@@ -161,7 +161,7 @@ def span(summary: Mapping[str, Any]) -> str:
     """Say how many steps there are, and from which to which."""
     steps = summary.get("steps") or []
     if isinstance(steps, Mapping):
-        steps = sorted({int(step) for found in steps.values() for step in found})
+        steps = sorted({int(step) for values in steps.values() for step in values})
     if not steps:
         return ""
     return (
@@ -170,7 +170,7 @@ def span(summary: Mapping[str, Any]) -> str:
 
 
 def about(results: xr.DataTree, summary: Mapping[str, Any]) -> list[tuple[str, Any]]:
-    """Sections of the page's end: what was left out, the parameters, the probe set, the versions."""
+    """Return the last sections of the page: what was left out, the parameters, the probe set, the versions."""
     attrs: dict[str, Any] = {str(name): value for name, value in results.attrs.items()}
     attrs |= {name: value for name, value in summary.items() if value is not None}
     titles = {
@@ -181,7 +181,7 @@ def about(results: xr.DataTree, summary: Mapping[str, Any]) -> list[tuple[str, A
 
 
 def plain(value: Any) -> Any:
-    """Nested mappings and sequences with every leaf as the text to show.
+    """Return nested mappings and sequences with every leaf as the text to show.
 
     Examples
     --------
@@ -196,7 +196,7 @@ def plain(value: Any) -> Any:
 
 
 def _decoded(value: Any) -> Any:
-    """Attributes on disk may hold their nested values as JSON."""
+    """Return an attribute with its nested values, which are JSON on disk."""
     if isinstance(value, str) and value[:1] in ("{", "["):
         try:
             return json.loads(value)

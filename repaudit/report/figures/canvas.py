@@ -1,4 +1,4 @@
-"""What all of the report's figures share: the empty figure, axes of steps, bare embeddings, colour bars, plain data."""
+"""What all figures of the report share: the empty figure, axes of steps, bare embeddings, colour bars, plain data."""
 
 from __future__ import annotations
 
@@ -32,28 +32,28 @@ def figure() -> go.Figure:
 
 
 def literal(text: str, limit: int = 40) -> str:
-    """Text that plotly shows as it is: it reads a small HTML in every text it draws."""
+    """Return a text that plotly shows literally: it reads some HTML in every text that it draws."""
     return escape(style.visible(text, limit), quote=False)
 
 
 def mode(axis: style.StepAxis) -> str:
-    """Lines, with markers where the steps are few."""
+    """Return plotly's mode: lines, with markers if there are few steps."""
     return "lines" if axis.dense else "lines+markers"
 
 
 def symbol(index: int) -> str:
-    """Marker of the model `index`."""
+    """Return the marker of the model `index`."""
     return style.PLOTLY_SYMBOLS[index % len(style.PLOTLY_SYMBOLS)]
 
 
 def band(made: go.Figure, axis: style.StepAxis, line: Line, color: str, during: Any = None) -> Any:
-    """Fill between the bounds of a curve where they are known, during some of its steps; give the places filled."""
-    there = np.isfinite(line.low) & np.isfinite(line.high)
-    there = there if during is None else there & during
-    x = axis.position(line.step[there])
+    """Fill between the bounds of a curve where they are known, during some of its steps; return what was filled."""
+    filled = np.isfinite(line.low) & np.isfinite(line.high)
+    filled = filled if during is None else filled & during
+    x = axis.position(line.step[filled])
     if len(x):
         made.add_scatter(
-            x=np.concatenate([x, x[::-1]]), y=np.concatenate([line.high[there], line.low[there][::-1]]),
+            x=np.concatenate([x, x[::-1]]), y=np.concatenate([line.high[filled], line.low[filled][::-1]]),
             mode="lines", line={"width": 0}, fill="toself", fillcolor=style.translucent(color, 0.22), hoverinfo="skip",
             showlegend=False,
         )  # fmt: skip
@@ -61,7 +61,7 @@ def band(made: go.Figure, axis: style.StepAxis, line: Line, color: str, during: 
 
 
 def null_axis(made: go.Figure, axis: style.StepAxis, top: float, title: str, *, unrelated: bool = True) -> go.Figure:
-    """Axes of a spread or distance over steps: from 0, with the dotted line of unrelated models at 1."""
+    """Set up axes of a spread or distance over steps: from 0, with a dotted line of unrelated models at 1."""
     if unrelated:
         made.add_hline(y=1, line={"width": 1, "dash": "dot", "color": "rgba(128,134,140,0.9)"})
         made.add_annotation(
@@ -72,7 +72,7 @@ def null_axis(made: go.Figure, axis: style.StepAxis, top: float, title: str, *, 
 
 
 def step_axis(made: go.Figure, axis: style.StepAxis) -> go.Figure:
-    """Ticks at steps, spaced as the axis of steps is."""
+    """Set ticks at steps, spaced like the axis of steps."""
     ticks = axis.ticks()
     made.update_xaxes(
         tickvals=axis.position(ticks),
@@ -86,7 +86,7 @@ def step_axis(made: go.Figure, axis: style.StepAxis) -> go.Figure:
 
 
 def legend(made: go.Figure, *, above: bool = False) -> None:
-    """Names in a row below the figure, or above it."""
+    """Show the names in a row below the figure, or above it."""
     where = {"yanchor": "bottom", "y": 1.02} if above else {"yanchor": "top", "y": -0.02}
     made.update_layout(showlegend=True, legend={"orientation": "h", "x": 0, "itemsizing": "constant", **where})
     if above:
@@ -94,7 +94,7 @@ def legend(made: go.Figure, *, above: bool = False) -> None:
 
 
 def bare(made: go.Figure, *, named: bool) -> go.Figure:
-    """Leave an embedding with neither ticks nor frame: its units mean nothing, its proportions do."""
+    """Draw an embedding without ticks and frame: its proportions have a meaning, its units have none."""
     made.update_xaxes(visible=False)
     made.update_yaxes(visible=False, scaleanchor="x", scaleratio=1)
     made.update_layout(margin={"l": 8, "r": 8, "t": 8, "b": 8})
@@ -104,26 +104,26 @@ def bare(made: go.Figure, *, named: bool) -> go.Figure:
 
 
 def step_scale(axis: style.StepAxis) -> dict[str, Any]:
-    """Colour scale of markers from the first to the last step."""
+    """Return the colour scale of markers from the first to the last step."""
     first, last = (float(end) for end in axis.position([min(axis.steps), max(axis.steps)]))
     return {"cmin": first, "cmax": last, "colorscale": STEPS}
 
 
 def step_colorbar(made: go.Figure, axis: style.StepAxis) -> None:
-    """Colours from the first to the last step, spaced as the axis of steps is."""
+    """Draw a colour bar from the first to the last step, spaced like the axis of steps."""
     if len(axis.steps) > 1:
         ticks = axis.ticks(6)
         colorbar(made, step_scale(axis), bar("step", axis.position(ticks), [f"{tick:,}" for tick in ticks]))
 
 
 def colorbar(made: go.Figure, scale: dict[str, Any], shown: dict[str, Any]) -> None:
-    """Colour bar of a scale, carried by a trace that shows nothing else."""
+    """Draw the colour bar of a scale, with a trace that shows nothing else."""
     marker = {"color": [scale["cmin"]], **scale, "showscale": True, "colorbar": shown}
     made.add_scatter(x=[None], y=[None], mode="markers", marker=marker, showlegend=False, hoverinfo="skip")
 
 
 def bar(title: str, values: Any, texts: Sequence[str]) -> dict[str, Any]:
-    """Look of a colour bar with these ticks."""
+    """Return the look of a colour bar with these ticks."""
     return {
         "title": {"text": f"{title}<br> ", "side": "top"}, "thickness": 8, "len": 0.7, "outlinewidth": 0,
         "ticks": "", "xpad": 4, "tickvals": values, "ticktext": texts,
@@ -131,7 +131,7 @@ def bar(title: str, values: Any, texts: Sequence[str]) -> dict[str, Any]:
 
 
 def coordinates(points: xr.DataArray) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """First two components in single precision."""
+    """Return the first two components in single precision."""
     x, y = two(points)
     return x.astype(np.float32), y.astype(np.float32)
 
@@ -143,7 +143,7 @@ def packed(values: NDArray[Any]) -> dict[str, Any]:
 
 
 def as_data(made: go.Figure) -> Any:
-    """Return the figure as plain data: arrays in plotly's own binary form, coordinates in single precision."""
+    """Return the figure as plain data: arrays in plotly's binary form, coordinates in single precision."""
     for trace in made.data:
         for name in ("x", "y"):
             values = trace[name]

@@ -48,13 +48,13 @@ def _curve_figure(
 
 def comparison_figure(comparison: xr.Dataset | None, spread: xr.Dataset | None, layer: str) -> go.Figure:
     """Draw how far a layer's models are from each other, from untrained networks and from the inputs, with bands."""
-    found, floor = distances(spread, comparison, layer)
+    lines, floor = distances(spread, comparison, layer)
     source = comparison if comparison is not None else spread
     if source is None:
         raise ValueError("expected a comparison or a spread, found neither")
     axis, names = style.StepAxis.of(source[STEP].values), names_of(source, LAYER)
     made = canvas.figure()
-    for name, line in found.items():
+    for name, line in lines.items():
         color = style.COMPARISONS.get(name, style.depth_color(names.index(layer), len(names)))
         canvas.band(made, axis, line, color)
         _line(made, axis, line, DISTANCES[name], color, style.PLOTLY_DASHES[name])
@@ -65,33 +65,33 @@ def comparison_figure(comparison: xr.Dataset | None, spread: xr.Dataset | None, 
             hovertemplate="noise floor %{y:.3f}<extra></extra>",
         )  # fmt: skip
     canvas.legend(made, above=True)
-    return canvas.null_axis(made, axis, max([1.1, *(1.06 * line.top for line in found.values())]), "distance")
+    return canvas.null_axis(made, axis, max([1.1, *(1.06 * line.top for line in lines.values())]), "distance")
 
 
 def groups_figure(groups: xr.Dataset, layer: str) -> go.Figure:
-    """Draw the spread within each group of models, solid, and between every two of them, dashed."""
-    axis, found = style.StepAxis.of(groups[STEP].values), pairs(groups, layer)
+    """Draw the spread within each group of models, solid, and between every pair of groups, dashed."""
+    axis, curves = style.StepAxis.of(groups[STEP].values), pairs(groups, layer)
     made = canvas.figure()
-    for i, j, name, line in found:
+    for i, j, name, line in curves:
         color = style.group_color(i, j)
-        if len(found) <= 6:
+        if len(curves) <= 6:
             canvas.band(made, axis, line, color)
         _line(made, axis, line, name, color, "solid" if i == j else "dash")
     canvas.legend(made, above=True)
-    return canvas.null_axis(made, axis, max([1.1, *(1.06 * line.top for *_, line in found)]), "spread")
+    return canvas.null_axis(made, axis, max([1.1, *(1.06 * line.top for *_, line in curves)]), "spread")
 
 
 def diagnostic_figure(diagnostics: xr.Dataset, layer: str, variable: str) -> go.Figure:
-    """Draw one diagnostic of one layer over steps, a line for each model."""
+    """Draw one diagnostic of one layer over steps, one line per model."""
     axis = style.StepAxis.of(diagnostics[STEP].values)
-    one = one_layer(diagnostics, layer)[variable].transpose(MODEL, STEP)
+    array = one_layer(diagnostics, layer)[variable].transpose(MODEL, STEP)
     made = canvas.figure()
     for index, model in enumerate(names_of(diagnostics, MODEL)):
-        values = one.values[index].astype(float)
-        there = np.isfinite(values)
-        steps = diagnostics[STEP].values[there]
+        values = array.values[index].astype(float)
+        finite = np.isfinite(values)
+        steps = diagnostics[STEP].values[finite]
         made.add_scatter(
-            x=axis.position(steps), y=values[there], mode=canvas.mode(axis), meta={"ink": True}, line={"width": 1.2},
+            x=axis.position(steps), y=values[finite], mode=canvas.mode(axis), meta={"ink": True}, line={"width": 1.2},
             marker={"size": 5, "symbol": canvas.symbol(index)}, customdata=steps, hovertext=canvas.literal(model),
             hovertemplate="%{hovertext}<br>step %{customdata:,}<br>%{y:.4g}<extra></extra>",
         )  # fmt: skip
@@ -101,7 +101,7 @@ def diagnostic_figure(diagnostics: xr.Dataset, layer: str, variable: str) -> go.
 
 
 def _told(line: Line, title: str) -> dict[str, Any]:
-    """What hovering over a curve tells: the step, the value, and the interval where it is known."""
+    """Return what hovering over a curve shows: the step, the value, and the interval if it is known."""
     interval = "<br>95% %{customdata[1]:.3f} to %{customdata[2]:.3f}" if np.isfinite(line.low).any() else ""
     return {
         "customdata": np.stack([line.step, line.low, line.high], axis=1),
@@ -118,7 +118,7 @@ def _line(made: go.Figure, axis: style.StepAxis, line: Line, name: str, color: s
 
 
 def _others(made: go.Figure, axis: style.StepAxis, lines: Sequence[Line]) -> None:
-    """Draw the other layers' curves in one grey trace, a gap between each and the next."""
+    """Draw the other layers' curves in one grey trace, with gaps between them."""
     if lines:
         x = np.concatenate([np.append(axis.position(line.step), np.nan) for line in lines])
         y = np.concatenate([np.append(line.value, np.nan) for line in lines])

@@ -54,10 +54,10 @@ def together_figure(trajectories: xr.Dataset) -> go.Figure:
         made.add_scatter(x=x, y=y, mode="lines", line=line, hoverinfo="skip", showlegend=False)
     scale = _depth_scale(len(layers))
     for index, model in enumerate(models):
-        found = [path(trajectories, layer, model, TOGETHER) for layer in layers]
-        steps = np.concatenate([points[STEP].values for points in found])
-        depth_of = np.repeat(np.arange(len(layers)), [points.sizes[STEP] for points in found])
-        x, y = (np.concatenate(parts) for parts in zip(*map(canvas.coordinates, found), strict=True))
+        paths = [path(trajectories, layer, model, TOGETHER) for layer in layers]
+        steps = np.concatenate([points[STEP].values for points in paths])
+        depth_of = np.repeat(np.arange(len(layers)), [points.sizes[STEP] for points in paths])
+        x, y = (np.concatenate(parts) for parts in zip(*map(canvas.coordinates, paths), strict=True))
         made.add_scatter(
             x=x, y=y, mode="markers", showlegend=False, legendgroup=str(index),
             marker={
@@ -75,11 +75,11 @@ def together_figure(trajectories: xr.Dataset) -> go.Figure:
 
 
 def units_figure(units: xr.Dataset, layer: str, model: int) -> go.Figure:
-    """Draw a layer's units over steps (M-PHATE), a line for each unit, coloured by step."""
+    """Draw a layer's units over steps (M-PHATE), one line per unit, coloured by step."""
     axis = style.StepAxis.of(units[STEP].values)
-    one = one_layer(units, layer).isel({MODEL: model})
-    points = one[EMBEDDING].transpose(UNIT, STEP, COMPONENT)
-    feature = np.asarray(one[FEATURE].values if FEATURE in one else np.arange(points.sizes[UNIT]))
+    dataset = one_layer(units, layer).isel({MODEL: model})
+    points = dataset[EMBEDDING].transpose(UNIT, STEP, COMPONENT)
+    feature = np.asarray(dataset[FEATURE].values if FEATURE in dataset else np.arange(points.sizes[UNIT]))
     made = canvas.figure()
     x, y = canvas.coordinates(points.stack(point=(UNIT, STEP)).transpose("point", COMPONENT))
     steps, features = np.tile(points[STEP].values, len(feature)), np.repeat(feature, points.sizes[STEP])
@@ -100,14 +100,14 @@ def units_figure(units: xr.Dataset, layer: str, model: int) -> go.Figure:
 def embedding_figure(merged: xr.Dataset, layer: str) -> go.Figure:
     """Draw the merged operator's embedding of the samples, coloured by label.
 
-    In place of hover texts, which all layers share, a trace carries ``meta.group``, its place in :func:`sample_texts`.
+    Instead of hover texts, which all layers share, a trace carries ``meta.group``, its index in :func:`sample_texts`.
     """
     points = one_layer(merged, layer)[EMBEDDING].transpose(SAMPLE, COMPONENT)
     return samples_figure(*canvas.coordinates(points), style.label_groups(labels_of(merged), len(points)))
 
 
 def samples_figure(x: Any, y: Any, groups: list[style.LabelGroup]) -> go.Figure:
-    """Draw samples in groups of labels, a trace each."""
+    """Draw samples in groups of labels, one trace per group."""
     made = canvas.figure()
     for number, group in enumerate(groups):
         made.add_scatter(
@@ -119,7 +119,7 @@ def samples_figure(x: Any, y: Any, groups: list[style.LabelGroup]) -> go.Figure:
 
 
 def sample_texts(samples: xr.Dataset) -> list[list[str]]:
-    """Hover text of every sample, in the groups and the order in which :func:`embedding_figure` draws them."""
+    """Return the hover text of every sample, in the groups and the order of :func:`embedding_figure`."""
     ids = [str(sample) for sample in samples[SAMPLE].values]
     labels = labels_of(samples)
     texts = [str(text) for text in samples[TEXT].values] if TEXT in samples.variables else None
@@ -135,7 +135,7 @@ def sample_texts(samples: xr.Dataset) -> list[list[str]]:
 
 
 def _key(made: go.Figure, index: int, model: str) -> None:
-    """Entry of the legend for a model's marker."""
+    """Add the entry of the legend for a model's marker."""
     made.add_scatter(
         x=[None], y=[None], mode="markers", name=canvas.literal(model), legendgroup=str(index),
         marker={"size": 8, "symbol": canvas.symbol(index), "color": "#80868c"},

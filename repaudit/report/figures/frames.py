@@ -18,9 +18,9 @@ from repaudit.report.figures.embeddings import samples_figure
 from repaudit.results import MERGED, OF_MODELS, names_of, one_layer
 
 MOST_NUMBERS: Final = 2_500_000
-"""Coordinates that one report holds for all its moving figures, about 10 MB."""
+"""Coordinates in one report, for all its moving figures: about 10 MB."""
 FEWEST_STEPS: Final = 6
-"""Rather than fewer steps than this, fewer samples are shown."""
+"""Below this number of steps, fewer samples are shown instead."""
 
 
 @dataclass(frozen=True)
@@ -39,31 +39,31 @@ class Thinning:
         few = min(steps, max(min(steps, FEWEST_STEPS), most // max(1, each * samples)))
         sparse = min(samples, max(1, most // max(1, each * few)))
         words = [
-            f"{kept} of {there} {name}"
-            for kept, there, name in (
+            f"{kept} of {count} {name}"
+            for kept, count, name in (
                 (few, steps, "steps"),
                 (sparse, samples, "samples"),
             )
-            if kept < there
+            if kept < count
         ]
         return cls(_even(steps, few), _even(samples, sparse), f"Shown: {', '.join(words)}." if words else "")
 
 
 def _even(count: int, kept: int) -> NDArray[np.int64]:
-    """Evenly chosen indices, the last among them."""
+    """Return evenly chosen indices, the last among them."""
     return np.unique(np.linspace(count - 1, 0, kept).round().astype(np.int64))
 
 
 def frames_of(frames: xr.Dataset, layer: str, thinning: Thinning) -> dict[str, Any] | None:
-    """Positions of one layer's samples by source and step; None where fewer than two steps are known.
+    """Return the positions of one layer's samples by source and step; None if fewer than two steps are known.
 
-    The first source is the merged operator, the others are the models. Samples stand group by group, those of
-    :func:`picked`. ``range`` holds them all.
+    The first source is the merged operator, the others are the models. Samples are in the order of :func:`picked`,
+    group by group. ``range`` contains all positions.
     """
-    one = one_layer(frames, layer).isel({STEP: thinning.steps, SAMPLE: thinning.samples})
-    everything = [_positions(one[MERGED])]
-    names = names_of(one, MODEL) if OF_MODELS in one and one.sizes[MODEL] > 1 else []
-    everything += [_positions(one[OF_MODELS].isel({MODEL: k})) for k in range(len(names))]
+    dataset = one_layer(frames, layer).isel({STEP: thinning.steps, SAMPLE: thinning.samples})
+    everything = [_positions(dataset[MERGED])]
+    names = names_of(dataset, MODEL) if OF_MODELS in dataset and dataset.sizes[MODEL] > 1 else []
+    everything += [_positions(dataset[OF_MODELS].isel({MODEL: k})) for k in range(len(names))]
     shown = [k for k, values in enumerate(everything) if np.isfinite(values).any()]
     seen = np.isfinite(everything[0]).any(axis=(1, 2))
     if seen.sum() < 2:
@@ -73,7 +73,7 @@ def frames_of(frames: xr.Dataset, layer: str, thinning: Thinning) -> dict[str, A
     order = np.searchsorted(thinning.samples, kept)
     values = np.stack([everything[k][seen][:, order] for k in shown])
     return {
-        "steps": [int(step) for step in one[STEP].values[seen]],
+        "steps": [int(step) for step in dataset[STEP].values[seen]],
         "sources": ["all models merged", *(style.visible(names[k - 1], 40) for k in shown[1:])],
         "range": _range(values),
         "positions": canvas.packed(values),
@@ -81,29 +81,29 @@ def frames_of(frames: xr.Dataset, layer: str, thinning: Thinning) -> dict[str, A
 
 
 def picked(frames: xr.Dataset, thinning: Thinning) -> list[list[int]]:
-    """Which samples of each group of labels are kept, as places in the group."""
+    """Return which samples of each group of labels are kept, as indices within the group."""
     groups = style.label_groups(labels_of(frames), frames.sizes[SAMPLE])
     return [np.flatnonzero(np.isin(group.index, thinning.samples)).tolist() for group in groups]
 
 
 def _positions(values: xr.DataArray) -> NDArray[np.float32]:
-    """Positions (step, sample, 2); a second component of 0 where there is but one."""
-    found = values.transpose(STEP, SAMPLE, COMPONENT).values[..., :2].astype(np.float32)
-    return found if found.shape[2] == 2 else np.concatenate([found, np.zeros_like(found)], axis=2)
+    """Return positions (step, sample, 2), with a second component of 0 if there is only one."""
+    points = values.transpose(STEP, SAMPLE, COMPONENT).values[..., :2].astype(np.float32)
+    return points if points.shape[2] == 2 else np.concatenate([points, np.zeros_like(points)], axis=2)
 
 
 def _range(values: NDArray[np.float32]) -> list[list[float]]:
-    """Bounds of both axes that hold every position of every source and step, with a margin."""
-    found = []
+    """Return bounds of both axes that contain every position of every source and step, with a margin."""
+    bounds = []
     for k in (0, 1):
         low, high = float(np.nanmin(values[..., k])), float(np.nanmax(values[..., k]))
         margin = 0.05 * (high - low) or 1.0
-        found.append([low - margin, high + margin])
-    return found
+        bounds.append([low - margin, high + margin])
+    return bounds
 
 
 def figure_of_frames(frames: xr.Dataset, bounds: list[list[float]]) -> go.Figure:
-    """Figure that the page moves the samples in: a trace for each group of labels, axes that never change."""
+    """Return the figure in which the page moves the samples: one trace per group of labels, fixed axes."""
     empty = np.full(frames.sizes[SAMPLE], np.nan, np.float32)
     groups = style.label_groups(labels_of(frames), frames.sizes[SAMPLE])
     made = samples_figure(empty, empty, groups)

@@ -1,4 +1,4 @@
-"""The report's maps: the spread of every layer at every step, and the similarity of every two representations."""
+"""The report's maps: the spread of every layer at every step, and the similarity of every pair of representations."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from repaudit.report.figures import canvas
 from repaudit.results import MEASURE, NULL, OTHER, REPRESENTATION, SIMILARITY, SPREAD, names_of
 
 MOST_SIMILARITIES: Final = 750_000
-"""Numbers of similarity maps that a report holds (about 3 MB, and as much for their nulls); steps are left out."""
+"""Numbers in the similarity maps of one report (3 MB, and as much for their nulls); beyond them steps are left out."""
 MOST_NAMES: Final = 24
-"""A map of more rows names its blocks only."""
+"""A map with more rows names its blocks only."""
 
 
 def overview_figure(spread: xr.Dataset) -> go.Figure:
@@ -46,7 +46,7 @@ def overview_figure(spread: xr.Dataset) -> go.Figure:
 
 
 def similarity_figure(similarity: xr.Dataset) -> go.Figure:
-    """Make the empty map of similarities; the page fills it with what :func:`similarity_data` holds, as chosen."""
+    """Draw the empty map of similarities; the page fills it with the chosen part of :func:`similarity_data`."""
     made = canvas.figure()
     last = len(style.SIMILARITY_COLORS) - 1
     made.add_heatmap(
@@ -64,7 +64,7 @@ def similarity_figure(similarity: xr.Dataset) -> go.Figure:
 
 
 def similarity_data(similarity: xr.Dataset) -> dict[str, Any]:
-    """Similarities and their nulls by measure and step, the last step first, and the two orders of the rows."""
+    """Return the similarities and their nulls by measure and step, the last step first, and the two orders of rows."""
     measures = [str(name) for name in similarity[MEASURE].values]
     count = similarity.sizes[REPRESENTATION]
     steps = similarity[STEP].values
@@ -84,20 +84,20 @@ def similarity_data(similarity: xr.Dataset) -> dict[str, Any]:
 
 
 def _order(similarity: xr.Dataset, by: str) -> dict[str, Any]:
-    """Rows in one order: their indices, the names to hover over, the ticks and the lines between blocks."""
-    found = arrange(similarity, by)
-    count = len(found.index)
-    middles = [(start + end - 1) / 2 for _, start, end in found.blocks]
-    blocks = [canvas.literal(name, 24) for name, *_ in found.blocks]
+    """Return one order of the rows: their indices, the names to hover over, the ticks and the lines between blocks."""
+    order = arrange(similarity, by)
+    count = len(order.index)
+    middles = [(start + end - 1) / 2 for _, start, end in order.blocks]
+    blocks = [canvas.literal(name, 24) for name, *_ in order.blocks]
     every = range(0, len(blocks), max(1, round(len(blocks) / MOST_NAMES)))
     coarse = {"tickvals": [middles[k] for k in every], "ticktext": [blocks[k] for k in every]}
-    rows = [canvas.literal(name, 26) for name in found.inner]
-    starts = [start for _, start, _ in found.blocks]
+    rows = [canvas.literal(name, 26) for name in order.inner]
+    starts = [start for _, start, _ in order.blocks]
     for start, name in zip(starts, blocks, strict=True):
         rows[start] = f"<b>{name}</b>  {rows[start]}"
     return {
-        "index": found.index.tolist(),
-        "names": [f"{canvas.literal(a)} · {canvas.literal(b)}" for a, b in zip(found.outer, found.inner, strict=True)],
+        "index": order.index.tolist(),
+        "names": [f"{canvas.literal(a)} · {canvas.literal(b)}" for a, b in zip(order.outer, order.inner, strict=True)],
         "x": coarse,
         "y": {"tickvals": list(range(count)), "ticktext": rows} if count <= MOST_NAMES else coarse,
         "lines": [start - 0.5 for start in starts[1:]],

@@ -28,14 +28,14 @@
     return made;
   }
 
-  // Numbers are kept as base64 until they are first shown.
+  // Numbers stay base64 until they are first shown.
   const numbers = (kept) => {
     kept.values ??= new Float32Array(Uint8Array.from(atob(kept.bdata), (byte) => byte.charCodeAt(0)).buffer);
     return kept.values;
   };
   const chosen = (place, name) => place.closest("figure").querySelector(`[name=${name}]`)?.value;
 
-  // Samples at the step and of the source that are chosen; those of one group stand together.
+  // Samples of the chosen source at the chosen step, group by group.
   function placeSamples(made, place) {
     const { positions, steps } = frames.layers[place.dataset.layer];
     const values = numbers(positions);
@@ -51,7 +51,7 @@
     place.closest("figure").querySelector("output").textContent = `step ${steps[step].toLocaleString("en")}`;
   }
 
-  // Rows and columns in the order that is chosen, of the measure and at the step that are chosen.
+  // Rows and columns in the chosen order, for the chosen measure and step.
   function fillMap(made, place) {
     const { index, names, x, y, lines } = similarity.orders[chosen(place, "order") || "model"];
     const step = Number(chosen(place, "step") || 0);
@@ -88,7 +88,7 @@
     return Plotly.react(place, data, layout, { responsive: true, displaylogo: false, displayModeBar: false });
   }
 
-  // Few samples glide from step to step; many, and those of readers who want no motion, jump.
+  // Few samples glide from step to step; many jump, and so do all for readers who prefer no motion.
   const still = matchMedia("(prefers-reduced-motion: reduce)");
   function move(place) {
     const { data } = filled(place);
@@ -125,7 +125,7 @@
   const shown = (place) => place.offsetParent !== null;
   const waiting = () => places.filter((place) => !place.dataset.drawn && shown(place));
 
-  // What is in sight is drawn at once, the rest of the open layers when the page is idle.
+  // Visible figures are drawn at once, the rest of the open layers when the page is idle.
   const sight = new IntersectionObserver((entries) => {
     for (const { isIntersecting, target } of entries) if (isIntersecting && !target.dataset.drawn) draw(target);
   }, { rootMargin: "300px" });
