@@ -17,15 +17,15 @@ Array = NDArray[np.float64]
 
 MDS_ITERATIONS: Final = 1000
 FRESH, STARTED = 1e-6, 1e-4
-"""A layout is good where another iteration lowers its stress by less than this share; of those that start from another
-there are many, one a frame."""
+"""A layout is final when another iteration lowers its stress by less than this share; the second one holds for layouts
+that start from another one: there are many of them, one per frame."""
 
 
 def mds_embedding(distances: ArrayLike, n_components: int = 2, *, dim: str = "operator") -> xr.DataArray:
-    """Classical MDS: the principal coordinates ``v_k sqrt(lambda_k)`` of ``-1/2 J D^2 J``, J the centring matrix.
+    """Lay out points by classical MDS: coordinates ``v_k sqrt(lambda_k)`` of ``-1/2 J D^2 J``, J the centring matrix.
 
-    Exact for distances of points in `n_components` dimensions. The largest entry of every coordinate is positive, so
-    that the picture does not depend on the eigensolver.
+    Exact for distances of points in `n_components` dimensions. The largest entry of every coordinate is positive: the
+    picture does not depend on the eigensolver.
 
     Parameters
     ----------
@@ -51,14 +51,14 @@ def mds_embedding(distances: ArrayLike, n_components: int = 2, *, dim: str = "op
     ----------
     Torgerson (1952), Multidimensional scaling: I. Theory and method, Psychometrika 17.
     """
-    known = checked_distances(distances)
-    points = classical_mds(known, n_components)
-    attrs = {"stress": kruskal_stress(known, squareform(pdist(points))), "method": "classical mds"}
+    checked = checked_distances(distances)
+    points = classical_mds(checked, n_components)
+    attrs = {"stress": kruskal_stress(checked, squareform(pdist(points))), "method": "classical mds"}
     return xr.DataArray(points, dims=(dim, COMPONENT), attrs=attrs)
 
 
 def procrustes_align(points: Array, target: Array) -> Array:
-    """Points (N, component) turned, mirrored and shifted to be as near `target` as that can be; distances unchanged.
+    """Turn, mirror and shift points (N, component) to be as near to `target` as possible, without changing distances.
 
     Examples
     --------
@@ -73,7 +73,7 @@ def procrustes_align(points: Array, target: Array) -> Array:
 
 
 def metric_mds(distances: Array, n_components: int, seed: int, *, start: Array | None = None) -> tuple[Array, float]:
-    """SMACOF from classical MDS, or from a given layout, until its stress falls by less than a share; with stress-1."""
+    """Lay out points by SMACOF from classical MDS, or from a given layout, and return them with their stress-1."""
     from sklearn.manifold import smacof
 
     first = classical_mds(distances, n_components) if start is None else start.copy()
@@ -93,7 +93,7 @@ def metric_mds(distances: Array, n_components: int, seed: int, *, start: Array |
 
 
 def classical_mds(distances: Array, n_components: int) -> Array:
-    """Principal coordinates of distances (T, T), 0 beyond those there are; see :func:`mds_embedding`."""
+    """Return the principal coordinates of distances (T, T), 0 beyond their rank; see :func:`mds_embedding`."""
     if n_components < 1:
         raise ValueError(f"expected at least one component, found {n_components}")
     squares = distances**2
@@ -108,7 +108,7 @@ def classical_mds(distances: Array, n_components: int) -> Array:
 
 
 def kruskal_stress(distances: Array, laid_out: Array) -> float:
-    """Kruskal's stress-1, ``sqrt(sum (d - d')^2 / sum d'^2)`` over the pairs, d' in the picture: 0 is a perfect one."""
+    """Return Kruskal's stress-1, ``sqrt(sum (d - d')^2 / sum d'^2)`` over pairs, d' in the picture: 0 is perfect."""
     scale = float((laid_out**2).sum())
     if scale == 0:
         return 0.0 if not distances.any() else 1.0
@@ -116,9 +116,9 @@ def kruskal_stress(distances: Array, laid_out: Array) -> float:
 
 
 def scaled_stress(distances: ArrayLike, points: ArrayLike) -> float:
-    """Kruskal's stress of a layout (T, component) against distances (T, T) at the best common scale: 0 is faithful.
+    """Return the stress of a layout (T, component) against distances (T, T) at the best common scale: 0 is faithful.
 
-    PHATE's own stress is measured against its potential distances; with few operators those say little about the input.
+    PHATE's stress is measured against its potential distances, which say little about the input for few operators.
 
     Examples
     --------
@@ -132,22 +132,22 @@ def scaled_stress(distances: ArrayLike, points: ArrayLike) -> float:
 
 
 def checked_distances(distances: ArrayLike) -> Array:
-    """Distances (T, T) in float64, exactly symmetric.
+    """Return distances (T, T) in float64, exactly symmetric.
 
     Raises
     ------
     OperatorError
-        They are no square, symmetric, finite, non-negative matrix with a zero diagonal.
+        They are not a square, symmetric, finite, non-negative matrix with a zero diagonal.
     """
-    known = np.asarray(distances, dtype=np.float64)
-    if known.ndim != 2 or known.shape[0] != known.shape[1] or not len(known):
-        raise OperatorError(f"expected distances of shape (T, T), found {known.shape}")
-    if not np.isfinite(known).all():
-        count = int((~np.isfinite(known)).sum())
+    checked = np.asarray(distances, dtype=np.float64)
+    if checked.ndim != 2 or checked.shape[0] != checked.shape[1] or not len(checked):
+        raise OperatorError(f"expected distances of shape (T, T), found {checked.shape}")
+    if not np.isfinite(checked).all():
+        count = int((~np.isfinite(checked)).sum())
         raise OperatorError(f"expected finite distances, found {count} that are not: leave those operators out")
-    slack = 1e-9 * float(known.max(initial=0))
-    if (known < 0).any() or np.abs(np.diag(known)).max() > slack or np.abs(known - known.T).max() > slack:
+    slack = 1e-9 * float(checked.max(initial=0))
+    if (checked < 0).any() or np.abs(np.diag(checked)).max() > slack or np.abs(checked - checked.T).max() > slack:
         raise OperatorError("expected distances that are non-negative and symmetric with a zero diagonal")
-    symmetric = (known + known.T) / 2
+    symmetric = (checked + checked.T) / 2
     np.fill_diagonal(symmetric, 0)
     return symmetric

@@ -19,7 +19,7 @@ TINY: Final = 1e-300
 
 
 def standardised_units(activations: ArrayLike) -> tuple[Array, int]:
-    """Activations as (step, feature, sample) of mean 0 and variance 1 over the samples, and how many did not vary."""
+    """Return activations as (step, feature, sample) of mean 0 and variance 1 over samples, and how many do not vary."""
     units = np.asarray(activations, dtype=np.float64)
     if units.ndim != 3 or min(units.shape) < 2:
         raise ActivationError(f"expected (step, sample, feature), at least 2 of each, found {units.shape}")
@@ -37,12 +37,12 @@ def standardised_units(activations: ArrayLike) -> tuple[Array, int]:
 
 
 def multislice_operator(units: Array, *, knn: int = 2, step_knn: int = 25, decay: float = 5.0) -> Array:
-    """Diffusion operator over all (step, unit) pairs of standardised activations (step, feature, sample).
+    """Compute the diffusion operator over all (step, unit) pairs of standardised activations (step, feature, sample).
 
     Units of one step are joined by ``exp(-(d / s)^decay)`` with s the distance to the `knn`-th neighbour, one unit
     over the steps by ``exp(-d^2 / e^2)`` with e the mean distance to its `step_knn`-th nearest other step; everything
-    else is 0. The kernel is made symmetric, ``(K + K') / 2``, and row-stochastic. `knn` and `step_knn` are cut to what
-    there is.
+    else is 0. The kernel is made symmetric, ``(K + K') / 2``, and row-stochastic. `knn` and `step_knn` are reduced to
+    the number of other units and steps.
 
     Returns
     -------

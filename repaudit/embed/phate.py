@@ -1,4 +1,4 @@
-"""PHATE: of one operator's samples, of several over steps in one frame, of many operators by their distances."""
+"""PHATE: of the samples of one operator, of several operators in one frame, of many operators by their distances."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ from repaudit.operators.stack import Operator, dense
 Array = NDArray[np.float64]
 
 T_MAX: Final = 100
-"""Longest diffusion time that the von Neumann entropy is looked at for."""
+"""Longest diffusion time at which the von Neumann entropy is computed."""
 POTENTIAL_FLOOR: Final = 1e-7
 """Added to transition probabilities before the logarithm, as PHATE does."""
 SAME: Final = 1e-9
 """Operators closer than this share of the largest distance are one point."""
 FEWEST_FOR_PHATE: Final = 5
-"""Fewer points have no neighbourhoods: they are laid out by their distances alone."""
+"""Fewer points have no neighbourhoods: they are laid out by their distances only."""
 KNN: Final = 5
 
 
 def phate_embedding(operator: Operator, n_components: int = 2, t: int | str = "auto", seed: int = 0) -> xr.DataArray:
-    """PHATE coordinates of the samples of one diffusion operator.
+    """Compute PHATE coordinates of the samples of one diffusion operator.
 
     Metric MDS (SMACOF, started from classical MDS) of the distances between rows of the potential
     ``U = -log(P^t + 1e-7)``, built from P itself: neither renormalised nor made symmetric.
@@ -44,7 +44,7 @@ def phate_embedding(operator: Operator, n_components: int = 2, t: int | str = "a
     t : int or "auto"
         Diffusion time; "auto" takes the knee of the von Neumann entropy of P^t over t = 1 to 100.
     seed : int
-        Of the layout.
+        Seed of the layout.
 
     Returns
     -------
@@ -54,7 +54,7 @@ def phate_embedding(operator: Operator, n_components: int = 2, t: int | str = "a
     Raises
     ------
     OperatorError
-        Not a square, finite matrix of non-negative entries.
+        The operator is not a square, finite matrix of non-negative entries.
     ValueError
         `t` or `n_components` below 1.
 
@@ -64,6 +64,11 @@ def phate_embedding(operator: Operator, n_components: int = 2, t: int | str = "a
     >>> ring = (np.roll(np.eye(12), 1, 0) + np.eye(12) + np.roll(np.eye(12), -1, 0)) / 3
     >>> phate_embedding(ring, t=2).sizes["sample"]
     12
+
+    See Also
+    --------
+    phate_trajectories : PHATE of many operators by their distances, one point per operator.
+    DiffusionMerging : merges the operators of several models into one to embed.
 
     References
     ----------
@@ -77,10 +82,10 @@ def phate_embedding(operator: Operator, n_components: int = 2, t: int | str = "a
 def phate_frames(
     operators: Sequence[Operator], n_components: int = 2, t: int | str = "auto", seed: int = 0, *, dim: str = "frame"
 ) -> xr.DataArray:
-    """PHATE coordinates of the samples at each of several steps, in one frame, so that an animation does not jump.
+    """Compute PHATE coordinates of the samples at several steps in one frame, so that an animation does not jump.
 
-    All frames share one diffusion time (with "auto" that of the last operator). Every layout starts from the one
-    before it, and is then turned, mirrored and shifted onto it by orthogonal Procrustes, never scaled.
+    All frames share one diffusion time (with "auto" that of the last operator). Every layout starts from the
+    previous one, and is then turned, mirrored and shifted onto it by orthogonal Procrustes, never scaled.
 
     Parameters
     ----------
@@ -94,7 +99,7 @@ def phate_frames(
     Returns
     -------
     DataArray (frame, sample, component)
-        attrs: ``stress`` (one a frame), ``t``, ``seed``, ``method``.
+        attrs: ``stress`` (one per frame), ``t``, ``seed``, ``method``.
 
     Raises
     ------
@@ -123,10 +128,10 @@ def phate_frames(
 
 
 def phate_onto(operators: Sequence[Operator], frames: xr.DataArray, seed: int = 0) -> xr.DataArray:
-    """PHATE coordinates of further operators, each put onto the layout of its own step.
+    """Compute PHATE coordinates of further operators, each on the layout of its step.
 
     As :func:`phate_frames`, at its diffusion time, but every layout starts from the frame of the same index and is
-    turned onto it: one model's operators beside the merged ones.
+    turned onto it: the operators of one model in the frame of the merged ones.
 
     Parameters
     ----------
@@ -158,7 +163,7 @@ def unit_trajectories(
     decay: float = 5.0,
     seed: int = 0,
 ) -> xr.DataArray:
-    """M-PHATE coordinates of one layer's units over steps: a point for every (step, unit).
+    """Compute M-PHATE coordinates of one layer's units over steps: one point per (step, unit).
 
     PHATE of the multislice operator (:func:`repaudit.embed.multislice.multislice_operator`), which joins units of one
     step, and each unit with itself over the steps.
@@ -166,18 +171,18 @@ def unit_trajectories(
     Parameters
     ----------
     activations : (step, sample, feature)
-        At most 5,000 points (steps x features): choose some of the units beyond that.
+        At most 5,000 points (steps x features); of more, choose some of the units.
     n_components, t, seed
         As in :func:`phate_embedding`.
     knn, step_knn : int
-        At most the other units, the other steps.
+        Neighbours among the other units and the other steps; larger numbers are reduced.
     decay : float
 
     Returns
     -------
     DataArray (step, feature, component)
-        attrs: ``stress``, ``t``, ``seed``, ``method``, and ``constant``, the number of points whose unit did not vary
-        over the samples at that step (placed at the origin of the standardised activations).
+        attrs: ``stress``, ``t``, ``seed``, ``method``, and ``constant``, the number of points whose unit does not vary
+        over the samples at that step (they are at the origin of the standardised activations).
 
     Raises
     ------
@@ -199,20 +204,20 @@ def unit_trajectories(
 def phate_trajectories(
     distances: ArrayLike, n_components: int = 2, seed: int = 0, *, dim: str = "operator"
 ) -> xr.DataArray:
-    """PHATE coordinates of T operators from their distances: one point an operator, a trajectory for each model.
+    """Compute PHATE coordinates of T operators from their distances: one point per operator.
 
-    The alpha-decay kernel stands on 5 neighbours, or as many more as it takes to connect all points (`knn` in attrs):
-    between parts of a disconnected graph potential distances mean nothing. Identical operators count as one point.
-    Fewer than 5 distinct points have no neighbourhoods to speak of: they are laid out by metric MDS of the distances
-    themselves, and ``method`` says so.
+    The operators of one model, in the order of steps, are its trajectory. The alpha-decay kernel uses 5 neighbours, or
+    as many as are needed to connect all points (`knn` in attrs): potential distances between the parts of a
+    disconnected graph mean nothing. Identical operators count as one point. Fewer than 5 distinct points have no
+    neighbourhoods: they are laid out by metric MDS of the distances themselves, and ``method`` says so.
 
     Parameters
     ----------
     distances : (T, T)
-        Symmetric, zero on the diagonal, as :func:`repaudit.operator_distances` gives them.
+        Symmetric, zero on the diagonal, as :func:`repaudit.operator_distances` returns them.
     n_components : int
     seed : int
-        Of the layout.
+        Seed of the layout.
     dim : str
         Name of the dimension of length T.
 
@@ -225,7 +230,7 @@ def phate_trajectories(
     Raises
     ------
     OperatorError
-        Distances that are no square, symmetric, finite, non-negative matrix with a zero diagonal.
+        The distances are not a square, symmetric, finite, non-negative matrix with a zero diagonal.
 
     Examples
     --------
@@ -234,13 +239,18 @@ def phate_trajectories(
     >>> phate_trajectories(line).shape
     (3, 2)
 
+    See Also
+    --------
+    operator_distances : the distances to start from.
+    phate_embedding : PHATE of the samples of one operator.
+
     References
     ----------
     Moon et al. (2019), Visualizing structure and transitions in high-dimensional biological data, Nat. Biotechnol. 37.
     """
-    known = checked_distances(distances)
-    distinct, which = _distinct(known)
-    target, attrs = known[np.ix_(distinct, distinct)], {"t": 0, "knn": 0, "seed": seed, "method": "mds"}
+    checked = checked_distances(distances)
+    distinct, which = _distinct(checked)
+    target, attrs = checked[np.ix_(distinct, distinct)], {"t": 0, "knn": 0, "seed": seed, "method": "mds"}
     if len(distinct) >= FEWEST_FOR_PHATE:
         potential, time, knn = _phate_potential(target, seed)
         target, attrs = squareform(pdist(potential)), {"t": time, "knn": knn, "seed": seed, "method": "phate"}
@@ -263,7 +273,7 @@ def _potential_distances(matrix: Array, time: int) -> Array:
 
 
 def _diffusion_time(operator: Operator, t: int | str) -> int:
-    """`t` itself, or the knee of the von Neumann entropy ``-sum p log p`` of ``p = |lambda|^t / sum |lambda|^t``."""
+    """Return `t`, or the knee of the von Neumann entropy ``-sum p log p`` of ``p = |lambda|^t / sum |lambda|^t``."""
     if t == "auto":
         from phate.vne import find_knee_point
 
@@ -276,7 +286,7 @@ def _diffusion_time(operator: Operator, t: int | str) -> int:
 
 
 def _phate_potential(distances: Array, seed: int) -> tuple[Array, int, int]:
-    """PHATE's potential, diffusion time and neighbours, with the fewest neighbours that connect all points."""
+    """Return PHATE's potential, diffusion time and neighbours, with the fewest neighbours that connect all points."""
     import phate
 
     knn = min(KNN, len(distances) - 2)
@@ -290,7 +300,7 @@ def _phate_potential(distances: Array, seed: int) -> tuple[Array, int, int]:
             random_state=seed,
             verbose=0,
         )
-        # A disconnected graph is what the loop is about, and (d / s)^40 may be infinite: its kernel is 0.
+        # The loop handles disconnected graphs, and (d / s)^40 may be infinite: its kernel is 0.
         with warnings.catch_warnings(), np.errstate(over="ignore"):
             warnings.filterwarnings("ignore", message="Graph is disconnected", category=RuntimeWarning)
             estimator.fit(distances.copy())
@@ -300,6 +310,6 @@ def _phate_potential(distances: Array, seed: int) -> tuple[Array, int, int]:
 
 
 def _distinct(distances: Array) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Indices of the distinct points, and for every point which of them it is: copies have no neighbourhood."""
+    """Return the indices of the distinct points, and which of them every point is: copies have no neighbourhood."""
     same = distances <= SAME * distances.max(initial=0)
     return np.unique(same.argmax(1), return_inverse=True)

@@ -29,35 +29,35 @@ class Barycenter:
 
 
 def ground_cost(matrices: list[Tensor], weights: list[float], cost: Any = None) -> Tensor:
-    """Cost of moving mass between samples, ``(sample, sample)``, float64, scaled to maximum 1.
+    """Return the cost of moving mass between samples, ``(sample, sample)``, float64, scaled to maximum 1.
 
-    The squared diffusion distance of the mean operator, ``Σ_k (P_ik - P_jk)² / π_k``, or the one given: it belongs to
-    the samples and not to their order.
+    The squared diffusion distance of the mean operator, ``Σ_k (P_ik - P_jk)² / π_k``, or the given one, which belongs
+    to the samples and not to their order.
 
     Raises
     ------
     OperatorError
-        A given cost that is not a symmetric, non-negative matrix over the samples with a zero diagonal.
+        The given cost is not a symmetric, non-negative matrix over the samples with a zero diagonal.
     """
     if cost is None:
         mean = DiffusionOperator(weighted_mean(matrices, weights))
-        found = mean.diffusion_distance(1).square()
+        unscaled = mean.diffusion_distance(1).square()
     else:
-        found = _given(cost, matrices[0])
-    largest = float(found.amax())
-    return found / largest if largest > 0 else found
+        unscaled = _given(cost, matrices[0])
+    largest = float(unscaled.amax())
+    return unscaled / largest if largest > 0 else unscaled
 
 
 def _given(cost: Any, matrix: Tensor) -> Tensor:
-    found = cost.detach() if isinstance(cost, Tensor) else torch.from_numpy(np.array(cost, dtype=np.float64))
-    found = found.double().to(matrix.device)
-    if found.shape != matrix.shape:
-        raise OperatorError(f"expected a cost between {len(matrix)} samples, found shape {tuple(found.shape)}")
-    if not bool(torch.isfinite(found).all()) or float(found.amin()) < 0:
-        raise OperatorError("expected a cost that is finite and not negative")
-    if float((found - found.mT).abs().amax()) > 1e-9 * float(found.amax()) or bool(found.diagonal().any()):
-        raise OperatorError("expected a symmetric cost with a zero diagonal")
-    return found
+    given = cost.detach() if isinstance(cost, Tensor) else torch.from_numpy(np.array(cost, dtype=np.float64))
+    given = given.double().to(matrix.device)
+    if given.shape != matrix.shape:
+        raise OperatorError(f"expected a cost between {len(matrix)} samples, found shape {tuple(given.shape)}")
+    if not bool(torch.isfinite(given).all()) or float(given.amin()) < 0:
+        raise OperatorError("expected a cost that is finite and not negative, found other entries")
+    if float((given - given.mT).abs().amax()) > 1e-9 * float(given.amax()) or bool(given.diagonal().any()):
+        raise OperatorError("expected a symmetric cost with a zero diagonal, found another matrix")
+    return given
 
 
 def barycenter(
@@ -70,12 +70,11 @@ def barycenter(
     tolerance: float = 1e-4,
     max_iterations: int = 2000,
 ) -> Barycenter:
-    """For each row ``i`` the ``b`` that minimises ``Σ_k w_k S(P_k[i], b)``, ``S`` the Sinkhorn divergence for ``cost``.
+    """Compute per row ``i`` the ``b`` that minimises ``Σ_k w_k S(P_k[i], b)``, ``S`` the Sinkhorn divergence.
 
     ``S(a, b) = OT(a, b) - [OT(a, a) + OT(b, b)] / 2`` with ``OT`` regularised by ``reg`` times the relative entropy;
-    its barycenter of equal rows is that row. With ``debiased=False``, ``OT`` alone, which blurs. Iterations end, row by
-    row, when the marginals of all couplings, of ``b`` with itself too, are within ``tolerance`` (L1) of what they
-    should be.
+    its barycenter of equal rows is that row. With ``debiased=False``, ``OT`` only, which blurs. Iterations end, row by
+    row, when the marginals of all couplings, including that of ``b`` with itself, are within ``tolerance`` (L1).
 
     Source: Benamou et al., Iterative Bregman projections for regularized transportation problems (2015), proposition 2;
     Janati et al., Debiased Sinkhorn barycenters (2020), algorithm 1.
@@ -86,8 +85,8 @@ def barycenter(
     projections = _Projections(torch.exp(-cost / reg), shares / shares.sum(), debiased, tolerance, max_iterations)
     count = max(1, _ENTRIES.get(rows.device.type, 2**23) // (len(kept) * rows.shape[2]))
     parts = [projections(part) for part in rows.split(count, dim=1)]  # type: ignore[no-untyped-call]
-    found = torch.cat([part.rows for part in parts])
-    return Barycenter(found, max(part.marginal_error for part in parts), max(part.iterations for part in parts))
+    rows = torch.cat([part.rows for part in parts])
+    return Barycenter(rows, max(part.marginal_error for part in parts), max(part.iterations for part in parts))
 
 
 @dataclass(frozen=True)
@@ -101,7 +100,7 @@ class _Projections:
     max_iterations: int
 
     def __call__(self, rows: Tensor) -> Barycenter:
-        found = torch.empty_like(rows[0])
+        merged = torch.empty_like(rows[0])
         open_rows = torch.arange(rows.shape[1], device=rows.device)
         reached = torch.empty(len(open_rows), dtype=rows.dtype, device=rows.device)
         debias = self._start(torch.tensordot(self.weights, rows, dims=1))
@@ -113,23 +112,23 @@ class _Projections:
             spread = (center / back) @ self.kernel
             error = (left * spread - rows).abs().sum(2).amax(0)
             if self.debiased:
-                own = debias @ self.kernel
-                error = torch.maximum(error, (debias * own - center).abs().sum(1))
-                debias = (debias * center / own).sqrt()
+                itself = debias @ self.kernel
+                error = torch.maximum(error, (debias * itself - center).abs().sum(1))
+                debias = (debias * center / itself).sqrt()
             done = error <= self.tolerance
             last = iteration == self.max_iterations
             if last or (iteration % 10 == 0 and bool(done.any())):
                 done = done | last
-                found[open_rows[done]] = center[done] / center[done].sum(1, keepdim=True)
+                merged[open_rows[done]] = center[done] / center[done].sum(1, keepdim=True)
                 reached[open_rows[done]] = error[done]
                 rows, spread, debias = rows[:, ~done], spread[:, ~done], debias[~done]
                 open_rows = open_rows[~done]
             if len(open_rows) == 0:
                 break
-        return Barycenter(found, float(reached.amax()), iteration)
+        return Barycenter(merged, float(reached.amax()), iteration)
 
     def _start(self, mean: Tensor) -> Tensor:
-        """Scaling of the coupling of the mean with itself: where all rows are equal, that is the solution."""
+        """Return the scaling of the coupling of the mean with itself: the solution where all rows are equal."""
         scaling = torch.ones_like(mean)
         if not self.debiased:
             return scaling
@@ -142,7 +141,7 @@ class _Projections:
 
 
 def exact_barycenter(matrices: list[Tensor], weights: list[float], cost: Tensor) -> Barycenter:
-    """The unregularised barycenter by linear programming, row by row: for some hundred samples at most.
+    """Compute the unregularised barycenter by linear programming, row by row: for a few hundred samples at most.
 
     ``min_b Σ_k w_k W(P_k[i], b)`` over the simplex on all samples. Source: Agueh and Carlier, Barycenters in the
     Wasserstein space (2011); solved by POT's ``ot.lp.barycenter``.
@@ -152,9 +151,9 @@ def exact_barycenter(matrices: list[Tensor], weights: list[float], cost: Tensor)
     stacked = torch.stack([matrix.detach().double().cpu() for matrix in matrices]).numpy()
     # the solver's feasibility is absolute, so the cost keeps its scale of 1 and the rows sum to 1 exactly
     stacked /= stacked.sum(2, keepdims=True)
-    found = [
+    solved = [
         ot.lp.barycenter(stacked[:, row].T, cost.cpu().numpy(), weights=np.array(weights), solver="highs")
         for row in range(stacked.shape[1])
     ]
-    rows = torch.from_numpy(np.clip(np.stack(found), 0, None)).to(matrices[0].device)
+    rows = torch.from_numpy(np.clip(np.stack(solved), 0, None)).to(matrices[0].device)
     return Barycenter(rows / rows.sum(1, keepdim=True), 0.0, 1)

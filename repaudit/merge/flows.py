@@ -12,10 +12,10 @@ from repaudit.operators.operator import DiffusionOperator
 
 
 def mixed_walks(operators: Mapping[str, DiffusionOperator], weights: list[float]) -> tuple[Tensor, Tensor]:
-    """``P* = D^-1 Σ w_k Π_k P_k`` with ``Π_k`` the stationary distributions, and its degrees ``N Σ w_k π_k``.
+    """Return ``P* = D^-1 Σ w_k Π_k P_k``, ``Π_k`` the stationary distributions, and its degrees ``N Σ w_k π_k``.
 
     The stationary flow ``Π P`` of a reversible operator is symmetric, and so is a mean of such flows: ``P*`` is
-    reversible, with stationary distribution ``Σ w_k π_k``, and where an operator's walk rarely comes it has little say.
+    reversible, with stationary distribution ``Σ w_k π_k``. Where an operator's walk rarely comes, it has little weight.
 
     Source: Zhou and Burges, Spectral clustering and transductive learning with multiple views (2007), section 3.
     """
@@ -24,12 +24,14 @@ def mixed_walks(operators: Mapping[str, DiffusionOperator], weights: list[float]
     for (name, operator), weight in zip(operators.items(), weights, strict=True):
         if not operator.reversible:
             raise OperatorError(
-                f"strategy='reversible' keeps reversibility, and operator {name!r} has none: its flow circulates; "
+                f"strategy='reversible' expects reversible operators, found {name!r}, whose flow circulates; "
                 "use operators of the gauge, or strategy='frobenius'"
             )
         stationary = operator.stationary
         flow = flow + weight * stationary[:, None] * operator.wide
         mass = mass + weight * stationary
     if bool((mass <= 0).any()):
-        raise OperatorError("some samples are transient in every operator, so that their rows have no weight")
+        raise OperatorError(
+            "expected every sample to be recurrent in some operator, found samples that are transient in all"
+        )
     return flow / mass[:, None], mass * len(mass)

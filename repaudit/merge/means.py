@@ -11,7 +11,7 @@ from repaudit.operators.convert import row_sums
 
 
 def weighted_mean(matrices: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
-    """Row-normalised ``Σ w_i P_i``, ``(sample, neighbor)``, summed in float64; sparse where all of them are.
+    """Return row-normalised ``Σ w_i P_i``, ``(sample, neighbor)``, summed in float64; sparse if all of them are.
 
     With equal weights this is ``(1/N) Σ P_i``, the minimiser of ``Σ |P - P_i|_F²`` (its gradient ``2 Σ (P - P_i)``
     vanishes there, and a mean of stochastic rows is stochastic).

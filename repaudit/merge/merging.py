@@ -27,41 +27,48 @@ Operators = dict[str, DiffusionOperator]
 
 @dataclass(frozen=True)
 class DiffusionMerging:
-    """Merge diffusion operators, one a model, into one consensus operator P*.
+    """Merge diffusion operators, one per model, into one consensus operator P*.
 
     ``"weighted"``: row-normalised ``Σ w_k P_k``. ``"frobenius"``: ``(1/N) Σ P_k``, the minimiser of the summed squared
     Frobenius distance. ``"reversible"``: ``D^-1 Σ w_k Π_k P_k``, the mixture of the random walks, with a real spectrum.
-    ``"ot_barycenter"``: each row the Wasserstein barycenter of the rows, dense also for sparse operators, as mass may
-    move to samples that no row holds. ``"gromov"``: the Gromov-Wasserstein
-    barycenter, for operators on different samples. See the modules of :mod:`repaudit.merge` for formulas and sources.
+    ``"ot_barycenter"``: each row the Wasserstein barycenter of the rows; dense even for sparse operators, as mass may
+    move to samples that are in no row. ``"gromov"``: the Gromov-Wasserstein barycenter, for operators on different
+    samples. Sources: Zhou and Burges (2007) for ``reversible``; Benamou et al. (2015) and Janati et al. (2020) for
+    ``ot_barycenter``; Peyré, Cuturi and Solomon (2016) for ``gromov``; the modules of :mod:`repaudit.merge` say more.
 
     Parameters
     ----------
     strategy
         How to merge.
     weights
-        Weight of each model by name, not negative; equal if not given. Names must be those of the operators.
+        Weight per model name, not negative; equal by default. The names must be those of the operators.
     reg
-        Of ``ot_barycenter``: entropic regularisation relative to a cost of maximum 1; 0 for the exact linear programme
-        (some hundred samples at most).
+        For ``ot_barycenter``: entropic regularisation relative to a cost of maximum 1; 0 for the exact linear
+        programme (a few hundred samples at most).
     cost
-        Of ``ot_barycenter``: cost of moving mass between samples, symmetric; by default the squared diffusion distance
+        For ``ot_barycenter``: cost of moving mass between samples, symmetric; by default the squared diffusion distance
         of the mean operator. Scaled to maximum 1.
     debiased
-        Of ``ot_barycenter``: whether to remove the blur of the regularisation. Without it, the barycenter of identical
+        For ``ot_barycenter``: whether to remove the blur of the regularisation. Without it, the barycenter of identical
         operators is not that operator.
     tolerance, max_iterations
-        Of ``ot_barycenter``: when to stop. What was reached is left in the attrs ``marginal_error`` and ``iterations``;
-        a warning tells if it is more than ten times the tolerance.
+        For ``ot_barycenter``: when to stop. The attrs ``marginal_error`` and ``iterations`` say what was reached; it
+        warns if the error is more than ten times the tolerance.
     n_samples, seed
-        Of ``gromov``: number of samples of P*, if not given the smallest of the operators', and the start of the
-        search.
+        For ``gromov``: number of samples of P*, by default the smallest number of the operators, and the start of
+        the search.
 
     Examples
     --------
     >>> operators = {"a": np.eye(2), "b": np.full((2, 2), 0.5)}
     >>> DiffusionMerging("weighted", weights={"a": 1, "b": 3}).merge(operators).matrix.tolist()
     [[0.625, 0.375], [0.375, 0.625]]
+
+    See Also
+    --------
+    DiffusionGauge : computes the operators to merge.
+    phate_embedding : draws the merged operator.
+    spread : says how far the operators are from each other.
     """
 
     strategy: Strategy = "frobenius"
@@ -76,27 +83,43 @@ class DiffusionMerging:
 
     def __post_init__(self) -> None:
         if self.strategy not in _STRATEGIES:
-            raise ValueError(f"strategy is one of {', '.join(map(repr, _STRATEGIES))}; found {self.strategy!r}")
+            raise ValueError(f"expected a strategy among {', '.join(map(repr, _STRATEGIES))}, found {self.strategy!r}")
         if self.strategy == "frobenius" and self.weights is not None:
-            raise WeightError("strategy='frobenius' weighs all operators equally; for weights use strategy='weighted'")
+            raise WeightError(
+                "strategy='frobenius' weights all operators equally; for other weights use strategy='weighted'"
+            )
         if not isinstance(self.weights, Mapping | None):
-            raise WeightError(f"expected weights by model name, {{'seed0': 1.0}}; found {type(self.weights).__name__}")
+            raise WeightError(
+                f"expected weights by model name, such as {{'seed0': 1.0}}, found {type(self.weights).__name__}"
+            )
         given: Mapping[str, Any] = self.weights or {}
         for name, weight in given.items():
             if isinstance(weight, str) or not (math.isfinite(weight) and weight >= 0):
                 raise WeightError(f"expected weights that are finite and not negative, found {weight!r} for {name!r}")
         if not (self.reg == 0 or SMALLEST_REG <= self.reg < math.inf):
-            raise ValueError(f"reg is 0 (exact) or at least {SMALLEST_REG:.4f} of the largest cost; found {self.reg!r}")
+            raise ValueError(
+                f"expected reg=0 (exact) or at least {SMALLEST_REG:.4f} of the largest cost, found {self.reg!r}"
+            )
         if self.max_iterations < 1 or self.tolerance <= 0:
             raise ValueError(
-                f"expected a positive tolerance and 1 iteration or more; found {self.tolerance!r}, "
-                f"{self.max_iterations!r}"
+                f"expected a positive tolerance and at least 1 iteration, found tolerance={self.tolerance!r} and "
+                f"max_iterations={self.max_iterations!r}"
             )
 
     def merge(self, operators: Mapping[str, Any]) -> DiffusionOperator:
         """Merge operators, arrays, tensors or DataArrays ``(sample, neighbor)``, by model name.
 
-        The operators are left as they are, and their order does not matter.
+        The operators are not changed, and their order does not matter.
+
+        Parameters
+        ----------
+        operators
+            Operator per model name, all on the same samples (except for ``gromov``).
+
+        Returns
+        -------
+        DiffusionOperator
+            P*, with the parameters on which the operators agree, the strategy and the weights in its attrs.
 
         Raises
         ------
@@ -104,12 +127,17 @@ class DiffusionMerging:
             No operator, one that is not row-stochastic, different numbers of samples or different sample ids.
         WeightError
             Weights for unknown models, none for some, or all zero.
+
+        Examples
+        --------
+        >>> DiffusionMerging().merge({"a": np.eye(2), "b": np.full((2, 2), 0.5)}).matrix.tolist()
+        [[0.75, 0.25], [0.25, 0.75]]
         """
         names = _names(operators)
         taken = {name: _operator(name, operators[name]) for name in names}
         ids = None if self.strategy == "gromov" else _same_samples(taken)
         weights = self._weights(names)
-        merged, degrees, found = _STRATEGIES[self.strategy](self, taken, weights)
+        merged, degrees, reached = _STRATEGIES[self.strategy](self, taken, weights)
         if all(operator.matrix.dtype == torch.float32 for operator in taken.values()):
             merged = merged.float()
         attrs = {
@@ -118,7 +146,7 @@ class DiffusionMerging:
             "models": names,
             "weights": dict(zip(names, weights, strict=True)),
             "repaudit_version": __version__,
-            **found,
+            **reached,
         }
         if is_sparse(merged):
             from repaudit.operators.sparse import SparseDiffusionOperator
@@ -135,7 +163,7 @@ class DiffusionMerging:
             raise WeightError(f"weights and operators differ: {' and '.join(what)}; the operators are {names}")
         total = sum(self.weights.values())
         if total <= 0:
-            raise WeightError("all weights are zero; at least one model must count")
+            raise WeightError("expected at least one weight above zero, found all weights zero")
         return [self.weights[name] / total for name in names]
 
 
@@ -155,16 +183,16 @@ def _reversible(merging: DiffusionMerging, operators: Operators, weights: list[f
 def _barycenter(merging: DiffusionMerging, operators: Operators, weights: list[float]) -> Merged:
     matrices = [operator.wide for operator in operators.values()]
     if any(matrix.requires_grad for matrix in matrices):
-        raise OperatorError("strategy='ot_barycenter' carries no gradient; detach the operators")
+        raise OperatorError("strategy='ot_barycenter' has no gradient: detach the operators")
     with torch.no_grad():
         cost = ground_cost(matrices, weights, merging.cost)
         if not bool(cost.any()):
-            # all samples are in the same place, so that moving mass is free and every row is a barycenter
+            # all samples coincide: moving mass is free and every row is a barycenter
             return weighted_mean(matrices, weights), None, {"reg": merging.reg, "marginal_error": 0.0, "iterations": 0}
         if merging.reg == 0:
-            found = exact_barycenter(matrices, weights, cost)
+            solved = exact_barycenter(matrices, weights, cost)
         else:
-            found = barycenter(
+            solved = barycenter(
                 matrices,
                 weights,
                 cost,
@@ -173,15 +201,15 @@ def _barycenter(merging: DiffusionMerging, operators: Operators, weights: list[f
                 tolerance=merging.tolerance,
                 max_iterations=merging.max_iterations,
             )
-    if found.marginal_error > 10 * merging.tolerance:
+    if solved.marginal_error > 10 * merging.tolerance:
         warnings.warn(
-            f"the barycenter's marginals are off by {found.marginal_error:.1e} after {found.iterations} iterations, "
-            f"against a tolerance of {merging.tolerance:.1e}; more max_iterations or a larger reg would help",
+            f"the barycenter's marginals are off by {solved.marginal_error:.1e} after {solved.iterations} iterations, "
+            f"against a tolerance of {merging.tolerance:.1e}; raise max_iterations or reg",
             stacklevel=3,
         )
-    reached = {"marginal_error": found.marginal_error, "iterations": found.iterations}
+    reached = {"marginal_error": solved.marginal_error, "iterations": solved.iterations}
     given = "given" if merging.cost is not None else "diffusion distance of the mean operator"
-    return found.rows, None, {"reg": merging.reg, "debiased": merging.debiased, "cost": given, **reached}
+    return solved.rows, None, {"reg": merging.reg, "debiased": merging.debiased, "cost": given, **reached}
 
 
 def _gromov(merging: DiffusionMerging, operators: Operators, weights: list[float]) -> Merged:
@@ -201,7 +229,7 @@ _STRATEGIES: Final[dict[str, Callable[[DiffusionMerging, Operators, list[float]]
 def _names(operators: Mapping[str, Any]) -> list[str]:
     if not isinstance(operators, Mapping):
         raise OperatorError(
-            f"expected operators by model name, {{'seed0': operator}}; found {type(operators).__name__}"
+            f"expected operators by model name, such as {{'seed0': operator}}, found {type(operators).__name__}"
         )
     if not operators:
         raise OperatorError("expected at least one operator to merge, found none")
@@ -222,7 +250,7 @@ def _same_samples(operators: Operators) -> Any:
     counts = {name: operator.n_samples for name, operator in operators.items()}
     if len(set(counts.values())) > 1:
         raise OperatorError(
-            f"expected operators on the same samples, found these numbers of samples: {counts}; "
+            f"expected operators on the same samples, found numbers of samples {counts}; "
             "strategy='gromov' merges operators on different samples"
         )
     known = {name: operator.samples for name, operator in operators.items() if operator.samples is not None}
@@ -243,6 +271,6 @@ def _plain(value: Any) -> Any:
 
 
 def _shared(attrs: list[dict[str, Any]]) -> dict[str, Any]:
-    """Gauge parameters on which all operators agree."""
+    """Return the gauge parameters on which all operators agree."""
     first, *others = attrs
     return {key: value for key, value in first.items() if all(key in o and o[key] == value for o in others)}

@@ -131,7 +131,7 @@ def test_cost_may_be_given():
 
 
 def test_regularisation_out_of_range_and_gradients_are_refused():
-    with pytest.raises(ValueError, match="reg is 0"):
+    with pytest.raises(ValueError, match="reg=0"):
         ra.DiffusionMerging("ot_barycenter", reg=1e-4)
     P = torch.full((3, 3), 1 / 3, requires_grad=True)
     with pytest.raises(OperatorError, match="gradient"):

@@ -71,7 +71,7 @@ def test_frobenius_minimises_the_summed_squared_distance():
     [
         ({"m0": 1, "other": 1}, r"no operator named \['other'\] and no weight for \['m1', 'm2'\]"),
         ({"m0": 1}, r"no weight for \['m1', 'm2'\]"),
-        ({"m0": 0, "m1": 0, "m2": 0}, "all weights are zero"),
+        ({"m0": 0, "m1": 0, "m2": 0}, "found all weights zero"),
     ],
 )
 def test_weights_that_do_not_fit(weights, message):
