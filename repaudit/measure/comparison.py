@@ -1,4 +1,4 @@
-"""Spread between groups of models, departure from a reference, approach to a model's own end, and the noise floor."""
+"""Spread between groups of models, departure from a reference, approach to a model's end, and the noise floor."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from repaudit.operators.stack import Operator
 
 @dataclass(frozen=True)
 class GroupSpread:
-    """Spread within every group, and between every two of them."""
+    """Spread within every group, and between every pair of groups."""
 
     within: dict[str, Spread]
     between: dict[tuple[str, str], Spread]
 
 
 def group_spread(operators: Mapping[str, Operator], groups: Mapping[str, str], *, seed: int = 0) -> GroupSpread:
-    """Calibrated spread within groups of models, and between them: over pairs with one model in each.
+    """Compute the calibrated spread within groups of models, and between them: over pairs with one model in each.
 
     Groups that agree with each other as much as with themselves have ``between`` about equal to ``within``.
 
@@ -36,19 +36,19 @@ def group_spread(operators: Mapping[str, Operator], groups: Mapping[str, str], *
     Raises
     ------
     OperatorError
-        A model without a group, or operators that do not go together.
+        A model has no group, or the operators do not go together.
 
     Examples
     --------
     >>> import numpy as np
     >>> ring, chain = np.roll(np.eye(8), 1, axis=1), np.roll(np.eye(8), 2, axis=1)
-    >>> found = group_spread({"a": ring, "b": ring, "c": chain, "d": chain}, {"a": "s", "b": "s", "c": "l", "d": "l"})
-    >>> found.within["s"].value, found.within["l"].value, round(found.between["s", "l"].value, 2)
+    >>> result = group_spread({"a": ring, "b": ring, "c": chain, "d": chain}, {"a": "s", "b": "s", "c": "l", "d": "l"})
+    >>> result.within["s"].value, result.within["l"].value, round(result.between["s", "l"].value, 2)
     (0.0, 0.0, 1.17)
     """
     missing = [model for model in operators if model not in groups]
     if missing:
-        raise OperatorError(f"expected a group for every model, found none for {missing}: name one")
+        raise OperatorError(f"expected a group for every model, found none for {missing}")
     members: dict[str, dict[str, Any]] = {}
     for model, matrix in named_operators(operators).items():
         members.setdefault(groups[model], {})[model] = matrix
@@ -58,7 +58,7 @@ def group_spread(operators: Mapping[str, Operator], groups: Mapping[str, str], *
 
 
 def spread_between(first: Mapping[str, Operator], second: Mapping[str, Operator], *, seed: int = 0) -> Spread:
-    """Calibrated spread over the pairs of one model of `first` and one of `second`; jackknife over all models."""
+    """Compute the spread over pairs of one model of `first` and one of `second`; jackknife over all models."""
     operators = [*named_operators(first).items(), *named_operators(second).items()]
     pairs = list(product(range(len(first)), range(len(first), len(operators))))
     return spread_of_pairs(operators, pairs, len(operators), seed)
@@ -67,11 +67,11 @@ def spread_between(first: Mapping[str, Operator], second: Mapping[str, Operator]
 def departure(
     operators: Mapping[str, Operator], reference: Operator | Mapping[str, Operator], *, seed: int = 0
 ) -> Spread:
-    """Mean calibrated squared distance of models from a reference: 0 the reference itself, 1 unrelated to it.
+    """Compute the mean calibrated squared distance of models from a reference: 0 is the reference, 1 unrelated to it.
 
-    With the untrained networks as reference (one for each model) it tells how much of the geometry was learned, with
-    the inputs' own geometry (one operator for all, such as the embedding layer's) how much was inherited. The jackknife
-    is over the models; a reference is taken as given.
+    With the untrained networks as reference (one per model) it says how much of the geometry was learned, with the
+    geometry of the inputs (one operator for all, such as the embedding layer's) how much was inherited. The jackknife
+    is over the models; the reference is fixed.
 
     Parameters
     ----------
@@ -82,7 +82,14 @@ def departure(
     Raises
     ------
     OperatorError
-        A model without its reference, or operators that do not go together.
+        A model has no reference, or the operators do not go together.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> ring = np.roll(np.eye(8), 1, axis=1)
+    >>> round(departure({"seed0": ring, "seed1": np.eye(8)}, reference=ring).value, 3)
+    0.5
     """
     models = named_operators(operators)
     if not isinstance(reference, Mapping):
@@ -98,7 +105,7 @@ def departure(
 
 
 def approach(operators: Sequence[Operator], *, seed: int = 0) -> list[Spread]:
-    """Calibrated squared distance of every operator of one model from its last: what one model alone can converge to.
+    """Compute the calibrated squared distance of every operator of one model from its last one.
 
     Parameters
     ----------
@@ -109,6 +116,12 @@ def approach(operators: Sequence[Operator], *, seed: int = 0) -> list[Spread]:
     -------
     list of T Spread
         The last one is 0; intervals are over samples.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> [round(step.value, 3) for step in approach([np.eye(8), np.roll(np.eye(8), 1, axis=1)])]
+    [1.0, 0.0]
     """
     if not len(operators):
         raise OperatorError("expected at least one operator, found none")
@@ -117,10 +130,10 @@ def approach(operators: Sequence[Operator], *, seed: int = 0) -> list[Spread]:
 
 
 def noise_floor(X: Any, gauge: Callable[[Any], Operator], *, splits: int = 5, seed: int = 0) -> float:
-    """Spread of one representation with itself: operators of random halves of its features, averaged over splits.
+    """Compute the spread of one representation with itself: operators of random halves of its features, averaged.
 
-    Halves have more noise than the whole, so this is an upper bound: a spread below it is agreement as close as a
-    model's with itself. For a model recorded twice, ``spread([first, second]).value`` is the floor.
+    Halves have more noise than the whole, so this is an upper bound: models with a spread below it agree as closely as
+    a model with itself. For a model recorded twice, ``spread([first, second]).value`` is the floor.
 
     Parameters
     ----------
@@ -132,14 +145,21 @@ def noise_floor(X: Any, gauge: Callable[[Any], Operator], *, splits: int = 5, se
     ------
     ActivationError
         Fewer than two features.
+
+    Examples
+    --------
+    >>> from repaudit.gauge.gauge import DiffusionGauge
+    >>> points = np.random.default_rng(0).normal(size=(40, 2))
+    >>> 0 < noise_floor(np.repeat(points, 16, axis=1), DiffusionGauge(knn=5)) < 0.5
+    True
     """
     activations = np.asarray(X.detach().cpu() if hasattr(X, "detach") else X)
     if activations.ndim != 2 or activations.shape[1] < 2:
         raise ActivationError(f"expected (sample, feature) with at least 2 features, found {activations.shape}")
     rng = np.random.default_rng(seed)
-    found = []
+    spreads = []
     for _ in range(splits):
         order = rng.permutation(activations.shape[1])
         halves = np.array_split(order, 2)
-        found.append(spread([gauge(np.ascontiguousarray(activations[:, half])) for half in halves], seed=seed).value)
-    return float(np.mean(found))
+        spreads.append(spread([gauge(np.ascontiguousarray(activations[:, half])) for half in halves], seed=seed).value)
+    return float(np.mean(spreads))

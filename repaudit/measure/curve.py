@@ -13,15 +13,15 @@ from scipy import stats
 from repaudit.errors import AnalysisError
 
 SMALLEST_CHANGE = 0.01
-"""A change below this is none, however sharp the interval: one percent of the way from identical to unrelated."""
+"""A smaller change does not count, however sharp the interval: one percent of the way from identical to unrelated."""
 
 
 @dataclass(frozen=True)
 class Curve:
-    """Steps with a known value, and the half-widths of their intervals below and above it; unknown ones are NaN.
+    """Steps with a known value, and the half-widths of their intervals below and above it; unknown half-widths are NaN.
 
     A change between two steps is significant where it exceeds both half-widths facing it, taken together as
-    ``sqrt(a^2 + b^2)`` and widened for the number of steps looked at (Tukey's studentized range), and 0.01.
+    ``sqrt(a^2 + b^2)`` and widened for the number of steps (Tukey's studentized range), and 0.01.
     """
 
     steps: NDArray[np.int64]
@@ -42,12 +42,12 @@ class Curve:
         v, low, high = (np.asarray(x, dtype=np.float64) for x in (value, low, high))
         if not (at.shape == v.shape == low.shape == high.shape) or at.ndim != 1:
             shapes = f"{at.shape}, {v.shape}, {low.shape}, {high.shape}"
-            raise AnalysisError(f"expected one value, low and high for each step, found shapes {shapes}")
+            raise AnalysisError(f"expected one value, low and high per step, found shapes {shapes}")
         if (np.diff(at) <= 0).any():
-            raise AnalysisError("expected strictly increasing steps: sort them, one value a step")
+            raise AnalysisError("expected strictly increasing steps, found others: sort them, with one value per step")
         outside = (low > v) | (high < v)
         if outside.any():
-            raise AnalysisError(f"expected low <= value <= high, found otherwise at step {at[outside.argmax()]}")
+            raise AnalysisError(f"expected low <= value <= high, found another order at step {at[outside.argmax()]}")
         known = np.isfinite(v)
         return cls(at[known].astype(np.int64), v[known], (v - low)[known], (high - v)[known])
 
@@ -56,23 +56,24 @@ class Curve:
 
     @cached_property
     def widening(self) -> float:
+        """Factor of the intervals for the number of steps."""
         return _widening(len(self))
 
     def falls(self, a: int | slice, b: int) -> bool:
-        """Whether the value at index `b` is significantly below that at index `a`, or at any index of a slice."""
+        """Return whether the value at `b` is significantly below that at `a`, or at any index of a slice."""
         return self._exceeds(self.value[a] - self.value[b], self.below[a], self.above[b])
 
     def rises(self, a: int | slice, b: int) -> bool:
-        """Whether the value at index `b` is significantly above that at index `a`, or at any index of a slice."""
+        """Return whether the value at `b` is significantly above that at `a`, or at any index of a slice."""
         return self._exceeds(self.value[b] - self.value[a], self.above[a], self.below[b])
 
-    def _exceeds(self, change: ArrayLike, one: ArrayLike, other: ArrayLike) -> bool:
-        return bool(np.any(change > np.maximum(SMALLEST_CHANGE, self.widening * np.hypot(one, other))))
+    def _exceeds(self, change: ArrayLike, half: ArrayLike, other: ArrayLike) -> bool:
+        return bool(np.any(change > np.maximum(SMALLEST_CHANGE, self.widening * np.hypot(half, other))))
 
 
 @cache
 def _widening(steps: int) -> float:
-    """What a 95% interval of one difference grows by when the largest among all pairs of steps is what is looked at."""
+    """Return by what factor a 95% interval of one difference grows for the largest one among all pairs of steps."""
     if steps < 3:
         return 1.0
     return float(stats.studentized_range.ppf(0.95, steps, np.inf) / stats.studentized_range.ppf(0.95, 2, np.inf))

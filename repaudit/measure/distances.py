@@ -29,7 +29,7 @@ def operator_distances(
     memory: str | int = "2GB",
     progress: Progress | None = None,
 ) -> Array:
-    """Distances of all pairs of operators on the same samples.
+    """Compute the distances of all pairs of operators on the same samples.
 
     ============= ==========================================================================================
     metric        distance of P and Q
@@ -45,13 +45,15 @@ def operator_distances(
     Parameters
     ----------
     operators : sequence of T operators (sample, neighbor), or array (T, sample, neighbor)
-        Operators, arrays or tensors; a lazy sequence is asked for every item once per band of rows. A memory map
-        is read as a file, so that its pages do not add up in memory.
+        Operators, arrays or tensors; every item of a lazy sequence is read once per band of rows. A memory map is
+        read as a file, so that its pages do not add up in memory.
     metric : str
+        One of the table above.
     memory : bytes, or text such as "2GB"
-        Bound on the memory used beside the operators themselves; it does not depend on T but for the (T, T) results.
-        "rsa" keeps more than fits in a temporary file.
+        Bound on the memory used in addition to the operators; it does not depend on T except for the (T, T) results.
+        "rsa" keeps what does not fit in a temporary file.
     progress : function of (done, all), optional
+        Called as the work goes on.
 
     Returns
     -------
@@ -60,9 +62,9 @@ def operator_distances(
     Raises
     ------
     OperatorError
-        Operators of different sizes, or not square, or with NaN; a budget that not even one row of each fits in.
+        Operators have different sizes, are not square, or have NaN; or not even one row of each fits in the budget.
     ValueError
-        An unknown metric.
+        The metric is unknown.
 
     Examples
     --------
@@ -70,6 +72,11 @@ def operator_distances(
     >>> operator_distances([np.eye(2), np.full((2, 2), 0.5)])
     array([[0., 1.],
            [1., 0.]])
+
+    See Also
+    --------
+    phate_trajectories : draws operators as points from these distances.
+    spread : mean calibrated distance of several models, with an interval.
 
     References
     ----------
@@ -92,7 +99,7 @@ def _calibrated(stack: OperatorStack, memory: str | int, progress: Progress | No
 def calibrated_distances(
     stack: OperatorStack, first: int, *, memory: str | int = "2GB", progress: Progress | None = None
 ) -> Array:
-    """Calibrated distances (first, T) of the first so many operators to all of a stack."""
+    """Compute the calibrated distances (first, T) of the first operators of a stack to all of them."""
     # A constant changes neither the distances nor their null, and without it near-uniform operators cancel nothing.
     constant = 1 / stack.samples
     gram = stream_gram(
@@ -103,7 +110,7 @@ def calibrated_distances(
 
 
 def calibrated_squares(gram: Gram, samples: int) -> Array:
-    """Squared distances over their null; 0 where the null itself is 0, which only identical operators have."""
+    """Return squared distances over their null; 0 where the null is 0, which only identical operators have."""
     top = len(gram.squared_distances)
     inner = null_inner(
         gram.trace[:top, None], gram.total[:top, None], gram.trace[None, :], gram.total[None, :], samples
@@ -115,7 +122,7 @@ def calibrated_squares(gram: Gram, samples: int) -> Array:
 
 
 def _apart(stack: OperatorStack, memory: str | int, progress: Progress | None) -> Array:
-    """``1 - BC = |sqrt P - sqrt Q|_F^2 / 2N`` of row-stochastic operators."""
+    """Return ``1 - BC = |sqrt P - sqrt Q|_F^2 / 2N`` of row-stochastic operators."""
     gram = stream_gram(stack, memory=memory, progress=progress, transform=lambda band: band.sqrt_())
     return np.clip(gram.squared_distances / (2 * stack.samples), 0, 1)
 
@@ -158,7 +165,9 @@ def _rsa(stack: OperatorStack, memory: str | int, progress: Progress | None) -> 
             if progress is not None:
                 progress(index + 1, len(stack))
         if flat:
-            raise OperatorError(f"rsa needs distances that differ: all samples are equally far in operators {flat[:8]}")
+            raise OperatorError(
+                f"metric 'rsa' expects distances that differ: all samples are equally far in operators {flat[:8]}"
+            )
         gram = stream_gram(OperatorStack(cube), memory=parse_bytes(memory) // 2)
         del cube
     return gram.squared_distances / 2

@@ -15,17 +15,17 @@ from repaudit.errors import OperatorError
 from repaudit.operators.stack import OperatorStack
 
 BAND_BYTES = 32 * 2**20
-"""A band small enough to stay in the processor's caches, with rows long enough to be read in large pieces."""
+"""A band small enough for the processor's caches, with rows long enough to be read in large pieces."""
 
 GEMM_COLUMNS = 8192
-"""Longest sum left to single precision before it is added up in float64."""
+"""Longest sum in single precision before it is added up in float64."""
 
 CLOSE, CLOSE_BY_SIDE = 3e-2, 2.0
 """Pairs with d^2 below the smaller of .03 and 2 / N of their squared norms are recomputed, which keeps rounding below
 1e-5 of d: the more products are summed, the more their errors average out."""
 
 REFERENCES = 8
-"""Operators whose mean stands for the mean of all: the closer to it the less cancels, exact it need not be."""
+"""Operators whose mean stands for the mean of all: the closer it is, the less cancels; it need not be exact."""
 
 Transform = Callable[[torch.Tensor], Any]
 Progress = Callable[[int, int], None]
@@ -51,10 +51,10 @@ def stream_gram(
     first: int | None = None,
     progress: Progress | None = None,
 ) -> Gram:
-    """Squared distances of all pairs, reading bands of rows of all operators and keeping none.
+    """Compute the squared distances of all pairs, reading bands of rows of all operators and keeping none.
 
     ``d_ij^2 = G_ii + G_jj - 2 G_ij`` with G the Gram matrix of the flattened operators *less their rough mean*: the
-    distances are the same, and what cancels is the spread about it rather than the operators themselves. Products
+    distances are the same, and only the spread about it cancels, not the operators themselves. Products
     run in the operators' own precision over short sums, which are added in float64; pairs so close that rounding would
     still show are recomputed as differences in a second pass.
 
@@ -62,13 +62,13 @@ def stream_gram(
     ----------
     stack : OperatorStack
     memory : bytes, or text such as "2GB"
-        Bound on what is held beyond the operators' own storage: the (T, T) results and one band.
+        Bound on what is held in addition to the operators: the (T, T) results and one band.
     transform : function of a band, in place, optional
-        Applied to the entries first, for example a square root.
+        Applied to the entries first: for example a square root.
     moments : bool
-        Whether trace, sum and squared norm are wanted too.
+        Whether to compute trace, sum and squared norm as well.
     first : int, optional
-        Only the distances of the first so many operators to all: what is new to those that are known.
+        Compute the distances of this many first operators to all only: of new ones to known ones.
     progress : function of (rows done, rows in all), optional
     """
     size, top = len(stack), len(stack) if first is None else first
@@ -128,7 +128,7 @@ def _centred(band: torch.Tensor) -> torch.Tensor:
 
 
 def _add_gram(gram: torch.Tensor, norms: torch.Tensor, flat: torch.Tensor) -> None:
-    """Add a band's products to the upper triangle: by panels of rows, which spares most of the lower one."""
+    """Add a band's products to the upper triangle: by panels of rows, which avoids most of the lower one."""
     top = len(gram)
     norms[top:] += torch.linalg.vector_norm(flat[top:], dim=1).to(torch.float64).square_()
     panel = -(-len(flat) // min(4, max(1, len(flat) // 100)))
@@ -144,7 +144,7 @@ def _refuse_unsound(bands: Iterator[tuple[int, torch.Tensor]], size: int) -> Non
     for _, band in bands:
         bad.update((~torch.isfinite(band).flatten(1).all(1)).nonzero().ravel().tolist())
     where = f"operators {sorted(bad)[:8]} of {size}: leave them out"
-    raise OperatorError(f"expected finite entries (and none negative under a root), found others in {where}")
+    raise OperatorError(f"expected finite entries (and non-negative ones under a root), found others in {where}")
 
 
 def _close_pairs(squared: torch.Tensor, norms: torch.Tensor, share: float) -> torch.Tensor:
@@ -153,7 +153,7 @@ def _close_pairs(squared: torch.Tensor, norms: torch.Tensor, share: float) -> to
 
 
 def _recompute(squared: torch.Tensor, pairs: torch.Tensor, bands: Iterator[tuple[int, torch.Tensor]]) -> None:
-    """Sum the squared differences of close pairs, so many pairs at a time as take half of the band's own size."""
+    """Sum the squared differences of close pairs, as many at a time as take half of the band's size."""
     sums = torch.zeros(len(pairs), dtype=torch.float64)
     for _, band in bands:
         flat = band.view(len(band), -1)

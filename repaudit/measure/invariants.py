@@ -1,4 +1,4 @@
-"""What of an operator does not depend on the order of its samples, or compares the samples' distances alone."""
+"""What does not depend on the order of an operator's samples, or compares the distances of samples only."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ RSA_TIME = 8
 
 
 def spectrum(operator: Operator) -> NDArray[np.complex128]:
-    """Eigenvalues (N,) of an operator, largest real part first; of a reversible operator they are real.
+    """Compute the eigenvalues (N,) of an operator, largest real part first; those of a reversible operator are real.
 
     Examples
     --------
@@ -25,18 +25,18 @@ def spectrum(operator: Operator) -> NDArray[np.complex128]:
 
 
 def diffusion_distances(operator: Operator, t: int = RSA_TIME) -> NDArray[np.float64]:
-    """Diffusion distances (N, N) of the samples after `t` transitions.
+    """Compute the diffusion distances (N, N) of the samples after `t` transitions.
 
     ``sqrt(sum_k (P^t_ik - P^t_jk)^2 / pi_k)`` (Coifman and Lafon, Diffusion maps, 2006).
     """
-    found: NDArray[np.float64] = _as_operator(operator).diffusion_distance(t).cpu().numpy()
-    return found
+    distances: NDArray[np.float64] = _as_operator(operator).diffusion_distance(t).cpu().numpy()
+    return distances
 
 
 def standardized(distances: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Off-diagonal distances with mean 0 and squared norm 1, the diagonal 0; all 0 where the distances are all alike.
+    """Return off-diagonal distances with mean 0 and norm 1, the diagonal 0; all 0 if the distances are equal.
 
-    Half the squared Frobenius distance of two of these is one less Pearson's r of the off-diagonal distances.
+    Half the squared Frobenius distance of two of these is 1 - r, Pearson's r of the off-diagonal distances.
     """
     off = ~np.eye(len(distances), dtype=bool)
     centred = np.where(off, distances - distances[off].mean(), 0.0)

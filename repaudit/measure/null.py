@@ -11,13 +11,13 @@ from numpy.typing import NDArray
 from repaudit.operators.stack import Operator, dense
 
 NO_STRUCTURE = 1e-12
-"""A null below this is rounding (row-stochastic operators have a squared norm of at least 1): relabelling changes
+"""A null below this is rounding, since row-stochastic operators have a squared norm of at least 1: relabelling changes
 nothing in uniform operators."""
 
 
 @dataclass(frozen=True)
 class Moments:
-    """All that the null needs to know of a matrix: side, trace, sum of entries and sum of squares."""
+    """All that the null depends on: side, trace, sum of entries and sum of squares of a matrix."""
 
     side: int
     trace: float
@@ -26,26 +26,26 @@ class Moments:
 
     @classmethod
     def of(cls, matrix: NDArray[Any]) -> Moments:
-        """Moments of a dense matrix (N, N), summed in float64."""
+        """Compute the moments of a dense matrix (N, N) in float64."""
         flat = matrix.ravel()
         return cls(matrix.shape[0], float(np.trace(matrix)), float(matrix.sum()), float(flat @ flat))
 
 
 def null_inner(trace_p: Any, total_p: Any, trace_q: Any, total_q: Any, side: Any) -> Any:
-    """Expected inner product of P with a randomly relabelled Q, from traces and sums of entries (arrays broadcast).
+    """Return the expected inner product of P with a randomly relabelled Q, from traces and sums of entries (arrays).
 
     ``E<P, R Q R'> = tr P tr Q / N + (sum P - tr P) (sum Q - tr Q) / (N (N - 1))``: a uniformly random permutation R
-    sends every diagonal entry to every diagonal place alike, and every off-diagonal entry to every off-diagonal place.
+    sends every diagonal entry to every diagonal position equally often, and so for off-diagonal ones.
     """
     off = (total_p - trace_p) * (total_q - trace_q)
     return trace_p * trace_q / side + off / (side * (side - 1))
 
 
 def null_squared_distance(p: Operator, q: Operator) -> float:
-    """Expected squared Frobenius distance of P from a randomly relabelled Q.
+    """Return the expected squared Frobenius distance of P from a randomly relabelled Q.
 
     ``E|P - R Q R'|^2 = |P|^2 + |Q|^2 - 2 E<P, R Q R'>`` with R a uniformly random permutation of the samples: what two
-    operators with just these entries, and nothing in common, would give.
+    operators with these entries and nothing in common would have.
 
     Parameters
     ----------

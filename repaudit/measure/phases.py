@@ -1,4 +1,4 @@
-"""The curve of the spread over steps read as a sequence of phases, each significant against its interval."""
+"""The curve of the spread over steps as a sequence of phases, each significant against its interval."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ Direction = Literal["falls", "rises", "flat"]
 Verdict = Literal["converging", "diverging", "unrelated", "unchanged", "undecided"]
 
 UNRELATED = 0.95
-"""The end counts as unrelated where its interval reaches this share of the null."""
+"""The end counts as unrelated if its interval reaches this share of the null."""
 RELATED = 0.5
-"""An interval of the end that spans this and the null says nothing between related and unrelated."""
+"""An end whose interval contains both this and the null is neither related nor unrelated."""
 SHOULDER = 0.1
-"""A flat stretch before or after a change is where less than this share of it happens."""
+"""Less than this share of a change happens in the flat stretch before or after it."""
 SHORTEST_SHOULDER = 3
 
 
@@ -35,22 +35,22 @@ class Phase:
 
 
 def phases(steps: Sequence[int] | ArrayLike, value: ArrayLike, low: ArrayLike, high: ArrayLike) -> list[Phase]:
-    """Cut a curve with intervals into phases that fall, rise, or are flat.
+    """Cut a curve with intervals into phases that fall, rise or stay flat.
 
     A change between two steps is significant where it exceeds both half-widths facing it, taken together as
-    ``sqrt(a^2 + b^2)`` and widened for the number of steps looked at (Tukey's studentized range), and 0.01. A turn is
+    ``sqrt(a^2 + b^2)`` and widened for the number of steps (Tukey's studentized range), and 0.01. A turn is
     reported once the curve has moved significantly away from its last extreme. Flat stretches at the ends of a
-    change, of at least three further steps in which less than a tenth of it happens, are phases of their own.
+    change, of at least three further steps in which less than a tenth of it happens, are separate phases.
 
     Parameters
     ----------
     steps, value, low, high : (step,)
-        Steps with a NaN value are passed over; an unknown interval makes no change significant.
+        Steps with a NaN value are skipped; with an unknown interval no change is significant.
 
     Returns
     -------
     list of Phase
-        In order, each beginning where the last one ends; one flat phase where nothing is significant.
+        In order, each beginning where the previous one ends; one flat phase if nothing is significant.
 
     Raises
     ------
@@ -67,7 +67,7 @@ def phases(steps: Sequence[int] | ArrayLike, value: ArrayLike, low: ArrayLike, h
 
 
 def read_phases(curve: Curve) -> list[Phase]:
-    """Phases of a curve that is checked already; see :func:`phases`."""
+    """Return the phases of a checked curve; see :func:`phases`."""
     if not len(curve):
         return []
     steps, pivots = curve.steps, _pivots(curve)
@@ -80,8 +80,8 @@ def read_phases(curve: Curve) -> list[Phase]:
 def verdict(steps: Sequence[int] | ArrayLike, value: ArrayLike, low: ArrayLike, high: ArrayLike) -> Verdict:
     """Say in one word what became of the spread.
 
-    ``undecided``: fewer than two steps, no interval at the end, or one that reaches from below .5 to .95.
-    ``unrelated``: the end's interval reaches .95. ``converging`` or ``diverging``: the last significant phase falls or
+    ``undecided``: fewer than two steps, no interval at the end, or one from below 0.5 to 0.95.
+    ``unrelated``: the end's interval reaches 0.95. ``converging`` or ``diverging``: the last significant phase falls or
     rises. ``unchanged``: no phase is significant.
 
     Parameters
@@ -106,10 +106,10 @@ def verdict(steps: Sequence[int] | ArrayLike, value: ArrayLike, low: ArrayLike, 
 
 
 def _pivots(curve: Curve) -> list[int]:
-    """Indices of the extremes between which the curve changes significantly, first and last included; empty if none.
+    """Return the indices of the extremes between which the curve changes significantly, ends included; empty if none.
 
-    A change counts from any point since the last turn, not from its extreme alone: an extreme with a wide interval must
-    not hide what surer points tell.
+    A change counts from any point since the last turn, not only from its extreme: an extreme with a wide interval must
+    not hide what more certain points show.
     """
     v = curve.value
     turns: list[int] = []
@@ -128,9 +128,9 @@ def _pivots(curve: Curve) -> list[int]:
 
 
 def _with_shoulders(v: NDArray[np.float64], pivots: list[int]) -> list[tuple[int, int, Direction]]:
-    """Changes between pivots with their flat ends cut off, and the flat stretches between them.
+    """Return changes between pivots with their flat ends cut off, and the flat stretches between them.
 
-    Where hardly a step lies before the first change or after the last, it reaches to the end of the curve.
+    A change with fewer than three steps before or after it extends to the end of the curve.
     """
     stretches: list[tuple[int, int, Direction]] = []
     reached = 0

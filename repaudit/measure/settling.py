@@ -10,7 +10,7 @@ from numpy.typing import ArrayLike
 from repaudit.measure.curve import SMALLEST_CHANGE, Curve
 
 UNINFORMATIVE = 0.5
-"""An interval of the end wider than this, half of the way from identical to unrelated, says nothing of what settled."""
+"""With a wider interval of the end, half of the way from identical to unrelated, nothing is known of settling."""
 
 Points = tuple[Sequence[int] | ArrayLike, ArrayLike, ArrayLike, ArrayLike]
 """Steps, value, low and high, each (step,)."""
@@ -18,7 +18,7 @@ Points = tuple[Sequence[int] | ArrayLike, ArrayLike, ArrayLike, ArrayLike]
 
 @dataclass(frozen=True)
 class Settling:
-    """Change points of one layer's spread: steps, or None where there is none."""
+    """Change points of one layer's spread: steps, None if there is none."""
 
     layer: str
     below_start: int | None
@@ -26,7 +26,7 @@ class Settling:
 
 
 def below_start(steps: Sequence[int] | ArrayLike, value: ArrayLike, low: ArrayLike, high: ArrayLike) -> int | None:
-    """First step at which the spread is significantly below its start; None if there is none.
+    """Return the first step at which the spread is significantly below its start; None if there is none.
 
     Examples
     --------
@@ -38,11 +38,11 @@ def below_start(steps: Sequence[int] | ArrayLike, value: ArrayLike, low: ArrayLi
 
 
 def settled(steps: Sequence[int] | ArrayLike, value: ArrayLike, low: ArrayLike, high: ArrayLike) -> int | None:
-    """First step from which on the spread stays within the interval of its end (or .01) and never differs from it.
+    """Return the first step from which the spread stays within the interval of its end (or 0.01).
 
-    The end's interval is what counts: a step that is itself too uncertain to differ significantly from the end has not
-    settled for that. None where the spread still moves: where that step would be the last one, for fewer than two
-    steps, and where the end has no interval or one wider than .5, which everything lies in.
+    The end's interval decides: a step does not count as settled because it is too uncertain to differ significantly
+    from the end. No later step differs significantly from the end, either. None if the spread still moves: if that
+    step is the last one, for fewer than two steps, and if the end has no interval or one wider than 0.5.
 
     Examples
     --------
@@ -61,11 +61,18 @@ def settled(steps: Sequence[int] | ArrayLike, value: ArrayLike, low: ArrayLike, 
 
 
 def settling_order(curves: Mapping[str, Points]) -> list[Settling]:
-    """Change points of every layer, those that settle first in front and those that never do at the end.
+    """Return the change points of every layer: those that settle first in front, those that never do at the end.
 
     Parameters
     ----------
     curves : mapping of layer to (steps, value, low, high)
+
+    Examples
+    --------
+    >>> early = ([0, 10, 20], [0.9, 0.2, 0.2], [0.8, 0.1, 0.1], [1.0, 0.3, 0.3])
+    >>> late = ([0, 10, 20], [0.9, 0.6, 0.2], [0.8, 0.5, 0.1], [1.0, 0.7, 0.3])
+    >>> [layer.layer for layer in settling_order({"first": late, "last": early})]
+    ['last', 'first']
     """
-    found = [Settling(layer, below_start(*points), settled(*points)) for layer, points in curves.items()]
-    return sorted(found, key=lambda layer: (layer.settled is None, layer.settled or 0))
+    points_of_layers = [Settling(layer, below_start(*points), settled(*points)) for layer, points in curves.items()]
+    return sorted(points_of_layers, key=lambda layer: (layer.settled is None, layer.settled or 0))

@@ -1,4 +1,4 @@
-"""Similarity of two representations of the same samples, each measure with what unrelated ones would give."""
+"""Similarity of two representations of the same samples: several measures, each with its value by chance."""
 
 from __future__ import annotations
 
@@ -23,7 +23,25 @@ Measure: TypeAlias = Literal["cka", "cka_debiased", "cka_rbf", "mutual_knn", "pr
 
 @dataclass(frozen=True)
 class Similarity:
-    """A similarity, 1 for representations alike, and its expected value under random relabelling of the samples."""
+    """A similarity, and its expected value under random relabelling of the samples.
+
+    Attributes
+    ----------
+    value : float
+        1 for representations that the measure cannot tell apart; NaN where it is not defined.
+    null : float
+        Expected value when the samples of one representation are relabelled at random.
+    measure : str
+
+    See Also
+    --------
+    similarity : computes it.
+
+    Examples
+    --------
+    >>> Similarity(0.75, 0.5, "cka").value
+    0.75
+    """
 
     value: float
     null: float
@@ -33,7 +51,7 @@ class Similarity:
 def similarity(
     X: Any, Y: Any, measure: Measure = "cka", *, k: int = 10, permutations: int = 50, seed: int = 0
 ) -> Similarity:
-    """Similarity of two representations of the same samples.
+    """Compute the similarity of two representations of the same samples.
 
     ============== =========================================================================================
     measure        value
@@ -46,26 +64,32 @@ def similarity(
     rsa            Pearson's r of the Euclidean distances between samples
     ============== =========================================================================================
 
-    All of them are blind to rotation and to overall scale. `null` is exact for cka, cka_debiased, cka_rbf, mutual_knn
-    and rsa (closed form), and the mean over `permutations` random relabellings for procrustes, which has none. A
-    measure that is not defined (a constant representation) is NaN.
+    None of them changes with rotation or overall scale. `null` is exact for cka, cka_debiased, cka_rbf, mutual_knn and
+    rsa (closed form), and the mean over `permutations` random relabellings for procrustes, which has none. A measure
+    that is not defined (for a constant representation) is NaN.
 
     Parameters
     ----------
     X, Y : (sample, feature)
         Arrays, tensors or DataArrays; the numbers of features may differ.
     measure : str
+        One of the table above.
     k : int
         Neighbours of mutual_knn.
     permutations, seed : int
-        Of the null of procrustes.
+        Relabellings for the null of procrustes.
+
+    Returns
+    -------
+    Similarity
+        The value and its null.
 
     Raises
     ------
     ActivationError
-        Different or too few samples, or entries that are not finite.
+        The numbers of samples differ or are below 4, or entries are not finite.
     ValueError
-        An unknown measure, or `k` not between 1 and N - 1.
+        The measure is unknown, or `k` is not between 1 and N - 1.
 
     Examples
     --------
@@ -74,6 +98,11 @@ def similarity(
     1.0
     >>> round(similarity(X, X, measure="mutual_knn", k=7).null, 6)
     0.142857
+
+    See Also
+    --------
+    similarity_map : the similarity of every pair of many representations.
+    spread : compares the diffusion geometry of several models.
 
     References
     ----------
@@ -99,46 +128,55 @@ def similarity_map(
     seed: int = 0,
     memory: str | int = "2GB",
 ) -> xr.Dataset:
-    """Similarity of every pair of representations, such as all layers of all models at one step.
+    """Compute the similarity of every pair of representations, such as all layers of all models at one step.
 
     Parameters
     ----------
     representations : mapping of name, such as "seed0/model.layers.3", to (sample, feature)
-        On the same samples; asked for one at a time, again for every block of those that fit in memory.
+        On the same samples; read one at a time, and again for every block of those that fit in memory.
     measure, k, permutations, seed
         As in :func:`similarity`.
     memory : bytes, or text such as "2GB"
-        Bound on what is kept of the representations: at least two samples-by-samples matrices.
+        Bound on what is kept of the representations; at least two (sample, sample) matrices are.
 
     Returns
     -------
     Dataset
         ``similarity`` and ``null`` on (representation, other), symmetric; ``measure`` in attrs.
 
+    Raises
+    ------
+    ActivationError, ValueError
+        As in :func:`similarity`.
+
     Examples
     --------
     >>> X = np.random.default_rng(0).standard_normal((2, 30, 4))
-    >>> found = similarity_map({"seed0": X[0], "seed1": X[1]})
-    >>> float(found["similarity"].sel(representation="seed0", other="seed0").round(6))
+    >>> dataset = similarity_map({"seed0": X[0], "seed1": X[1]})
+    >>> float(dataset["similarity"].sel(representation="seed0", other="seed0").round(6))
     1.0
+
+    See Also
+    --------
+    similarity : one pair, and what the measures are.
     """
     names = list(representations)
-    found = np.full((2, len(names), len(names)), math.nan)
+    values = np.full((2, len(names), len(names)), math.nan)
     if measure == "procrustes":
         for i, j in combinations_with_replacement(range(len(names)), 2):
             pair = similarity(
                 representations[names[i]], representations[names[j]], measure, permutations=permutations, seed=seed
             )
-            found[:, i, j] = found[:, j, i] = pair.value, pair.null
+            values[:, i, j] = values[:, j, i] = pair.value, pair.null
     else:
-        _fill(found, representations, lambda x: _Form.of(_form(measure)(x, k)), parse_bytes(memory))
+        _fill(values, representations, lambda x: _Form.of(_form(measure)(x, k)), parse_bytes(memory))
     dims = ("representation", "other")
-    variables = {"similarity": (dims, found[0]), "null": (dims, found[1])}
+    variables = {"similarity": (dims, values[0]), "null": (dims, values[1])}
     return xr.Dataset(variables, coords={"representation": names, "other": names}, attrs={"measure": measure})
 
 
-def _fill(found: Array, representations: Mapping[str, Any], form: Callable[[Array], _Form], memory: int) -> None:
-    """Compare blocks of representations, of which two are kept at a time."""
+def _fill(values: Array, representations: Mapping[str, Any], form: Callable[[Array], _Form], memory: int) -> None:
+    """Compare blocks of representations; two blocks are kept at a time."""
     names = list(representations)
     if not names:
         return
@@ -153,7 +191,7 @@ def _fill(found: Array, representations: Mapping[str, Any], form: Callable[[Arra
                 columns = [_form_of(representations, name, form, len(first)) for name in names[other : other + block]]
             for (i, p), (j, q) in product(enumerate(rows, start), enumerate(columns, other)):
                 if i <= j:
-                    found[:, i, j] = found[:, j, i] = _cosine_and_null(p, q)
+                    values[:, i, j] = values[:, j, i] = _cosine_and_null(p, q)
 
 
 def _form_of(representations: Mapping[str, Any], name: str, form: Callable[[Array], _Form], samples: int) -> _Form:
@@ -164,9 +202,9 @@ def _form_of(representations: Mapping[str, Any], name: str, form: Callable[[Arra
 
 
 def effective_rank(X: Any) -> float:
-    """Effective rank ``exp(-sum p log p)`` of ``p = sigma / sum sigma``, the singular values of the centred features.
+    """Compute the rank ``exp(-sum p log p)``, ``p = sigma / sum sigma``, sigma the centred features' singular values.
 
-    Between 1 and the number of features; NaN where all samples are alike (Roy and Vetterli, The effective rank, 2007).
+    Between 1 and the number of features; NaN if all samples are equal (Roy and Vetterli, The effective rank, 2007).
 
     Examples
     --------
@@ -191,7 +229,7 @@ def _samples(X: Any, name: str) -> Array:
 
 
 def _centred(x: Array) -> Array:
-    """Features of mean 0; exactly 0 where they vary by rounding alone."""
+    """Return features of mean 0; exactly 0 if they vary only by rounding."""
     centred: Array = x - x.mean(0)
     centred[:, np.ptp(x, axis=0) <= 1e-12 * np.abs(x).max(0)] = 0
     return centred
@@ -207,13 +245,14 @@ class _Form:
 
     @classmethod
     def of(cls, form: Array) -> _Form:
+        """Scale a matrix to unit norm."""
         norm = float(np.linalg.norm(form))
         scaled = form / norm if norm > 0 else np.full_like(form, math.nan)
         return cls(scaled, float(np.trace(scaled)), float(scaled.sum()))
 
 
 def _cosine_and_null(p: _Form, q: _Form) -> tuple[float, float]:
-    """``<K, L> / (|K| |L|)`` and its mean over relabellings of one of them, which leave the norms alone."""
+    """Return ``<K, L> / (|K| |L|)`` and its mean over relabellings of one of them, which do not change the norms."""
     null = null_inner(p.trace, p.total, q.trace, q.total, len(p.matrix))
     return float(np.vdot(p.matrix, q.matrix)), float(null)
 
@@ -232,7 +271,7 @@ def _gram(x: Array, _: int = 0) -> Array:
 
 
 def _gram_debiased(x: Array, _: int) -> Array:
-    """The matrix whose inner products are N (N - 3) times the unbiased HSIC: zero diagonal, rows that sum to zero."""
+    """Return the matrix whose inner products are N (N - 3) times the unbiased HSIC: zero diagonal, rows of sum zero."""
     K = _gram(x)
     n = len(K)
     off = K - np.diag(np.diag(K))
@@ -253,21 +292,21 @@ def _rbf(x: Array, _: int) -> Array:
 
 
 def _neighbours(x: Array, k: int) -> Array:
-    """1 where a sample is among the k nearest of another; all 0 where every sample is the same, which has none."""
+    """Return 1 where a sample is among the k nearest of another; all 0 if all samples are equal."""
     others = len(x) - 1
     if not 1 <= k <= others:
         raise ValueError(f"expected k between 1 and the {others} other samples, found {k}")
     distances = cdist(x, x)
-    found = np.zeros(distances.shape)
+    neighbours = np.zeros(distances.shape)
     if not distances.any():
-        return found
+        return neighbours
     np.fill_diagonal(distances, np.inf)
-    np.put_along_axis(found, np.argsort(distances, axis=1, kind="stable")[:, :k], 1.0, axis=1)
-    return found
+    np.put_along_axis(neighbours, np.argsort(distances, axis=1, kind="stable")[:, :k], 1.0, axis=1)
+    return neighbours
 
 
 def _profile(x: Array, _: int) -> Array:
-    """Off-diagonal distances less their mean; 0 where they vary by rounding alone."""
+    """Return off-diagonal distances less their mean; 0 if they vary only by rounding."""
     distances = cdist(x, x)
     off = ~np.eye(len(x), dtype=bool)
     centred: Array = np.where(off, distances - distances[off].mean(), 0)

@@ -1,4 +1,4 @@
-"""Dispersion of several models' operators at one step, against what unrelated operators would give."""
+"""Dispersion of several models' operators at one step, relative to that of unrelated operators."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from repaudit.operators.stack import Operator, dense, side_of
 
 LEVEL = 0.95
 GROUPS = 20
-"""The samples are dealt into this many groups; a random half of the groups is one subsample."""
+"""The samples are divided into this many groups; a random half of the groups is one subsample."""
 HALVES = 400
 
 Array = NDArray[np.float64]
@@ -27,13 +27,13 @@ Array = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Spread:
-    """Spread of K models' operators.
+    """Dispersion of K models' operators at one step, with a 95% interval.
 
     Attributes
     ----------
     value : float
         Mean over the model pairs of ``|P_i - P_j|_F^2 / null_ij``: 0 identical, 1 unrelated. NaN for fewer than two
-        models, or where relabelling changes nothing (uniform operators), so that no answer exists.
+        models, and for uniform operators, in which relabelling changes nothing.
     raw : float
         Mean over the pairs of ``|P_i - P_j|_F``.
     null : float
@@ -48,6 +48,15 @@ class Spread:
         Standard error by the jackknife over models (Student's t, K - 1 degrees of freedom); NaN for fewer than three.
     samples_error : float
         Standard error by halves of the samples drawn without replacement; NaN for fewer than 8 samples.
+
+    See Also
+    --------
+    spread : computes it.
+
+    Examples
+    --------
+    >>> spread([np.eye(8), np.eye(8), np.eye(8)]).n_models
+    3
     """
 
     value: float
@@ -62,29 +71,34 @@ class Spread:
 
 
 def spread(operators: Mapping[str, Operator] | Sequence[Operator], *, seed: int = 0) -> Spread:
-    """Calibrated dispersion of the models' operators at one step, with a 95% interval.
+    """Compute the calibrated dispersion of the models' operators at one step, with a 95% interval.
 
     ``spread = mean over pairs i < j of |P_i - P_j|_F^2 / null_ij`` with
     ``null_ij = |P_i|^2 + |P_j|^2 - 2 E<P_i, R P_j R'>`` in closed form. The raw distance grows as operators sharpen,
     even while models converge; the ratio does not.
 
-    Two sources of uncertainty are weighed and the wider one makes the interval. *Models*: the jackknife over the K
-    models (leave one out), whose sample size is the number of models. *Samples*: the variance over random halves of
-    the samples drawn without replacement, which equals that of the whole set (half of the data missing doubles the
-    variance, half of the population seen halves it again). With two models a jackknife does not exist: the interval
-    then speaks of these two models on other samples, not of further models.
+    The interval is the wider one of two. *Models*: the jackknife over the K models (leave one out), whose sample size
+    is the number of models. *Samples*: the variance over random halves of the samples drawn without replacement, which
+    equals that of the whole set (half of the data missing doubles the variance, half of the population seen halves it
+    again). With two models there is no jackknife: the interval is about these two models on other samples, not about
+    other models.
 
     Parameters
     ----------
     operators : mapping of model name to operator (sample, neighbor), or sequence of operators
         On the same samples in the same order.
     seed : int
-        Of the halves.
+        Seed of the halves.
+
+    Returns
+    -------
+    Spread
+        The value, its interval, and what they are computed from.
 
     Raises
     ------
     OperatorError
-        Operators of different sizes, not square, or not finite.
+        Operators have different sizes, are not square, or are not finite.
 
     Examples
     --------
@@ -94,6 +108,12 @@ def spread(operators: Mapping[str, Operator] | Sequence[Operator], *, seed: int 
     0.0
     >>> round(spread({"seed0": ring, "seed1": np.eye(8)}).value, 3)
     1.0
+
+    See Also
+    --------
+    operator_distances : distances of all pairs, without intervals.
+    similarity : compares activations instead of operators.
+    DiffusionMerging : merges the operators into one.
 
     References
     ----------
@@ -106,10 +126,9 @@ def spread(operators: Mapping[str, Operator] | Sequence[Operator], *, seed: int 
 def spread_of_pairs(
     operators: Sequence[tuple[str, Operator]], pairs: Sequence[tuple[int, int]], models: int, seed: int
 ) -> Spread:
-    """Spread over chosen pairs of named operators, the first `models` of which are models; see :func:`spread`.
+    """Compute the spread over chosen pairs of named operators, the first `models` of which are models; see `spread`.
 
-    Operators beyond the models (references) are fixed: the jackknife leaves them in. Two are held at a time, whatever
-    their number.
+    Operators beyond the models (references) are fixed: the jackknife does not leave them out. Two are held at a time.
     """
     sides = {side_of(operator) for _, operator in operators}
     if len(sides) > 1:
@@ -125,8 +144,8 @@ def spread_of_pairs(
     def tally(index: int) -> _Tally:
         return _Tally.of(_dense(*operators[index]), halves.groups)
 
-    found = [_pair(tally(i), tally(j), halves) for i, j in pairs]
-    ratios, raws, nulls, hellingers, resampled = (np.array(column) for column in zip(*found, strict=True))
+    rows = [_pair(tally(i), tally(j), halves) for i, j in pairs]
+    ratios, raws, nulls, hellingers, resampled = (np.array(column) for column in zip(*rows, strict=True))
     value = float(ratios.mean())
     models_error = jackknife_error(ratios, pairs, models)
     samples_error = float(resampled.mean(0).std()) if len(halves.picks) else math.nan
@@ -145,9 +164,9 @@ def spread_of_pairs(
 
 
 def jackknife_error(pair_values: Array, pairs: Sequence[tuple[int, int]], models: int) -> float:
-    """Standard error of a mean over pairs by leaving one model out at a time.
+    """Compute the standard error of a mean over pairs by leaving out one model at a time.
 
-    NaN for fewer than three models, and where one model is in every pair.
+    NaN for fewer than three models, and if one model is in every pair.
 
     ``se^2 = (K - 1) / K * sum over k of (theta_(-k) - mean theta_(-k))^2``.
 
@@ -167,7 +186,7 @@ def jackknife_error(pair_values: Array, pairs: Sequence[tuple[int, int]], models
 
 
 def named_operators(operators: Mapping[str, Operator] | Sequence[Operator]) -> dict[str, Operator]:
-    """Operators by model name, or by their place in a sequence; all square and of one size."""
+    """Return operators by model name, or by their index in a sequence; all square and of one size."""
     named = operators if isinstance(operators, Mapping) else {str(i): operator for i, operator in enumerate(operators)}
     sizes = {}
     for name, operator in named.items():
@@ -195,14 +214,14 @@ class _Halves:
     picks: Array
 
     def within(self, table: Array) -> Array:
-        """Sum of a (G, G) table over the rows and columns of every half, (B,)."""
-        found: Array = ((self.picks @ table) * self.picks).sum(1)
-        return found
+        """Sum a (G, G) table over the rows and columns of every half, (B,)."""
+        sums: Array = ((self.picks @ table) * self.picks).sum(1)
+        return sums
 
     def along(self, row: Array) -> Array:
-        """Sum of a (G,) row over the groups of every half, (B,)."""
-        found: Array = self.picks @ row
-        return found
+        """Sum a (G,) row over the groups of every half, (B,)."""
+        sums: Array = self.picks @ row
+        return sums
 
 
 def _halves(samples: int, seed: int) -> _Halves:
@@ -231,8 +250,9 @@ class _Tally:
 
     @classmethod
     def of(cls, matrix: Array, groups: Array) -> _Tally:
+        """Sum up one operator."""
         root = np.sqrt(np.clip(matrix, 0, None))
-        centred = matrix - 1 / len(matrix)  # changes neither distances nor null, and spares the null a cancellation
+        centred = matrix - 1 / len(matrix)  # changes neither distances nor null, and avoids a cancellation in the null
         tables = groups.T @ np.diag(centred), _by_group(centred, groups), _by_group(centred**2, groups)
         return cls(centred, root, groups, *tables)
 
@@ -243,7 +263,7 @@ def _by_group(matrix: Array, groups: Array) -> Array:
 
 
 def _pair(p: _Tally, q: _Tally, halves: _Halves) -> tuple[float, float, float, float, Array]:
-    """Ratio, raw distance, null and Hellinger ratio of a pair, and its ratio in every half of the samples."""
+    """Return ratio, raw distance, null and Hellinger ratio of a pair, and its ratio in every half of the samples."""
     apart, squares = _by_group((p.matrix - q.matrix) ** 2, p.groups), p.squares + q.squares
     distance, size = float(apart.sum()), len(p.matrix)
     whole = (p.diagonal.sum(), p.entries.sum(), q.diagonal.sum(), q.entries.sum())
@@ -260,13 +280,13 @@ def _null(trace_p: Any, total_p: Any, trace_q: Any, total_q: Any, squares: Any, 
 
 def _ratio(distance: Any, null: Any) -> Array:
     null = np.asarray(null, dtype=np.float64)
-    found = np.full(null.shape, math.nan)
-    np.divide(distance, null, out=found, where=null > NO_STRUCTURE)
-    return found
+    ratio = np.full(null.shape, math.nan)
+    np.divide(distance, null, out=ratio, where=null > NO_STRUCTURE)
+    return ratio
 
 
 def _hellinger_ratio(p: Array, q: Array) -> float:
-    """Squared row-Hellinger distance of two operators over its expected value under random relabelling."""
+    """Return the squared row-Hellinger distance of two operators over its expectation under random relabelling."""
     null = _null(np.trace(p), p.sum(), np.trace(q), q.sum(), np.vdot(p, p) + np.vdot(q, q), len(p))
     return float(_ratio(np.sum((p - q) ** 2), null))
 
