@@ -1,7 +1,7 @@
-"""``.repaudit`` on xarray objects: a store's models, layers, steps and operators by their own names.
+"""``.repaudit`` on xarray objects: a store's models, layers, steps and operators by name.
 
-``import repaudit`` registers the accessors, also for trees opened with xarray alone. torch is imported by the first
-operator, not before.
+``import repaudit`` registers the accessors, also for trees opened with plain xarray. torch is imported with the first
+operator.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import xarray as xr
 
 from repaudit.errors import AnalysisError
 from repaudit.names import ATTRS, LAYER, MODEL, STEP
-from repaudit.results import SUMMARY
+from repaudit.results import FINGERPRINT, SUMMARY
 from repaudit.store.read import catalog
 
 if TYPE_CHECKING:
@@ -23,16 +23,33 @@ if TYPE_CHECKING:
 
 @xr.register_datatree_accessor("repaudit")  # type: ignore[no-untyped-call]
 class TreeAccessor:
-    """What a store holds, or what an analysis found.
+    """What is in a store, or in the results of an analysis.
 
     Examples
     --------
+    >>> from pathlib import Path
+    >>> from tempfile import mkdtemp
+    >>> import numpy as np
     >>> import repaudit as ra
-    >>> tree = ra.open_store("store.zarr")  # doctest: +SKIP
-    >>> tree.repaudit.models  # doctest: +SKIP
-    ['seed0', 'seed1', 'seed2']
-    >>> ra.spread(tree.repaudit.operators("model.norm", step=600)).value  # doctest: +SKIP
-    0.06
+    >>> url = Path(mkdtemp(), "store.zarr")
+    >>> probe_set = ra.ProbeSet.from_tensors({"input_ids": np.arange(24).reshape(12, 2)})
+    >>> points = np.random.default_rng(0).normal(size=(12, 4)).astype(np.float32)
+    >>> for name in ("seed0", "seed1"):
+    ...     layers = {"model.norm": ((12, 4), "float32")}
+    ...     with ra.TrajectoryWriter(url, model_name=name, probe_set=probe_set, layers=layers) as writer:
+    ...         _ = writer.append(600, {"model.norm": points})
+    >>> tree = ra.open_store(url)
+    >>> tree.repaudit.models, tree.repaudit.layers("seed0"), tree.repaudit.steps("seed0")
+    (['seed0', 'seed1'], ['model.norm'], [600])
+    >>> tree.repaudit.activations("seed0", "model.norm").sizes["sample"]
+    12
+    >>> ra.spread(tree.repaudit.operators("model.norm", step=600, knn=5)).value
+    0.0
+
+    See Also
+    --------
+    open_store : opens a store as such a tree.
+    analyze : returns results as such a tree.
     """
 
     def __init__(self, tree: xr.DataTree) -> None:
@@ -40,60 +57,82 @@ class TreeAccessor:
 
     @property
     def models(self) -> list[str]:
-        """Names of the models; none where the tree is no store."""
+        """Names of the models; empty if the tree is not a store."""
         return catalog.models(self._tree)
 
     @property
     def fingerprint(self) -> str:
         """Fingerprint of the probe set of a store."""
-        own = self._tree.attrs.get(ATTRS)
-        if not isinstance(own, dict) or "fingerprint" not in own:
+        attributes = self._tree.attrs.get(ATTRS)
+        if not isinstance(attributes, dict) or FINGERPRINT not in attributes:
             raise AnalysisError(f"expected the root of a store, found a tree without {ATTRS!r} in its attributes")
-        return str(own["fingerprint"])
+        return str(attributes[FINGERPRINT])
 
     @property
     def summary(self) -> dict[str, Any]:
-        """What an analysis found, as in ``summary.json``."""
-        found = self._tree.attrs.get(SUMMARY)
-        if not isinstance(found, str):
+        """Summary of an analysis, as in ``summary.json``."""
+        text = self._tree.attrs.get(SUMMARY)
+        if not isinstance(text, str):
             raise AnalysisError("expected the results of an analysis, found a tree without a summary in its attributes")
-        summary: dict[str, Any] = json.loads(found)
+        summary: dict[str, Any] = json.loads(text)
         return summary
 
     def layers(self, model: str) -> list[str]:
-        """Names of a model's layers, in the order in which they were recorded."""
+        """Return the names of a model's layers, in the order in which they were recorded.
+
+        Raises
+        ------
+        NotInStoreError
+            The store has no such model.
+        """
         return catalog.layers(self._tree, model)
 
     def steps(self, model: str) -> list[int]:
-        """Committed steps of a model."""
+        """Return the committed steps of a model.
+
+        Raises
+        ------
+        NotInStoreError
+            The store has no such model.
+        """
         return catalog.steps(self._tree, model)
 
     def activations(self, model: str, layer: str) -> xr.DataArray:
-        """Lazy activations (step, sample[, token], feature) of one layer of one model, which its coordinates name."""
-        found = catalog.activations(self._tree, model, layer)
-        samples = {name: array for name, array in self._tree.coords.items() if name not in found.coords}
-        return found.assign_coords({MODEL: model, LAYER: layer, **samples})
+        """Return lazy activations (step, sample[, token], feature) of one layer of one model, with both as coordinates.
+
+        Raises
+        ------
+        NotInStoreError
+            The store has no such model or layer.
+        """
+        activations = catalog.activations(self._tree, model, layer)
+        samples = {name: array for name, array in self._tree.coords.items() if name not in activations.coords}
+        return activations.assign_coords({MODEL: model, LAYER: layer, **samples})
 
     def operators(
         self, layer: str, step: int, *, models: Sequence[str] | None = None, **gauge: Any
     ) -> dict[str, DiffusionOperator]:
-        """Diffusion operators of one layer at one step, by model: what ``spread`` and ``DiffusionMerging`` take.
+        """Compute the diffusion operators of one layer at one step, by model: for ``spread`` and ``DiffusionMerging``.
 
         Parameters
         ----------
         layer
             Name of the layer.
         step
-            A committed step. Models that lack it are left out, unless they were named.
+            A committed step. Models that lack it are left out, unless they are named in ``models``.
         models
             Names of the models; all when None.
         gauge
             Parameters of :class:`repaudit.DiffusionGauge`.
 
+        Returns
+        -------
+        dict of model name to DiffusionOperator
+
         Raises
         ------
         AnalysisError
-            No model has the step, or one that was named lacks it.
+            No model has the step, or a named one lacks it.
         """
         names = self.models if models is None else list(models)
         having = [name for name in names if step in self.steps(name)]
@@ -105,7 +144,7 @@ class TreeAccessor:
 
 @xr.register_dataarray_accessor("repaudit")  # type: ignore[no-untyped-call]
 class ArrayAccessor:
-    """What can be made of activations.
+    """What can be computed from activations.
 
     Examples
     --------
@@ -119,17 +158,21 @@ class ArrayAccessor:
         self._array = array
 
     def gauge(self, **parameters: Any) -> DiffusionOperator:
-        """Diffusion operator of activations (sample, feature).
+        """Compute the diffusion operator of activations (sample, feature).
 
         Parameters
         ----------
         parameters
-            Those of :class:`repaudit.DiffusionGauge`.
+            Parameters of :class:`repaudit.DiffusionGauge`.
+
+        Returns
+        -------
+        DiffusionOperator
 
         Raises
         ------
         ActivationError
-            The array has other dims, or values that are not finite; model, layer and step are named where known.
+            The array has other dims, or values that are not finite; the message names model, layer and step if known.
         """
         from repaudit.gauge.gauge import DiffusionGauge
 

@@ -53,7 +53,7 @@ def test_analyze_prints_the_answer_and_the_report(planted_store, tmp_path):
     assert summary["steps"] == [0, 1, 2, 4, 16]
 
 
-def test_analyze_takes_a_config_and_flags_go_before_it(planted_store, tmp_path):
+def test_analyze_takes_a_config_that_flags_override(planted_store, tmp_path):
     config = tmp_path / "analysis.yaml"
     config.write_text("layers: [second]\nseed: 7\nmerge: reversible\nframes: 0\ngauge: {knn: 10}\n")
     groups = ("--groups", "a=seed0,seed1", "--groups", "b=seed2")
@@ -180,7 +180,7 @@ def test_the_gauge_frames_and_units_are_flags(planted_store, tmp_path):
     [
         (["knn"], "found 'knn'"),
         (["knn=5", "knn=6"], "found 'knn=6'"),
-        (["kmn=5"], "there are kernel, knn"),
+        (["kmn=5"], "expected one of kernel, knn"),
         (["knn=a"], "knn"),
     ],
 )

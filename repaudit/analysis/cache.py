@@ -1,4 +1,4 @@
-"""What earlier runs computed, by content: the same activations and parameters are never worked on twice."""
+"""What earlier runs computed, by content: nothing is computed twice for the same activations and parameters."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ NUMERICS: Final = 1
 
 
 def digest(*content: Any) -> str:
-    """One short name for anything that JSON can say, and the versions that computed with it.
+    """Return one short name for any JSON content and the versions that compute with it.
 
     Examples
     --------
@@ -50,18 +50,18 @@ class StoredOperator:
 class Cache:
     """A folder of operators, results and tables of distances, each a file named by its content.
 
-    Every file is written aside and renamed, so that one that is there is whole; one that is damaged nevertheless is
-    computed again. The folder can be deleted at any time, and costs time alone.
+    Files are replaced atomically, so that an existing one is complete; a damaged one is computed again. The folder can
+    be deleted at any time, which only costs time.
     """
 
     folder: Path
 
     def operator(self, name: str) -> StoredOperator | None:
-        """The operator of this digest, if it is there and its checksum is right."""
-        place = self._place("operators", name, ".npy")
+        """Return the operator of this digest; None if it is missing or its checksum is wrong."""
+        path = self._path("operators", name, ".npy")
         try:
-            facts = json.loads(place.with_suffix(".json").read_text(encoding="utf-8"))
-            file = OperatorFile.at(place)
+            facts = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
+            file = OperatorFile.at(path)
             if checksum(file.matrix) != facts["crc32c"]:
                 return None
             return StoredOperator(name, file, facts["diagnostics"], facts["gauge"])
@@ -71,25 +71,25 @@ class Cache:
     def put_operator(
         self, name: str, matrix: Array, diagnostics: Mapping[str, float], gauge: Mapping[str, Any]
     ) -> StoredOperator:
-        """Keep an operator; its facts come last, and without them it is not there."""
-        place = self._place("operators", name, ".npy")
+        """Keep an operator; its facts are written last, and it does not count without them."""
+        path = self._path("operators", name, ".npy")
         matrix = np.ascontiguousarray(matrix)
-        with replacing(place) as stream:
+        with replacing(path) as stream:
             np.save(stream, matrix, allow_pickle=False)
         facts = {"crc32c": checksum(matrix), "diagnostics": dict(diagnostics), "gauge": dict(gauge)}
-        with replacing(place.with_suffix(".json")) as stream:
+        with replacing(path.with_suffix(".json")) as stream:
             stream.write(json.dumps(facts).encode())
-        return StoredOperator(name, OperatorFile.at(place), dict(diagnostics), dict(gauge))
+        return StoredOperator(name, OperatorFile.at(path), dict(diagnostics), dict(gauge))
 
     def recall(self, content: Sequence[Any], compute: Callable[[], Mapping[str, Any]]) -> dict[str, Array]:
-        """Named arrays that `content` determines: from an earlier run, or computed and kept."""
-        place = self._place("results", digest(*content), ".npz")
-        found = _read(place)
-        if found is None:
-            found = {key: np.asarray(value) for key, value in compute().items()}
-            with replacing(place) as stream:
-                np.savez(stream, allow_pickle=False, **found)
-        return found
+        """Return the named arrays that `content` determines: from an earlier run, or computed and kept."""
+        path = self._path("results", digest(*content), ".npz")
+        arrays = _read(path)
+        if arrays is None:
+            arrays = {key: np.asarray(value) for key, value in compute().items()}
+            with replacing(path) as stream:
+                np.savez(stream, allow_pickle=False, **arrays)
+        return arrays
 
     def distances(
         self,
@@ -97,35 +97,35 @@ class Cache:
         operators: Sequence[StoredOperator],
         compute: Callable[[list[OperatorFile], int], Array],
     ) -> Array:
-        """Distances (T, T) of operators, of which those that a table of an earlier run has are taken from there.
+        """Return distances (T, T) of operators, of which those that an earlier run computed are read from its table.
 
-        ``compute(files, first)`` gives the distances (first, T) of the first so many to all.
+        ``compute(files, first)`` returns the distances (first, T) of that many first operators to all.
         """
-        place = self._place("distances", digest(*content), ".npz")
-        table = _read(place) or {"operators": np.array([], dtype="U32"), "distances": np.zeros((0, 0))}
-        known = {str(name): index for index, name in enumerate(table["operators"])}
+        path = self._path("distances", digest(*content), ".npz")
+        table = _read(path) or {"operators": np.array([], dtype="U32"), "distances": np.zeros((0, 0))}
+        rows_of = {str(name): index for index, name in enumerate(table["operators"])}
         names = [operator.digest for operator in operators]
-        old = [index for index, name in enumerate(names) if name in known]
-        new = [index for index, name in enumerate(names) if name not in known]
+        old = [index for index, name in enumerate(names) if name in rows_of]
+        new = [index for index, name in enumerate(names) if name not in rows_of]
         distances = np.zeros((len(names), len(names)))
-        at = [known[names[index]] for index in old]
+        at = [rows_of[names[index]] for index in old]
         distances[np.ix_(old, old)] = table["distances"][np.ix_(at, at)]
         if new:
             order = new + old
             rows = compute([operators[index].file for index in order], len(new))
             distances[np.ix_(new, order)] = rows
             distances[np.ix_(order, new)] = rows.T
-            with replacing(place) as stream:
+            with replacing(path) as stream:
                 np.savez(stream, operators=np.array(names), distances=distances)
         return distances
 
-    def _place(self, kind: str, name: str, suffix: str) -> Path:
+    def _path(self, kind: str, name: str, suffix: str) -> Path:
         return self.folder / kind / name[:2] / f"{name}{suffix}"
 
 
-def _read(place: Path) -> dict[str, Array] | None:
+def _read(path: Path) -> dict[str, Array] | None:
     try:
-        with place.open("rb") as stream, np.load(stream, allow_pickle=False) as found:
-            return dict(found)
+        with path.open("rb") as stream, np.load(stream, allow_pickle=False) as arrays:
+            return dict(arrays)
     except Exception:  # noqa: BLE001 - a damaged file may fail anywhere in its readers, and is computed again
         return None

@@ -1,4 +1,4 @@
-"""Spread of the models over steps, and what to set it against: start, inputs, noise, groups, a model's own end."""
+"""Spread of the models over steps, and what to compare it with: start, inputs, noise, groups, a model's end."""
 
 from __future__ import annotations
 
@@ -46,23 +46,23 @@ COLUMNS: Final = dict(zip((SPREAD, SPREAD_RAW, NULL, LOW, HIGH, HELLINGER), NUMB
 
 
 def spread_dataset(operators: LayerOperators, study: Study) -> xr.Dataset:
-    """Spread of the models at every step that at least two of them share; NaN elsewhere."""
+    """Compute the spread of the models at every step that at least two of them share; NaN elsewhere."""
     steps = study.selection.all_steps()
     values = {name: np.full(len(steps), np.nan) for name in COLUMNS}
     for index, step in enumerate(steps):
         here = operators.content(step)
         if len(here) < 2:
             continue
-        found = _recalled(study, "spread", here, partial(spread, operators.at(step), seed=study.settings.seed))
+        result = _recalled(study, "spread", here, partial(spread, operators.at(step), seed=study.settings.seed))
         for name, number in COLUMNS.items():
-            values[name][index] = found[number]
+            values[name][index] = result[number]
     counts = [len(operators.at(step)) for step in steps]
     data = {name: ((LAYER, STEP), value[None]) for name, value in values.items()}
     return xr.Dataset({**data, N_MODELS: (STEP, counts)}, coords={LAYER: _names(operators.layer), STEP: steps})
 
 
 def undefined_spreads(dataset: xr.Dataset, operators: LayerOperators) -> list[str]:
-    """A line for every step whose spread does not exist although at least two models have an operator there."""
+    """Return one line per step that has no spread although at least two models have an operator."""
     values = dataset[SPREAD].sel({LAYER: operators.layer})
     return [
         f"layer {operators.layer} at step {step}: no spread, since relabelling an operator's samples "
@@ -82,7 +82,7 @@ def missing_starts(operators: LayerOperators) -> list[str]:
 
 
 def comparison_dataset(operators: LayerOperators, study: Study, inputs: InputGeometry | None) -> xr.Dataset:
-    """Departure of the models from their untrained selves and from the inputs' own geometry, and the noise floor."""
+    """Compute the distance of the models from the untrained networks and from the inputs, and the noise floor."""
     steps = study.selection.all_steps()
     dataset = xr.Dataset(coords={LAYER: _names(operators.layer), STEP: steps})
     start = operators.at(0)
@@ -96,7 +96,7 @@ def comparison_dataset(operators: LayerOperators, study: Study, inputs: InputGeo
 
 
 def approach_dataset(operators: LayerOperators, study: Study) -> xr.Dataset | None:
-    """A single model's calibrated squared distance from its own last operator; None for several models."""
+    """Compute a single model's calibrated squared distance from its last operator; None for several models."""
     if len(operators.models()) != 1:
         return None
     (model,) = operators.models()
@@ -107,15 +107,15 @@ def approach_dataset(operators: LayerOperators, study: Study) -> xr.Dataset | No
             continue
         content = {"then": operators.content(step)[model], "end": operators.content(last)[model]}
         pair = {"then": operators.at(step)[model], "end": operators.at(last)[model]}
-        found = _recalled(study, "approach", content, partial(spread, pair, seed=study.settings.seed))
-        values[:, index] = [found[name] for name in ("value", "low", "high")]
+        result = _recalled(study, "approach", content, partial(spread, pair, seed=study.settings.seed))
+        values[:, index] = [result[name] for name in ("value", "low", "high")]
     coords = {LAYER: _names(operators.layer), MODEL: _names(model), STEP: steps}
     variables = zip((APPROACH, LOW, HIGH), values, strict=True)
     return xr.Dataset({name: ((LAYER, MODEL, STEP), value[None, None]) for name, value in variables}, coords=coords)
 
 
 def groups_dataset(operators: LayerOperators, study: Study) -> xr.Dataset | None:
-    """Spread within and between groups of models; None where no groups were asked for."""
+    """Compute the spread within and between groups of models; None if no groups were asked for."""
     belongs = study.settings.group_of(study.selection.models)
     if not belongs:
         return None
@@ -143,25 +143,25 @@ def groups_dataset(operators: LayerOperators, study: Study) -> xr.Dataset | None
 
 
 def refuse_too_large(study: Study) -> None:
-    """A spread holds two operators at a time, each with its root and what is made of them, in float64.
+    """Refuse a store whose spread does not fit in memory: two operators with their roots, in float64.
 
     Raises
     ------
     AnalysisError
-        They do not fit into the memory budget.
+        The spread does not fit in the memory budget.
     """
     samples, models = study.tree.sizes[SAMPLE], len(study.selection.models)
     need = 10 * 8 * samples**2
     if models > 1 and need > study.settings.budget:
         raise AnalysisError(
-            f"a spread on {samples} samples needs about {format_bytes(need)}, the memory budget is "
-            f"{format_bytes(study.settings.budget)}; raise it"
+            f"expected a memory budget of about {format_bytes(need)} for a spread on {samples} samples, found "
+            f"{format_bytes(study.settings.budget)}: raise `memory`"
         )
 
 
 def _recalled(study: Study, kind: str, content: Mapping[str, str], compute: Callable[[], Spread]) -> dict[str, float]:
-    found = study.cache.recall([kind, study.settings.seed, sorted(content.items())], lambda: asdict(compute()))
-    return {name: float(value) for name, value in found.items()}
+    numbers = study.cache.recall([kind, study.settings.seed, sorted(content.items())], lambda: asdict(compute()))
+    return {name: float(value) for name, value in numbers.items()}
 
 
 def _departures(
@@ -174,20 +174,20 @@ def _departures(
         here = operators.content(step)
         if here:
             compute = partial(departure, operators.at(step), reference, seed=settings.seed)
-            found = _recalled(study, json.dumps(how), here, compute)
-            values[:, index] = [found[name] for name in ("value", "low", "high")]
+            result = _recalled(study, json.dumps(how), here, compute)
+            values[:, index] = [result[name] for name in ("value", "low", "high")]
     names = (variable, *bounds(variable))
     return {name: ((LAYER, STEP), value[None]) for name, value in zip(names, values, strict=True)}
 
 
 def _noise(operators: LayerOperators, study: Study) -> float:
-    """Mean over the models of the noise floor at the last step that they share; NaN where it cannot be had."""
+    """Return the mean over the models of the noise floor at the last step that they share; NaN if there is none."""
     step, settings = operators.last_step(), study.settings
-    found = []
+    floors = []
     for model, name in operators.content(step).items():
         content = ["noise floor", settings.seed, asdict(settings.gauge), name]
-        found.append(study.cache.recall(content, partial(_floor, study, model, operators.layer, step))["floor"])
-    return float(np.mean(found))
+        floors.append(study.cache.recall(content, partial(_floor, study, model, operators.layer, step))["floor"])
+    return float(np.mean(floors))
 
 
 def _floor(study: Study, model: str, layer: str, step: int) -> dict[str, float]:
@@ -201,11 +201,12 @@ def _floor(study: Study, model: str, layer: str, step: int) -> dict[str, float]:
 def _by_pairs(
     operators: Mapping[str, Any], belongs: Mapping[str, str], names: list[str], seed: int
 ) -> dict[str, Array]:
-    """Value, low and high within every group and between every two, by their places among the names."""
-    found = group_spread(operators, belongs, seed=seed)
-    pairs = {(group, group): one for group, one in found.within.items()} | found.between
+    """Return value, low and high within every group and between every pair, by their indices among the names."""
+    spreads = group_spread(operators, belongs, seed=seed)
+    pairs = {(group, group): within for group, within in spreads.within.items()} | spreads.between
     return {
-        f"{names.index(a)} {names.index(b)}": np.array([one.value, one.low, one.high]) for (a, b), one in pairs.items()
+        f"{names.index(a)} {names.index(b)}": np.array([pair.value, pair.low, pair.high])
+        for (a, b), pair in pairs.items()
     }
 
 

@@ -1,4 +1,4 @@
-"""What the gauge found out about every operator, on one grid of models and steps."""
+"""What the gauge reports about every operator, on one grid of models and steps."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from repaudit.results import FAILED
 
 
 def diagnostics_dataset(operators: LayerOperators, study: Study) -> xr.Dataset:
-    """Every diagnostic of every operator; NaN where a model lacks a step, ``failed`` where P could not be computed."""
+    """Collect all diagnostics of all operators; NaN where a model lacks a step, ``failed`` where there is no P."""
     models, steps = list(study.selection.models), study.selection.all_steps()
     first = next(iter(operators.stored.values()))
     shape = (len(models), len(steps))

@@ -39,16 +39,16 @@ from repaudit.results import (
 from repaudit.store.read.activations import read_step
 
 METRIC: Final = "calibrated"
-"""The distance that trajectories are drawn from: unlike the raw one it does not grow as operators sharpen."""
+"""The distance of trajectories: unlike the raw one it does not grow as operators sharpen."""
 MOST_TOGETHER: Final = 1000
-"""The picture of all layers together holds so many operators; of more, steps are chosen evenly."""
+"""Most operators in the picture of all layers; of more, steps are chosen evenly."""
 MOST_UNIT_STEPS: Final = 24
-"""Steps, chosen evenly, at which units are drawn."""
+"""Most steps, chosen evenly, at which units are drawn."""
 GRID: Final = (MODEL, STEP, COMPONENT)
 
 
 def trajectory_dataset(operators: LayerOperators, study: Study) -> xr.Dataset:
-    """PHATE and classical-MDS coordinates of every operator of the layer; NaN where a model lacks a step."""
+    """Compute PHATE and classical-MDS coordinates of all operators of a layer; NaN where a model lacks a step."""
     keys = list(operators.stored)
     points = _laid_out(study, ["trajectories", operators.layer], list(operators.stored.values()))
     grids = {name: _on_grid(points[name], keys, study) for name in (TRAJECTORY, MDS)}
@@ -63,7 +63,7 @@ def trajectory_dataset(operators: LayerOperators, study: Study) -> xr.Dataset:
 
 
 def together_dataset(layers: Sequence[LayerOperators], study: Study) -> xr.Dataset:
-    """PHATE coordinates of the operators of all layers, models and steps in one picture; NaN where left out."""
+    """Compute PHATE coordinates of the operators of all layers in one picture; NaN where left out."""
     steps = _evenly(study.selection.all_steps(), MOST_TOGETHER // max(1, sum(len(one.models()) for one in layers)))
     chosen = [(one.layer, key) for one in layers for key in one.stored if key[1] in steps]
     stored = {one.layer: one.stored for one in layers}
@@ -83,17 +83,16 @@ def together_dataset(layers: Sequence[LayerOperators], study: Study) -> xr.Datas
 
 
 def merged_dataset(operators: LayerOperators, study: Study) -> xr.Dataset:
-    """PHATE of the merged operator P* at the last step that all models share (one model: its own last operator)."""
+    """Compute PHATE of the merged operator P* at the last step that all models share."""
     step, settings = operators.last_step(), study.settings
     here = operators.at(step)
-
-    found = study.cache.recall(
+    embedded = study.cache.recall(
         ["merged", settings.merge, settings.seed, operators.content(step)], partial(_embedding, here, study)
     )
     return xr.Dataset(
         {
-            EMBEDDING: ((LAYER, SAMPLE, COMPONENT), found[EMBEDDING][None]),
-            STRESS: ((LAYER,), [float(found[STRESS])]),
+            EMBEDDING: ((LAYER, SAMPLE, COMPONENT), embedded[EMBEDDING][None]),
+            STRESS: ((LAYER,), [float(embedded[STRESS])]),
             MERGED_STEP: ((LAYER,), [step]),
             MERGED_MODELS: ((LAYER,), [len(here)]),
         },
@@ -103,20 +102,19 @@ def merged_dataset(operators: LayerOperators, study: Study) -> xr.Dataset:
 
 
 def frames_dataset(operators: LayerOperators, study: Study) -> xr.Dataset | None:
-    """PHATE of P* and of every model's P at some of the steps that all models share, all in one aligned frame."""
+    """Compute PHATE of P* and of every model's P at some of the steps that all models share, in one frame."""
     settings, models = study.settings, operators.models()
     steps = _evenly(operators.shared_steps(), settings.frames)
     if not steps:
         return None
-
     content = ["frames", settings.merge, settings.seed, [operators.content(step) for step in steps]]
-    found = study.cache.recall(content, partial(_frames, operators, steps, study))
+    embedded = study.cache.recall(content, partial(_frames, operators, steps, study))
     return xr.Dataset(
         {
-            MERGED: ((LAYER, STEP, SAMPLE, COMPONENT), found[MERGED][None]),
-            OF_MODELS: ((LAYER, MODEL, STEP, SAMPLE, COMPONENT), found[OF_MODELS][None]),
-            STRESS: ((LAYER, STEP), found[STRESS][None]),
-            DIFFUSION_TIME: ((LAYER,), [int(found[DIFFUSION_TIME])]),
+            MERGED: ((LAYER, STEP, SAMPLE, COMPONENT), embedded[MERGED][None]),
+            OF_MODELS: ((LAYER, MODEL, STEP, SAMPLE, COMPONENT), embedded[OF_MODELS][None]),
+            STRESS: ((LAYER, STEP), embedded[STRESS][None]),
+            DIFFUSION_TIME: ((LAYER,), [int(embedded[DIFFUSION_TIME])]),
         },
         coords={LAYER: _names([operators.layer]), MODEL: _names(models), STEP: steps, **_samples(study)},
         attrs={"merge": settings.merge, "seed": settings.seed},
@@ -124,23 +122,27 @@ def frames_dataset(operators: LayerOperators, study: Study) -> xr.Dataset | None
 
 
 def units_dataset(operators: LayerOperators, study: Study) -> xr.Dataset | None:
-    """M-PHATE of some of the first model's units over steps, chosen evenly; None where units cannot be drawn."""
+    """Compute M-PHATE of some of the first model's units over steps, chosen evenly; None if they cannot be drawn."""
     settings, model = study.settings, operators.models()[0]
     steps = _evenly([step for step in operators.steps() if model in operators.at(step)], MOST_UNIT_STEPS)
     if settings.units < 2 or len(steps) < 2:
         return None
-
     content = [operators.stored[model, step].digest for step in steps]
     view = partial(_units, model, operators.layer, steps, study)
-    found = study.cache.recall(["units", settings.units, settings.seed, content], view)
-    if not len(found["units"]):
+    embedded = study.cache.recall(["units", settings.units, settings.seed, content], view)
+    if not len(embedded["units"]):
         return None
-    coords = {LAYER: _names([operators.layer]), MODEL: _names([model]), STEP: steps, UNIT: range(len(found["units"]))}
+    coords = {
+        LAYER: _names([operators.layer]),
+        MODEL: _names([model]),
+        STEP: steps,
+        UNIT: range(len(embedded["units"])),
+    }
     return xr.Dataset(
         {
-            EMBEDDING: ((LAYER, MODEL, STEP, UNIT, COMPONENT), found[EMBEDDING][None, None]),
-            FEATURE: ((LAYER, MODEL, UNIT), found["units"][None, None]),
-            STRESS: ((LAYER, MODEL), [[float(found[STRESS])]]),
+            EMBEDDING: ((LAYER, MODEL, STEP, UNIT, COMPONENT), embedded[EMBEDDING][None, None]),
+            FEATURE: ((LAYER, MODEL, UNIT), embedded["units"][None, None]),
+            STRESS: ((LAYER, MODEL), [[float(embedded[STRESS])]]),
         },
         coords=coords,
         attrs={"seed": settings.seed},
@@ -148,7 +150,7 @@ def units_dataset(operators: LayerOperators, study: Study) -> xr.Dataset | None:
 
 
 def _laid_out(study: Study, name: list[str], operators: list[StoredOperator]) -> dict[str, NDArray[Any]]:
-    """Both layouts of operators, from their calibrated distances."""
+    """Return both layouts of operators, from their calibrated distances."""
     content = ["layout", METRIC, study.settings.seed, [one.digest for one in operators]]
     return study.cache.recall(content, partial(_layouts, study, name, operators))
 
@@ -168,16 +170,16 @@ def _layouts(study: Study, name: list[str], operators: list[StoredOperator]) -> 
 
 
 def _embedding(operators: dict[str, OperatorFile], study: Study) -> dict[str, Any]:
-    found = phate_embedding(_merge(study, operators), n_components=2, seed=study.settings.seed)
-    return {EMBEDDING: found.values, STRESS: found.attrs["stress"]}
+    points = phate_embedding(_merge(study, operators), n_components=2, seed=study.settings.seed)
+    return {EMBEDDING: points.values, STRESS: points.attrs["stress"]}
 
 
 def _frames(operators: LayerOperators, steps: Sequence[int], study: Study) -> dict[str, Any]:
     seed, models = study.settings.seed, operators.models()
     merged = phate_frames([_merge(study, operators.at(step)) for step in steps], seed=seed)
-    own = [phate_onto([operators.at(step)[model] for step in steps], merged, seed) for model in models]
+    of_models = [phate_onto([operators.at(step)[model] for step in steps], merged, seed) for model in models]
     about = {name: merged.attrs[name] for name in ("stress", "t")}
-    return {MERGED: merged.values, OF_MODELS: np.stack(own), **about}
+    return {MERGED: merged.values, OF_MODELS: np.stack(of_models), **about}
 
 
 def _units(model: str, layer: str, steps: Sequence[int], study: Study) -> dict[str, Any]:
@@ -185,10 +187,10 @@ def _units(model: str, layer: str, steps: Sequence[int], study: Study) -> dict[s
     units = _evenly(range(first.shape[1]), study.settings.units)
     values = [read_step(study.tree, model, layer, step).values[:, units] for step in steps]
     try:
-        found = unit_trajectories(np.stack(values).astype(np.float32), seed=study.settings.seed)
+        points = unit_trajectories(np.stack(values).astype(np.float32), seed=study.settings.seed)
     except ActivationError:  # fewer than two units
         return {"units": np.array([], dtype=np.int64)}
-    return {"units": np.array(units), EMBEDDING: found.values, STRESS: found.attrs["stress"]}
+    return {"units": np.array(units), EMBEDDING: points.values, STRESS: points.attrs["stress"]}
 
 
 def _merge(study: Study, operators: dict[str, OperatorFile]) -> Any:
@@ -197,7 +199,7 @@ def _merge(study: Study, operators: dict[str, OperatorFile]) -> Any:
 
 
 def _evenly(items: Sequence[int], most: int) -> list[int]:
-    """At most so many of the items, evenly chosen, the first and the last among them."""
+    """Choose at most this many of the items evenly, the first and the last among them."""
     if most >= len(items):
         return list(items)
     return [items[index] for index in np.linspace(0, len(items) - 1, max(most, 0)).round().astype(int)]
@@ -216,10 +218,10 @@ def _grid_coords(study: Study) -> dict[str, Any]:
 
 
 def _samples(study: Study) -> dict[str, Any]:
-    """Sample ids, with labels and texts where there are any."""
+    """Return sample ids, with labels and texts if there are any."""
     samples = study.tree.to_dataset()
-    beside = {name: (SAMPLE, samples[name].values) for name in (LABEL, TEXT) if name in samples}
-    return {SAMPLE: samples[SAMPLE].values, **beside}
+    others = {name: (SAMPLE, samples[name].values) for name in (LABEL, TEXT) if name in samples}
+    return {SAMPLE: samples[SAMPLE].values, **others}
 
 
 def _names(names: Sequence[str]) -> NDArray[Any]:

@@ -1,4 +1,4 @@
-"""Where work runs: threads here, processes here, or the workers of a Dask scheduler."""
+"""Where work runs: threads or processes on this machine, or the workers of a Dask scheduler."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 RETRIES: Final = 3
-"""A unit of work whose worker died is given to another so many times."""
+"""How often a unit of work whose worker died is given to another one."""
 CONNECTING: Final = "20s"
 
 
@@ -29,7 +29,7 @@ class Workplace:
     slots: int
 
     def run(self, function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[tuple[Item, Result]]:
-        """Give every item with its result as they come, with few results waiting, whatever the number of items."""
+        """Iterate over the items with their results as they come; few results wait, whatever the number of items."""
         left = iter(items)
         waiting: dict[Future[Result], Item] = {}
         try:
@@ -47,12 +47,12 @@ class Workplace:
 
 @contextmanager
 def workplace(settings: Settings, threads: int) -> Iterator[Workplace]:
-    """Threads of this process, unless the settings name a scheduler or a number of workers.
+    """Provide threads of this process, or the scheduler or the worker processes that the settings name.
 
     Raises
     ------
     AnalysisError
-        No scheduler answers, or ``distributed`` is not installed.
+        The scheduler does not answer or has no workers, or ``distributed`` is not installed.
     """
     if settings.scheduler is None and settings.workers is None:
         with ThreadPoolExecutor(threads) as executor:
@@ -61,7 +61,9 @@ def workplace(settings: Settings, threads: int) -> Iterator[Workplace]:
     with _client(settings) as client:
         slots = sum(client.nthreads().values())
         if not slots:
-            raise AnalysisError(f"scheduler: {settings.scheduler} has no workers; start some with `dask worker`")
+            raise AnalysisError(
+                f"scheduler: expected workers at {settings.scheduler}, found none; start some with `dask worker`"
+            )
         yield Workplace(client.get_executor(pure=False, retries=RETRIES), slots)
 
 
@@ -98,6 +100,6 @@ def _result(future: Future[Result]) -> Result:
     except Exception as error:
         if type(error).__name__ == "KilledWorker":
             raise AnalysisError(
-                f"the workers died {RETRIES + 1} times over one unit of work, most likely out of memory: {error}"
+                f"the workers died {RETRIES + 1} times on one unit of work, most likely out of memory: {error}"
             ) from None
         raise

@@ -1,4 +1,4 @@
-"""The folder of an analysis: made, guarded, filled in whole pieces, and swept of what crashed runs left."""
+"""The folder of an analysis: created, guarded, filled piece by piece, and cleaned of what crashed runs left."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ _SCRATCH: Final = f".repaudit-{socket.gethostname()}-"
 
 
 def default_folder(url: str | os.PathLike[str]) -> Path:
-    """``store.zarr`` -> ``store.analysis``, beside a local store and in the working directory for a remote one."""
+    """Return ``store.analysis`` for ``store.zarr``: next to a local store, in the working directory for others."""
     text = os.fspath(url).rstrip("/")
     scheme, separator, rest = text.partition("://")
     path = Path(text if not separator else rest)
@@ -48,12 +48,12 @@ def default_folder(url: str | os.PathLike[str]) -> Path:
 
 @contextmanager
 def analysis_folder(folder: Path, store: str | os.PathLike[str]) -> Iterator[Path]:
-    """Make the folder of an analysis, sweep what crashed runs left there, and take it away again if it stays empty.
+    """Create the folder of an analysis, remove what crashed runs left in it, and remove it again if it stays empty.
 
     Raises
     ------
     AnalysisError
-        When the folder lies in the store, or holds files of the same names that no analysis wrote.
+        The folder is in the store, or has files of the same names that no analysis wrote.
     """
     _refuse_store(folder, store)
     _refuse_foreign(folder)
@@ -69,23 +69,23 @@ def analysis_folder(folder: Path, store: str | os.PathLike[str]) -> Iterator[Pat
 
 @contextmanager
 def scratch(folder: Path) -> Iterator[Path]:
-    """A folder for work in progress whose name tells the process, so that a crashed one's can be swept."""
-    with tempfile.TemporaryDirectory(prefix=f"{_SCRATCH}{os.getpid()}-", dir=folder) as made:
-        yield Path(made)
+    """Provide a folder for work in progress; its name has the process, so that a crashed one's can be removed."""
+    with tempfile.TemporaryDirectory(prefix=f"{_SCRATCH}{os.getpid()}-", dir=folder) as name:
+        yield Path(name)
 
 
 def write_results(results: xr.DataTree, summary: Mapping[str, Any], folder: Path) -> None:
-    """Write everything aside, then put each piece in place whole: earlier results stay readable until then."""
+    """Write everything to a scratch folder, then move each piece; earlier results stay readable until then."""
     with scratch(folder) as fresh:
         with warnings.catch_warnings():
-            # zarr says that other readers may pass over consolidated metadata, which does no harm
+            # zarr says that other readers may ignore consolidated metadata, which does no harm
             warnings.filterwarnings("ignore", message="Consolidated metadata")
             results.to_zarr(fresh / RESULTS, zarr_format=3, consolidated=True)
         text = json.dumps(nulls_for_nan(summary), indent=2, allow_nan=False)
         (fresh / SUMMARY).write_text(text + "\n", encoding="utf-8")
         save_figures(results, fresh / FIGURES)
         write_report(results, summary, fresh / REPORT)
-        with _alone(folder):
+        with _lock(folder):
             _put_results(fresh / RESULTS, folder / RESULTS, fresh)
             for name in (SUMMARY, REPORT):
                 (fresh / name).replace(folder / name)
@@ -93,22 +93,22 @@ def write_results(results: xr.DataTree, summary: Mapping[str, Any], folder: Path
 
 
 def rewrite_report(folder: Path) -> Path:
-    """Write ``report.html`` and ``figures/`` again from the results in an analysis folder; give the report's path."""
-    place = folder / RESULTS
-    if not place.is_dir():
-        raise AnalysisError(f"{folder} holds no {RESULTS}: expected a folder that `repaudit analyze` wrote")
+    """Write ``report.html`` and ``figures/`` again from the results in an analysis folder; return the report's path."""
+    path = folder / RESULTS
+    if not path.is_dir():
+        raise AnalysisError(f"expected a folder that `repaudit analyze` wrote, found no {RESULTS} in {folder}")
     try:
-        with xr.open_datatree(place, engine="zarr", consolidated=True) as stored:
+        with xr.open_datatree(path, engine="zarr", consolidated=True) as stored:
             results = stored.load()
         summary = json.loads(results.attrs[SUMMARY_ATTRIBUTE])
     except (ValueError, KeyError) as error:
-        raise AnalysisError(f"{place} cannot be read ({error}); run `repaudit analyze` again") from error
+        raise AnalysisError(f"{path} cannot be read ({error}); run `repaudit analyze` again") from error
     save_figures(results, folder / FIGURES)
     return write_report(results, summary, folder / REPORT)
 
 
 def nulls_for_nan(value: Any) -> Any:
-    """NaN and infinity as ``null``: JSON has neither."""
+    """Replace NaN and infinity by ``null``: JSON has neither."""
     if isinstance(value, Mapping):
         return {key: nulls_for_nan(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
@@ -120,44 +120,46 @@ def _refuse_store(folder: Path, store: str | os.PathLike[str]) -> None:
     scheme, separator, rest = os.fspath(store).partition("://")
     if separator and scheme not in ("file", "local"):
         return
-    inside, place = folder.resolve(), Path(rest if separator else os.fspath(store)).resolve()
-    if inside == place or place in inside.parents:
-        raise AnalysisError(f"out={folder} lies in the store {store}, which is never written to; choose another")
+    inside, root = folder.resolve(), Path(rest if separator else os.fspath(store)).resolve()
+    if inside == root or root in inside.parents:
+        raise AnalysisError(
+            f"out={folder} is in the store {store}, which an analysis never writes to; choose another folder"
+        )
 
 
 def _refuse_foreign(folder: Path) -> None:
-    there = [name for name in (RESULTS, SUMMARY, REPORT) if (folder / name).exists()]
-    if there and not (folder / RESULTS / "zarr.json").exists():
+    present = [name for name in (RESULTS, SUMMARY, REPORT) if (folder / name).exists()]
+    if present and not (folder / RESULTS / "zarr.json").exists():
         raise AnalysisError(
-            f"{folder} holds {', '.join(there)} that no analysis wrote and this one would replace; choose another out"
+            f"{folder} has {', '.join(present)} that no analysis wrote and this one would replace; choose another out"
         )
 
 
 def _sweep(folder: Path) -> None:
-    """Remove the scratch folders of processes of this host that are gone."""
+    """Remove the scratch folders of processes of this host that have ended."""
     for left in folder.glob(f"{_SCRATCH}*"):
         process = left.name.removeprefix(_SCRATCH).split("-")[0]
         if process.isdigit() and not psutil.pid_exists(int(process)):
             shutil.rmtree(left)
 
 
-def _alone(folder: Path) -> FileLock:
-    """One process of this host at a time puts its pieces in place, so that they are of one run."""
+def _lock(folder: Path) -> FileLock:
+    """Return a lock: one process of this host at a time moves its pieces, so that all are of one run."""
     name = hashlib.sha256(os.fsencode(folder.resolve())).hexdigest()[:16]
     return FileLock(Path(tempfile.gettempdir(), f"repaudit-{name}.lock"))
 
 
-def _put_results(made: Path, place: Path, aside: Path) -> None:
-    if place.exists():
-        place.rename(aside / "earlier")
-    made.rename(place)
+def _put_results(made: Path, target: Path, aside: Path) -> None:
+    if target.exists():
+        target.rename(aside / "earlier")
+    made.rename(target)
 
 
-def _put_figures(made: Path, place: Path) -> None:
-    """Replace an analysis's own figures; whatever else lies there stays."""
-    place.mkdir(exist_ok=True)
+def _put_figures(made: Path, target: Path) -> None:
+    """Replace the figures of an analysis; other files stay."""
+    target.mkdir(exist_ok=True)
     for pattern in FIGURE_PATTERNS:
-        for old in place.glob(pattern):
+        for old in target.glob(pattern):
             old.unlink()
     for figure in sorted(made.iterdir()):
-        figure.replace(place / figure.name)
+        figure.replace(target / figure.name)

@@ -1,4 +1,4 @@
-"""The geometry that a network is given before it learns anything: a diffusion operator of the probe set itself."""
+"""The geometry of the inputs, which no network has learned: a diffusion operator of the probe set."""
 
 from __future__ import annotations
 
@@ -18,23 +18,23 @@ IDS, MASK = "input_ids", "attention_mask"
 
 @dataclass(frozen=True)
 class InputGeometry:
-    """An operator of the inputs, and in words what of them it stands on."""
+    """An operator of the inputs, and in words what it was computed from."""
 
     operator: NDArray[np.float32]
     words: str
 
 
 def input_geometry(tree: xr.DataTree, gauge: DiffusionGauge) -> InputGeometry:
-    """Diffusion operator of a store's probe set, through no network at all.
+    """Compute a diffusion operator of a store's probe set, without any network.
 
     Token ids become the share of every token among a sample's unmasked ones: where embeddings are random, the mean of
-    a sample's embeddings has these distances up to scale and noise. Other inputs (pixels, features) are taken as they
-    are, flattened.
+    a sample's embeddings has these distances up to scale and noise. Other inputs (pixels, features) are
+    flattened.
 
     Raises
     ------
     ActivationError
-        The probe set holds no such inputs, or the gauge refuses them.
+        The probe set has no such inputs, or the gauge refuses them.
     """
     probe = tree[PROBE].to_dataset()
     if IDS in probe and probe[IDS].ndim == 2:
@@ -42,14 +42,14 @@ def input_geometry(tree: xr.DataTree, gauge: DiffusionGauge) -> InputGeometry:
         return InputGeometry(_operator(token_shares(probe[IDS].values, mask), gauge), f"token counts of {IDS}")
     real = [name for name, array in probe.data_vars.items() if array.dtype.kind == "f" and array.dims[0] == SAMPLE]
     if not real:
-        there = ", ".join(map(str, probe))
-        raise ActivationError(f"the probe set holds neither {IDS} nor real-valued inputs, only {there}")
+        present = ", ".join(map(str, probe))
+        raise ActivationError(f"expected {IDS} or real-valued inputs in the probe set, found only {present}")
     flat = np.concatenate([probe[name].values.reshape(probe.sizes[SAMPLE], -1) for name in real], axis=1)
     return InputGeometry(_operator(flat, gauge), ", ".join(map(str, real)))
 
 
 def token_shares(ids: NDArray[Any], mask: NDArray[Any]) -> NDArray[np.float64]:
-    """Share of every token that occurs, (sample, token that occurs); a sample without tokens is a row of 0.
+    """Return the share of every token that occurs, (sample, token); a sample without tokens is a row of 0.
 
     Examples
     --------

@@ -1,4 +1,4 @@
-"""The diffusion operators of one layer: one unit of work a (model, step), computed once and kept in files."""
+"""The diffusion operators of one layer: one unit of work per (model, step), computed once and kept in files."""
 
 from __future__ import annotations
 
@@ -32,40 +32,40 @@ Key = tuple[str, int]
 
 @dataclass(frozen=True)
 class LayerOperators:
-    """Operators of one layer by (model, step); what could not be computed is in ``failed`` with its reason."""
+    """Operators of one layer by (model, step); ``failed`` has the reasons for those that could not be computed."""
 
     layer: str
     stored: dict[Key, StoredOperator]
     failed: dict[Key, str]
 
     def models(self) -> list[str]:
-        """Models that have an operator."""
+        """Return the models that have an operator."""
         return list(dict.fromkeys(model for model, _ in self.stored))
 
     def steps(self) -> list[int]:
-        """Steps at which some model has an operator, increasing."""
+        """Return the steps at which some model has an operator, increasing."""
         return sorted({step for _, step in self.stored})
 
     def shared_steps(self) -> list[int]:
-        """Steps at which every model that has any operator has one, increasing."""
+        """Return the steps at which every model that has any operator has one, increasing."""
         return [step for step in self.steps() if len(self.at(step)) == len(self.models())]
 
     def last_step(self) -> int:
-        """The last step that all models share, or the last at all where they share none."""
+        """Return the last step that all models share, or the last of all if they share none."""
         return (self.shared_steps() or self.steps())[-1]
 
     def at(self, step: int) -> dict[str, OperatorFile]:
-        """The operators of one step by model."""
+        """Return the operators of one step by model."""
         return {model: stored.file for (model, s), stored in self.stored.items() if s == step}
 
     def content(self, step: int) -> dict[str, str]:
-        """What determines every result of one step: the operators' digests by model."""
+        """Return what determines every result of one step: the operators' digests by model."""
         return {model: stored.digest for (model, s), stored in self.stored.items() if s == step}
 
 
 @dataclass(frozen=True)
 class Unit:
-    """One operator to compute, by name: what a worker elsewhere needs, and no arrays."""
+    """One operator to compute, by name: what a worker needs, without arrays."""
 
     url: str
     model: str
@@ -78,17 +78,18 @@ class Unit:
 
     @property
     def key(self) -> Key:
+        """Model and step."""
         return self.model, self.step
 
     def digest(self, fingerprint: str) -> str:
-        """What the operator is made of: the probe set, the activations' checksum, and how it is computed."""
+        """Return the digest of what determines the operator: probe set, activations' checksum, and parameters."""
         made_of = (fingerprint, self.model, self.layer, self.step, self.checksum, asdict(self.gauge))
         return digest("operator", *made_of, torch.device(self.device).type)
 
 
 @dataclass(frozen=True)
 class Computed:
-    """An operator's matrix with its facts, or the reason why there is none."""
+    """An operator's matrix with its facts, or the reason for having none."""
 
     matrix: NDArray[np.float32] | None
     diagnostics: dict[str, float]
@@ -97,35 +98,35 @@ class Computed:
 
 
 def layer_operators(
-    study: Study, layer: str, place: Workplace, advance: Callable[[], None] = lambda: None
+    study: Study, layer: str, workplace: Workplace, advance: Callable[[], None] = lambda: None
 ) -> LayerOperators:
-    """Take every operator of a layer from the cache, or compute and keep it.
+    """Read every operator of a layer from the cache, or compute and keep it.
 
     Raises
     ------
     AnalysisError
-        When one operator does not fit into the memory budget.
+        One operator does not fit in the memory budget.
     """
     keys = study.selection.keys(layer)
     units = {key: _unit(study, layer, key, checksum) for key, checksum in _checksums(study, layer, keys).items()}
     names = {key: unit.digest(study.fingerprint) for key, unit in units.items()}
-    found: dict[Key, StoredOperator | None] = {key: study.cache.operator(names[key]) for key in keys}
-    missing = [units[key] for key, stored in found.items() if stored is None]
+    operators: dict[Key, StoredOperator | None] = {key: study.cache.operator(names[key]) for key in keys}
+    missing = [units[key] for key, stored in operators.items() if stored is None]
     for _ in range(len(keys) - len(missing)):
         advance()
     failed: dict[Key, str] = {}
-    for unit, made in place.run(compute, missing):
+    for unit, made in workplace.run(compute, missing):
         if made.matrix is None:
             failed[unit.key] = made.failure
         else:
-            found[unit.key] = study.cache.put_operator(names[unit.key], made.matrix, made.diagnostics, made.gauge)
+            operators[unit.key] = study.cache.put_operator(names[unit.key], made.matrix, made.diagnostics, made.gauge)
         advance()
-    stored = {key: operator for key, operator in found.items() if operator is not None}
+    stored = {key: operator for key, operator in operators.items() if operator is not None}
     return LayerOperators(layer, stored, {key: failed[key] for key in keys if key in failed})
 
 
 def compute(unit: Unit) -> Computed:
-    """Read the activations and compute P in float32; activations that make no operator are a reason, not an error."""
+    """Read the activations and compute P in float32; activations without an operator give a reason, not an error."""
     try:
         values = read_step(_store(unit.url, unit.run), unit.model, unit.layer, unit.step, unit.checksum)
         operator = unit.gauge(_on(values, unit.device))
@@ -139,23 +140,23 @@ def compute(unit: Unit) -> Computed:
 
 
 def threads(study: Study) -> int:
-    """How many operators can be computed at once within the budget: P, its float64 eigenwork, and the activations.
+    """Return how many operators fit in the budget at once: P, its float64 eigenwork, and the activations.
 
     Raises
     ------
     AnalysisError
-        Not even one.
+        Not even one operator fits.
     """
     n, need, layer = 0, 0, ""
     for name in study.selection.layers:
         model, _ = study.selection.keys(name)[0]
         samples, width = catalog.activations(study.tree, model, name).isel({STEP: 0}).shape
         this = samples * samples * (4 + 3 * 8) + 3 * samples * width * 8
-        n, need, layer = max((n, need, layer), (samples, this, name), key=lambda found: found[1])
+        n, need, layer = max((n, need, layer), (samples, this, name), key=lambda candidate: candidate[1])
     if need > study.settings.budget:
         raise AnalysisError(
-            f"layer {layer}: one operator of {n} samples needs about {format_bytes(need)}, "
-            f"the memory budget is {format_bytes(study.settings.budget)}; raise it"
+            f"layer {layer}: expected a memory budget of about {format_bytes(need)} for one operator of {n} samples, "
+            f"found {format_bytes(study.settings.budget)}: raise `memory`"
         )
     return int(max(1, min(cpu_count() or 1, study.settings.budget // need)))
 
@@ -172,12 +173,12 @@ def _unit(study: Study, layer: str, key: Key, checksum: int) -> Unit:
 
 @lru_cache(maxsize=2)
 def _store(url: str, run: str) -> xr.DataTree:
-    """A run's view of the store: opened once in every process that works for it."""
+    """Open the store once per run in every process that works for it."""
     return open_store(url)
 
 
 def _on(values: xr.DataArray, device: str) -> Any:
-    """Activations on the device; on the CPU they keep the labels that errors name."""
+    """Move activations to the device; on the CPU they keep the labels that errors name."""
     if torch.device(device).type == "cpu":
         return values
     return torch.as_tensor(values.values).to(device)

@@ -77,7 +77,7 @@ PARTS: Final[dict[str, Part]] = {
     UNITS: units_dataset,
     DIAGNOSTICS: diagnostics_dataset,
 }
-"""Groups of the results that are made layer by layer; ``comparison`` and ``similarity`` join them."""
+"""Groups of the results that are computed layer by layer, in addition to ``comparison`` and ``similarity``."""
 PACKAGES: Final = ("repaudit", "torch", "numpy", "xarray", "zarr", "phate", "pot")
 
 
@@ -103,12 +103,12 @@ def analyze(
     seed: int = 0,
     progress: Progress | None = None,
 ) -> xr.DataTree:
-    """Say whether the models of a store converge, layer by layer, and write it down beside the store.
+    """Analyse whether the models of a store converge, layer by layer, and write the results next to the store.
 
     For every layer the activations of each (model, step) become a diffusion operator; from these follow the calibrated
-    spread of the models over steps and what it is to be set against, the similarity of all layers of all models, PHATE
-    trajectories of all operators, and the operator merged over models as it takes shape. The store is never written
-    to. What was computed is kept by its content, so that another run over a grown store computes what is new.
+    spread of the models over steps and what to compare it with, the similarity of all layers of all models, PHATE
+    trajectories of all operators, and the operator merged over models. The store is never written to. What was computed
+    is kept by its content, so that another run on a grown store computes only what is new.
 
     Parameters
     ----------
@@ -118,31 +118,31 @@ def analyze(
         Folder for ``results.zarr``, ``summary.json``, ``report.html``, ``figures/`` and ``cache/``;
         ``<store>.analysis`` by default.
     models, layers, steps
-        What to look at; everything by default.
+        What to analyse; everything by default.
     merge
-        Merge strategy, see :class:`repaudit.DiffusionMerging`.
+        Merge strategy; see :class:`repaudit.DiffusionMerging`.
     memory
-        Budget for what is held in memory at once, e.g. ``"2GB"``.
+        Bound on what is held in memory at once, e.g. ``"2GB"``.
     scheduler
         Address of a Dask scheduler whose workers compute the operators; threads on this machine by default. Workers
         must reach the store under the same URL.
     workers
-        Start so many worker processes here instead. A script needs the guard ``if __name__ == "__main__"`` for that.
+        Start this many worker processes instead. A script needs the guard ``if __name__ == "__main__"`` for that.
     device
         Where operators are computed, e.g. ``"cuda"``.
     gauge
         How activations become operators; ``DiffusionGauge()`` by default.
     groups
-        Groups of models to compare within and between: name to models, or patterns such as ``"seed*"``.
+        Groups of models, within and between which to compare: models or patterns such as ``"seed*"`` per name.
     similarity, similarity_steps
-        Measures of :func:`repaudit.similarity` for every pair of (model, layer), at these steps; the last step that
-        the models share by default.
+        Measures of :func:`repaudit.similarity` for every pair of (model, layer), and the steps at which to compute
+        them; by default the last step that the models share.
     frames
-        At most so many steps, chosen evenly, at which the samples' embedding is followed; 0 for none.
+        Most steps, chosen evenly, at which to embed the samples; 0 for none.
     units
-        At most so many units of a layer, chosen evenly, whose M-PHATE trajectories are drawn; 0 for none.
+        Most units per layer, chosen evenly, whose M-PHATE trajectories are drawn; 0 for none.
     cache
-        Whether to keep operators and intermediate results: about ``4 N^2`` bytes for each operator on N samples.
+        Whether to keep operators and intermediate results: about ``4 N^2`` bytes per operator on N samples.
     seed
         Seed of every random choice: resampling and embeddings.
     progress
@@ -152,21 +152,42 @@ def analyze(
     -------
     xarray.DataTree
         Groups ``spread``, ``comparison``, ``trajectories``, ``merged``, ``frames``, ``units``, ``similarity``,
-        ``diagnostics``, and ``groups`` or ``approach`` where they apply; the summary is in ``attrs["summary"]`` as
-        JSON.
+        ``diagnostics``, and ``groups`` or ``approach`` if they apply; the summary is in ``attrs["summary"]`` as JSON.
+        ``schemas/v1/results.md`` says what each variable means.
 
     Raises
     ------
     StoreError
-        When there is no store of ours at ``url``.
+        There is no repaudit store at ``url``.
     AnalysisError
-        When the selection is empty or names what is not there, or a setting cannot be.
+        The selection is empty or names something that the store does not have, or a setting is invalid.
 
     Examples
     --------
     >>> import repaudit as ra
     >>> results = ra.analyze("store.zarr")  # doctest: +SKIP
     >>> results["spread"]["spread"].sel(layer="model.layers.2")  # doctest: +SKIP
+
+    A store of two models, recorded by hand:
+
+    >>> import numpy as np
+    >>> from tempfile import mkdtemp
+    >>> points = np.random.default_rng(0).normal(size=(2, 12, 4)).astype(np.float32)
+    >>> url = Path(mkdtemp(), "store.zarr")
+    >>> probe_set = ra.ProbeSet.from_tensors({"input_ids": np.arange(24).reshape(12, 2)})
+    >>> for model in (0, 1):
+    ...     name, layers = f"seed{model}", {"norm": ((12, 4), "float32")}
+    ...     with ra.TrajectoryWriter(url, model_name=name, probe_set=probe_set, layers=layers) as writer:
+    ...         _ = writer.append(0, {"norm": points[model]})
+    >>> ra.analyze(url, frames=0, units=0).repaudit.summary["headline"]
+    '2 models, 1 layer: 1 is undecided.'
+
+    See Also
+    --------
+    open_store : reads what was recorded.
+    spread : the spread of some operators.
+    similarity_map : the similarity of some representations.
+    phate_trajectories : the picture of some operators.
     """
     choices = {name: value for name, value in locals().items() if name in Settings.model_fields}
     return run(url, out, Settings.of(choices), progress)
@@ -178,7 +199,7 @@ def run(
     settings: Settings,
     progress: Progress | None = None,
 ) -> xr.DataTree:
-    """As :func:`analyze`, with its choices in one object."""
+    """Run :func:`analyze` with its choices in one object."""
     report = progress or (lambda _what, _done, _total: None)
     tree = open_store(url)
     selection = select(tree, settings.models, settings.layers, settings.steps)
@@ -205,18 +226,18 @@ def _cache(folder: Path, settings: Settings) -> Iterator[Cache]:
     if settings.cache:
         yield Cache(folder / CACHE)
         return
-    with scratch(folder) as place:
-        yield Cache(place)
+    with scratch(folder) as temporary:
+        yield Cache(temporary)
 
 
 def _everywhere(url: str | os.PathLike[str]) -> str:
-    """The URL as other processes need it: a path is made absolute."""
+    """Return the URL for other processes: a path becomes absolute."""
     text = os.fspath(url)
     return text if "://" in text else str(Path(text).absolute())
 
 
 def _operators(study: Study, report: Progress) -> tuple[list[LayerOperators], list[str]]:
-    """Return the operators of every layer that has any, and a line for each that could not be computed."""
+    """Return the operators of every layer that has any, and one line per operator that could not be computed."""
     names = study.selection.layers
     done, total = 0, sum(len(study.selection.keys(name)) for name in names)
 
@@ -225,34 +246,36 @@ def _operators(study: Study, report: Progress) -> tuple[list[LayerOperators], li
         done += 1
         report("operators", done, total)
 
-    with workplace(study.settings, threads(study)) as place:
-        layers = [layer_operators(study, name, place, advance) for name in names]
+    with workplace(study.settings, threads(study)) as executor:
+        layers = [layer_operators(study, name, executor, advance) for name in names]
     failed = ((one.layer, key, why) for one in layers for key, why in one.failed.items())
     left_out = [f"layer {layer}, {model} at step {step}: {why}" for layer, (model, step), why in failed]
     good = [one for one in layers if one.stored]
     if not good:
-        raise AnalysisError(f"no operator of any layer could be computed; the first reason: {left_out[0]}")
+        raise AnalysisError(
+            f"expected at least one operator, found none that can be computed; the first reason: {left_out[0]}"
+        )
     return good, left_out
 
 
 def _results(
     layers: Sequence[LayerOperators], study: Study, report: Progress
 ) -> tuple[dict[str, xr.Dataset], list[str]]:
-    """Return the groups of the results, and a line for each that could not be made, or not everywhere."""
+    """Return the groups of the results, and one line for everything that could not be computed."""
     inputs, notes = _inputs(study)
     parts = PARTS | {COMPARISON: lambda operators, study: comparison_dataset(operators, study, inputs)}
-    found: dict[str, list[xr.Dataset]] = {}
+    datasets: dict[str, list[xr.Dataset]] = {}
     total = len(layers) * len(parts) + 2
     for i, operators in enumerate(layers):
         for j, (name, part) in enumerate(parts.items()):
             dataset = part(operators, study)
             if dataset is not None:
-                found.setdefault(name, []).append(dataset)
+                datasets.setdefault(name, []).append(dataset)
             report("results", i * len(parts) + j + 1, total)
-        notes += [*undefined_spreads(found[SPREAD][-1], operators), *missing_starts(operators)]
+        notes += [*undefined_spreads(datasets[SPREAD][-1], operators), *missing_starts(operators)]
     joined = {
         name: xr.concat(some, dim=LAYER, data_vars="minimal", coords="minimal", compat="override", join="outer")
-        for name, some in found.items()
+        for name, some in datasets.items()
     }
     joined[TRAJECTORIES] = joined[TRAJECTORIES].merge(together_dataset(layers, study))
     report("results", total - 1, total)
@@ -266,7 +289,7 @@ def _inputs(study: Study) -> tuple[InputGeometry | None, list[str]]:
     try:
         return input_geometry(study.tree, study.settings.gauge), []
     except ActivationError as error:
-        return None, [f"comparison with the inputs' own geometry: {error}"]
+        return None, [f"comparison with the geometry of the inputs: {error}"]
 
 
 def _summary(
@@ -285,7 +308,7 @@ def _summary(
 
 
 def _labelled(parts: dict[str, xr.Dataset], summary: dict[str, Any]) -> xr.DataTree:
-    """The groups as one tree; each carries parameters, versions and fingerprint, since groups are taken out alone."""
+    """Return the groups as one tree; each has parameters, versions and fingerprint, since it may be taken out."""
     provenance = {name: json.dumps(summary[name]) for name in (PARAMETERS, VERSIONS)}
     provenance[FINGERPRINT] = summary[FINGERPRINT]
     groups = {name: labelled(name, part).assign_attrs(provenance) for name, part in parts.items()}

@@ -1,4 +1,4 @@
-"""What an analysis looks at: which models, layers and steps of a store, and what it leaves out and why."""
+"""What is analysed: which models, layers and steps of a store, and what is left out and why."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ T = TypeVar("T", str, int)
 
 @dataclass(frozen=True)
 class Selection:
-    """The models, layers and steps to analyse, in the store's order, and a line for everything left out."""
+    """The models, layers and steps to analyse, in the store's order, and one line for everything left out."""
 
     models: tuple[str, ...]
     layers: tuple[str, ...]
@@ -27,15 +27,15 @@ class Selection:
     left_out: tuple[str, ...] = ()
 
     def keys(self, layer: str) -> list[tuple[str, int]]:
-        """(model, step) of every operator of one layer, model by model."""
+        """Return (model, step) of every operator of one layer, model by model."""
         return [(model, step) for model in self.models if layer in self.layers_of[model] for step in self.steps[model]]
 
     def all_steps(self) -> list[int]:
-        """Every step that at least one model has, increasing."""
+        """Return every step that at least one model has, increasing."""
         return sorted({step for steps in self.steps.values() for step in steps})
 
     def shared_steps(self, layer: str) -> list[int]:
-        """Steps that all models with this layer have, increasing."""
+        """Return the steps that all models with this layer have, increasing."""
         sets = [set(self.steps[model]) for model in self.models if layer in self.layers_of[model]]
         return sorted(set.intersection(*sets)) if sets else []
 
@@ -46,22 +46,22 @@ def select(
     layers: Sequence[str] | None = None,
     steps: Sequence[int] | None = None,
 ) -> Selection:
-    """Choose what to analyse; ``None`` means everything that is there.
+    """Choose what to analyse; ``None`` means everything.
 
     Raises
     ------
     AnalysisError
-        When a model, layer or step that was asked for is nowhere in the store, or nothing at all is left.
+        A model, layer or step that was asked for is not in the store, or nothing is left.
     """
     models, layers, steps = _several(models), _several(layers), _several(steps)
-    there = catalog.models(tree)
-    chosen = _choose("model", models, there)
+    present = catalog.models(tree)
+    chosen = _choose("model", models, present)
     recorded = {model: catalog.steps(tree, model) for model in chosen}
     left_out = [f"model {model}: no committed step yet" for model in chosen if not recorded[model]]
     chosen = [model for model in chosen if recorded[model]]
     if not chosen:
         raise AnalysisError(
-            f"expected at least one model with a committed step, found none among {there or 'no models'}; "
+            f"expected at least one model with a committed step, found none among {present or 'no models'}; "
             "record at least one audit first"
         )
     _choose("step", steps, sorted({step for model in chosen for step in recorded[model]}))
@@ -70,12 +70,12 @@ def select(
     names = _choose("layer", layers, list(dict.fromkeys(name for model in chosen for name in layers_of[model])))
     operators = [name for name in names if catalog.holds_operators(_first(tree, name, layers_of))]
     left_out += [
-        f"layer {name}: holds operators computed while training, which are not gauged again" for name in operators
+        f"layer {name}: has operators computed during training, which are not computed again" for name in operators
     ]
     names = [name for name in names if name not in operators]
     pooled = [name for name in names if not _keeps_tokens(tree, name, layers_of)]
     left_out += [
-        f"layer {name}: keeps its tokens; operators need one row a sample" for name in names if name not in pooled
+        f"layer {name}: keeps its tokens; operators need one row per sample" for name in names if name not in pooled
     ]
     if not pooled:
         raise AnalysisError(
@@ -83,7 +83,7 @@ def select(
             "operators; record activations with reduce='mean'"
         )
     empty = [name for name in pooled if not any(wanted[model] for model in chosen if name in layers_of[model])]
-    left_out += [f"layer {name}: no model that has it has one of these steps" for name in empty]
+    left_out += [f"layer {name}: no model with this layer has one of these steps" for name in empty]
     pooled = [name for name in pooled if name not in empty]
     left_out += _mismatches(chosen, pooled, layers_of, wanted)
     return Selection(
@@ -92,22 +92,22 @@ def select(
 
 
 def _several(asked: Any) -> Any:
-    """A single name or step asks for a list of one."""
+    """Turn a single name or step into a list of one."""
     return [asked] if isinstance(asked, str | Integral) else asked
 
 
-def _choose(what: str, asked: Iterable[T] | None, there: Sequence[T]) -> list[T]:
+def _choose(what: str, asked: Iterable[T] | None, present: Sequence[T]) -> list[T]:
     if asked is None:
-        return list(there)
+        return list(present)
     asked = list(dict.fromkeys(asked))
     if not asked:
-        raise AnalysisError(f"the selection holds no {what}; the store has: {', '.join(map(str, there))}")
-    unknown = [item for item in asked if item not in there]
+        raise AnalysisError(f"expected at least one {what}, found none; the store has {', '.join(map(str, present))}")
+    unknown = [item for item in asked if item not in present]
     if unknown:
         raise AnalysisError(
-            f"{what} {', '.join(map(str, unknown))} is not in the store; it has: {', '.join(map(str, there))}"
+            f"{what} {', '.join(map(str, unknown))} is not in the store; it has {', '.join(map(str, present))}"
         )
-    return [item for item in there if item in asked]
+    return [item for item in present if item in asked]
 
 
 def _wanted(recorded: Sequence[int], steps: Sequence[int] | None) -> tuple[int, ...]:

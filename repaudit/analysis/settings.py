@@ -1,4 +1,4 @@
-"""How an analysis is made: every choice in one checked object, from keywords, flags or a YAML file."""
+"""How an analysis is done: every choice in one checked object, from keywords, flags or a YAML file."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from repaudit.gauge.gauge import DiffusionGauge
 from repaudit.measure.similarity import Measure
 
 StoreStrategy = Literal["weighted", "frobenius", "reversible", "ot_barycenter"]
-"""Merge strategies whose P* is over the store's samples, which gromov's is not."""
+"""Merge strategies whose P* is over the samples of the store; that of gromov is not."""
 
 
 def _several(asked: Any) -> Any:
-    """A single name or step asks for a list of one."""
+    """Turn a single name or step into a list of one."""
     return [asked] if isinstance(asked, str | int) else asked
 
 
@@ -80,7 +80,7 @@ class Settings(BaseModel):
     @model_validator(mode="after")
     def _one_place(self) -> Self:
         if self.scheduler is not None and self.workers is not None:
-            raise ValueError("scheduler names workers that run already, workers starts some here; give one of them")
+            raise ValueError("scheduler names running workers, workers starts some here; give one of them")
         return self
 
     @classmethod
@@ -90,81 +90,82 @@ class Settings(BaseModel):
         Raises
         ------
         AnalysisError
-            A name that is none, or a value that cannot be; all of them at once.
+            A name is unknown or a value is invalid; all of them at once.
         """
         try:
             return cls.model_validate(dict(choices))
         except ValidationError as error:
-            raise AnalysisError("; ".join(_said(found) for found in error.errors())) from None
+            raise AnalysisError("; ".join(_said(failure) for failure in error.errors())) from None
 
     @property
     def budget(self) -> int:
         """Bytes of ``memory``."""
         return int(parse_bytes(self.memory))
 
-    def check_similarity_steps(self, there: Sequence[int]) -> None:
+    def check_similarity_steps(self, recorded: Sequence[int]) -> None:
         """Refuse steps for the similarity that no model has, before anything is computed.
 
         Raises
         ------
         AnalysisError
+            No model has one of the steps.
         """
-        missing = [step for step in self.similarity_steps or () if step not in there]
+        missing = [step for step in self.similarity_steps or () if step not in recorded]
         if missing:
-            found, known = (", ".join(map(str, steps)) for steps in (missing, there))
-            raise AnalysisError(f"similarity_steps: no model has step {found}; there are {known}")
+            unknown, known = (", ".join(map(str, steps)) for steps in (missing, recorded))
+            raise AnalysisError(f"similarity_steps: no model has step {unknown}; the recorded steps are {known}")
 
     def group_of(self, models: tuple[str, ...]) -> dict[str, str]:
-        """The group of every model, in the order of the groups; none where no groups are asked for.
+        """Return the group of every model, in the order of the groups; empty if no groups are asked for.
 
         Raises
         ------
         AnalysisError
-            A model in no group or in two, or a group without a model.
+            A model is in no group or in two, or a group has no model.
         """
         if not self.groups:
             return {}
-        found = {
+        members_of = {
             name: [model for model in models if any(fnmatchcase(model, pattern) for pattern in patterns)]
             for name, patterns in self.groups.items()
         }
         for model in models:
-            holding = [name for name, members in found.items() if model in members]
+            holding = [name for name, members in members_of.items() if model in members]
             if len(holding) != 1:
                 raise AnalysisError(
                     f"groups: expected every model in one group, found {model} in {', '.join(holding) or 'none'}"
                 )
-        empty = [name for name, members in found.items() if not members]
+        empty = [name for name, members in members_of.items() if not members]
         if empty:
             raise AnalysisError(f"groups: no model belongs to {', '.join(empty)}; the models are {', '.join(models)}")
-        return {model: name for name, members in found.items() for model in members}
+        return {model: name for name, members in members_of.items() for model in members}
 
 
 def read_config(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """The choices in a YAML file.
+    """Read the choices in a YAML file.
 
     Raises
     ------
     AnalysisError
-        No file, no YAML, or something else than names and values.
+        The file cannot be read, is not YAML, or has something else than names and values.
     """
     try:
-        found = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        choices = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise AnalysisError(f"config {os.fspath(path)}: {' '.join(str(error).split())}") from None
-    if found is None:
+    if choices is None:
         return {}
-    if not isinstance(found, dict):
-        raise AnalysisError(f"config {os.fspath(path)}: expected names and values, found {type(found).__name__}")
-    return found
+    if not isinstance(choices, dict):
+        raise AnalysisError(f"config {os.fspath(path)}: expected names and values, found {type(choices).__name__}")
+    return choices
 
 
-def _said(found: Any) -> str:
-    place = ".".join(str(part) for part in found["loc"]) or "settings"
-    if found["type"] == "extra_forbidden":
-        return f"{place}: no such setting; there are {', '.join(Settings.model_fields)}"
-    if found["type"] == "unexpected_keyword_argument":
+def _said(failure: Any) -> str:
+    name = ".".join(str(part) for part in failure["loc"]) or "settings"
+    if failure["type"] == "extra_forbidden":
+        return f"{name}: unknown setting; expected one of {', '.join(Settings.model_fields)}"
+    if failure["type"] == "unexpected_keyword_argument":
         known = ", ".join(field.name for field in fields(DiffusionGauge))
-        return f"{place}: no such setting of the gauge; there are {known}"
-    message = str(found["msg"]).removeprefix("Value error, ")
-    return f"{place}: {message}" if found["type"] == "missing" else f"{place}: {message}, found {found['input']!r}"
+        return f"{name}: unknown setting of the gauge; expected one of {known}"
+    message = str(failure["msg"]).removeprefix("Value error, ")
+    return f"{name}: {message}" if failure["type"] == "missing" else f"{name}: {message}, found {failure['input']!r}"

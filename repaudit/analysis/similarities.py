@@ -1,4 +1,4 @@
-"""How similar every layer of every model is to every other at some steps."""
+"""Similarity of every pair of layers of all models at some steps."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from repaudit.store.read.activations import read_step
 
 FEWEST = 4
 NEIGHBORS = 10
-"""Neighbours of mutual_knn, or half of the other samples where there are fewer than 20."""
+"""Neighbours of mutual_knn, or half of the other samples if those are fewer than 20."""
 
 
 def similarity_dataset(layers: Sequence[LayerOperators], study: Study) -> xr.Dataset | None:
-    """Every measure asked for, for all pairs of (model, layer) at every step asked for; None where none is."""
+    """Compute the measures asked for, of all pairs of (model, layer) at the steps asked for; None if there are none."""
     measures, steps = study.settings.similarity, _steps(layers, study)
     names = [(model, one.layer) for model in study.selection.models for one in layers if model in one.models()]
     if not measures or len(names) < 2 or too_few_samples(study):
@@ -39,9 +39,9 @@ def similarity_dataset(layers: Sequence[LayerOperators], study: Study) -> xr.Dat
         for row, measure in enumerate(measures):
             views = _Activations(study, [names[index] for index in here], step)
             content = ["similarity", measure, study.settings.seed, digests]
-            found = study.cache.recall(content, partial(_compare, study, views, measure))
+            maps = study.cache.recall(content, partial(_compare, study, views, measure))
             for part, name in enumerate((SIMILARITY, NULL)):
-                values[part, row, column][np.ix_(here, here)] = found[name]
+                values[part, row, column][np.ix_(here, here)] = maps[name]
     labels = [f"{model}/{layer}" for model, layer in names]
     coords = {
         MEASURE: _texts(measures),
@@ -56,8 +56,10 @@ def similarity_dataset(layers: Sequence[LayerOperators], study: Study) -> xr.Dat
 
 
 def too_few_samples(study: Study) -> list[str]:
-    """Say that the store has too few samples for any similarity, where it has."""
-    return [f"similarity: it needs at least {FEWEST} samples"] * (study.tree.sizes[SAMPLE] < FEWEST)
+    """Say so if the store has too few samples for any similarity."""
+    return [f"similarity: expected at least {FEWEST} samples, found {study.tree.sizes[SAMPLE]}"] * (
+        study.tree.sizes[SAMPLE] < FEWEST
+    )
 
 
 def _texts(names: Iterable[str]) -> NDArray[Any]:
@@ -66,12 +68,12 @@ def _texts(names: Iterable[str]) -> NDArray[Any]:
 
 def _compare(study: Study, views: Mapping[str, Any], measure: Measure) -> dict[str, Any]:
     k = min(NEIGHBORS, (study.tree.sizes[SAMPLE] - 1) // 2)
-    found = similarity_map(views, measure, k=k, seed=study.settings.seed, memory=study.settings.budget)
-    return {name: found[name].values for name in (SIMILARITY, NULL)}
+    dataset = similarity_map(views, measure, k=k, seed=study.settings.seed, memory=study.settings.budget)
+    return {name: dataset[name].values for name in (SIMILARITY, NULL)}
 
 
 class _Activations(Mapping[str, Any]):
-    """Activations of one step by "model/layer", read when they are asked for."""
+    """Activations of one step by "model/layer", read on access."""
 
     def __init__(self, study: Study, names: Sequence[tuple[str, str]], step: int) -> None:
         self._study, self._step = study, step
@@ -89,7 +91,7 @@ class _Activations(Mapping[str, Any]):
 
 
 def _steps(layers: Sequence[LayerOperators], study: Study) -> list[int]:
-    """The steps asked for; without any the last one that the models share."""
+    """Return the steps asked for; by default the last one that the models share."""
     if study.settings.similarity_steps is None:
         return [max(one.last_step() for one in layers)]
     return sorted(set(study.settings.similarity_steps))

@@ -1,4 +1,4 @@
-"""One analysis under way: the store, what is looked at, how, and where what it computes is kept."""
+"""One running analysis: the store, what is analysed, how, and where results are kept."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from repaudit.names import ATTRS
 
 @dataclass(frozen=True)
 class Study:
-    """What every part of an analysis needs to know."""
+    """What every part of an analysis uses."""
 
     url: str
     tree: xr.DataTree
@@ -23,11 +23,12 @@ class Study:
     settings: Settings
     cache: Cache
     run: str = ""
-    """Tells this run's view of the store from earlier ones in processes that serve several."""
+    """Distinguishes this run from earlier ones in processes that work for several."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "run", self.run or uuid4().hex)
 
     @property
     def fingerprint(self) -> str:
+        """Fingerprint of the store's probe set."""
         return str(self.tree.attrs[ATTRS]["fingerprint"])

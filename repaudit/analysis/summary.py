@@ -1,4 +1,4 @@
-"""The answer in words: a verdict and a sentence for every layer, and a headline over all of them."""
+"""The answer in words: a verdict and a sentence per layer, and a headline for all of them."""
 
 from __future__ import annotations
 
@@ -45,13 +45,13 @@ COUNTED = {
     "undecided": ("is undecided", "are undecided"),
 }
 UNSETTLED = ("unrelated", "undecided")
-"""Verdicts on layers of which it means nothing to say that they settled."""
+"""Verdicts on layers for which settling has no meaning."""
 IDENTICAL = 1e-6
 """A spread below this at every step is the same run under several names, or the same seed."""
 
 
 def summarize(parts: Mapping[str, xr.Dataset], layers: Sequence[LayerOperators]) -> dict[str, Any]:
-    """The answer over all layers: headline, layers, what settles first, and the models and steps that it stands on."""
+    """Summarise all layers: headline, verdicts, what settles first, and the models and steps that were used."""
     models = list(dict.fromkeys(model for one in layers for model in one.models()))
     single = APPROACH in parts and len(models) == 1
     curves = {one.layer: _curve(parts, one.layer, single) for one in layers}
@@ -60,14 +60,14 @@ def summarize(parts: Mapping[str, xr.Dataset], layers: Sequence[LayerOperators])
     order = settling_order({name: curve for name, curve in moving.items() if len(curve[0])})
     settling = {one.layer: {"settled": one.settled, "below_start": one.below_start} for one in order}
     nothing = {"settled": None, "below_start": None}
-    found = {}
+    summaries = {}
     for name, (steps, *_) in curves.items():
         one = said[name] | settling.get(name, nothing)
         one |= comparisons(parts, name, int(steps[-1]) if len(steps) else None)
-        found[name] = one | {"sentence": _sentence(one, single, len(steps))}
+        summaries[name] = one | {"sentence": _sentence(one, single, len(steps))}
     return {
-        "headline": headline(found, len(models)),
-        "layers": found,
+        "headline": headline(summaries, len(models)),
+        "layers": summaries,
         "settling": [{"layer": name, **when} for name, when in settling.items()],
         "models": models,
         "steps": [int(step) for step in parts[SPREAD][STEP].values],
@@ -75,7 +75,7 @@ def summarize(parts: Mapping[str, xr.Dataset], layers: Sequence[LayerOperators])
 
 
 def layer_summary(spread: xr.Dataset) -> dict[str, Any]:
-    """Verdict, ends, peak, phases and a sentence for one layer of the ``spread`` group."""
+    """Return verdict, ends, peak, phases and a sentence for one layer of the ``spread`` group."""
     seen = spread.dropna(STEP, subset=[SPREAD])
     steps, value = seen[STEP].values, seen[SPREAD].values
     low, high = seen[LOW].values, seen[HIGH].values
@@ -85,7 +85,7 @@ def layer_summary(spread: xr.Dataset) -> dict[str, Any]:
         if (spread[N_MODELS] > 1).any():
             why = "No spread at any step: see what was left out."
         return {"verdict": "undecided", **nothing, "phases": [], "sentence": why}
-    found = phases(steps, value, low, high)
+    stretches = phases(steps, value, low, high)
     peak = int(np.argmax(value))
     summary: dict[str, Any] = {
         "verdict": verdict(steps, value, low, high),
@@ -94,7 +94,7 @@ def layer_summary(spread: xr.Dataset) -> dict[str, Any]:
         "low": _number(low[-1]),
         "high": _number(high[-1]),
         "peak": {"step": int(steps[peak]), "value": _number(value[peak])},
-        "phases": [{"from": int(p.start), "to": int(p.end), "direction": p.direction} for p in found],
+        "phases": [{"from": int(p.start), "to": int(p.end), "direction": p.direction} for p in stretches],
     }
     if value.max() < IDENTICAL:
         return {**summary, "sentence": "The models are identical at every step: are they one run, or one seed?"}
@@ -103,22 +103,22 @@ def layer_summary(spread: xr.Dataset) -> dict[str, Any]:
 
 
 def comparisons(parts: Mapping[str, xr.Dataset], layer: str, end: int | None) -> dict[str, Any]:
-    """What a layer's spread at step `end` is set against: its untrained self, the inputs, noise, and groups."""
+    """Return what to compare a layer's spread at step `end` with: untrained networks, inputs, noise, and groups."""
     against = parts[COMPARISON].sel({LAYER: layer})
-    found: dict[str, Any] = {"noise_floor": _number(float(against[NOISE_FLOOR]))}
+    entry: dict[str, Any] = {"noise_floor": _number(float(against[NOISE_FLOOR]))}
     for name, variable in (("untrained", FROM_UNTRAINED), ("inputs", FROM_INPUTS)):
-        found[name] = _at(against, end, variable, *bounds(variable))
-    if found["untrained"]:
-        found["untrained"]["step"] = 0
+        entry[name] = _at(against, end, variable, *bounds(variable))
+    if entry["untrained"]:
+        entry["untrained"]["step"] = 0
     spread = _at(parts[SPREAD].sel({LAYER: layer}), end, SPREAD, LOW, HIGH)
-    found["agreement"] = _agreement(spread, found["inputs"], found["untrained"])
+    entry["agreement"] = _agreement(spread, entry["inputs"], entry["untrained"])
     if GROUPS in parts:
-        found["groups"] = _groups(parts[GROUPS].sel({LAYER: layer}), end)
-    return found
+        entry["groups"] = _groups(parts[GROUPS].sel({LAYER: layer}), end)
+    return entry
 
 
 def _at(dataset: xr.Dataset, step: int | None, value: str, low: str, high: str) -> dict[str, Any] | None:
-    """A value with its interval at one step; None where there is none."""
+    """Return a value with its interval at one step; None if it is not known."""
     if step is None or value not in dataset or not np.isfinite(dataset[value].sel({STEP: step})):
         return None
     here = dataset.sel({STEP: step})
@@ -126,10 +126,10 @@ def _at(dataset: xr.Dataset, step: int | None, value: str, low: str, high: str) 
 
 
 def _agreement(spread: Mapping[str, Any] | None, *others: Mapping[str, Any] | None) -> str | None:
-    """Whether models are significantly nearer to each other than to their inputs and to the untrained networks.
+    """Say whether models are significantly nearer to each other than to their inputs and the untrained networks.
 
-    Those agree, too, without having learned anything: inherited is what is no nearer to each other than to either of
-    them. None where neither can be said, or either is not known.
+    Untrained networks agree without having learned anything: agreement is inherited if the models are no nearer to each
+    other than to either. None if neither can be said, or a distance is not known.
     """
     if spread is None or spread["high"] is None or any(other is None or other["low"] is None for other in others):
         return None
@@ -143,21 +143,21 @@ def _groups(groups: xr.Dataset, end: int | None) -> dict[str, Any]:
     if end is None:
         return {}
     names = [str(name) for name in groups[GROUP].values]
-    found = {}
+    spreads = {}
     for i, first in enumerate(names):
         for other in names[i:]:
-            one = _at(groups.sel({GROUP: first, OTHER: other}), end, SPREAD, LOW, HIGH)
-            if one is not None:
-                found[first if first == other else f"{first} | {other}"] = one
-    return found
+            spread = _at(groups.sel({GROUP: first, OTHER: other}), end, SPREAD, LOW, HIGH)
+            if spread is not None:
+                spreads[first if first == other else f"{first} | {other}"] = spread
+    return spreads
 
 
 def _curve(parts: Mapping[str, xr.Dataset], layer: str, single: bool) -> tuple[Any, Any, Any, Any]:
-    """Steps, value, low and high of what may settle: the spread, or a single model's distance from its own end."""
+    """Return steps, value, low and high of what may settle: the spread, or a single model's distance from its end."""
     group, name = (APPROACH, APPROACH) if single else (SPREAD, SPREAD)
     one = parts[group].sel({LAYER: layer})
     seen = (one.isel({MODEL: 0}) if single else one).dropna(STEP, subset=[name])
-    if N_MODELS in seen and seen.sizes[STEP]:  # a change of who is compared is no change of a model
+    if N_MODELS in seen and seen.sizes[STEP]:  # another number of models is not a change of a model
         seen = seen.sel({STEP: seen[N_MODELS] == seen[N_MODELS][-1]})
     return seen[STEP].values, seen[name].values, seen[LOW].values, seen[HIGH].values
 
@@ -174,7 +174,7 @@ def _sentence(layer: Mapping[str, Any], single: bool, steps: int) -> str:
 
 
 def headline(layers: dict[str, dict[str, Any]], n_models: int) -> str:
-    """One line over all layers."""
+    """Return one line for all layers."""
     if n_models < 2:
         return "One model only: its trajectory and geometry are shown; the spread needs at least two models."
     counts = Counter(layer["verdict"] for layer in layers.values())

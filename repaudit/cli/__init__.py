@@ -1,6 +1,6 @@
 """The ``repaudit`` command: progress on stderr, ``--json`` on stdout, one clear line for bad input.
 
-Exit codes: 0 done, 1 findings, 2 wrong usage or a missing path, 3 not a repaudit store, damaged, or of an unknown
+Exit codes: 0 done, 1 problems found, 2 wrong usage or a missing path, 3 not a repaudit store, damaged, or of an unknown
 version.
 """
 
@@ -33,7 +33,7 @@ def main(
 ) -> None:
     """Audit what neural networks represent while they train.
 
-    Exit codes: 0 done, 1 findings, 2 wrong usage or a missing path, 3 no repaudit store, a damaged one, or one of an
+    Exit codes: 0 done, 1 problems found, 2 wrong usage or a missing path, 3 not a repaudit store, damaged, or of an
     unknown version.
     """
     if version:

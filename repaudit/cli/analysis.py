@@ -1,4 +1,4 @@
-"""Commands that compute: analyze, and its report again."""
+"""Commands that compute: analyze, and report, which writes the report again."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def analyze(
     store: Store,
     out: Annotated[
         Path | None,
-        typer.Option(help="Folder for the results, whose earlier ones are replaced; <store>.analysis by default."),
+        typer.Option(help="Folder for the results; earlier ones are replaced; <store>.analysis by default."),
     ] = None,
     config: Annotated[
         Path | None, typer.Option(help="YAML file with any of the settings of repaudit.analyze; flags override it.")
@@ -43,22 +43,22 @@ def analyze(
     ] = None,
     groups: Annotated[
         list[str] | None,
-        typer.Option(metavar="NAME=MODELS", help="A group of models to compare, e.g. small='s*,t*'; once for each."),
+        typer.Option(metavar="NAME=MODELS", help="A group of models to compare, e.g. small='s*,t*'; repeatable."),
     ] = None,
     gauge: Annotated[
         list[str] | None,
-        typer.Option(metavar="NAME=VALUE", help="A parameter of the gauge, e.g. knn=10; once for each."),
+        typer.Option(metavar="NAME=VALUE", help="A parameter of the gauge, e.g. knn=10; repeatable."),
     ] = None,
     similarity: Annotated[str | None, typer.Option(help="Similarity measures, separated by commas.")] = None,
-    similarity_steps: Annotated[str | None, typer.Option(help="Steps of the similarity maps, as --steps.")] = None,
+    similarity_steps: Annotated[str | None, typer.Option(help="Steps of the similarity maps, like --steps.")] = None,
     frames: Annotated[
-        int | None, typer.Option(help="Steps at which the samples' embedding is followed, 12 by default; 0 for none.")
+        int | None, typer.Option(help="Most steps at which to embed the samples, 12 by default; 0 for none.")
     ] = None,
     units: Annotated[
-        int | None, typer.Option(help="Units of a layer whose trajectories are drawn, 32 by default; 0 for none.")
+        int | None, typer.Option(help="Most units per layer whose trajectories are drawn, 32 by default; 0 for none.")
     ] = None,
     memory: Annotated[str | None, typer.Option(help="Memory budget, 2GB by default.")] = None,
-    workers: Annotated[int | None, typer.Option(help="Start so many Dask workers on this machine.")] = None,
+    workers: Annotated[int | None, typer.Option(help="Start this many Dask workers on this machine.")] = None,
     scheduler: Annotated[str | None, typer.Option(help="Address of a Dask scheduler, e.g. tcp://host:8786.")] = None,
     device: Annotated[str | None, typer.Option(help="Where operators are computed, e.g. cuda.")] = None,
     cache: Annotated[
@@ -69,7 +69,7 @@ def analyze(
 ) -> None:
     """Say whether models converge, and write a report.
 
-    Results go beside the store, which is never written to. Another run computes only what is new.
+    Results go next to the store, which is never written to. Another run computes only what is new.
     """
     with one_line_errors():
         flags: dict[str, Any] = {
@@ -92,6 +92,7 @@ def analyze(
         from repaudit.analysis.folder import default_folder
         from repaudit.analysis.pipeline import run
         from repaudit.analysis.settings import Settings, read_config
+        from repaudit.results import SUMMARY
 
         given = {name: value for name, value in flags.items() if value is not None}
         choices = {**(read_config(config) if config else {}), **given}
@@ -104,11 +105,11 @@ def analyze(
         if as_json:
             typer.echo((folder / "summary.json").read_text(encoding="utf-8"))
             return
-        _print_summary(json.loads(results.attrs["summary"]), folder)
+        _print_summary(json.loads(results.attrs[SUMMARY]), folder)
 
 
 def _parse_parameters(parameters: list[str]) -> dict[str, Any]:
-    """Parse ``knn=10``, once for each; values are YAML's, so that numbers are numbers and ``null`` is None."""
+    """Parse ``knn=10``; values are YAML's, so that numbers are numbers and ``null`` is None."""
     parsed: dict[str, Any] = {}
     for text in parameters:
         name, equals, value = text.partition("=")
@@ -119,14 +120,14 @@ def _parse_parameters(parameters: list[str]) -> dict[str, Any]:
 
 
 def _parse_groups(groups: list[str] | None) -> dict[str, list[str]] | None:
-    """Parse ``small=seed0,seed1``, once for each group."""
-    found = {}
+    """Parse groups such as ``small=seed0,seed1``."""
+    parsed: dict[str, list[str]] = {}
     for text in groups or ():
         name, equals, models = text.partition("=")
-        if not (name and equals and models) or name in found:
+        if not (name and equals and models) or name in parsed:
             raise typer.BadParameter(f"expected groups like small=seed0,seed1, each once, found {text!r}")
-        found[name.strip()] = [model.strip() for model in models.split(",")]
-    return found or None
+        parsed[name.strip()] = [model.strip() for model in models.split(",")]
+    return parsed or None
 
 
 def _print_summary(summary: dict[str, Any], folder: Path) -> None:
@@ -135,7 +136,7 @@ def _print_summary(summary: dict[str, Any], folder: Path) -> None:
     for name, layer in summary["layers"].items():
         console.print(f"  [cyan]{escape(name)}[/]  {escape(layer['sentence'])}", highlight=False)
     if len(summary["models"]) > 1:
-        console.print("  [dim]spread: 0 identical, 1 unrelated; in brackets 95% intervals[/]", highlight=False)
+        console.print("  [dim]spread: 0 identical, 1 unrelated; 95% intervals in brackets[/]", highlight=False)
     for line in summary["left_out"][:MOST_LEFT_OUT]:
         console.print(f"  left out: {escape(line)}", highlight=False)
     if len(summary["left_out"]) > MOST_LEFT_OUT:

@@ -1,4 +1,4 @@
-"""What all commands share: one line for an error, its exit code, progress on stderr, lists given as text."""
+"""What all commands share: one line per error, exit codes, progress on stderr, lists as text."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ PROBLEMS, USAGE, BAD_STORE = 1, 2, 3
 Store = Annotated[str, typer.Argument(metavar="STORE", help="Path or URL of the store.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Machine-readable result on stdout.")]
 Models = Annotated[str | None, typer.Option(help="Models, separated by commas.")]
-Layers = Annotated[str | None, typer.Option(help="Exact layer names as info shows them, separated by commas.")]
+Layers = Annotated[str | None, typer.Option(help="Layer names as `repaudit info` shows them, separated by commas.")]
 Steps = Annotated[str | None, typer.Option(help="Steps and ranges, e.g. 0,10,100:200.")]
 
 
@@ -66,13 +66,13 @@ def parse_steps(text: str | None, store: str) -> list[int] | None:
 
 
 def parse_names(text: str | None) -> list[str] | None:
-    """Parse ``a,b``."""
+    """Parse names separated by commas."""
     return [name.strip() for name in text.split(",")] if text is not None else None
 
 
 @contextmanager
 def progress_bars(quiet: bool) -> Iterator[Any]:
-    """Give a function of (what, done, total) that draws bars on stderr."""
+    """Provide a function of (what, done, total) that draws bars on stderr."""
     columns = (TextColumn("{task.description:>10}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     tasks: dict[str, TaskID] = {}
     bars = Progress(*columns, console=Console(stderr=True), disable=quiet)
@@ -80,7 +80,7 @@ def progress_bars(quiet: bool) -> Iterator[Any]:
     def report(what: str, done: int, total: int) -> None:
         if what not in tasks:
             tasks[what] = bars.add_task(what, total=total)
-            bars.start()  # only once there is something to show: an error before that stays one line
+            bars.start()  # only when there is something to show: an error before that stays one line
         bars.update(tasks[what], completed=done, total=total)
 
     try:

@@ -16,19 +16,23 @@ def record(
         list[str],
         typer.Argument(metavar="MODEL...", help="Local folders, hub ids, .gguf files, or folders of checkpoints."),
     ],
-    probe: Annotated[Path, typer.Option(help="Probe file: .txt (a text a line), .jsonl or .csv (text, label, id).")],
+    probe: Annotated[
+        Path, typer.Option(help="Probe file: .txt (one text per line), .jsonl or .csv (text, label, id).")
+    ],
     layers: Annotated[str, typer.Option(help="Layer paths separated by commas, e.g. 'layers[*],norm'.")],
-    store: Annotated[str, typer.Option(help="Path or URL of the store; made if it is not there.")],
+    store: Annotated[str, typer.Option(help="Path or URL of the store; created if missing.")],
     revision: Annotated[list[str] | None, typer.Option(help="Revision to record, e.g. step1000; repeatable.")] = None,
-    name: Annotated[list[str] | None, typer.Option(help="Name in the store, one a model; repeatable.")] = None,
+    name: Annotated[list[str] | None, typer.Option(help="Name in the store, one per model; repeatable.")] = None,
     config: Annotated[
-        str | None, typer.Option(help="Place that has the config (and tokenizer) of Lightning checkpoints.")
+        str | None, typer.Option(help="Path or id with the config (and tokenizer) of Lightning checkpoints.")
     ] = None,
-    tokenizer: Annotated[str | None, typer.Option(help="Place of the tokenizer, instead of the models' own.")] = None,
-    max_length: Annotated[int, typer.Option(min=1, help="Texts are cut to so many tokens.")] = 64,
-    batch_size: Annotated[int, typer.Option(min=1, help="Samples a forward.")] = 32,
+    tokenizer: Annotated[
+        str | None, typer.Option(help="Path or id of the tokenizer, instead of the models' tokenizers.")
+    ] = None,
+    max_length: Annotated[int, typer.Option(min=1, help="Most tokens per text; longer texts are cut.")] = 64,
+    batch_size: Annotated[int, typer.Option(min=1, help="Samples per forward.")] = 32,
     trust_remote_code: Annotated[
-        bool, typer.Option("--trust-remote-code", help="Let a model run code that comes with it.")
+        bool, typer.Option("--trust-remote-code", help="Let a model run the code that comes with it.")
     ] = False,
     as_json: AsJson = False,
 ) -> None:

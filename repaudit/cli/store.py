@@ -28,29 +28,29 @@ if TYPE_CHECKING:
 
 
 def info(store: Store, as_json: AsJson = False) -> None:
-    """Say what a store holds: models, layers, steps, the probe set."""
+    """Show what is in a store: models, layers, steps, the probe set."""
     with one_line_errors():
         from repaudit.store.read import catalog
         from repaudit.store.read.reader import open_store
 
-        found = {"url": store, **catalog.describe(open_store(store))}
+        description = {"url": store, **catalog.describe(open_store(store))}
         if as_json:
-            typer.echo(json.dumps(found, indent=2))
+            typer.echo(json.dumps(description, indent=2))
             return
-        _print_info(found)
+        _print_info(description)
 
 
-def _print_info(found: dict[str, Any]) -> None:
+def _print_info(description: dict[str, Any]) -> None:
     console = Console(soft_wrap=True)
     console.print(
-        f"[bold]{escape(found['url'])}[/]  format {found['version']}, {found['samples']} samples, "
-        f"probe set {found['fingerprint'][:12]}",
+        f"[bold]{escape(description['url'])}[/]  format {description['version']}, {description['samples']} samples, "
+        f"probe set {description['fingerprint'][:12]}",
         highlight=False,
     )
     table = Table("model", "steps", "first", "last", "layers", box=None, pad_edge=False, header_style="dim")
-    if found["labels"]:
-        console.print(f"labels: {escape(_brief(found['labels']))}", highlight=False)
-    for model in found["models"]:
+    if description["labels"]:
+        console.print(f"labels: {escape(_brief(description['labels']))}", highlight=False)
+    for model in description["models"]:
         steps = model["steps"]
         ends = (str(steps[0]), str(steps[-1])) if steps else ("-", "-")
         table.add_row(escape(model["name"]), str(len(steps)), *ends, escape(_layers(model["layers"])))
@@ -72,27 +72,29 @@ def verify(
     ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """List every problem of a store; exit code 1 where there is one."""
+    """List every problem of a store; exit code 1 if there is one."""
     with one_line_errors():
-        from repaudit.store.check.verify import verify as find
+        from repaudit.store.check.verify import verify as check
 
-        problems = [{"location": p.location, "kind": p.kind, "message": p.message} for p in find(store, data=data)]
+        problems = [{"location": p.location, "kind": p.kind, "message": p.message} for p in check(store, data=data)]
     _print_problems(problems, as_json, none="no problem found")
     raise typer.Exit(PROBLEMS if problems else 0)
 
 
 def repair(
     store: Store,
-    force: Annotated[bool, typer.Option("--force", help="Also models whose writer seems alive.")] = False,
+    force: Annotated[
+        bool, typer.Option("--force", help="Repair also models whose writer seems to be running.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Mend what can be mended, and say what was lost."""
+    """Repair what can be repaired, and say what was lost."""
     with one_line_errors():
-        from repaudit.store.check.repair import repair as mend
+        from repaudit.store.check.repair import repair as run
 
         done = [
             {"location": r.location, "kind": r.kind, "message": r.message, "lost": r.lost}
-            for r in mend(store, force=force)
+            for r in run(store, force=force)
         ]
     _print_problems(done, as_json, none="nothing to repair")
 
@@ -117,12 +119,12 @@ def copy(
     layers: Layers = None,
     steps: Steps = None,
     codec: Annotated[str, typer.Option(help="raw, compact, lossy, or auto.")] = "auto",
-    keepbits: Annotated[int | None, typer.Option(help="Mantissa bits that codec=lossy keeps.")] = None,
+    keepbits: Annotated[int | None, typer.Option(help="Mantissa bits to keep with --codec lossy.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Copy a store or a part of it.
+    """Copy a store or a part of it, optionally with another codec.
 
-    By choice with another codec; an interrupted copy goes on where it stopped.
+    An interrupted copy continues where it stopped.
     """
     with one_line_errors():
         from repaudit.store.copying import copy_store
@@ -135,15 +137,15 @@ def copy(
     if as_json:
         typer.echo(json.dumps(copied, indent=2))
         return
-    for model, found in copied.items():
-        typer.echo(f"{model}: {len(found)} steps")
+    for model, taken in copied.items():
+        typer.echo(f"{model}: {len(taken)} steps")
 
 
 def export(
     store: Store,
-    model: Annotated[str, typer.Argument(metavar="MODEL", help="A model's name.")],
-    layer: Annotated[str, typer.Argument(metavar="LAYER", help="An exact layer name.")],
-    path: Annotated[Path, typer.Argument(metavar="FILE", help="A path that ends in .npy or .safetensors.")],
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="Name of the model.")],
+    layer: Annotated[str, typer.Argument(metavar="LAYER", help="Name of the layer.")],
+    path: Annotated[Path, typer.Argument(metavar="FILE", help="File to write; ends in .npy or .safetensors.")],
     steps: Steps = None,
 ) -> None:
     """Write the activations of one layer to a file."""

@@ -154,7 +154,7 @@ def test_few_samples_leave_out_the_similarity_and_nothing_else(tmp_path):
         write(tmp_path / "few.zarr", probe_set, f"m{model}", {0: values})
     results = ra.analyze(tmp_path / "few.zarr", frames=0, units=0)
     assert "similarity" not in results.children
-    assert "similarity: it needs at least 4 samples" in results.repaudit.summary["left_out"]
+    assert "similarity: expected at least 4 samples, found 3" in results.repaudit.summary["left_out"]
 
 
 def test_layers_are_listed_as_they_settle(tmp_path, probe_set):

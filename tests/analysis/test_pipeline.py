@@ -221,7 +221,7 @@ def test_collapsed_models_are_named_as_the_reason(tmp_path, probe_set):
 def test_nothing_is_written_into_the_store_or_over_foreign_files(planted_store, tmp_path):
     url = planted_store(models=1, layers=("only",), steps=(0, 1))
     for out in (url, url / "inside"):
-        with pytest.raises(AnalysisError, match="lies in the store"):
+        with pytest.raises(AnalysisError, match="is in the store"):
             ra.analyze(url, out)
     mine = tmp_path / "mine"
     (mine / "figures").mkdir(parents=True)

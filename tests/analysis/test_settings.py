@@ -23,8 +23,8 @@ def test_a_file_holds_any_setting(tmp_path):
 @pytest.mark.parametrize(
     ("choices", "said"),
     [
-        ({"layer": ["x"]}, "layer: no such setting; there are models, layers"),
-        ({"gauge": {"kn": 3}}, "gauge.kn: no such setting of the gauge; there are kernel, knn"),
+        ({"layer": ["x"]}, "layer: unknown setting; expected one of models, layers"),
+        ({"gauge": {"kn": 3}}, "gauge.kn: unknown setting of the gauge; expected one of kernel, knn"),
         ({"merge": "sum"}, "merge.*frobenius.*'sum'"),
         ({"merge": "gromov"}, "merge.*'gromov'"),
         ({"memory": "lots"}, "memory: expected a memory budget such as 2GB, found 'lots'"),
@@ -41,7 +41,7 @@ def test_a_file_holds_any_setting(tmp_path):
         ({"seed": 2**32}, "seed"),
     ],
 )
-def test_what_cannot_be_is_named(choices, said):
+def test_an_invalid_setting_is_named(choices, said):
     with pytest.raises(AnalysisError, match=said):
         Settings.of(choices)
 
