@@ -259,10 +259,10 @@ def labelled(name: str, dataset: xr.Dataset) -> xr.Dataset:
     >>> labelled("spread", spread)["spread"].attrs["units"]
     '1'
     """
-    known_ones = {**CONTRACT[name].coords, **CONTRACT[name].variables}
+    entries = {**CONTRACT[name].coords, **CONTRACT[name].variables}
     result = dataset.copy()
     for key in map(str, dataset.variables):
-        variable = known_ones.get(key, Variable((), key.replace("_", " ")))  # diagnostics of a gauge that has more
+        variable = entries.get(key, Variable((), key.replace("_", " ")))  # diagnostics of a gauge that has more
         result[key].attrs.update(variable.attrs)
     return result
 
