@@ -25,6 +25,8 @@ TOKEN: Final = "token"
 FEATURE: Final = "feature"
 NEIGHBOR: Final = "neighbor"
 COMPONENT: Final = "component"
+SCALE: Final = "scale"
+SCALE_NAME: Final = "scale_name"
 
 EPOCH: Final = "epoch"
 WALL_TIME: Final = "wall_time"

@@ -10,8 +10,8 @@ import numpy as np
 import xarray as xr
 
 from repaudit.errors import AnalysisError
-from repaudit.names import COMPONENT, FEATURE, LABEL, LAYER, MODEL, SAMPLE, STEP, TEXT
-from repaudit.store.format.schema import violations
+from repaudit.names import COMPONENT, FEATURE, LABEL, LAYER, MODEL, SAMPLE, SCALE, SCALE_NAME, STEP, TEXT
+from repaudit.operators.kept import ENTRY, ENTRY_INDICES, KEPT, VALUE
 
 # Groups; a group and its main variable share one name
 SPREAD: Final = "spread"
@@ -22,6 +22,8 @@ TRAJECTORIES: Final = "trajectories"
 MERGED: Final = "merged"
 FRAMES: Final = "frames"
 UNITS: Final = "units"
+PAIRS: Final = "pairs"
+MERGED_OPERATOR: Final = KEPT
 SIMILARITY: Final = "similarity"
 DIAGNOSTICS: Final = "diagnostics"
 
@@ -37,11 +39,19 @@ LOW: Final = "low"
 HIGH: Final = "high"
 NULL: Final = "null"
 SPREAD_RAW: Final = "spread_raw"
+SPREAD_ROWS: Final = "spread_rows"
+LARGEST_ROW: Final = "largest_row"
+LARGEST_SAMPLE: Final = "largest_sample"
+BAND_LOW: Final = "band_low"
+BAND_HIGH: Final = "band_high"
+DISTANCE: Final = "distance"
+PVALUE: Final = "pvalue"
+PVALUE_HOLM: Final = "pvalue_holm"
 HELLINGER: Final = "hellinger"
 N_MODELS: Final = "n_models"
 FROM_UNTRAINED: Final = "from_untrained"
 FROM_INPUTS: Final = "from_inputs"
-NOISE_FLOOR: Final = "noise_floor"
+FEATURE_HALVES: Final = "feature_halves"
 TRAJECTORY: Final = "trajectory"
 MDS: Final = "mds"
 TOGETHER: Final = "together"
@@ -61,6 +71,7 @@ ISOLATED: Final = "isolated"
 DUPLICATES: Final = "duplicates"
 COLLAPSED: Final = "collapsed"
 FLOORED: Final = "floored"
+UNHELD: Final = "unheld"
 FAILED: Final = "failed"
 UNIFORMITY: Final = "uniformity"
 
@@ -78,6 +89,7 @@ DIAGNOSTIC_NAMES: Final = {
     DUPLICATES: "duplicate samples",
     COLLAPSED: "collapsed operators",
     FLOORED: "bandwidths at the floor",
+    UNHELD: "samples whose perplexity could not be held",
     FAILED: "operators that failed",
 }
 """Variables of the group ``diagnostics`` that are shown, and their names, in the order in which they are shown."""
@@ -130,11 +142,13 @@ def _coords(*names: str, on: str | None = None) -> dict[str, Variable]:
     return {name: Variable((on or _ON.get(name, name),), *_COORDS[name], name not in (LABEL, TEXT)) for name in names}
 
 
-_ON: Final = {LABEL: SAMPLE, TEXT: SAMPLE}
+_ON: Final = {LABEL: SAMPLE, TEXT: SAMPLE, SCALE_NAME: SCALE}
 _COORDS: Final = {
     LAYER: ("layer", "text"),
     MODEL: ("model", "text"),
     STEP: ("optimizer step", "integer"),
+    SCALE: ("effective number of neighbours that the operators are held to", "float"),
+    SCALE_NAME: ("what the scale is called", "text"),
     SAMPLE: ("sample", "text"),
     LABEL: ("label of the sample", "text"),
     TEXT: ("preview of the sample", "text"),
@@ -145,9 +159,11 @@ _COORDS: Final = {
     MEASURE: ("measure of similarity", "text"),
     REPRESENTATION: ("model/layer", "text"),
 }
-_CURVE: Final = (LAYER, STEP)
-_GRID: Final = (LAYER, MODEL, STEP)
-_PAIRS: Final = (MEASURE, STEP, REPRESENTATION, OTHER)
+_LAYERS: Final = (LAYER, SCALE)
+_CURVE: Final = (LAYER, SCALE, STEP)
+_GRID: Final = (LAYER, SCALE, MODEL, STEP)
+_UNITS: Final = (LAYER, MODEL, STEP)
+_SIMILAR: Final = (MEASURE, STEP, REPRESENTATION, OTHER)
 _CALIBRATED: Final = "squared Frobenius distance over that of unrelated operators"
 
 CONTRACT: Final[Mapping[str, Group]] = {
@@ -157,50 +173,72 @@ CONTRACT: Final[Mapping[str, Group]] = {
             SPREAD_RAW: Variable(_CURVE, "mean squared Frobenius distance of the models"),
             NULL: Variable(_CURVE, "mean squared Frobenius distance of unrelated operators"),
             HELLINGER: Variable(_CURVE, "mean squared Hellinger distance of the rows over that of unrelated operators"),
-            N_MODELS: Variable((STEP,), "number of models with an operator", "integer"),
+            BAND_LOW: Variable(_CURVE, "spread, low end of the band that holds over all steps at once"),
+            BAND_HIGH: Variable(_CURVE, "spread, high end of the band"),
+            SPREAD_ROWS: Variable(_CURVE, "spread row by row: no sample counts for more than its share"),
+            LARGEST_ROW: Variable(_CURVE, "share of the squared distances in the largest row"),
+            LARGEST_SAMPLE: Variable(_CURVE, "sample of the largest row", "text"),
+            N_MODELS: Variable(_CURVE, "number of models with an operator", "integer"),
         },
-        _coords(*_CURVE),
+        _coords(*_CURVE, SCALE_NAME),
+    ),
+    PAIRS: Group(
+        {
+            **_interval(DISTANCE, (*_CURVE, MODEL, OTHER), "calibrated distance of two models"),
+            PVALUE: Variable((*_CURVE, MODEL, OTHER), "probability of a distance as small between unrelated operators"),
+            PVALUE_HOLM: Variable((*_CURVE, MODEL, OTHER), "the same, adjusted for the number of pairs (Holm)"),
+        },
+        _coords(*_CURVE, MODEL, OTHER, SCALE_NAME),
+        required=False,
     ),
     COMPARISON: Group(
         {
             **_interval(FROM_UNTRAINED, _CURVE, f"from the untrained networks: {_CALIBRATED}", required=False),
             **_interval(FROM_INPUTS, _CURVE, f"from the inputs' own geometry: {_CALIBRATED}", required=False),
-            NOISE_FLOOR: Variable((LAYER,), f"random halves of the features of one model: {_CALIBRATED}"),
+            FEATURE_HALVES: Variable(_LAYERS, f"random halves of the features of one model: {_CALIBRATED}"),
         },
-        _coords(*_CURVE),
+        _coords(*_CURVE, SCALE_NAME),
     ),
     APPROACH: Group(
         _interval(APPROACH, _GRID, f"from the model's own last operator: {_CALIBRATED}"),
-        _coords(*_GRID),
+        _coords(*_GRID, SCALE_NAME),
         required=False,
     ),
     GROUPS: Group(
         _interval(SPREAD, (*_CURVE, GROUP, OTHER), f"spread within and between groups of models: mean {_CALIBRATED}"),
-        _coords(*_CURVE, GROUP, OTHER),
+        _coords(*_CURVE, GROUP, OTHER, SCALE_NAME),
         required=False,
     ),
     TRAJECTORIES: Group(
         {
             TRAJECTORY: Variable((*_GRID, COMPONENT), "operators of the layer (PHATE)"),
             MDS: Variable((*_GRID, COMPONENT), "operators of the layer (classical scaling)"),
-            STRESS: Variable((LAYER,), "stress against PHATE's potential distances"),
-            DISTANCE_STRESS: Variable((LAYER,), "stress against the operators' distances"),
+            STRESS: Variable(_LAYERS, "stress against PHATE's potential distances"),
+            DISTANCE_STRESS: Variable(_LAYERS, "stress against the operators' distances"),
             TOGETHER: Variable((*_GRID, COMPONENT), "operators of all layers in one picture (PHATE)"),
-            TOGETHER_STRESS: Variable((), "all layers: stress against PHATE's potential distances"),
-            TOGETHER_DISTANCE_STRESS: Variable((), "all layers: stress against the operators' distances"),
+            TOGETHER_STRESS: Variable((SCALE,), "all layers: stress against PHATE's potential distances"),
+            TOGETHER_DISTANCE_STRESS: Variable((SCALE,), "all layers: stress against the operators' distances"),
         },
-        _coords(*_GRID, COMPONENT),
+        _coords(*_GRID, COMPONENT, SCALE_NAME),
         ("metric", "seed"),
     ),
     MERGED: Group(
         {
-            EMBEDDING: Variable((LAYER, SAMPLE, COMPONENT), "samples in the merged operator (PHATE)"),
-            STRESS: Variable((LAYER,), "stress against PHATE's potential distances"),
-            MERGED_STEP: Variable((LAYER,), "step whose operators are merged", "integer"),
-            MERGED_MODELS: Variable((LAYER,), "number of models merged", "integer"),
+            EMBEDDING: Variable((*_LAYERS, SAMPLE, COMPONENT), "samples in the merged operator (PHATE)"),
+            STRESS: Variable(_LAYERS, "stress against PHATE's potential distances"),
+            MERGED_STEP: Variable(_LAYERS, "step whose operators are merged", "integer"),
+            MERGED_MODELS: Variable(_LAYERS, "number of models merged", "integer"),
         },
-        _coords(LAYER, SAMPLE, COMPONENT, LABEL, TEXT),
+        _coords(*_LAYERS, SAMPLE, COMPONENT, LABEL, TEXT, SCALE_NAME),
         ("merge", "seed"),
+    ),
+    MERGED_OPERATOR: Group(
+        {
+            **{name: Variable((ENTRY,), text, "integer") for name, text in ENTRY_INDICES.items()},
+            VALUE: Variable((ENTRY,), "transition probability of the merged operator"),
+        },
+        _coords(*_LAYERS, STEP, SAMPLE, SCALE_NAME),
+        ("merge",),
     ),
     FRAMES: Group(
         {
@@ -211,28 +249,28 @@ CONTRACT: Final[Mapping[str, Group]] = {
                 (*_GRID, SAMPLE, COMPONENT), "samples in each model's operator, in the same frame (PHATE)"
             ),
             STRESS: Variable(_CURVE, "stress against PHATE's potential distances"),
-            DIFFUSION_TIME: Variable((LAYER,), "diffusion time", "integer"),
+            DIFFUSION_TIME: Variable(_LAYERS, "diffusion time", "integer"),
         },
-        _coords(*_GRID, SAMPLE, LABEL, TEXT),
+        _coords(*_GRID, SAMPLE, LABEL, TEXT, SCALE_NAME),
         ("merge", "seed"),
         required=False,
     ),
     UNITS: Group(
         {
-            EMBEDDING: Variable((*_GRID, UNIT, COMPONENT), "units over steps (M-PHATE)"),
+            EMBEDDING: Variable((*_UNITS, UNIT, COMPONENT), "units over steps (M-PHATE)"),
             FEATURE: Variable((LAYER, MODEL, UNIT), "index of the unit's feature", "number"),
             STRESS: Variable((LAYER, MODEL), "stress against PHATE's potential distances"),
         },
-        _coords(*_GRID, UNIT),
+        _coords(*_UNITS, UNIT),
         ("seed",),
         required=False,
     ),
     SIMILARITY: Group(
         {
-            SIMILARITY: Variable(_PAIRS, "similarity of two representations"),
-            NULL: Variable(_PAIRS, "similarity by chance"),
+            SIMILARITY: Variable(_SIMILAR, "similarity of two representations"),
+            NULL: Variable(_SIMILAR, "similarity by chance"),
         },
-        {**_coords(*_PAIRS), **_coords(MODEL, LAYER, on=REPRESENTATION)},
+        {**_coords(*_SIMILAR), **_coords(MODEL, LAYER, on=REPRESENTATION)},
         required=False,
     ),
     DIAGNOSTICS: Group(
@@ -240,67 +278,11 @@ CONTRACT: Final[Mapping[str, Group]] = {
             name: Variable(_GRID, text, "integer" if name == FAILED else "float", name == FAILED)
             for name, text in {**DIAGNOSTIC_NAMES, UNIFORMITY: "nearness to the uniform operator"}.items()
         },
-        _coords(*_GRID),
+        _coords(*_GRID, SCALE_NAME),
         ("gauge",),
     ),
 }
 """What ``results.zarr`` holds; ``schemas/v1/results.schema.json`` says the same of :func:`describe`."""
-
-
-_KINDS: Final = {"f": "float", "i": "integer", "u": "integer", "b": "boolean"}
-
-
-def labelled(name: str, dataset: xr.Dataset) -> xr.Dataset:
-    """Return a group whose variables carry the ``long_name`` and ``units`` of the contract.
-
-    Examples
-    --------
-    >>> spread = xr.Dataset({"spread": (("layer", "step"), [[0.5]])})
-    >>> labelled("spread", spread)["spread"].attrs["units"]
-    '1'
-    """
-    entries = {**CONTRACT[name].coords, **CONTRACT[name].variables}
-    result = dataset.copy()
-    for key in map(str, dataset.variables):
-        variable = entries.get(key, Variable((), key.replace("_", " ")))  # diagnostics of a gauge that has more
-        result[key].attrs.update(variable.attrs)
-    return result
-
-
-def describe(results: xr.DataTree) -> dict[str, Any]:
-    """Return the groups of a tree with their dims, coordinates, variables and attributes, as the JSON Schema has it."""
-    groups = {path: _described(node.to_dataset()) for path, node in results.subtree_with_keys if path != "."}
-    return {"attrs": _described_attrs(results.attrs), "groups": groups}
-
-
-def contract_violations(results: xr.DataTree) -> list[str]:
-    """List every way in which a tree breaks the contract of ``results.zarr``, each with the place within the tree.
-
-    Examples
-    --------
-    >>> contract_violations(xr.DataTree())[0]
-    "attrs: 'parameters' is a required property"
-    """
-    return violations("results", describe(results))
-
-
-def _described(dataset: xr.Dataset) -> dict[str, Any]:
-    return {
-        "dims": {str(name): size for name, size in dataset.sizes.items()},
-        "coords": {str(name): _described_variable(array) for name, array in dataset.coords.items()},
-        "variables": {str(name): _described_variable(array) for name, array in dataset.data_vars.items()},
-        "attrs": _described_attrs(dataset.attrs),
-    }
-
-
-def _described_attrs(attrs: Mapping[Any, Any]) -> dict[str, str]:
-    return {str(name): _KINDS.get(np.asarray(attrs[name]).dtype.kind, "text") for name in sorted(map(str, attrs))}
-
-
-def _described_variable(array: xr.DataArray) -> dict[str, Any]:
-    kind = _KINDS.get(array.dtype.kind, "text")
-    attrs = {name: array.attrs[name] for name in ("long_name", "units") if name in array.attrs}
-    return {"dims": list(map(str, array.dims)), "dtype": kind, **attrs}
 
 
 def group(results: xr.DataTree, name: str, *needed: str) -> xr.Dataset | None:
@@ -309,6 +291,26 @@ def group(results: xr.DataTree, name: str, *needed: str) -> xr.Dataset | None:
         return None
     dataset = results[name].to_dataset()
     return dataset if all(variable in dataset and known(dataset[variable]) for variable in needed) else None
+
+
+def scales_of(results: xr.DataTree) -> list[tuple[float, str]]:
+    """Return the scales of an analysis, each with its name; one without a name where the results have none."""
+    spread = results[SPREAD].to_dataset() if SPREAD in results.children else xr.Dataset()
+    if SCALE not in spread.dims:
+        return [(float("nan"), "")]
+    return [
+        (float(value), str(name)) for value, name in zip(spread[SCALE].values, spread[SCALE_NAME].values, strict=True)
+    ]
+
+
+def at_scale(results: xr.DataTree, index: int) -> xr.DataTree:
+    """Return the results at one scale; what has no scale is as it was."""
+    groups = {name: node.to_dataset(inherit=False) for name, node in results.children.items()}
+    chosen = {
+        name: dataset.isel({SCALE: index}, drop=True) if SCALE in dataset.dims else dataset
+        for name, dataset in groups.items()
+    }
+    return xr.DataTree.from_dict({"/": xr.Dataset(attrs=results.attrs), **chosen})
 
 
 def known(values: xr.DataArray) -> bool:

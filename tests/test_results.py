@@ -11,16 +11,8 @@ import pytest
 import xarray as xr
 
 import repaudit as ra
-from repaudit.results import (
-    CONTRACT,
-    FINGERPRINT,
-    PARAMETERS,
-    SUMMARY,
-    VERSIONS,
-    contract_violations,
-    describe,
-    labelled,
-)
+from repaudit.analysis.contract import contract_violations, describe, labelled
+from repaudit.results import CONTRACT, FINGERPRINT, PARAMETERS, SUMMARY, VERSIONS
 from repaudit.store.format.schema import violations
 
 EXAMPLES = Path(__file__).parents[1] / "schemas/v1/examples"
@@ -99,11 +91,13 @@ def test_the_results_of_an_analysis_keep_the_contract(planted_store, tmp_path, m
 def test_a_tree_that_breaks_the_contract_is_told_where():
     tree = table()
     tree["spread"] = xr.DataTree(tree["spread"].to_dataset().drop_vars("low"))
+    operator = tree["merged/operator"].to_dataset()
     tree["merged"] = xr.DataTree(tree["merged"].to_dataset().rename({"sample": "passage"}))
+    tree["merged/operator"] = xr.DataTree(operator)
     tree["extra"] = xr.DataTree(xr.Dataset())
     found = "\n".join(contract_violations(tree))
     assert "groups/spread/variables: 'low' is a required property" in found
-    assert "groups/merged/variables/embedding/dims: ['layer', 'sample', 'component'] was expected" in found
+    assert "groups/merged/variables/embedding/dims: ['layer', 'scale', 'sample', 'component'] was expected" in found
     assert "'extra' was unexpected" in found
 
 

@@ -12,15 +12,17 @@ from typing import Any, Final
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from scipy.sparse import csr_array, issparse
 
 from repaudit.errors import OperatorError
 from repaudit.names import __version__
-from repaudit.operators.stack import OperatorFile
+from repaudit.operators.files import AnyOperatorFile, OperatorFile, SparseOperatorFile, write_sparse
 from repaudit.store.format.encoding import checksum
 from repaudit.store.storage.replacing import replacing
 
 Array = NDArray[Any]
-NUMERICS: Final = 1
+_SUFFIX: Final = {False: ".npy", True: ".csr"}
+NUMERICS: Final = 2
 """Raise it when the same input gives other numbers than before."""
 
 
@@ -41,7 +43,7 @@ class StoredOperator:
     """An operator in its file, its diagnostics, and the gauge's parameters as they were used."""
 
     digest: str
-    file: OperatorFile
+    file: AnyOperatorFile
     diagnostics: dict[str, float]
     gauge: dict[str, Any]
 
@@ -58,28 +60,36 @@ class Cache:
 
     def operator(self, name: str) -> StoredOperator | None:
         """Return the operator of this digest; None if it is missing or its checksum is wrong."""
-        path = self._path("operators", name, ".npy")
+        path = self._path("operators", name, ".json")
         try:
-            facts = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
-            file = OperatorFile.at(path)
-            if checksum(file.matrix) != facts["crc32c"]:
+            facts = json.loads(path.read_text(encoding="utf-8"))
+            file = (SparseOperatorFile if facts["sparse"] else OperatorFile).at(
+                path.with_suffix(_SUFFIX[facts["sparse"]])
+            )
+            if _checksum(file.matrix) != facts["crc32c"]:
                 return None
             return StoredOperator(name, file, facts["diagnostics"], facts["gauge"])
         except (OSError, OperatorError, ValueError, KeyError, TypeError):
             return None
 
     def put_operator(
-        self, name: str, matrix: Array, diagnostics: Mapping[str, float], gauge: Mapping[str, Any]
+        self, name: str, matrix: Any, diagnostics: Mapping[str, float], gauge: Mapping[str, Any]
     ) -> StoredOperator:
-        """Keep an operator; its facts are written last, and it does not count without them."""
-        path = self._path("operators", name, ".npy")
-        matrix = np.ascontiguousarray(matrix)
+        """Keep a dense or sparse operator; its facts are written last, and it does not count without them."""
+        sparse = issparse(matrix)
+        path = self._path("operators", name, _SUFFIX[sparse])
+        matrix = csr_array(matrix) if sparse else np.ascontiguousarray(matrix)
         with replacing(path) as stream:
-            np.save(stream, matrix, allow_pickle=False)
-        facts = {"crc32c": checksum(matrix), "diagnostics": dict(diagnostics), "gauge": dict(gauge)}
+            if sparse:
+                write_sparse(stream, matrix)
+            else:
+                np.save(stream, matrix, allow_pickle=False)
+        facts = {"sparse": sparse, "crc32c": _checksum(matrix), "diagnostics": dict(diagnostics), "gauge": dict(gauge)}
         with replacing(path.with_suffix(".json")) as stream:
             stream.write(json.dumps(facts).encode())
-        return StoredOperator(name, OperatorFile.at(path), dict(diagnostics), dict(gauge))
+        return StoredOperator(
+            name, (SparseOperatorFile if sparse else OperatorFile).at(path), dict(diagnostics), dict(gauge)
+        )
 
     def recall(self, content: Sequence[Any], compute: Callable[[], Mapping[str, Any]]) -> dict[str, Array]:
         """Return the named arrays that `content` determines: from an earlier run, or computed and kept."""
@@ -95,7 +105,7 @@ class Cache:
         self,
         content: Sequence[Any],
         operators: Sequence[StoredOperator],
-        compute: Callable[[list[OperatorFile], int], Array],
+        compute: Callable[[list[AnyOperatorFile], int], Array],
     ) -> Array:
         """Return distances (T, T) of operators, of which those that an earlier run computed are read from its table.
 
@@ -121,6 +131,14 @@ class Cache:
 
     def _path(self, kind: str, name: str, suffix: str) -> Path:
         return self.folder / kind / name[:2] / f"{name}{suffix}"
+
+
+def _checksum(matrix: Any) -> list[int]:
+    """Return the checksums of an operator's arrays: of its entries, and where it is sparse of their places."""
+    if not issparse(matrix):
+        return [checksum(matrix)]
+    parts = matrix.data, matrix.indices.astype(np.int32), matrix.indptr.astype(np.int64)
+    return [checksum(np.ascontiguousarray(part)) for part in parts]
 
 
 def _read(path: Path) -> dict[str, Array] | None:

@@ -1,4 +1,4 @@
-"""Spread of the models over steps, and what to compare it with: start, inputs, noise, groups, a model's end."""
+"""What to compare the spread of the models with: start, inputs, halves of the features, groups, a model's end."""
 
 from __future__ import annotations
 
@@ -17,48 +17,26 @@ from repaudit.analysis.input_geometry import InputGeometry
 from repaudit.analysis.layer_operators import LayerOperators
 from repaudit.analysis.study import Study
 from repaudit.errors import ActivationError, AnalysisError
-from repaudit.measure.comparison import departure, group_spread, noise_floor
+from repaudit.measure.comparison import departure, feature_halves, group_spread
 from repaudit.measure.spread import Spread, spread
 from repaudit.names import LAYER, MODEL, SAMPLE, STEP
 from repaudit.results import (
     APPROACH,
+    FEATURE_HALVES,
     FROM_INPUTS,
     FROM_UNTRAINED,
     GROUP,
-    HELLINGER,
     HIGH,
     LOW,
-    N_MODELS,
-    NOISE_FLOOR,
-    NULL,
     OTHER,
     SPREAD,
-    SPREAD_RAW,
     bounds,
 )
 from repaudit.store.read.activations import read_step
 
 Array = NDArray[np.float64]
 
-NUMBERS: Final = ("value", "raw", "null", "low", "high", "hellinger")
-COLUMNS: Final = dict(zip((SPREAD, SPREAD_RAW, NULL, LOW, HIGH, HELLINGER), NUMBERS, strict=True))
-"""Variables of the group ``spread`` and the numbers of a :class:`repaudit.measure.spread.Spread` that they hold."""
-
-
-def spread_dataset(operators: LayerOperators, study: Study) -> xr.Dataset:
-    """Compute the spread of the models at every step that at least two of them share; NaN elsewhere."""
-    steps = study.selection.all_steps()
-    values = {name: np.full(len(steps), np.nan) for name in COLUMNS}
-    for index, step in enumerate(steps):
-        here = operators.content(step)
-        if len(here) < 2:
-            continue
-        result = _recalled(study, "spread", here, partial(spread, operators.at(step), seed=study.settings.seed))
-        for name, number in COLUMNS.items():
-            values[name][index] = result[number]
-    counts = [len(operators.at(step)) for step in steps]
-    data = {name: ((LAYER, STEP), value[None]) for name, value in values.items()}
-    return xr.Dataset({**data, N_MODELS: (STEP, counts)}, coords={LAYER: _names(operators.layer), STEP: steps})
+NUMBERS: Final = ("value", "low", "high")
 
 
 def undefined_spreads(dataset: xr.Dataset, operators: LayerOperators) -> list[str]:
@@ -82,7 +60,7 @@ def missing_starts(operators: LayerOperators) -> list[str]:
 
 
 def comparison_dataset(operators: LayerOperators, study: Study, inputs: InputGeometry | None) -> xr.Dataset:
-    """Compute the distance of the models from the untrained networks and from the inputs, and the noise floor."""
+    """Compute the distances of the models from the untrained networks and the inputs, and of halves of the features."""
     steps = study.selection.all_steps()
     dataset = xr.Dataset(coords={LAYER: _names(operators.layer), STEP: steps})
     start = operators.at(0)
@@ -92,7 +70,7 @@ def comparison_dataset(operators: LayerOperators, study: Study, inputs: InputGeo
     if inputs is not None:
         dataset = dataset.assign(_departures(operators, study, FROM_INPUTS, inputs.operator, [inputs.words]))
         dataset[FROM_INPUTS].attrs["inputs"] = inputs.words
-    return dataset.assign({NOISE_FLOOR: ((LAYER,), [_noise(operators, study)])})
+    return dataset.assign({FEATURE_HALVES: ((LAYER,), [_mean_halves(operators, study)])})
 
 
 def approach_dataset(operators: LayerOperators, study: Study) -> xr.Dataset | None:
@@ -160,15 +138,19 @@ def refuse_too_large(study: Study) -> None:
 
 
 def _recalled(study: Study, kind: str, content: Mapping[str, str], compute: Callable[[], Spread]) -> dict[str, float]:
-    numbers = study.cache.recall([kind, study.settings.seed, sorted(content.items())], lambda: asdict(compute()))
-    return {name: float(value) for name, value in numbers.items()}
+    def numbers() -> dict[str, float]:
+        result = compute()
+        return {name: getattr(result, name) for name in NUMBERS}
+
+    found = study.cache.recall([kind, study.settings.seed, sorted(content.items())], numbers)
+    return {name: float(value) for name, value in found.items()}
 
 
 def _departures(
     operators: LayerOperators, study: Study, variable: str, reference: Any, named: Sequence[str]
 ) -> dict[str, Any]:
     steps, settings = study.selection.all_steps(), study.settings
-    how = [f"departure {variable.replace('_', ' ')}", *named, study.fingerprint, asdict(settings.gauge)]
+    how = [f"departure {variable.replace('_', ' ')}", *named, study.fingerprint, asdict(operators.scale.gauge)]
     values = np.full((3, len(steps)), np.nan)
     for index, step in enumerate(steps):
         here = operators.content(step)
@@ -180,22 +162,22 @@ def _departures(
     return {name: ((LAYER, STEP), value[None]) for name, value in zip(names, values, strict=True)}
 
 
-def _noise(operators: LayerOperators, study: Study) -> float:
-    """Return the mean over the models of the noise floor at the last step that they share; NaN if there is none."""
+def _mean_halves(operators: LayerOperators, study: Study) -> float:
+    """Return the mean distance of two halves of a model's features at the last shared step; NaN if there is none."""
     step, settings = operators.last_step(), study.settings
     floors = []
     for model, name in operators.content(step).items():
-        content = ["noise floor", settings.seed, asdict(settings.gauge), name]
-        floors.append(study.cache.recall(content, partial(_floor, study, model, operators.layer, step))["floor"])
+        content = ["feature halves", settings.seed, asdict(operators.scale.gauge), name]
+        floors.append(study.cache.recall(content, partial(_halves, study, model, operators, step))["distance"])
     return float(np.mean(floors))
 
 
-def _floor(study: Study, model: str, layer: str, step: int) -> dict[str, float]:
-    values = read_step(study.tree, model, layer, step)
+def _halves(study: Study, model: str, operators: LayerOperators, step: int) -> dict[str, float]:
+    values = read_step(study.tree, model, operators.layer, step)
     try:
-        return {"floor": noise_floor(values, study.settings.gauge, seed=study.settings.seed)}
+        return {"distance": feature_halves(values, operators.scale.gauge, seed=study.settings.seed)}
     except ActivationError:  # too few features to be halved
-        return {"floor": np.nan}
+        return {"distance": np.nan}
 
 
 def _by_pairs(

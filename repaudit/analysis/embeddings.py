@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
-from typing import Any, Final, cast
+from typing import Any, Final
 
 import numpy as np
 import xarray as xr
@@ -12,14 +12,15 @@ from numpy.typing import NDArray
 
 from repaudit.analysis.cache import StoredOperator
 from repaudit.analysis.layer_operators import LayerOperators
+from repaudit.analysis.merged_operators import merge
 from repaudit.analysis.study import Study
 from repaudit.embed.mds import mds_embedding, scaled_stress
 from repaudit.embed.phate import phate_embedding, phate_frames, phate_onto, phate_trajectories, unit_trajectories
 from repaudit.errors import ActivationError
 from repaudit.measure.distances import calibrated_distances
-from repaudit.merge.merging import DiffusionMerging, Strategy
 from repaudit.names import COMPONENT, FEATURE, LABEL, LAYER, MODEL, SAMPLE, STEP, TEXT
-from repaudit.operators.stack import OperatorFile, OperatorStack
+from repaudit.operators.files import AnyOperatorFile
+from repaudit.operators.stack import OperatorStack
 from repaudit.results import (
     DIFFUSION_TIME,
     DISTANCE_STRESS,
@@ -156,7 +157,7 @@ def _laid_out(study: Study, name: list[str], operators: list[StoredOperator]) ->
 
 
 def _layouts(study: Study, name: list[str], operators: list[StoredOperator]) -> dict[str, Any]:
-    def rows(files: list[OperatorFile], first: int) -> NDArray[Any]:
+    def rows(files: list[AnyOperatorFile], first: int) -> NDArray[Any]:
         return calibrated_distances(OperatorStack(files), first, memory=study.settings.memory)
 
     distances = study.cache.distances([METRIC, *name], operators, rows)
@@ -169,14 +170,14 @@ def _layouts(study: Study, name: list[str], operators: list[StoredOperator]) -> 
     }
 
 
-def _embedding(operators: dict[str, OperatorFile], study: Study) -> dict[str, Any]:
-    points = phate_embedding(_merge(study, operators), n_components=2, seed=study.settings.seed)
+def _embedding(operators: dict[str, AnyOperatorFile], study: Study) -> dict[str, Any]:
+    points = phate_embedding(merge(study, operators), n_components=2, seed=study.settings.seed)
     return {EMBEDDING: points.values, STRESS: points.attrs["stress"]}
 
 
 def _frames(operators: LayerOperators, steps: Sequence[int], study: Study) -> dict[str, Any]:
     seed, models = study.settings.seed, operators.models()
-    merged = phate_frames([_merge(study, operators.at(step)) for step in steps], seed=seed)
+    merged = phate_frames([merge(study, operators.at(step)) for step in steps], seed=seed)
     of_models = [phate_onto([operators.at(step)[model] for step in steps], merged, seed) for model in models]
     about = {name: merged.attrs[name] for name in ("stress", "t")}
     return {MERGED: merged.values, OF_MODELS: np.stack(of_models), **about}
@@ -191,11 +192,6 @@ def _units(model: str, layer: str, steps: Sequence[int], study: Study) -> dict[s
     except ActivationError:  # fewer than two units
         return {"units": np.array([], dtype=np.int64)}
     return {"units": np.array(units), EMBEDDING: points.values, STRESS: points.attrs["stress"]}
-
-
-def _merge(study: Study, operators: dict[str, OperatorFile]) -> Any:
-    matrices = {model: file.matrix for model, file in operators.items()}
-    return DiffusionMerging(cast(Strategy, study.settings.merge)).merge(matrices)
 
 
 def _evenly(items: Sequence[int], most: int) -> list[int]:

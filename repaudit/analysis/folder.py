@@ -80,7 +80,7 @@ def write_results(results: xr.DataTree, summary: Mapping[str, Any], folder: Path
         with warnings.catch_warnings():
             # zarr says that other readers may ignore consolidated metadata, which does no harm
             warnings.filterwarnings("ignore", message="Consolidated metadata")
-            results.to_zarr(fresh / RESULTS, zarr_format=3, consolidated=True)
+            results.to_zarr(fresh / RESULTS, zarr_format=3, consolidated=True, write_inherited_coords=True)
         text = json.dumps(nulls_for_nan(summary), indent=2, allow_nan=False)
         (fresh / SUMMARY).write_text(text + "\n", encoding="utf-8")
         save_figures(results, fresh / FIGURES)

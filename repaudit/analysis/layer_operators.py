@@ -6,25 +6,30 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from os import cpu_count
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import torch
 import xarray as xr
 from dask.utils import format_bytes
-from numpy.typing import NDArray
 
 from repaudit.analysis.cache import StoredOperator, digest
 from repaudit.analysis.execution import Workplace
+from repaudit.analysis.scales import Scale
 from repaudit.analysis.study import Study
 from repaudit.errors import ActivationError, AnalysisError, CorruptStoreError
 from repaudit.gauge.gauge import DiffusionGauge
 from repaudit.names import STEP
-from repaudit.operators.stack import OperatorFile
+from repaudit.operators.files import AnyOperatorFile
+from repaudit.operators.operator import DiffusionOperator
+from repaudit.operators.sparse import SparseDiffusionOperator
 from repaudit.results import ENTROPY
 from repaudit.store.read import catalog
 from repaudit.store.read.activations import read_step, step_checksums
 from repaudit.store.read.reader import open_store
+
+MOST_EIGENVALUES: Final = 512
+"""Samples up to which the spectral entropy is computed: all eigenvalues of more take longer than everything else."""
 
 Key = tuple[str, int]
 """(model, step)."""
@@ -32,9 +37,10 @@ Key = tuple[str, int]
 
 @dataclass(frozen=True)
 class LayerOperators:
-    """Operators of one layer by (model, step); ``failed`` has the reasons for those that could not be computed."""
+    """Operators of one layer at one scale by (model, step); ``failed`` says why some could not be computed."""
 
     layer: str
+    scale: Scale
     stored: dict[Key, StoredOperator]
     failed: dict[Key, str]
 
@@ -54,7 +60,7 @@ class LayerOperators:
         """Return the last step that all models share, or the last of all if they share none."""
         return (self.shared_steps() or self.steps())[-1]
 
-    def at(self, step: int) -> dict[str, OperatorFile]:
+    def at(self, step: int) -> dict[str, AnyOperatorFile]:
         """Return the operators of one step by model."""
         return {model: stored.file for (model, s), stored in self.stored.items() if s == step}
 
@@ -65,14 +71,14 @@ class LayerOperators:
 
 @dataclass(frozen=True)
 class Unit:
-    """One operator to compute, by name: what a worker needs, without arrays."""
+    """The operators of some activations at all scales, by name: what a worker needs, without arrays."""
 
     url: str
     model: str
     layer: str
     step: int
     checksum: int
-    gauge: DiffusionGauge
+    gauges: tuple[DiffusionGauge, ...]
     device: str
     run: str
 
@@ -81,17 +87,17 @@ class Unit:
         """Model and step."""
         return self.model, self.step
 
-    def digest(self, fingerprint: str) -> str:
-        """Return the digest of what determines the operator: probe set, activations' checksum, and parameters."""
-        made_of = (fingerprint, self.model, self.layer, self.step, self.checksum, asdict(self.gauge))
-        return digest("operator", *made_of, torch.device(self.device).type)
+    def digests(self, fingerprint: str) -> list[str]:
+        """Return the digest of what determines each operator: probe set, activations' checksum, and parameters."""
+        made_of = (fingerprint, self.model, self.layer, self.step, self.checksum)
+        return [digest("operator", *made_of, asdict(gauge), torch.device(self.device).type) for gauge in self.gauges]
 
 
 @dataclass(frozen=True)
 class Computed:
     """An operator's matrix with its facts, or the reason for having none."""
 
-    matrix: NDArray[np.float32] | None
+    matrix: Any
     diagnostics: dict[str, float]
     gauge: dict[str, Any]
     failure: str = ""
@@ -99,8 +105,8 @@ class Computed:
 
 def layer_operators(
     study: Study, layer: str, workplace: Workplace, advance: Callable[[], None] = lambda: None
-) -> LayerOperators:
-    """Read every operator of a layer from the cache, or compute and keep it.
+) -> list[LayerOperators]:
+    """Read every operator of a layer at every scale from the cache, or compute and keep it.
 
     Raises
     ------
@@ -109,33 +115,52 @@ def layer_operators(
     """
     keys = study.selection.keys(layer)
     units = {key: _unit(study, layer, key, checksum) for key, checksum in _checksums(study, layer, keys).items()}
-    names = {key: unit.digest(study.fingerprint) for key, unit in units.items()}
-    operators: dict[Key, StoredOperator | None] = {key: study.cache.operator(names[key]) for key in keys}
-    missing = [units[key] for key, stored in operators.items() if stored is None]
+    names = {key: unit.digests(study.fingerprint) for key, unit in units.items()}
+    stored = {key: [study.cache.operator(name) for name in names[key]] for key in keys}
+    missing = [units[key] for key in keys if None in stored[key]]
     for _ in range(len(keys) - len(missing)):
         advance()
     failed: dict[Key, str] = {}
-    for unit, made in workplace.run(compute, missing):
-        if made.matrix is None:
-            failed[unit.key] = made.failure
-        else:
-            operators[unit.key] = study.cache.put_operator(names[unit.key], made.matrix, made.diagnostics, made.gauge)
+    for unit, every in workplace.run(compute, missing):
+        for index, made in enumerate(every):
+            if made.matrix is None:
+                failed[unit.key] = made.failure
+            elif stored[unit.key][index] is None:
+                put = (names[unit.key][index], made.matrix, made.diagnostics, made.gauge)
+                stored[unit.key][index] = study.cache.put_operator(*put)
         advance()
-    stored = {key: operator for key, operator in operators.items() if operator is not None}
-    return LayerOperators(layer, stored, {key: failed[key] for key in keys if key in failed})
+    reasons = {key: failed[key] for key in keys if key in failed}
+    found = []
+    for index, scale in enumerate(study.scales):
+        at_scale = {key: stored[key][index] for key in keys}
+        known = {key: operator for key, operator in at_scale.items() if operator is not None}
+        found.append(LayerOperators(layer, scale, known, reasons))
+    return found
 
 
-def compute(unit: Unit) -> Computed:
-    """Read the activations and compute P in float32; activations without an operator give a reason, not an error."""
+def compute(unit: Unit) -> list[Computed]:
+    """Read the activations and compute P at every scale; those without an operator give a reason, not an error."""
     try:
-        values = read_step(_store(unit.url, unit.run), unit.model, unit.layer, unit.step, unit.checksum)
-        operator = unit.gauge(_on(values, unit.device))
+        values = _on(
+            read_step(_store(unit.url, unit.run), unit.model, unit.layer, unit.step, unit.checksum), unit.device
+        )
+        if len(unit.gauges) > 1:
+            operators = unit.gauges[0].operators(values, [gauge.perplexity or 0.0 for gauge in unit.gauges])
+        else:
+            operators = [unit.gauges[0](values)]
     except (ActivationError, CorruptStoreError) as error:
-        return Computed(None, {}, {}, str(error))
-    used = asdict(unit.gauge)
+        return [Computed(None, {}, {}, str(error)) for _ in unit.gauges]
+    return [_computed(operator, gauge) for operator, gauge in zip(operators, unit.gauges, strict=True)]
+
+
+def _computed(operator: DiffusionOperator, gauge: DiffusionGauge) -> Computed:
+    used = asdict(gauge)
     used.update({name: operator.attrs[name] for name in used if name in operator.attrs})
     diagnostics = {name: float(value) for name, value in dict(operator.diagnostics).items()}
-    diagnostics[ENTROPY] = float(operator.entropy(1))
+    if operator.n_samples <= MOST_EIGENVALUES:
+        diagnostics[ENTROPY] = float(operator.entropy(1))
+    if isinstance(operator, SparseDiffusionOperator):
+        return Computed(operator.csr.astype(np.float32), diagnostics, used)
     return Computed(operator.to_numpy().astype(np.float32), diagnostics, used)
 
 
@@ -167,8 +192,8 @@ def _checksums(study: Study, layer: str, keys: Sequence[Key]) -> dict[Key, int]:
 
 
 def _unit(study: Study, layer: str, key: Key, checksum: int) -> Unit:
-    settings = study.settings
-    return Unit(study.url, key[0], layer, key[1], checksum, settings.gauge, settings.device, study.run)
+    gauges = tuple(scale.gauge for scale in study.scales)
+    return Unit(study.url, key[0], layer, key[1], checksum, gauges, study.settings.device, study.run)
 
 
 @lru_cache(maxsize=2)

@@ -4,80 +4,42 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import xarray as xr
 
 from repaudit.analysis.cache import Cache
+from repaudit.analysis.contract import labelled
 from repaudit.analysis.convergence import (
-    approach_dataset,
-    comparison_dataset,
-    groups_dataset,
-    missing_starts,
     refuse_too_large,
-    spread_dataset,
-    undefined_spreads,
-)
-from repaudit.analysis.diagnostics import diagnostics_dataset
-from repaudit.analysis.embeddings import (
-    frames_dataset,
-    merged_dataset,
-    together_dataset,
-    trajectory_dataset,
-    units_dataset,
 )
 from repaudit.analysis.execution import workplace
 from repaudit.analysis.folder import CACHE, analysis_folder, default_folder, nulls_for_nan, scratch, write_results
-from repaudit.analysis.input_geometry import InputGeometry, input_geometry
 from repaudit.analysis.layer_operators import LayerOperators, layer_operators, threads
+from repaudit.analysis.parts import Margins, Progress, compute_parts
+from repaudit.analysis.scales import resolve_scales
 from repaudit.analysis.selection import select
 from repaudit.analysis.settings import Settings, StoreStrategy
-from repaudit.analysis.similarities import similarity_dataset, too_few_samples
 from repaudit.analysis.study import Study
 from repaudit.analysis.summary import summarize
-from repaudit.errors import ActivationError, AnalysisError
+from repaudit.errors import AnalysisError
 from repaudit.gauge.gauge import DiffusionGauge
 from repaudit.measure.similarity import Measure
-from repaudit.names import LAYER
+from repaudit.names import SAMPLE
 from repaudit.results import (
-    APPROACH,
-    COMPARISON,
     DIAGNOSTICS,
     FINGERPRINT,
-    FRAMES,
-    GROUPS,
-    MERGED,
     PARAMETERS,
-    SIMILARITY,
-    SPREAD,
     SUMMARY,
-    TRAJECTORIES,
-    UNITS,
     VERSIONS,
-    labelled,
 )
 from repaudit.store.read.reader import open_store
 
-Progress = Callable[[str, int, int], None]
-"""Called with what is being done, how much of it is done, and how much there is."""
-
-Part = Callable[[LayerOperators, Study], xr.Dataset | None]
-PARTS: Final[dict[str, Part]] = {
-    SPREAD: spread_dataset,
-    APPROACH: approach_dataset,
-    GROUPS: groups_dataset,
-    TRAJECTORIES: trajectory_dataset,
-    MERGED: merged_dataset,
-    FRAMES: frames_dataset,
-    UNITS: units_dataset,
-    DIAGNOSTICS: diagnostics_dataset,
-}
-"""Groups of the results that are computed layer by layer, in addition to ``comparison`` and ``similarity``."""
 PACKAGES: Final = ("repaudit", "torch", "numpy", "xarray", "zarr", "phate", "pot")
 
 
@@ -97,6 +59,8 @@ def analyze(
     groups: Mapping[str, Sequence[str]] | None = None,
     similarity: Sequence[Measure] = ("cka_debiased", "mutual_knn"),
     similarity_steps: Sequence[int] | None = None,
+    scales: Sequence[float | str] | None = None,
+    keep_merged: Literal["last", "all"] = "last",
     frames: int = 12,
     units: int = 32,
     cache: bool = True,
@@ -132,6 +96,10 @@ def analyze(
         Where operators are computed, e.g. ``"cuda"``.
     gauge
         How activations become operators; ``DiffusionGauge()`` by default.
+    scales
+        Effective numbers of neighbours to look at, such as ``(15, "N/4")``: *neighbourhoods* and *shape*, by default.
+    keep_merged
+        At which steps the merged operators themselves are kept: the last one that the models share, or all of these.
     groups
         Groups of models, within and between which to compare: models or patterns such as ``"seed*"`` per name.
     similarity, similarity_steps
@@ -209,11 +177,12 @@ def run(
         analysis_folder(Path(out) if out is not None else default_folder(url), url) as folder,
         _cache(folder, settings) as cache,
     ):
-        study = Study(_everywhere(url), tree, selection, settings, cache)
+        scales = resolve_scales(settings.scales, settings.gauge, tree.sizes[SAMPLE])
+        study = Study(_everywhere(url), tree, selection, settings, cache, tuple(scales))
         refuse_too_large(study)
         layers, failed = _operators(study, report)
-        parts, notes = _results(layers, study, report)
-        summary = _summary(parts, layers, study, [*selection.left_out, *failed, *notes])
+        parts, margins, notes = compute_parts(layers, study, report)
+        summary = _summary(parts, margins, study, [*selection.left_out, *failed, *notes])
         results = _labelled(parts, summary)
         report("writing", 0, 1)
         write_results(results, summary, folder)
@@ -236,8 +205,8 @@ def _everywhere(url: str | os.PathLike[str]) -> str:
     return text if "://" in text else str(Path(text).absolute())
 
 
-def _operators(study: Study, report: Progress) -> tuple[list[LayerOperators], list[str]]:
-    """Return the operators of every layer that has any, and one line per operator that could not be computed."""
+def _operators(study: Study, report: Progress) -> tuple[list[list[LayerOperators]], list[str]]:
+    """Return the operators of every layer at every scale, and a line for each that could not be computed."""
     names = study.selection.layers
     done, total = 0, sum(len(study.selection.keys(name)) for name in names)
 
@@ -248,9 +217,9 @@ def _operators(study: Study, report: Progress) -> tuple[list[LayerOperators], li
 
     with workplace(study.settings, threads(study)) as executor:
         layers = [layer_operators(study, name, executor, advance) for name in names]
-    failed = ((one.layer, key, why) for one in layers for key, why in one.failed.items())
+    failed = ((one.layer, key, why) for one, *_ in layers for key, why in one.failed.items())
     left_out = [f"layer {layer}, {model} at step {step}: {why}" for layer, (model, step), why in failed]
-    good = [one for one in layers if one.stored]
+    good = [scales for scales in layers if scales[0].stored]
     if not good:
         raise AnalysisError(
             f"expected at least one operator, found none that can be computed; the first reason: {left_out[0]}"
@@ -258,47 +227,13 @@ def _operators(study: Study, report: Progress) -> tuple[list[LayerOperators], li
     return good, left_out
 
 
-def _results(
-    layers: Sequence[LayerOperators], study: Study, report: Progress
-) -> tuple[dict[str, xr.Dataset], list[str]]:
-    """Return the groups of the results, and one line for everything that could not be computed."""
-    inputs, notes = _inputs(study)
-    parts = PARTS | {COMPARISON: lambda operators, study: comparison_dataset(operators, study, inputs)}
-    datasets: dict[str, list[xr.Dataset]] = {}
-    total = len(layers) * len(parts) + 2
-    for i, operators in enumerate(layers):
-        for j, (name, part) in enumerate(parts.items()):
-            dataset = part(operators, study)
-            if dataset is not None:
-                datasets.setdefault(name, []).append(dataset)
-            report("results", i * len(parts) + j + 1, total)
-        notes += [*undefined_spreads(datasets[SPREAD][-1], operators), *missing_starts(operators)]
-    joined = {
-        name: xr.concat(some, dim=LAYER, data_vars="minimal", coords="minimal", compat="override", join="outer")
-        for name, some in datasets.items()
-    }
-    joined[TRAJECTORIES] = joined[TRAJECTORIES].merge(together_dataset(layers, study))
-    report("results", total - 1, total)
-    similar = similarity_dataset(layers, study)
-    report("results", total, total)
-    groups = joined if similar is None else {**joined, SIMILARITY: similar}
-    return groups, [*notes, *too_few_samples(study)]
-
-
-def _inputs(study: Study) -> tuple[InputGeometry | None, list[str]]:
-    try:
-        return input_geometry(study.tree, study.settings.gauge), []
-    except ActivationError as error:
-        return None, [f"comparison with the geometry of the inputs: {error}"]
-
-
 def _summary(
-    parts: Mapping[str, xr.Dataset], layers: Sequence[LayerOperators], study: Study, left_out: Sequence[str]
+    parts: Mapping[str, xr.Dataset], margins: Margins, study: Study, left_out: Sequence[str]
 ) -> dict[str, Any]:
     parameters = {"url": study.url, **study.settings.model_dump(mode="json")}
     parameters["gauge"] = json.loads(parts[DIAGNOSTICS].attrs["gauge"])
     return {
-        **summarize(parts, layers),
+        **summarize(parts, margins),
         "left_out": list(left_out),
         PARAMETERS: parameters,
         FINGERPRINT: study.fingerprint,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from fnmatch import fnmatchcase
@@ -24,7 +25,7 @@ StoreStrategy = Literal["weighted", "frobenius", "reversible", "ot_barycenter"]
 
 def _several(asked: Any) -> Any:
     """Turn a single name or step into a list of one."""
-    return [asked] if isinstance(asked, str | int) else asked
+    return [asked] if isinstance(asked, str | int | float) else asked
 
 
 def _bytes(memory: str) -> str:
@@ -35,6 +36,16 @@ def _bytes(memory: str) -> str:
     if not enough:
         raise ValueError("expected a memory budget such as 2GB")
     return memory
+
+
+def _scales(scales: tuple[float | str, ...] | None) -> tuple[float | str, ...] | None:
+    for scale in scales or ():
+        text = str(scale).removeprefix("N/")
+        if not re.fullmatch(r"[0-9]+(\.[0-9]+)?", text) or float(text) <= 0:
+            raise ValueError(f"expected perplexities such as 15 or N/4, found {scale!r}")
+    if scales is not None and not scales:
+        raise ValueError("expected at least one scale")
+    return scales
 
 
 def _device(name: str) -> str:
@@ -69,11 +80,13 @@ class Settings(BaseModel):
     workers: Annotated[int, Field(ge=1)] | None = None
     device: Annotated[str, AfterValidator(_device)] = "cpu"
     gauge: Annotated[DiffusionGauge, BeforeValidator(lambda gauge: gauge or {})] = DiffusionGauge()
+    scales: Annotated[tuple[float | str, ...] | None, BeforeValidator(_several), AfterValidator(_scales)] = None
     groups: dict[str, Annotated[tuple[str, ...], BeforeValidator(_several)]] | None = None
     similarity: Annotated[tuple[Measure, ...], BeforeValidator(_several)] = ("cka_debiased", "mutual_knn")
     similarity_steps: Steps = None
     frames: Annotated[int, Field(ge=0)] = 12
     units: Annotated[int, Field(ge=0)] = 32
+    keep_merged: Literal["last", "all"] = "last"
     cache: bool = True
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
 

@@ -8,6 +8,7 @@ from uuid import uuid4
 import xarray as xr
 
 from repaudit.analysis.cache import Cache
+from repaudit.analysis.scales import Scale
 from repaudit.analysis.selection import Selection
 from repaudit.analysis.settings import Settings
 from repaudit.names import ATTRS
@@ -22,6 +23,7 @@ class Study:
     selection: Selection
     settings: Settings
     cache: Cache
+    scales: tuple[Scale, ...]
     run: str = ""
     """Distinguishes this run from earlier ones in processes that work for several."""
 

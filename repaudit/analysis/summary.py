@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import xarray as xr
 
-from repaudit.analysis.layer_operators import LayerOperators
-from repaudit.measure.phases import phases, verdict
+from repaudit.analysis.parts import Margins
+from repaudit.analysis.sentences import ended, headline, joined, of_curve, of_pairs, outlying, with_settling
+from repaudit.measure.phases import UNRELATED, phases, verdict
 from repaudit.measure.settling import settling_order
-from repaudit.names import LAYER, MODEL, STEP
+from repaudit.names import LAYER, MODEL, SCALE, SCALE_NAME, STEP
 from repaudit.results import (
     APPROACH,
     COMPARISON,
+    DIAGNOSTICS,
+    FEATURE_HALVES,
     FROM_INPUTS,
     FROM_UNTRAINED,
     GROUP,
@@ -24,38 +27,66 @@ from repaudit.results import (
     HIGH,
     LOW,
     N_MODELS,
-    NOISE_FLOOR,
     OTHER,
+    PAIRS,
     SPREAD,
     bounds,
 )
 
-OPENINGS = {
-    "converging": "The models converge",
-    "diverging": "The models diverge",
-    "unrelated": "The models cannot be told from unrelated ones in the end",
-    "unchanged": "No significant change between the models",
-    "undecided": "Too uncertain to decide",
-}
-COUNTED = {
-    "converging": ("converges", "converge"),
-    "diverging": ("diverges", "diverge"),
-    "unrelated": ("cannot be told from unrelated", "cannot be told from unrelated"),
-    "unchanged": ("shows no significant change", "show no significant change"),
-    "undecided": ("is undecided", "are undecided"),
-}
 UNSETTLED = ("unrelated", "undecided")
 """Verdicts on layers for which settling has no meaning."""
-IDENTICAL = 1e-6
-"""A spread below this at every step is the same run under several names, or the same seed."""
+EQUIVALENT = 0.05
+"""Differences of this size, intervals included, are none."""
 
 
-def summarize(parts: Mapping[str, xr.Dataset], layers: Sequence[LayerOperators]) -> dict[str, Any]:
-    """Summarise all layers: headline, verdicts, what settles first, and the models and steps that were used."""
-    models = list(dict.fromkeys(model for one in layers for model in one.models()))
-    single = APPROACH in parts and len(models) == 1
-    curves = {one.layer: _curve(parts, one.layer, single) for one in layers}
-    said = {name: layer_summary(parts[SPREAD].sel({LAYER: name})) for name in curves}
+def summarize(parts: Mapping[str, xr.Dataset], margins: Margins) -> dict[str, Any]:
+    """Summarise all layers at all scales: headline, verdicts, what settles first, and the models and steps used.
+
+    The entry of a layer is that of the first scale, with the entries of all under ``scales``.
+    """
+    spread = parts[SPREAD]
+    names = [str(name) for name in spread[SCALE_NAME].values]
+    every = {}
+    for index, name in enumerate(names):
+        at_scale = {key: part.isel({SCALE: index}) if SCALE in part.dims else part for key, part in parts.items()}
+        every[name] = _at_scale(
+            at_scale, {layer: change for (layer, scale), change in margins.items() if scale == name}
+        )
+    layers = {}
+    for layer, entry in every[names[0]].layers.items():
+        scales = {name: {"scale": value, **every[name].layers[layer]} for name, value in _values(spread)}
+        layers[layer] = entry | {"sentence": joined({name: one["sentence"] for name, one in scales.items()})}
+        layers[layer]["scales"] = scales
+    models = [str(name) for name in parts[DIAGNOSTICS][MODEL].values]
+    verdicts = {name: {layer: one["verdict"] for layer, one in found.layers.items()} for name, found in every.items()}
+    return {
+        "headline": headline(verdicts, len(models), list(spread[STEP].values)),
+        "layers": layers,
+        "settling": every[names[0]].settling,
+        "scales": [{"scale": value, "name": name} for name, value in _values(spread)],
+        "models": models,
+        "steps": [int(step) for step in spread[STEP].values],
+    }
+
+
+def _values(spread: xr.Dataset) -> list[tuple[str, float]]:
+    return [
+        (str(name), float(value)) for name, value in zip(spread[SCALE_NAME].values, spread[SCALE].values, strict=True)
+    ]
+
+
+@dataclass(frozen=True)
+class _AtScale:
+    layers: dict[str, dict[str, Any]]
+    settling: list[dict[str, Any]]
+
+
+def _at_scale(parts: Mapping[str, xr.Dataset], margins: Mapping[str, Any]) -> _AtScale:
+    """Summarise all layers at one scale."""
+    layers = [str(name) for name in parts[SPREAD][LAYER].values]
+    single = APPROACH in parts
+    curves = {layer: _curve(parts, layer, single, None if single else margins[layer]) for layer in layers}
+    said = {layer: layer_summary(parts[SPREAD].sel({LAYER: layer}), margins[layer]) for layer in layers}
     moving = {name: curve for name, curve in curves.items() if single or said[name]["verdict"] not in UNSETTLED}
     order = settling_order({name: curve for name, curve in moving.items() if len(curve[0])})
     settling = {one.layer: {"settled": one.settled, "below_start": one.below_start} for one in order}
@@ -64,18 +95,14 @@ def summarize(parts: Mapping[str, xr.Dataset], layers: Sequence[LayerOperators])
     for name, (steps, *_) in curves.items():
         one = said[name] | settling.get(name, nothing)
         one |= comparisons(parts, name, int(steps[-1]) if len(steps) else None)
-        summaries[name] = one | {"sentence": _sentence(one, single, len(steps))}
-    return {
-        "headline": headline(summaries, len(models)),
-        "layers": summaries,
-        "settling": [{"layer": name, **when} for name, when in settling.items()],
-        "models": models,
-        "steps": [int(step) for step in parts[SPREAD][STEP].values],
-    }
+        if PAIRS in parts and len(steps) == 1:
+            one["sentence"] = of_pairs(parts[PAIRS].sel({LAYER: name, STEP: steps[0]}))
+        summaries[name] = one | {"sentence": with_settling(one, single, len(steps))}
+    return _AtScale(summaries, [{"layer": name, **when} for name, when in settling.items()])
 
 
-def layer_summary(spread: xr.Dataset) -> dict[str, Any]:
-    """Return verdict, ends, peak, phases and a sentence for one layer of the ``spread`` group."""
+def layer_summary(spread: xr.Dataset, margins: Any = None) -> dict[str, Any]:
+    """Return verdict, ends, peak, phases and a sentence for one layer of the ``spread`` group at one scale."""
     seen = spread.dropna(STEP, subset=[SPREAD])
     steps, value = seen[STEP].values, seen[SPREAD].values
     low, high = seen[LOW].values, seen[HIGH].values
@@ -85,10 +112,10 @@ def layer_summary(spread: xr.Dataset) -> dict[str, Any]:
         if (spread[N_MODELS] > 1).any():
             why = "No spread at any step: see what was left out."
         return {"verdict": "undecided", **nothing, "phases": [], "sentence": why}
-    stretches = phases(steps, value, low, high)
+    stretches = phases(steps, value, low, high, margins)
     peak = int(np.argmax(value))
     summary: dict[str, Any] = {
-        "verdict": verdict(steps, value, low, high),
+        "verdict": verdict(steps, value, low, high, margins),
         "start": _number(value[0]),
         "end": _number(value[-1]),
         "low": _number(low[-1]),
@@ -96,16 +123,13 @@ def layer_summary(spread: xr.Dataset) -> dict[str, Any]:
         "peak": {"step": int(steps[peak]), "value": _number(value[peak])},
         "phases": [{"from": int(p.start), "to": int(p.end), "direction": p.direction} for p in stretches],
     }
-    if value.max() < IDENTICAL:
-        return {**summary, "sentence": "The models are identical at every step: are they one run, or one seed?"}
-    ends = [_with_interval(value[i], low[i], high[i], int(steps[i])) for i in sorted({0, peak, len(steps) - 1})]
-    return {**summary, "sentence": f"{OPENINGS[summary['verdict']]}: their spread is {_listed(ends)}."}
+    return {**summary, "sentence": of_curve(summary["verdict"], seen, peak) + ended(spread, seen) + outlying(seen)}
 
 
 def comparisons(parts: Mapping[str, xr.Dataset], layer: str, end: int | None) -> dict[str, Any]:
-    """Return what to compare a layer's spread at step `end` with: untrained networks, inputs, noise, and groups."""
+    """Return what to compare a layer's spread at step `end` with: untrained networks, inputs, halves of features."""
     against = parts[COMPARISON].sel({LAYER: layer})
-    entry: dict[str, Any] = {"noise_floor": _number(float(against[NOISE_FLOOR]))}
+    entry: dict[str, Any] = {"feature_halves": _number(float(against[FEATURE_HALVES]))}
     for name, variable in (("untrained", FROM_UNTRAINED), ("inputs", FROM_INPUTS)):
         entry[name] = _at(against, end, variable, *bounds(variable))
     if entry["untrained"]:
@@ -126,17 +150,27 @@ def _at(dataset: xr.Dataset, step: int | None, value: str, low: str, high: str) 
 
 
 def _agreement(spread: Mapping[str, Any] | None, *others: Mapping[str, Any] | None) -> str | None:
-    """Say whether models are significantly nearer to each other than to their inputs and the untrained networks.
+    """Say where an agreement of the models comes from; None where they do not agree, or nothing is shown.
 
-    Untrained networks agree without having learned anything: agreement is inherited if the models are no nearer to each
-    other than to either. None if neither can be said, or a distance is not known.
+    They agree where the interval of the spread lies below that of unrelated models. That is learned where they are
+    significantly nearer to each other than to their inputs and to the untrained networks, which agree without having
+    learned anything. It is inherited where they are shown to be no nearer to each other than to one of these: the
+    difference is reversed, or lies within .05 with all of its interval.
     """
-    if spread is None or spread["high"] is None or any(other is None or other["low"] is None for other in others):
+    if spread is None or spread["high"] is None or spread["high"] >= UNRELATED:
+        return None
+    if any(other is None or other["low"] is None for other in others):
         return None
     known = [other for other in others if other is not None]
     if all(spread["high"] < other["low"] for other in known):
         return "learned"
-    return "inherited" if any(spread["value"] >= other["value"] for other in known) else None
+    return "inherited" if any(_no_nearer(spread, other) for other in known) else None
+
+
+def _no_nearer(spread: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    difference = other["value"] - spread["value"]
+    half = math.hypot(other["high"] - other["value"], spread["high"] - spread["value"])
+    return bool(difference + half < 0 or abs(difference) + half <= EQUIVALENT)
 
 
 def _groups(groups: xr.Dataset, end: int | None) -> dict[str, Any]:
@@ -152,43 +186,15 @@ def _groups(groups: xr.Dataset, end: int | None) -> dict[str, Any]:
     return spreads
 
 
-def _curve(parts: Mapping[str, xr.Dataset], layer: str, single: bool) -> tuple[Any, Any, Any, Any]:
-    """Return steps, value, low and high of what may settle: the spread, or a single model's distance from its end."""
+def _curve(parts: Mapping[str, xr.Dataset], layer: str, single: bool, margins: Any) -> tuple[Any, ...]:
+    """Return steps, value, low, high and margins of what may settle: the spread, or a model's distance from its end."""
     group, name = (APPROACH, APPROACH) if single else (SPREAD, SPREAD)
     one = parts[group].sel({LAYER: layer})
     seen = (one.isel({MODEL: 0}) if single else one).dropna(STEP, subset=[name])
     if N_MODELS in seen and seen.sizes[STEP]:  # another number of models is not a change of a model
-        seen = seen.sel({STEP: seen[N_MODELS] == seen[N_MODELS][-1]})
-    return seen[STEP].values, seen[name].values, seen[LOW].values, seen[HIGH].values
-
-
-def _sentence(layer: Mapping[str, Any], single: bool, steps: int) -> str:
-    settled = layer["settled"]
-    if single:
-        if steps < 2:
-            return "One model at one step: nothing to compare it with."
-        if settled is None:
-            return "One model: at no step before the last it is within noise of its own end."
-        return f"One model: from step {settled} on it cannot be told from its own end."
-    return f"{layer['sentence']}{f' Settled from step {settled} on.' if settled is not None else ''}"
-
-
-def headline(layers: dict[str, dict[str, Any]], n_models: int) -> str:
-    """Return one line for all layers."""
-    if n_models < 2:
-        return "One model only: its trajectory and geometry are shown; the spread needs at least two models."
-    counts = Counter(layer["verdict"] for layer in layers.values())
-    parts = [f"{counts[name]} {words[counts[name] > 1]}" for name, words in COUNTED.items() if counts[name]]
-    return f"{n_models} models, {len(layers)} layer{'s' * (len(layers) > 1)}: {', '.join(parts)}."
-
-
-def _with_interval(value: float, low: float, high: float, step: int) -> str:
-    known = math.isfinite(low) and math.isfinite(high)
-    return f"{value:.2f}{f' [{low:.2f}, {high:.2f}]' if known else ''} at step {step}"
-
-
-def _listed(parts: list[str]) -> str:
-    return parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} and {parts[-1]}"
+        same = (seen[N_MODELS] == seen[N_MODELS][-1]).values
+        seen, margins = seen.isel({STEP: same}), margins[np.ix_(same, same)]
+    return seen[STEP].values, seen[name].values, seen[LOW].values, seen[HIGH].values, margins
 
 
 def _number(value: float) -> float | None:

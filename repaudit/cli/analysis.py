@@ -49,6 +49,12 @@ def analyze(
         list[str] | None,
         typer.Option(metavar="NAME=VALUE", help="A parameter of the gauge, e.g. knn=10; repeatable."),
     ] = None,
+    scales: Annotated[
+        str | None, typer.Option(help="Effective numbers of neighbours, separated by commas; 15,N/4 by default.")
+    ] = None,
+    keep_merged: Annotated[
+        str | None, typer.Option(help="Steps whose merged operators are kept: last, the default, or all.")
+    ] = None,
     similarity: Annotated[str | None, typer.Option(help="Similarity measures, separated by commas.")] = None,
     similarity_steps: Annotated[str | None, typer.Option(help="Steps of the similarity maps, like --steps.")] = None,
     frames: Annotated[
@@ -80,6 +86,8 @@ def analyze(
             "groups": _parse_groups(groups),
             "similarity": parse_names(similarity),
             "similarity_steps": parse_steps(similarity_steps, store),
+            "scales": parse_names(scales),
+            "keep_merged": keep_merged,
             "frames": frames,
             "units": units,
             "memory": memory,

@@ -18,12 +18,12 @@ _PANEL_ENTRIES: Final = {"cpu": 2**19, "cuda": 2**25}
 
 
 def row_panels(count: int, size: int) -> Iterator[slice]:
-    """Consecutive slices of at most ``size`` rows."""
+    """Return consecutive slices of at most ``size`` rows."""
     return (slice(start, min(start + size, count)) for start in range(0, count, size))
 
 
 def cache_panels(matrix: Tensor) -> Iterator[slice]:
-    """Ranges of rows of a matrix that stay in cache from one step to the next."""
+    """Return ranges of rows of a matrix that stay in cache from one step to the next."""
     entries = _PANEL_ENTRIES.get(matrix.device.type, 2**20)
     return row_panels(len(matrix), max(1, entries // max(1, matrix.shape[1])))
 
@@ -51,7 +51,7 @@ class Cloud:
         return self.samples.shape[0]
 
     def exact(self, index: slice | Tensor) -> Tensor:
-        """Rows in float64, not centred and not scaled, ``(len(index), feature)``; maybe a view: read only."""
+        """Return rows in float64, not centred and not scaled, ``(len(index), feature)``; maybe a view: read only."""
         rows = self.samples[index].double()
         if self.deviation is not None:
             rows = rows / self.deviation
@@ -60,15 +60,20 @@ class Cloud:
         return rows
 
     def rows(self, index: slice | Tensor, dtype: torch.dtype | None = None) -> Tensor:
-        """Centred and scaled rows, ``(len(index), feature)``, in a copy."""
+        """Return centred and scaled rows, ``(len(index), feature)``, in a copy."""
         dtype = dtype or self.samples.dtype
         if dtype == self.samples.dtype and self.deviation is None and self.norm is None:
             return torch.add(-self.centre.to(dtype), self.samples[index], alpha=self.scaling)
         return torch.add(-self.centre.double(), self.exact(index), alpha=self.scaling).to(dtype)
 
+    def part(self, place: slice) -> Cloud:
+        """Return a range of the samples, centred and scaled as all of them are."""
+        norm = None if self.norm is None else self.norm[place]
+        return Cloud(self.samples[place], self.deviation, norm, self.centre, self.scaling, self.spread)
+
     @cached_property
     def groups(self) -> Tensor:
-        """A number for each sample, the same for equal samples, ``(sample)``."""
+        """Return a number for each sample, the same for equal samples, ``(sample)``."""
         found: Tensor = torch.unique(self.samples, dim=0, return_inverse=True)[1]
         return found
 
@@ -101,7 +106,7 @@ def cloud(samples: Tensor, metric: Metric = "euclidean", standardize: bool = Fal
 
 
 def _centred(points: Cloud, keep: Tensor | None) -> Cloud:
-    """The same samples about the mean of the kept ones."""
+    """Return the same samples about the mean of the kept ones."""
     total = torch.zeros(points.samples.shape[1], dtype=torch.float64, device=points.samples.device)
     for part in row_panels(len(points), _PANEL):
         rows = points.rows(part)
@@ -111,7 +116,7 @@ def _centred(points: Cloud, keep: Tensor | None) -> Cloud:
 
 
 def _spread(points: Cloud) -> tuple[float, Tensor]:
-    """Root mean square distance from the mean, and the distance of each sample from the centre ``(sample)``."""
+    """Return the root mean square distance from the mean, and each sample's distance from the centre ``(sample)``."""
     distance = torch.empty(len(points), dtype=torch.float64, device=points.samples.device)
     offset = torch.zeros_like(points.centre, dtype=torch.float64)
     for part in row_panels(len(points), _PANEL):
@@ -123,7 +128,7 @@ def _spread(points: Cloud) -> tuple[float, Tensor]:
 
 
 def _power_of_two(value: float) -> float:
-    """The power of two that brings a positive value near 1."""
+    """Return the power of two that brings a positive value near 1."""
     return 2.0 ** -round(math.log2(value)) if value > 0 else 1.0
 
 
@@ -146,7 +151,7 @@ def _norms(samples: Tensor, deviation: Tensor | None) -> Tensor:
 
 
 def _deviation(samples: Tensor, scaling: float) -> Tensor:
-    """Standard deviation of each feature, float64; 1 for a feature that is constant to rounding."""
+    """Return the standard deviation of each feature, float64; 1 for a feature that is constant to rounding."""
     parts = list(row_panels(len(samples), _PANEL))
     scaled = sum((samples[part].double() * scaling).sum(0) for part in parts)
     mean = torch.as_tensor(scaled) / len(samples)

@@ -48,6 +48,7 @@ class Panel:
 
 
 def panel(points: Cloud, place: Where, dtype: torch.dtype) -> Panel:
+    """Return the centred rows of some samples, with their norms."""
     rows = points.rows(place, dtype)
     norms = torch.linalg.vector_norm(rows, dim=1).square_()
     return Panel(place, rows, norms, float(norms.amax()))
@@ -103,7 +104,7 @@ def squared_block_(out: Tensor, points: Cloud, left: Panel, right: Panel) -> Ten
 
 
 def pair_distances(points: Cloud, i: Tensor, j: Tensor) -> Tensor:
-    """Squared distances of the pairs ``(i, j)`` from their differences, in float64 and scaled units."""
+    """Return the squared distances of the pairs ``(i, j)`` from their differences, in float64 and scaled units."""
     found = torch.empty(len(i), dtype=torch.float64, device=i.device)
     for part in row_panels(len(i), _PAIRS_AT_ONCE):
         found[part] = ((points.exact(i[part]) - points.exact(j[part])) * points.scaling).square_().sum(1)
@@ -130,7 +131,7 @@ def _correct(out: Tensor, points: Cloud, place: Place, flagged: Tensor) -> None:
 
 
 def _samples(where: Where, index: Tensor) -> Tensor:
-    """The samples that rows or columns of a block stand for."""
+    """Return the samples that rows or columns of a block stand for."""
     return index + where.start if isinstance(where, slice) else where[index]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,53 +10,106 @@ import torch
 from torch import Tensor
 
 from repaudit.distance.points import Metric
-from repaudit.gauge.bandwidth import floored, median_distance
+from repaudit.gauge.bandwidth import FLOOR, floored, median_distance
 from repaudit.gauge.kernel import Kernel
 from repaudit.gauge.normalize import refuse_isolated
+from repaudit.gauge.perplexity import Spreading, spread_over_neighbors
+from repaudit.gauge.perplexity_operator import Computed, Scale
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """How samples are compared, and where their local scales come from: ``fixed``, or the ``knn``-th neighbour."""
+    """How samples are compared."""
 
     metric: Metric
     standardize: bool
-    fixed: float | str | None
-    knn: int
 
 
-def differentiable_operator(
-    samples: Tensor, comparison: Comparison, kernel: Kernel
+def differentiable_kernel_operator(
+    samples: Tensor, comparison: Comparison, kernel: Kernel, fixed: float | str | None, knn: int
 ) -> tuple[Tensor, Tensor, dict[str, Any]]:
-    """``P``, degrees and counts of ``samples (sample, feature)``, differentiable in the samples.
+    """Return ``P``, degrees and counts of ``samples (sample, feature)``, differentiable in the samples.
 
     The distances that set the bandwidths carry a gradient, the choice of neighbours does not. Where samples coincide
     the gradient of their distance is taken as zero.
     """
     with torch.autocast(samples.device.type, enabled=False):
-        squared = squared_distances(samples.double(), comparison.metric, comparison.standardize)
-        scale, floors = _scale(squared, comparison.fixed, comparison.knn)
+        squared = squared_distances(samples.double(), comparison)
+        scale, floors = _scale(squared, fixed, knn)
         affinity = kernel.pairs(squared, scale[:, None], scale, torch.float64)
         if not kernel.self_loops:
             affinity = affinity * (1 - torch.eye(len(affinity), dtype=affinity.dtype, device=affinity.device))
             refuse_isolated(affinity.detach().sum(1), samples.dtype)
-        if kernel.alpha:
-            weight = affinity.sum(1).pow(-kernel.alpha)
-            affinity = weight[:, None] * affinity * weight
-        degrees = affinity.sum(1)
-        matrix = (affinity / degrees[:, None]).to(samples.dtype)
-    same = int(((squared == 0).sum(1) > 1).sum())
-    counts = {"duplicates": same, "collapsed": not bool(squared.any()), "floored": floors}
-    return matrix, degrees, counts
+        matrix, degrees = _markov(affinity, kernel.alpha)
+    counts = {"duplicates": _duplicates(squared), "collapsed": not bool(squared.any()), "floored": floors}
+    return matrix.to(samples.dtype), degrees, counts
 
 
-def squared_distances(samples: Tensor, metric: Metric, standardize: bool) -> Tensor:
-    """``|x_i - x_j|²`` in float64, ``(sample, sample)``, the diagonal zero."""
-    if standardize:
+def differentiable_perplexity_operator(samples: Tensor, comparison: Comparison, scale: Scale, alpha: float) -> Computed:
+    """Return the dense operator of fixed perplexity, differentiable in the samples.
+
+    The precision ``b_i`` carries the gradient of the equation that it solves, ``db/dx = -(dH/dx) / (dH/db)``: one step
+    of Newton's iteration from the solution. The choice of neighbours carries none.
+    """
+    with torch.autocast(samples.device.type, enabled=False):
+        squared = squared_distances(samples.double(), comparison)
+        alone = torch.eye(len(squared), dtype=torch.bool, device=squared.device)
+        known = squared.detach().masked_fill(alone, math.inf)
+        near = known <= known.kthvalue(scale.neighbors, dim=1, keepdim=True).values * (1 + 1e-12)
+        size = float(known.masked_fill(alone, 0.0).mean().div(2).sqrt())
+        found = spread_over_neighbors(known.masked_fill(~near, math.inf), scale.perplexity, FLOOR * (size or 1.0))
+        probability = _with_gradient(squared, near, found, scale.perplexity)
+        matrix, degrees = _markov((probability + probability.mT) / 2, alpha)
+    counts = {
+        "duplicates": _duplicates(squared),
+        "collapsed": not bool(squared.any()),
+        "floored": found.floored,
+        "unheld": found.unheld,
+    }
+    return Computed(matrix.to(samples.dtype), degrees, counts)
+
+
+def _with_gradient(squared: Tensor, near: Tensor, found: Spreading, perplexity: float) -> Tensor:
+    """Return the probabilities of a solution, differentiable where the perplexity is held and constant elsewhere."""
+    p = found.probability
+    entropy = -torch.special.xlogy(p, p).sum(1)
+    held = (found.precision > 0) & found.precision.isfinite() & ((entropy - math.log(perplexity)).abs() < 1e-6)
+    b = torch.where(held, found.precision, 1.0)
+    gap = torch.where(near, squared - squared.detach().masked_fill(~near, math.inf).amin(1, keepdim=True), 0.0)
+
+    def weights(precision: Tensor) -> tuple[Tensor, Tensor]:
+        weight = torch.where(near, torch.exp(-precision[:, None] * gap), 0.0)
+        return weight, weight.sum(1)
+
+    weight, total = weights(b)
+    mean = (weight * gap).sum(1) / total
+    with torch.no_grad():
+        variance = (weight * gap.square()).sum(1) / total - mean.square()
+        slope = torch.where(held, -b * variance, 1.0)
+    excess = total.log() + b * mean - math.log(perplexity)
+    weight, total = weights(b - torch.where(held, (excess - excess.detach()) / slope, 0.0))
+    return torch.where(held[:, None], weight / total[:, None], p)
+
+
+def _markov(affinity: Tensor, alpha: float) -> tuple[Tensor, Tensor]:
+    if alpha:
+        weight = affinity.sum(1).pow(-alpha)
+        affinity = weight[:, None] * affinity * weight
+    degrees = affinity.sum(1)
+    return affinity / degrees[:, None], degrees
+
+
+def _duplicates(squared: Tensor) -> int:
+    return int(((squared == 0).sum(1) > 1).sum())
+
+
+def squared_distances(samples: Tensor, comparison: Comparison) -> Tensor:
+    """Return ``|x_i - x_j|²`` in float64, ``(sample, sample)``, the diagonal zero."""
+    if comparison.standardize:
         deviation = samples.std(0, correction=0)
         constant = deviation <= torch.finfo(torch.float64).eps * 8 * samples.mean(0).abs()
         samples = samples / torch.where(constant, 1.0, deviation)
-    if metric == "cosine":
+    if comparison.metric == "cosine":
         samples = samples / samples.norm(dim=1, keepdim=True)
     centred = samples - samples.detach().mean(0)
     norms = centred.square().sum(1)

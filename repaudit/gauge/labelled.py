@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import torch
@@ -13,6 +13,9 @@ from torch import Tensor
 
 from repaudit.errors import ActivationError
 from repaudit.names import LAYER, MODEL, SAMPLE, STEP
+
+_EXACT: Final = {torch.float32: 2**24, torch.float64: 2**53}
+"""Integers up to which every one of them is a float."""
 
 
 @dataclass(frozen=True)
@@ -24,6 +27,7 @@ class Activations:
     place: dict[str, Any] = field(default_factory=dict)
 
     def where(self) -> str:
+        """Return the place in words, for messages."""
         return ", ".join(f"{key} {value}" for key, value in self.place.items())
 
 
@@ -68,15 +72,38 @@ def _from_dataarray(array: xr.DataArray) -> Activations:
 def _tensor(X: Any) -> Tensor:
     if isinstance(X, np.ma.MaskedArray) or (isinstance(X, Tensor) and X.layout != torch.strided):
         raise ActivationError(f"expected dense activations without a mask, found {type(X).__name__}")
-    if not isinstance(X, Tensor):
-        array = np.asarray(X)
-        if array.dtype.kind not in "fiub" and array.dtype.name != "bfloat16":
-            raise ActivationError(f"expected activations of numbers, found dtype {array.dtype}")
-        X = torch.from_numpy(np.array(array, dtype=array.dtype if array.dtype == np.float64 else np.float32, copy=True))
-    if X.is_complex():
-        raise ActivationError(f"expected real activations, found {X.dtype}")
-    tensor: Tensor = X if X.dtype in {torch.float32, torch.float64} else X.float()
-    return tensor
+    tensor = X if isinstance(X, Tensor) else _from_numpy(np.asarray(X))
+    if tensor.is_complex():
+        raise ActivationError(f"expected real activations, found {tensor.dtype}")
+    return tensor if tensor.dtype in {torch.float32, torch.float64} else tensor.to(_wide_enough(tensor))
+
+
+def _wide_enough(tensor: Tensor) -> torch.dtype:
+    """Return the dtype that holds each of these values: float32 for half precision and for integers up to 2^24."""
+    if tensor.is_floating_point() or tensor.dtype == torch.bool or not tensor.numel():
+        return torch.float32
+    largest = max(abs(int(bound)) for bound in torch.aminmax(tensor))
+    if largest > _EXACT[torch.float64]:
+        raise ActivationError(f"expected integers up to 2^53, found {largest}, which float64 would round")
+    return torch.float32 if largest <= _EXACT[torch.float32] else torch.float64
+
+
+def _from_numpy(array: NDArray[Any]) -> Tensor:
+    """Copy an array of numbers into a tensor that holds each value exactly, whatever its width and byte order."""
+    if array.dtype.name == "bfloat16":
+        return torch.from_numpy(array.astype(np.float32))
+    if array.dtype.kind not in "fiub":
+        raise ActivationError(f"expected activations of numbers, found dtype {array.dtype}")
+    if array.dtype.kind == "f" and array.dtype.itemsize > 8:
+        narrow = array.astype(np.float64)
+        if not np.array_equal(narrow.astype(array.dtype), array, equal_nan=True):
+            raise ActivationError(f"expected numbers that float64 holds, found {array.dtype}: convert them yourself")
+        array = narrow
+    if array.dtype.kind == "u" and array.dtype.itemsize > 1:  # torch computes with signed integers
+        if array.size and int(array.max()) > np.iinfo(np.int64).max:
+            raise ActivationError(f"expected integers up to 2^53, found {array.max()}, which float64 would round")
+        array = array.astype(np.int64)
+    return torch.from_numpy(np.array(array, dtype=array.dtype.newbyteorder("="), copy=True))
 
 
 def _refuse_not_finite(found: Activations) -> None:

@@ -21,7 +21,7 @@ _PANEL_ENTRIES: Final = {"cpu": 2**20, "cuda": 2**25}
 def landmark_operator(
     points: Cloud, kernel: Kernel, fixed: float | None, knn: int, landmarks: Tensor
 ) -> tuple[Tensor, Tensor, dict[str, Any]]:
-    """The factor ``(sample, landmark)``, the degrees ``(sample)`` and the counts of diagnostics.
+    """Return the factor ``(sample, landmark)``, the degrees ``(sample)`` and the counts of diagnostics.
 
     The local scale is the distance to the ``knn``-th nearest landmark, the sample itself excluded, and the density
     correction divides ``K_il`` by ``(Σ_m K_im)^alpha (Σ_j K_jl)^alpha``: with every sample a landmark, both are those

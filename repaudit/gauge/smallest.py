@@ -14,7 +14,7 @@ _FEW_THREADS: Final = 4
 
 
 def smallest(rows: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """The ``k`` smallest entries of each row and their columns, in no order, ``(row, k)`` each."""
+    """Return the ``k`` smallest entries of each row and their columns, in no order, ``(row, k)`` each."""
     values, groups = _candidates(rows, k)
     found, place = values.topk(k, largest=False, sorted=False)
     if groups is None:
@@ -26,7 +26,7 @@ def smallest(rows: Tensor, k: int) -> tuple[Tensor, Tensor]:
 
 
 def smallest_values(rows: Tensor, k: int) -> Tensor:
-    """The ``k`` smallest entries of each row, in no order, ``(row, k)``."""
+    """Return the ``k`` smallest entries of each row, in no order, ``(row, k)``."""
     values = _candidates(rows, k)[0]
     if not _vectorised(rows):
         return values.topk(k, largest=False, sorted=False).values

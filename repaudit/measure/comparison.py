@@ -1,4 +1,4 @@
-"""Spread between groups of models, departure from a reference, approach to a model's end, and the noise floor."""
+"""Spread between groups of models, departure from a reference, approach to an end, and of halves of the features."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from itertools import combinations, product
 from typing import Any
 
 import numpy as np
+from numpy.typing import ArrayLike, NDArray
 
 from repaudit.errors import ActivationError, OperatorError
 from repaudit.measure.spread import Spread, named_operators, spread, spread_of_pairs
@@ -41,6 +42,7 @@ def group_spread(operators: Mapping[str, Operator], groups: Mapping[str, str], *
     Examples
     --------
     >>> import numpy as np
+    from numpy.typing import ArrayLike, NDArray
     >>> ring, chain = np.roll(np.eye(8), 1, axis=1), np.roll(np.eye(8), 2, axis=1)
     >>> result = group_spread({"a": ring, "b": ring, "c": chain, "d": chain}, {"a": "s", "b": "s", "c": "l", "d": "l"})
     >>> result.within["s"].value, result.within["l"].value, round(result.between["s", "l"].value, 2)
@@ -87,6 +89,7 @@ def departure(
     Examples
     --------
     >>> import numpy as np
+    from numpy.typing import ArrayLike, NDArray
     >>> ring = np.roll(np.eye(8), 1, axis=1)
     >>> round(departure({"seed0": ring, "seed1": np.eye(8)}, reference=ring).value, 3)
     0.5
@@ -120,6 +123,7 @@ def approach(operators: Sequence[Operator], *, seed: int = 0) -> list[Spread]:
     Examples
     --------
     >>> import numpy as np
+    from numpy.typing import ArrayLike, NDArray
     >>> [round(step.value, 3) for step in approach([np.eye(8), np.roll(np.eye(8), 1, axis=1)])]
     [1.0, 0.0]
     """
@@ -129,7 +133,25 @@ def approach(operators: Sequence[Operator], *, seed: int = 0) -> list[Spread]:
     return [spread({"then": operators[index], "end": last}, seed=seed) for index in range(len(operators))]
 
 
-def noise_floor(X: Any, gauge: Callable[[Any], Operator], *, splits: int = 5, seed: int = 0) -> float:
+def holm(pvalues: ArrayLike) -> NDArray[np.float64]:
+    """Return p-values adjusted for their number, so that all of them hold together; NaN stays NaN.
+
+    Source: Holm, A simple sequentially rejective multiple test procedure (1979).
+
+    Examples
+    --------
+    >>> holm([0.01, 0.04, 0.03]).round(3).tolist()
+    [0.03, 0.06, 0.06]
+    """
+    values = np.asarray(pvalues, dtype=np.float64)
+    adjusted = np.full(values.shape, np.nan)
+    order = np.argsort(values, kind="stable")[: int(np.isfinite(values).sum())]
+    factors = np.arange(len(order), 0, -1)
+    adjusted[order] = np.minimum(np.maximum.accumulate(values[order] * factors), 1.0)
+    return adjusted
+
+
+def feature_halves(X: Any, gauge: Callable[[Any], Operator], *, splits: int = 5, seed: int = 0) -> float:
     """Compute the spread of one representation with itself: operators of random halves of its features, averaged.
 
     Halves have more noise than the whole, so this is an upper bound: models with a spread below it agree as closely as
@@ -150,7 +172,7 @@ def noise_floor(X: Any, gauge: Callable[[Any], Operator], *, splits: int = 5, se
     --------
     >>> from repaudit.gauge.gauge import DiffusionGauge
     >>> points = np.random.default_rng(0).normal(size=(40, 2))
-    >>> 0 < noise_floor(np.repeat(points, 16, axis=1), DiffusionGauge(knn=5)) < 0.5
+    >>> 0 < feature_halves(np.repeat(points, 16, axis=1), DiffusionGauge(knn=5)) < 0.5
     True
     """
     activations = np.asarray(X.detach().cpu() if hasattr(X, "detach") else X)

@@ -20,17 +20,26 @@ SMALLEST_CHANGE = 0.01
 class Curve:
     """Steps with a known value, and the half-widths of their intervals below and above it; unknown half-widths are NaN.
 
-    A change between two steps is significant where it exceeds both half-widths facing it, taken together as
-    ``sqrt(a^2 + b^2)`` and widened for the number of steps (Tukey's studentized range), and 0.01.
+    A change between two steps is significant where it exceeds the margin of their difference, and 0.01. Without
+    margins, which take what the steps share into account, that is both half-widths facing it, taken together as
+    ``sqrt(a^2 + b^2)`` and widened for the number of steps (Tukey's studentized range).
     """
 
     steps: NDArray[np.int64]
     value: NDArray[np.float64]
     below: NDArray[np.float64]
     above: NDArray[np.float64]
+    margins: NDArray[np.float64] | None = None
 
     @classmethod
-    def of(cls, steps: Sequence[int] | ArrayLike, value: ArrayLike, low: ArrayLike, high: ArrayLike) -> Curve:
+    def of(
+        cls,
+        steps: Sequence[int] | ArrayLike,
+        value: ArrayLike,
+        low: ArrayLike,
+        high: ArrayLike,
+        margins: ArrayLike | None = None,
+    ) -> Curve:
         """Check a curve given by values and interval ends (step), and leave out steps without a value.
 
         Raises
@@ -49,7 +58,11 @@ class Curve:
         if outside.any():
             raise AnalysisError(f"expected low <= value <= high, found another order at step {at[outside.argmax()]}")
         known = np.isfinite(v)
-        return cls(at[known].astype(np.int64), v[known], (v - low)[known], (high - v)[known])
+        wide = None if margins is None else np.asarray(margins, dtype=np.float64)
+        if wide is not None and wide.shape != (len(at), len(at)):
+            raise AnalysisError(f"expected margins (step, step) of {len(at)} steps, found shape {wide.shape}")
+        kept = None if wide is None else wide[np.ix_(known, known)]
+        return cls(at[known].astype(np.int64), v[known], (v - low)[known], (high - v)[known], kept)
 
     def __len__(self) -> int:
         return len(self.value)
@@ -61,14 +74,15 @@ class Curve:
 
     def falls(self, a: int | slice, b: int) -> bool:
         """Return whether the value at `b` is significantly below that at `a`, or at any index of a slice."""
-        return self._exceeds(self.value[a] - self.value[b], self.below[a], self.above[b])
+        return self._exceeds(self.value[a] - self.value[b], a, b, self.below[a], self.above[b])
 
     def rises(self, a: int | slice, b: int) -> bool:
         """Return whether the value at `b` is significantly above that at `a`, or at any index of a slice."""
-        return self._exceeds(self.value[b] - self.value[a], self.above[a], self.below[b])
+        return self._exceeds(self.value[b] - self.value[a], a, b, self.above[a], self.below[b])
 
-    def _exceeds(self, change: ArrayLike, half: ArrayLike, other: ArrayLike) -> bool:
-        return bool(np.any(change > np.maximum(SMALLEST_CHANGE, self.widening * np.hypot(half, other))))
+    def _exceeds(self, change: ArrayLike, a: int | slice, b: int, half: ArrayLike, other: ArrayLike) -> bool:
+        margin = self.widening * np.hypot(half, other) if self.margins is None else self.margins[a, b]
+        return bool(np.any(change > np.maximum(SMALLEST_CHANGE, margin)))
 
 
 @cache

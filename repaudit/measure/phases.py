@@ -34,7 +34,13 @@ class Phase:
     direction: Direction
 
 
-def phases(steps: Sequence[int] | ArrayLike, value: ArrayLike, low: ArrayLike, high: ArrayLike) -> list[Phase]:
+def phases(
+    steps: Sequence[int] | ArrayLike,
+    value: ArrayLike,
+    low: ArrayLike,
+    high: ArrayLike,
+    margins: ArrayLike | None = None,
+) -> list[Phase]:
     """Cut a curve with intervals into phases that fall, rise or stay flat.
 
     A change between two steps is significant where it exceeds both half-widths facing it, taken together as
@@ -63,7 +69,7 @@ def phases(steps: Sequence[int] | ArrayLike, value: ArrayLike, low: ArrayLike, h
     >>> [(p.start, p.end, p.direction) for p in phases([0, 40, 200, 600], curve, curve - 0.05, curve + 0.05)]
     [(0, 40, 'rises'), (40, 600, 'falls')]
     """
-    return read_phases(Curve.of(steps, value, low, high))
+    return read_phases(Curve.of(steps, value, low, high, margins))
 
 
 def read_phases(curve: Curve) -> list[Phase]:
@@ -77,7 +83,13 @@ def read_phases(curve: Curve) -> list[Phase]:
     return [Phase(int(steps[a]), int(steps[b]), direction) for a, b, direction in stretches]
 
 
-def verdict(steps: Sequence[int] | ArrayLike, value: ArrayLike, low: ArrayLike, high: ArrayLike) -> Verdict:
+def verdict(
+    steps: Sequence[int] | ArrayLike,
+    value: ArrayLike,
+    low: ArrayLike,
+    high: ArrayLike,
+    margins: ArrayLike | None = None,
+) -> Verdict:
     """Say in one word what became of the spread.
 
     ``undecided``: fewer than two steps, no interval at the end, or one from below 0.5 to 0.95.
@@ -94,7 +106,7 @@ def verdict(steps: Sequence[int] | ArrayLike, value: ArrayLike, low: ArrayLike, 
     >>> verdict([0, 100], [0.9, 0.2], [0.8, 0.1], [0.93, 0.3])
     'converging'
     """
-    curve = Curve.of(steps, value, low, high)
+    curve = Curve.of(steps, value, low, high, margins)
     if len(curve) < 2 or not math.isfinite(curve.below[-1] + curve.above[-1]):
         return "undecided"
     if curve.value[-1] + curve.above[-1] >= UNRELATED:

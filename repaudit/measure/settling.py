@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from numpy.typing import ArrayLike
 
@@ -12,8 +13,8 @@ from repaudit.measure.curve import SMALLEST_CHANGE, Curve
 UNINFORMATIVE = 0.5
 """With a wider interval of the end, half of the way from identical to unrelated, nothing is known of settling."""
 
-Points = tuple[Sequence[int] | ArrayLike, ArrayLike, ArrayLike, ArrayLike]
-"""Steps, value, low and high, each (step,)."""
+Points = Sequence[Any]
+"""Steps, value, low and high, each (step,), and margins of their differences (step, step) where they are known."""
 
 
 @dataclass(frozen=True)
@@ -25,7 +26,13 @@ class Settling:
     settled: int | None
 
 
-def below_start(steps: Sequence[int] | ArrayLike, value: ArrayLike, low: ArrayLike, high: ArrayLike) -> int | None:
+def below_start(
+    steps: Sequence[int] | ArrayLike,
+    value: ArrayLike,
+    low: ArrayLike,
+    high: ArrayLike,
+    margins: ArrayLike | None = None,
+) -> int | None:
     """Return the first step at which the spread is significantly below its start; None if there is none.
 
     Examples
@@ -33,11 +40,17 @@ def below_start(steps: Sequence[int] | ArrayLike, value: ArrayLike, low: ArrayLi
     >>> below_start([0, 10, 100], [0.9, 0.85, 0.3], [0.8, 0.75, 0.2], [1.0, 0.95, 0.4])
     100
     """
-    curve = Curve.of(steps, value, low, high)
+    curve = Curve.of(steps, value, low, high, margins)
     return next((int(curve.steps[i]) for i in range(1, len(curve)) if curve.falls(0, i)), None)
 
 
-def settled(steps: Sequence[int] | ArrayLike, value: ArrayLike, low: ArrayLike, high: ArrayLike) -> int | None:
+def settled(
+    steps: Sequence[int] | ArrayLike,
+    value: ArrayLike,
+    low: ArrayLike,
+    high: ArrayLike,
+    margins: ArrayLike | None = None,
+) -> int | None:
     """Return the first step from which the spread stays within the interval of its end (or 0.01).
 
     The end's interval decides: a step does not count as settled because it is too uncertain to differ significantly
@@ -49,7 +62,7 @@ def settled(steps: Sequence[int] | ArrayLike, value: ArrayLike, low: ArrayLike, 
     >>> settled([0, 10, 100, 200], [0.9, 0.5, 0.2, 0.22], [0.8, 0.4, 0.1, 0.12], [1.0, 0.6, 0.3, 0.32])
     100
     """
-    curve = Curve.of(steps, value, low, high)
+    curve = Curve.of(steps, value, low, high, margins)
     last = len(curve) - 1
     if last < 1 or not curve.below[last] + curve.above[last] <= UNINFORMATIVE:
         return None

@@ -4,23 +4,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from itertools import combinations
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
 from repaudit.errors import OperatorError
-from repaudit.measure.null import NO_STRUCTURE, null_inner
-from repaudit.operators.stack import Operator, dense, side_of
+from repaudit.measure.pairs import Pair, compare, sampling_error
+from repaudit.measure.tally import GROUPS, Halves, Tally
+from repaudit.operators.stack import Operator, side_of
 
 LEVEL = 0.95
-GROUPS = 20
-"""The samples are divided into this many groups; a random half of the groups is one subsample."""
-HALVES = 400
 
 Array = NDArray[np.float64]
 
@@ -47,7 +44,18 @@ class Spread:
     models_error : float
         Standard error by the jackknife over models (Student's t, K - 1 degrees of freedom); NaN for fewer than three.
     samples_error : float
-        Standard error by halves of the samples drawn without replacement; NaN for fewer than 8 samples.
+        Standard error over samples, from what groups of them and pairs of groups add; NaN for fewer than 8 samples.
+    rows : float
+        The same row by row, ``mean over samples of |p_n - q_n|^2 / null_n``: no sample counts for more than 1 / N.
+    largest_row : float
+        Share of the squared distances in the row of `largest_sample`, the largest mean share of any sample.
+    halves : (B)
+        `value` on other samples: in random halves of the samples, the same ones for the same number of samples and
+        seed, about `value` and with `samples_error` as their standard deviation.
+    left_out : (K)
+        `value` with each model left out; empty for fewer than three.
+    pairs : mapping of two model names to Pair
+        The comparison of every pair.
 
     See Also
     --------
@@ -68,6 +76,12 @@ class Spread:
     n_models: int
     models_error: float
     samples_error: float
+    rows: float = math.nan
+    largest_row: float = math.nan
+    largest_sample: int = -1
+    halves: Array = field(default_factory=lambda: np.zeros(0), repr=False, compare=False)
+    left_out: Array = field(default_factory=lambda: np.zeros(0), repr=False, compare=False)
+    pairs: Mapping[tuple[str, str], Pair] = field(default_factory=dict, repr=False, compare=False)
 
 
 def spread(operators: Mapping[str, Operator] | Sequence[Operator], *, seed: int = 0) -> Spread:
@@ -78,10 +92,9 @@ def spread(operators: Mapping[str, Operator] | Sequence[Operator], *, seed: int 
     even while models converge; the ratio does not.
 
     The interval is the wider one of two. *Models*: the jackknife over the K models (leave one out), whose sample size
-    is the number of models. *Samples*: the variance over random halves of the samples drawn without replacement, which
-    equals that of the whole set (half of the data missing doubles the variance, half of the population seen halves it
-    again). With two models there is no jackknife: the interval is about these two models on other samples, not about
-    other models.
+    is the number of models. *Samples*: what 20 random groups of the samples and each two of them add to the value, as
+    components of variance. With two models there is no jackknife: the interval is about these two models on other
+    samples, not about other models.
 
     Parameters
     ----------
@@ -117,7 +130,7 @@ def spread(operators: Mapping[str, Operator] | Sequence[Operator], *, seed: int 
 
     References
     ----------
-    Efron and Stein (1981), The jackknife estimate of variance. Politis, Romano and Wolf (1999), Subsampling.
+    Efron and Stein (1981), The jackknife estimate of variance. Arvesen (1969), Jackknifing U-statistics.
     """
     named = list(named_operators(operators).items())
     return spread_of_pairs(named, list(combinations(range(len(named)), 2)), len(named), seed)
@@ -133,40 +146,82 @@ def spread_of_pairs(
     sides = {side_of(operator) for _, operator in operators}
     if len(sides) > 1:
         raise OperatorError(f"expected operators on the same samples, found sizes {sorted(sides)}")
-    if not pairs:
-        for name, operator in operators:
-            _dense(name, operator)
-        nan = math.nan
-        return Spread(nan, nan, nan, nan, nan, nan, models, nan, nan)
-    halves = _halves(sides.pop(), seed)
+    halves = Halves.of(sides.pop(), seed) if sides else Halves.of(2, seed)
 
     @lru_cache(maxsize=2)
-    def tally(index: int) -> _Tally:
-        return _Tally.of(_dense(*operators[index]), halves.groups)
+    def tally(index: int) -> Tally:
+        name, operator = operators[index]
+        try:
+            return Tally.of(operator, halves)
+        except OperatorError as error:
+            raise OperatorError(f"model {name!r}: {error}") from error
 
-    rows = [_pair(tally(i), tally(j), halves) for i, j in pairs]
-    ratios, raws, nulls, hellingers, resampled = (np.array(column) for column in zip(*rows, strict=True))
-    value = float(ratios.mean())
-    models_error = jackknife_error(ratios, pairs, models)
-    samples_error = float(resampled.mean(0).std()) if len(halves.picks) else math.nan
+    if not pairs:
+        for index in range(len(operators)):
+            tally(index)
+        nan = math.nan
+        return Spread(nan, nan, nan, nan, nan, nan, models, nan, nan)
+    compared = [compare(tally(i), tally(j), halves) for i, j in pairs]
+    names = [(operators[i][0], operators[j][0]) for i, j in pairs]
+    return _summed(dict(zip(names, compared, strict=True)), pairs, models)
+
+
+def _summed(compared: Mapping[tuple[str, str], Pair], pairs: Sequence[tuple[int, int]], models: int) -> Spread:
+    """Return the means over pairs, and how sure they are."""
+    every = list(compared.values())
+    ratios = np.array([pair.ratio for pair in every])
+    value, halves = float(ratios.mean()), np.mean([pair.halves for pair in every], axis=0)
+    left_out = leave_one_out(ratios, pairs, models)
+    models_error = float(np.sqrt((models - 1) * left_out.var())) if len(left_out) else math.nan
+    samples_error = sampling_error(np.mean([pair.influence for pair in every], axis=0)) if len(halves) else math.nan
     low, high = _interval(value, models_error, samples_error, models)
+    shares = np.mean([pair.shares for pair in every], axis=0)
     return Spread(
         value=value,
-        raw=float(raws.mean()),
-        null=float(nulls.mean()),
+        raw=float(np.mean([pair.distance for pair in every])),
+        null=float(np.mean([pair.null for pair in every])),
         low=low,
         high=high,
-        hellinger=float(hellingers.mean()),
+        hellinger=float(np.mean([pair.hellinger for pair in every])),
         n_models=models,
         models_error=models_error,
         samples_error=samples_error,
+        rows=float(np.mean([pair.rows for pair in every])),
+        largest_row=float(shares.max()),
+        largest_sample=int(shares.argmax()),
+        halves=_rescaled(halves, value, samples_error),
+        left_out=left_out,
+        pairs=compared,
     )
 
 
-def jackknife_error(pair_values: Array, pairs: Sequence[tuple[int, int]], models: int) -> float:
-    """Compute the standard error of a mean over pairs by leaving out one model at a time.
+def _rescaled(halves: Array, value: float, error: float) -> Array:
+    """Return resamples about a value, with its standard error as their standard deviation."""
+    deviation = halves.std() if len(halves) else 0.0
+    return value + (halves - halves.mean()) * (error / deviation) if deviation > 0 else np.full_like(halves, value)
 
-    NaN for fewer than three models, and if one model is in every pair.
+
+def leave_one_out(pair_values: Array, pairs: Sequence[tuple[int, int]], models: int) -> Array:
+    """Return the mean over pairs with each model left out, (K).
+
+    Empty for fewer than three models, and where one model is in every pair.
+
+    Examples
+    --------
+    >>> leave_one_out(np.array([1.0, 2.0, 3.0]), [(0, 1), (0, 2), (1, 2)], 3).tolist()
+    [3.0, 2.0, 1.0]
+    """
+    members = np.array(pairs)
+    kept = [~(members == k).any(1) for k in range(models)] if models > 2 else []
+    if not kept or not all(keep.any() for keep in kept):
+        return np.zeros(0)
+    return np.array([pair_values[keep].mean() for keep in kept])
+
+
+def jackknife_error(pair_values: Array, pairs: Sequence[tuple[int, int]], models: int) -> float:
+    """Compute the standard error of a mean over pairs by leaving one model out at a time.
+
+    NaN for fewer than three models, and where one model is in every pair.
 
     ``se^2 = (K - 1) / K * sum over k of (theta_(-k) - mean theta_(-k))^2``.
 
@@ -175,14 +230,8 @@ def jackknife_error(pair_values: Array, pairs: Sequence[tuple[int, int]], models
     >>> round(jackknife_error(np.array([1.0, 2.0, 3.0]), [(0, 1), (0, 2), (1, 2)], 3), 4)
     1.1547
     """
-    if models < 3:
-        return math.nan
-    members = np.array(pairs)
-    kept = [~(members == k).any(1) for k in range(models)]
-    if not all(keep.any() for keep in kept):
-        return math.nan
-    left_out = np.array([pair_values[keep].mean() for keep in kept])
-    return float(np.sqrt((models - 1) * left_out.var()))
+    left_out = leave_one_out(pair_values, pairs, models)
+    return float(np.sqrt((models - 1) * left_out.var())) if len(left_out) else math.nan
 
 
 def named_operators(operators: Mapping[str, Operator] | Sequence[Operator]) -> dict[str, Operator]:
@@ -199,101 +248,9 @@ def named_operators(operators: Mapping[str, Operator] | Sequence[Operator]) -> d
     return {str(name): operator for name, operator in named.items()}
 
 
-def _dense(name: str, operator: Operator) -> Array:
-    try:
-        return dense(operator)
-    except OperatorError as error:
-        raise OperatorError(f"model {name!r}: {error}") from error
-
-
-@dataclass(frozen=True)
-class _Halves:
-    """Groups of samples as an indicator (N, G), and random halves of the groups as an indicator (B, G)."""
-
-    groups: Array
-    picks: Array
-
-    def within(self, table: Array) -> Array:
-        """Sum a (G, G) table over the rows and columns of every half, (B,)."""
-        sums: Array = ((self.picks @ table) * self.picks).sum(1)
-        return sums
-
-    def along(self, row: Array) -> Array:
-        """Sum a (G,) row over the groups of every half, (B,)."""
-        sums: Array = self.picks @ row
-        return sums
-
-
-def _halves(samples: int, seed: int) -> _Halves:
-    rng = np.random.default_rng(seed)
-    count = min(GROUPS, samples // 2 * 2)
-    groups = np.zeros((samples, count))
-    groups[rng.permutation(samples), np.arange(samples) % count] = 1
-    if samples < 8:
-        return _Halves(groups, np.zeros((0, count)))
-    picks = np.zeros((HALVES, count))
-    for row in picks:
-        row[rng.choice(count, count // 2, replace=False)] = 1
-    return _Halves(groups, picks)
-
-
-@dataclass(frozen=True)
-class _Tally:
-    """One operator less 1/N, its square root, and the sums of its entries by groups of samples."""
-
-    matrix: Array
-    root: Array
-    groups: Array
-    diagonal: Array
-    entries: Array
-    squares: Array
-
-    @classmethod
-    def of(cls, matrix: Array, groups: Array) -> _Tally:
-        """Sum up one operator."""
-        root = np.sqrt(np.clip(matrix, 0, None))
-        centred = matrix - 1 / len(matrix)  # changes neither distances nor null, and avoids a cancellation in the null
-        tables = groups.T @ np.diag(centred), _by_group(centred, groups), _by_group(centred**2, groups)
-        return cls(centred, root, groups, *tables)
-
-
-def _by_group(matrix: Array, groups: Array) -> Array:
-    table: Array = groups.T @ (matrix @ groups)
-    return table
-
-
-def _pair(p: _Tally, q: _Tally, halves: _Halves) -> tuple[float, float, float, float, Array]:
-    """Return ratio, raw distance, null and Hellinger ratio of a pair, and its ratio in every half of the samples."""
-    apart, squares = _by_group((p.matrix - q.matrix) ** 2, p.groups), p.squares + q.squares
-    distance, size = float(apart.sum()), len(p.matrix)
-    whole = (p.diagonal.sum(), p.entries.sum(), q.diagonal.sum(), q.entries.sum())
-    null = _null(*whole, squares.sum(), size)
-    halved = (halves.along(p.diagonal), halves.within(p.entries), halves.along(q.diagonal), halves.within(q.entries))
-    nulls = _null(*halved, halves.within(squares), halves.along(p.groups.sum(0)))
-    resampled = _ratio(halves.within(apart), nulls)
-    return float(_ratio(distance, null)), math.sqrt(distance), float(null), _hellinger_ratio(p.root, q.root), resampled
-
-
-def _null(trace_p: Any, total_p: Any, trace_q: Any, total_q: Any, squares: Any, side: Any) -> Any:
-    return squares - 2 * null_inner(trace_p, total_p, trace_q, total_q, side)
-
-
-def _ratio(distance: Any, null: Any) -> Array:
-    null = np.asarray(null, dtype=np.float64)
-    ratio = np.full(null.shape, math.nan)
-    np.divide(distance, null, out=ratio, where=null > NO_STRUCTURE)
-    return ratio
-
-
-def _hellinger_ratio(p: Array, q: Array) -> float:
-    """Return the squared row-Hellinger distance of two operators over its expectation under random relabelling."""
-    null = _null(np.trace(p), p.sum(), np.trace(q), q.sum(), np.vdot(p, p) + np.vdot(q, q), len(p))
-    return float(_ratio(np.sum((p - q) ** 2), null))
-
-
 def _interval(value: float, models_error: float, samples_error: float, models: int) -> tuple[float, float]:
     quantile = (1 + LEVEL) / 2
     by_models = models_error * stats.t.ppf(quantile, models - 1) if models > 2 else math.nan
-    by_samples = samples_error * stats.norm.ppf(quantile)
+    by_samples = samples_error * stats.t.ppf(quantile, GROUPS - 1)
     half = np.fmax(by_models, by_samples)
     return float(np.maximum(value - half, 0)), float(value + half)

@@ -70,7 +70,7 @@ def signs(vectors: Tensor) -> Tensor:
 
 
 def as_sparse(matrix: Any) -> Tensor:
-    """A scipy or torch sparse matrix as a coalesced COO tensor of its own precision."""
+    """Return a scipy or torch sparse matrix as a coalesced COO tensor of its own precision."""
     if isinstance(matrix, Tensor):
         coo: Tensor = matrix.to_sparse_coo()  # type: ignore[no-untyped-call]
         return coo.coalesce()

@@ -20,7 +20,7 @@ _PANEL: Final = 256
 
 
 def diagnose(matrix: Tensor) -> dict[str, Any]:
-    """The diagnostics that a matrix ``(sample, neighbor)`` tells by itself."""
+    """Return the diagnostics that a matrix ``(sample, neighbor)`` tells by itself."""
     count = len(matrix)
     neighbors = float(row_entropy(matrix).exp().quantile(0.5))
     kept = matrix.diagonal().double()
@@ -33,13 +33,13 @@ def diagnose(matrix: Tensor) -> dict[str, Any]:
 
 
 def row_entropy(matrix: Tensor) -> Tensor:
-    """Entropy of each row in nats, ``(sample)``, float64."""
+    """Return entropy of each row in nats, ``(sample)``, float64."""
     rows = (matrix[panel] for panel in row_panels(len(matrix), _PANEL))
     return torch.cat([-torch.special.xlogy(part, part).sum(1, dtype=torch.float64) for part in rows])
 
 
 def components(matrix: Tensor) -> int:
-    """Number of connected components, by links with ``P_ij P_ji`` above the square of the rounding error."""
+    """Return the number of connected components, by links with ``P_ij P_ji`` above the square of the rounding error."""
     weakest = torch.finfo(matrix.dtype).eps
     waiting = torch.ones(len(matrix), dtype=torch.bool, device=matrix.device)
     found = 0

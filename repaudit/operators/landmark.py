@@ -73,6 +73,7 @@ class LandmarkDiffusionOperator(DiffusionOperator):
 
     @property
     def n_samples(self) -> int:
+        """Number of samples."""
         return self.factor.shape[0]
 
     @property
@@ -114,6 +115,7 @@ class LandmarkDiffusionOperator(DiffusionOperator):
         return LandmarkDiffusionOperator(raised, self.degrees, self.landmarks, attrs=attrs, samples=self.samples)
 
     def eigenpairs(self, k: int | None = None) -> tuple[Tensor, Tensor]:
+        """Return eigenvalues and right eigenvectors from the factor's singular values."""
         k = self._check_k(k)
         left, values, _ = self._decomposed
         if k > len(values):
@@ -128,6 +130,7 @@ class LandmarkDiffusionOperator(DiffusionOperator):
 
     @cached_property
     def diagnostics(self) -> dict[str, Any]:
+        """Counts of what makes an operator doubtful, from panels of its rows."""
         entropy = torch.cat([row_entropy(self._rows(place).clamp_(min=0)) for place in self._panels()])
         neighbors = float(entropy.exp().quantile(0.5))
         kept = self.factor.square().sum(1, dtype=torch.float64)
@@ -140,7 +143,7 @@ class LandmarkDiffusionOperator(DiffusionOperator):
         return {**found, **self._known}
 
     def to_dataarray(self) -> xr.DataArray:
-        """The factor on ``(sample, landmark)``, ``degree`` and the landmarks' positions as coordinates."""
+        """Return the factor on ``(sample, landmark)``, ``degree`` and the landmarks' positions as coordinates."""
         coords: dict[str, Any] = {
             DEGREE: (SAMPLE, self.degrees.cpu().numpy()),
             LANDMARK: (LANDMARK, self.landmarks.cpu().numpy()),
@@ -153,7 +156,7 @@ class LandmarkDiffusionOperator(DiffusionOperator):
 
 
 def _components(factor: Tensor) -> int:
-    """Connected components of the samples: two are linked where a landmark leads from one to the other."""
+    """Return the number of components of the samples: two are linked where a landmark leads from one to the other."""
     strongest = factor.amax(0)
     links = (factor * strongest > torch.finfo(factor.dtype).eps).nonzero().cpu().numpy()
     count, size = factor.shape

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -19,6 +20,7 @@ from repaudit.errors import OperatorError
 from repaudit.names import NEIGHBOR, SAMPLE
 from repaudit.operators import diagnostics as seen
 from repaudit.operators.convert import as_matrix, check_stochastic, signs
+from repaudit.operators.kept import kept_operator
 from repaudit.operators.stationary import stationary_distribution
 
 ROUNDING: Final = {torch.float32: 2e-5, torch.float64: 1e-9}
@@ -78,6 +80,42 @@ class DiffusionOperator:
         return _from_dataarray(array, None)
 
     @staticmethod
+    def from_results(
+        results: str | os.PathLike[str] | xr.DataTree,
+        layer: str,
+        scale: float | str | None = None,
+        step: int | None = None,
+    ) -> DiffusionOperator:
+        """Return the merged operator P* that an analysis kept.
+
+        Parameters
+        ----------
+        results
+            Path of ``results.zarr``, or the tree that :func:`repaudit.analyze` returned.
+        layer
+            Name of the layer.
+        scale
+            The perplexity, or its name such as ``"shape"``; the first of the analysis by default.
+        step
+            A step that was kept; the last one by default. ``repaudit analyze --keep-merged all`` keeps every step that
+            the models share.
+
+        Raises
+        ------
+        OperatorError
+            There are no such results, or no such layer, scale or step in them; those that there are, are named.
+
+        Examples
+        --------
+        >>> DiffusionOperator.from_results("store.analysis/results.zarr", "model.norm", scale=15)  # doctest: +SKIP
+        DiffusionOperator(256 samples, merge=frobenius)
+        """
+        kept = kept_operator(results, layer, scale, step)
+        operator = DiffusionOperator.from_matrix(kept.matrix, kept.attrs)
+        operator.samples = kept.samples
+        return operator
+
+    @staticmethod
     def _holds(matrix: Any) -> bool:
         """Whether this form of operator is the one for a matrix; the dense form takes what no other does."""
         return False
@@ -106,6 +144,7 @@ class DiffusionOperator:
 
     @property
     def n_samples(self) -> int:
+        """Number of samples."""
         return self.matrix.shape[0]
 
     @cached_property
@@ -181,7 +220,7 @@ class DiffusionOperator:
         return k
 
     def eigenpairs(self, k: int | None = None) -> tuple[Tensor, Tensor]:
-        """The ``k`` largest eigenvalues ``(k)`` and right eigenvectors ``(sample, k)``, float64; all for ``k=None``.
+        """Return the ``k`` largest eigenvalues ``(k)`` and right eigenvectors ``(sample, k)``, float64; by default all.
 
         ``P ψ = λ ψ`` by way of the symmetric conjugate, ``ψ = π^-1/2 u``, so that ``Σ_i π_i ψ_i² = 1``. The eigenvalues
         of an operator that is not reversible may be complex: complex128, largest modulus first.
@@ -243,6 +282,7 @@ class DiffusionOperator:
         return {**seen.diagnose(self.matrix.detach()), **self._known}
 
     def to_numpy(self) -> NDArray[Any]:
+        """Return the dense matrix."""
         found: NDArray[Any] = self.matrix.detach().cpu().numpy()
         return found
 
@@ -250,7 +290,7 @@ class DiffusionOperator:
         return np.array(self.to_numpy(), dtype=dtype, copy=True if copy is None else copy)
 
     def to_dataarray(self) -> xr.DataArray:
-        """The matrix on ``(sample, neighbor)``, the degrees as a coordinate, all parameters in the attrs."""
+        """Return the matrix on ``(sample, neighbor)``, the degrees as a coordinate, all parameters in the attrs."""
         coords: dict[str, Any] = {DEGREE: (SAMPLE, self.degrees.cpu().numpy())}
         if self.samples is not None:
             coords |= {SAMPLE: self.samples, NEIGHBOR: (NEIGHBOR, self.samples)}
@@ -293,7 +333,7 @@ def _from_dataarray(array: xr.DataArray, attrs: Mapping[str, Any] | None) -> Dif
 
 
 def _same_order(array: xr.DataArray) -> xr.DataArray:
-    """The neighbours in the order of the samples, where both are labelled."""
+    """Return the neighbours in the order of the samples, where both are labelled."""
     if not {SAMPLE, NEIGHBOR} <= set(array.coords):
         return array
     samples, neighbors = array.coords[SAMPLE].values, array.coords[NEIGHBOR].values

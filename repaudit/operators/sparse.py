@@ -69,6 +69,7 @@ class SparseDiffusionOperator(DiffusionOperator):
 
     @property
     def wide(self) -> Tensor:
+        """The dense matrix in float64, up to 5,000 samples."""
         if self.n_samples > _DENSE:
             raise OperatorError(
                 f"this needs all {self.n_samples}² entries of a sparse operator; it is done up to {_DENSE} samples. "
@@ -78,12 +79,14 @@ class SparseDiffusionOperator(DiffusionOperator):
 
     @cached_property
     def degrees(self) -> Tensor:
+        """Row sums of the density-corrected kernel, ``(sample)``, float64; of a foreign matrix, ``N π``."""
         if self._degrees is not None:
             return self._degrees
         return torch.from_numpy(stationary_distribution(self.csr)).to(self.matrix.device) * self.n_samples
 
     @cached_property
     def reversible(self) -> bool:
+        """Whether ``π_i P_ij = π_j P_ji`` to rounding."""
         if self._degrees is not None:
             return True
         flow = diags_array(self.stationary.cpu().numpy()) @ self.csr
@@ -93,6 +96,7 @@ class SparseDiffusionOperator(DiffusionOperator):
 
     @property
     def symmetric(self) -> Tensor:
+        """Symmetric conjugate ``D^1/2 P D^-1/2``, sparse, float64."""
         self._needs_reversible()
         return as_sparse(self._conjugate()).to(self.matrix.device)
 
@@ -103,6 +107,7 @@ class SparseDiffusionOperator(DiffusionOperator):
         return csr_array((conjugate + conjugate.T) / 2)
 
     def power(self, t: int) -> DiffusionOperator:
+        """Return ``P^t``, which fills up as ``t`` grows."""
         time = self._check_time(t)
         raised, square = diags_array(np.ones(self.n_samples), format="csr"), self.csr
         while t:
@@ -111,6 +116,7 @@ class SparseDiffusionOperator(DiffusionOperator):
         return SparseDiffusionOperator(tensor, self._degrees, attrs={**self.attrs, "t": time}, samples=self.samples)
 
     def eigenpairs(self, k: int | None = None) -> tuple[Tensor, Tensor]:
+        """Return the ``k`` largest eigenvalues and right eigenvectors; few of many by Lanczos iteration."""
         k = self._check_k(k)
         if self.n_samples <= _FEW or 4 * k > self.n_samples:
             return DiffusionOperator(self.wide, self._degrees).eigenpairs(k)
@@ -154,6 +160,7 @@ class SparseDiffusionOperator(DiffusionOperator):
 
     @cached_property
     def diagnostics(self) -> dict[str, Any]:
+        """Counts of what makes an operator doubtful."""
         matrix = self.csr
         logs = matrix.copy()
         logs.data = -matrix.data * np.log(np.where(matrix.data > 0, matrix.data, 1))
@@ -171,11 +178,12 @@ class SparseDiffusionOperator(DiffusionOperator):
         return {**found, **self._known}
 
     def to_numpy(self) -> NDArray[Any]:
+        """Return the dense matrix."""
         found: NDArray[Any] = self.matrix.detach().cpu().to_dense().numpy()
         return found
 
     def to_dataarray(self) -> xr.DataArray:
-        """The entries that are kept on dim ``entry``, with coordinates ``row``, ``column`` and the row's ``degree``."""
+        """Return the entries on dim ``entry``, with coordinates ``row``, ``column`` and the row's ``degree``."""
         coo = self.matrix.detach().cpu()
         rows, columns = coo.indices().numpy()
         coords = {"row": (ENTRY, rows), "column": (ENTRY, columns), DEGREE: (ENTRY, self.degrees.cpu().numpy()[rows])}

@@ -3,42 +3,40 @@
 from __future__ import annotations
 
 import mmap
-import os
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from repaudit.errors import OperatorError
+from repaudit.operators.files import PRECISIONS, OperatorFile, SparseOperatorFile
 
-_PRECISIONS = (np.float32, np.float64)
+_FILES = (OperatorFile, SparseOperatorFile)
 
 Operator: TypeAlias = Any
 """Anything with ``.matrix``, or a square array: NumPy, torch (dense or sparse), scipy sparse, DataArray."""
 
 
 def matrix_of(operator: Operator) -> Any:
-    """The matrix that an operator holds; arrays are their own."""
+    """Return the matrix that an operator holds; arrays are their own."""
     inner = getattr(operator, "matrix", operator)
     return getattr(inner, "values", inner) if hasattr(inner, "dims") else inner
 
 
 def side_of(operator: Operator) -> int:
-    """Number of samples of one operator, without reading what lies in a file.
+    """Return the number of samples of one operator, without reading what lies in a file.
 
     Raises
     ------
     OperatorError
         The operator is not square.
     """
-    return _side(operator if isinstance(operator, OperatorFile) else matrix_of(operator), "the operator")
+    return _side(operator if isinstance(operator, _FILES) else matrix_of(operator), "the operator")
 
 
 def dense(operator: Operator) -> np.ndarray[Any, np.dtype[np.float64]]:
-    """One operator as a float64 array (N, N), checked to be square and finite.
+    """Return one operator as a float64 array (N, N), checked to be square and finite.
 
     Raises
     ------
@@ -53,64 +51,6 @@ def dense(operator: Operator) -> np.ndarray[Any, np.dtype[np.float64]]:
     if not np.isfinite(array).all():
         raise OperatorError("expected finite entries, found NaN or infinity in the operator: leave this step out")
     return array
-
-
-@dataclass(frozen=True)
-class OperatorFile:
-    """One operator in a file, read a band at a time: what is read, not mapped, never counts as this process's memory.
-
-    Attributes
-    ----------
-    path : str
-    shape : (sample, neighbor)
-    dtype : numpy dtype, float32 or float64
-    offset : int
-        Byte at which the first row begins; rows lie one after the other.
-    """
-
-    path: str
-    shape: tuple[int, int]
-    dtype: np.dtype[Any]
-    offset: int
-
-    @classmethod
-    def at(cls, path: str | os.PathLike[str]) -> OperatorFile:
-        """The operator in a ``.npy`` file.
-
-        Raises
-        ------
-        OperatorError
-            The file holds no C-ordered float matrix, or less of it than its header says.
-        """
-        try:
-            array = np.load(path, mmap_mode="r", allow_pickle=False)
-        except FileNotFoundError:
-            raise
-        except Exception as error:
-            raise OperatorError(f"expected an operator in {os.fspath(path)}: {error}") from error
-        if array.ndim != 2 or array.dtype not in _PRECISIONS or not array.flags.c_contiguous:
-            raise OperatorError(f"expected a float matrix in {os.fspath(path)}, found {array.dtype} {array.shape}")
-        return cls(os.fspath(path), array.shape, array.dtype, array.offset)
-
-    @property
-    def matrix(self) -> NDArray[Any]:
-        """All of it, in memory."""
-        whole = np.empty(self.shape, self.dtype)
-        self.read(whole, 0)
-        return whole
-
-    def read(self, target: NDArray[Any], start: int) -> None:
-        """Fill (rows, N) from row `start` on."""
-        descriptor = os.open(self.path, os.O_RDONLY)
-        try:
-            view, at = memoryview(target.data).cast("B"), self.offset + start * self.shape[1] * self.dtype.itemsize
-            while len(view):
-                done = os.preadv(descriptor, [view], at)
-                if not done:
-                    raise OperatorError(f"expected {len(view)} bytes more at {at}, found the end of {self.path}")
-                view, at = view[done:], at + done
-        finally:
-            os.close(descriptor)
 
 
 class OperatorStack:
@@ -150,7 +90,7 @@ class OperatorStack:
 
     def _item(self, index: int) -> Any:
         operator = self._operators[index]
-        return operator if isinstance(operator, OperatorFile) else matrix_of(operator)
+        return operator if isinstance(operator, _FILES) else matrix_of(operator)
 
     def _fill(self, part: torch.Tensor, start: int, stop: int) -> None:
         if self._cube:
@@ -161,7 +101,7 @@ class OperatorStack:
             operator = self._item(index)
             if start == 0:
                 self._check(operator, index)
-            if isinstance(operator, OperatorFile) and operator.dtype == rows.dtype:
+            if isinstance(operator, _FILES) and operator.dtype == rows.dtype:
                 operator.read(rows[index], start)
             else:
                 _copy(part[index], _band(matrix_of(operator), start, stop))
@@ -175,12 +115,12 @@ class OperatorStack:
 
 
 def _files_under(operators: Any) -> list[OperatorFile] | None:
-    """The operators of a plain memory map (T, N, N) as files; private (copy-on-write) maps differ from their file."""
+    """Return the operators of a memory map (T, N, N) as files; private (copy-on-write) maps differ from theirs."""
     if not isinstance(operators, np.memmap) or operators.mode == "c" or operators.ndim != 3:
         return None
     pages, array = _pages(operators), np.asarray(operators)
     inner = array.strides[1:] == (array.shape[2] * array.itemsize, array.itemsize)
-    if pages is None or operators.filename is None or not inner or array.dtype not in _PRECISIONS:
+    if pages is None or operators.filename is None or not inner or array.dtype not in PRECISIONS:
         return None
     within = array.__array_interface__["data"][0] - np.frombuffer(pages, np.uint8).__array_interface__["data"][0]
     first = operators.offset - operators.offset % mmap.ALLOCATIONGRANULARITY + within

@@ -75,7 +75,7 @@ def _irreducible(transition: Transition) -> Array:
 
 
 def _classes(transition: Transition) -> tuple[NDArray[np.int32], list[int]]:
-    """The communicating class of each sample, and which classes no transition leaves."""
+    """Return the communicating class of each sample, and which classes no transition leaves."""
     if not issparse(transition) and transition.min() > _ABSENT:
         return np.zeros(len(transition), dtype=np.int32), [0]
     links = csr_array(transition > _ABSENT)

@@ -90,7 +90,8 @@ def test_another_gauge_or_seed_is_another_result(planted_store, tmp_path):
     first = ra.analyze(url, out, **BARE)
     other = ra.analyze(url, out, gauge={"knn": 5}, **BARE)
     assert len(operators_in(out)) == 2 * 2 * 2
-    assert abs(float((first["spread"]["spread"] - other["spread"]["spread"]).sum())) > 1e-3
+    assert abs(float((first["spread"]["spread"].values - other["spread"]["spread"].values).sum())) > 1e-3
+    assert [results["spread"]["scale"].item() for results in (first, other)] == [15, 5]
     fresh = ra.analyze(url, tmp_path / "fresh", gauge=ra.DiffusionGauge(knn=5), **BARE)
     assert_equal(other, fresh, rtol=1e-9)
 

@@ -125,7 +125,7 @@ def test_one_model_settles_where_it_was_planted(tmp_path, probe_set):
     assert approach.sel(step=[30, 40, 50]).max() < 1e-6
     summary = results.repaudit.summary
     assert summary["layers"]["layer"]["settled"] == 30
-    assert summary["settling"] == [{"layer": "layer", "settled": 30, "below_start": 10}]
+    assert summary["settling"] == [{"layer": "layer", "settled": 30, "below_start": 20}]
     assert summary["layers"]["layer"]["verdict"] == "undecided"
     assert "step 30" in summary["layers"]["layer"]["sentence"]
 
@@ -210,7 +210,7 @@ def test_frames_are_phate_of_the_merged_operators_in_one_frame(planted_store, tm
         ra.DiffusionMerging("frobenius").merge({m: o.to_numpy() for m, o in tree.repaudit.operators("only", s).items()})
         for s in (0, 2, 16)
     ]
-    np.testing.assert_allclose(frames["merged"].sel(layer="only"), phate_frames(merged).values, atol=1e-6)
+    np.testing.assert_allclose(frames["merged"].sel(layer="only").isel(scale=0), phate_frames(merged).values, atol=1e-6)
     last = frames.sel(layer="only", step=16)
     apart = np.linalg.norm(last["models"] - last["merged"], axis=-1).max()
     assert apart < 0.1 * np.abs(last["merged"]).max(), "models that agree lie where the merged one does"
@@ -222,7 +222,7 @@ def test_units_and_the_picture_of_all_layers_are_drawn(planted_store, tmp_path):
     assert units["embedding"].shape == (2, 1, 6, 5, 2)
     assert units["feature"].sel(layer="first", model="seed0").values.tolist() == [0, 3, 6, 8, 11]
     together = results["trajectories"]["together"]
-    assert together.dims == ("layer", "model", "step", "component")
+    assert together.dims == ("layer", "scale", "model", "step", "component")
     assert np.isfinite(together).all()
     # both layers hold the same activations: the same points
     np.testing.assert_allclose(together.sel(layer="first"), together.sel(layer="second"), atol=1e-9)

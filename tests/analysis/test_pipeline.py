@@ -46,11 +46,11 @@ def test_planted_convergence_is_found_and_everything_is_written(planted_store, t
 
     with xr.open_datatree(out / "results.zarr", engine="zarr") as stored:
         xr.testing.assert_allclose(stored["spread"].to_dataset(), results["spread"].to_dataset())
-        assert stored["spread"]["spread"].dims == ("layer", "step")
+        assert stored["spread"]["spread"].dims == ("layer", "scale", "step")
         assert set(stored["spread"].data_vars) >= {"spread", "spread_raw", "low", "high", "hellinger"}
-        assert stored["trajectories"]["trajectory"].dims == ("layer", "model", "step", "component")
-        assert stored["trajectories"]["stress"].dims == ("layer",)
-        assert stored["merged"]["embedding"].dims == ("layer", "sample", "component")
+        assert stored["trajectories"]["trajectory"].dims == ("layer", "scale", "model", "step", "component")
+        assert stored["trajectories"]["stress"].dims == ("layer", "scale")
+        assert stored["merged"]["embedding"].dims == ("layer", "scale", "sample", "component")
         assert stored["merged"]["label"].dims == ("sample",)
         assert np.isfinite(stored["trajectories"]["trajectory"]).all()
         assert (stored["diagnostics"]["components"] >= 1).all()
@@ -69,7 +69,9 @@ def test_spread_is_the_formula_on_the_stored_activations(planted_store):
         inner = trace_p * trace_q / n + (n - trace_p) * (n - trace_q) / (n * (n - 1))
         null = (p**2).sum() + (q**2).sum() - 2 * inner
         ratios.append(((p - q) ** 2).sum() / null)
-    np.testing.assert_allclose(results["spread"]["spread"].sel(layer="only", step=4), np.mean(ratios), rtol=1e-5)
+    np.testing.assert_allclose(
+        results["spread"]["spread"].sel(layer="only", scale=15, step=4), np.mean(ratios), rtol=1e-5
+    )
 
 
 def test_the_same_seed_gives_the_same_results(planted_store, tmp_path):
@@ -128,7 +130,7 @@ def test_models_that_share_few_steps_are_reported_not_aligned_by_index(planted_s
         writer.append(3, {"only": values[2]})
     results = ra.analyze(url, tmp_path / "out")
     assert list(results["spread"]["step"].values) == [0, 2, 3, 4]
-    assert list(results["spread"]["n_models"].values) == [2, 3, 1, 2]
+    assert results["spread"]["n_models"].sel(layer="only", scale=15).values.tolist() == [2, 3, 1, 2]
     assert np.isnan(results["spread"]["spread"].sel(step=3)).all()
     left_out = json.loads((tmp_path / "out" / "summary.json").read_text())["left_out"]
     assert any("late" in line and "0, 4" in line for line in left_out)
@@ -144,8 +146,8 @@ def test_activations_that_are_not_finite_are_counted(planted_store, tmp_path, pr
         writer.append(0, {"only": np.random.default_rng(5).normal(size=broken.shape).astype(np.float32)})
         writer.append(1, {"only": broken})
     results = ra.analyze(url, tmp_path / "out")
-    assert results["diagnostics"]["failed"].sel(model="broken").values.tolist() == [[0, 1]]
-    assert results["spread"]["n_models"].values.tolist() == [3, 2]
+    assert results["diagnostics"]["failed"].sel(layer="only", scale=15, model="broken").values.tolist() == [0, 1]
+    assert results["spread"]["n_models"].sel(layer="only", scale=15).values.tolist() == [3, 2]
     left_out = json.loads((tmp_path / "out" / "summary.json").read_text())["left_out"]
     assert any("broken" in line and "step 1" in line for line in left_out)
 

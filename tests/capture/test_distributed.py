@@ -108,7 +108,7 @@ def fail_on_one_rank(rank, folder, kind, split, dies):
     if rank == 1:
         if dies:
             os._exit(0)
-        recorder.extractor.extract = refuse
+        recorder.auditor.extractor.extract = refuse
     with pytest.raises((RankError, MemoryError)) as caught:
         recorder.audit(model, 0)
     with open(f"{folder}/rank{rank}", "w") as file:  # noqa: PTH123

@@ -11,12 +11,12 @@ import repaudit as ra
 from repaudit.errors import ActivationError, OperatorError
 
 KERNELS = [
-    {},
-    {"alpha": 0.0, "metric": "cosine"},
-    {"alpha": 0.5, "standardize": True},
+    {"knn": 15},
+    {"knn": 15, "alpha": 0.0, "metric": "cosine"},
+    {"knn": 15, "alpha": 0.5, "standardize": True},
     {"kernel": "alpha_decay", "knn": 4},
     {"bandwidth": 2.0},
-    {"self_loops": False},
+    {"knn": 15, "self_loops": False},
 ]
 
 
@@ -54,8 +54,8 @@ def test_close_pairs_are_recomputed_through_landmarks_too(offset):
     X = samples(400, 64)
     X[200:] = X[:200] + 1e-4 * samples(200, 64, seed=1)
     X = (X + offset).astype(np.float32)
-    found = ra.DiffusionGauge(landmarks=400)(X).matrix.double()
-    assert relative(found, ra.DiffusionGauge()(X.astype(np.float64)).power(2).matrix) < 1e-5
+    found = ra.DiffusionGauge(knn=15, landmarks=400)(X).matrix.double()
+    assert relative(found, ra.DiffusionGauge(knn=15)(X.astype(np.float64)).power(2).matrix) < 1e-5
 
 
 @pytest.mark.parametrize("parameters", KERNELS)
@@ -89,7 +89,7 @@ def test_spectrum_is_near_the_dense_one_and_nears_it_with_more_landmarks():
 
 
 def test_powers_spectrum_and_entropy_agree_with_the_dense_matrix():
-    operator = ra.DiffusionGauge(landmarks=30)(samples())
+    operator = ra.DiffusionGauge(knn=15, landmarks=30)(samples())
     dense = ra.DiffusionOperator(operator.matrix, operator.degrees)
     for t in (0, 1, 2, 5):
         torch.testing.assert_close(operator.power(t).matrix, dense.power(t).matrix, rtol=0, atol=1e-13)
@@ -109,14 +109,14 @@ def test_components_duplicates_and_collapse():
     X[80:] = X[80]
     operator = ra.DiffusionGauge(landmarks=60, knn=3)(X)
     assert operator.diagnostics["duplicates"] == 10
-    same = ra.DiffusionGauge(landmarks=10)(np.full((20, 3), 2.5))
+    same = ra.DiffusionGauge(knn=9, landmarks=10)(np.full((20, 3), 2.5))
     assert same.diagnostics["collapsed"]
     np.testing.assert_allclose(same.to_numpy(), 1 / 20)
 
 
 def test_seed_draws_the_landmarks():
     X = samples()
-    first, again, other = (ra.DiffusionGauge(landmarks=20, seed=seed)(X) for seed in (1, 1, 2))
+    first, again, other = (ra.DiffusionGauge(knn=15, landmarks=20, seed=seed)(X) for seed in (1, 1, 2))
     assert torch.equal(first.factor, again.factor)
     assert not torch.equal(first.landmarks, other.landmarks)
     assert (first.attrs["landmarks"], first.attrs["seed"]) == (20, 1)
@@ -125,7 +125,7 @@ def test_seed_draws_the_landmarks():
 def test_dataarray_and_back():
     ids = [f"s{i}" for i in range(40)]
     X = xr.DataArray(samples(40), dims=("sample", "feature"), coords={"sample": ids}, name="l")
-    operator = ra.DiffusionGauge(landmarks=12)(X)
+    operator = ra.DiffusionGauge(knn=11, landmarks=12)(X)
     array = operator.to_dataarray()
     assert array.dims == ("sample", "landmark")
     back = ra.DiffusionOperator.from_dataarray(array)
@@ -137,7 +137,7 @@ def test_dataarray_and_back():
 
 def test_no_square_matrix_is_made_of_many_samples():
     X = torch.randn(20_000, 16, generator=torch.Generator().manual_seed(0))
-    operator = ra.DiffusionGauge(landmarks=100)(X)
+    operator = ra.DiffusionGauge(knn=15, landmarks=100)(X)
     assert operator.factor.shape == (20_000, 100)
     assert operator.power(2).eigenpairs(3)[0].numpy() == pytest.approx(operator.eigenpairs(3)[0].numpy() ** 2, abs=1e-5)
     with pytest.raises(OperatorError, match="up to 5000 samples"):
@@ -146,11 +146,15 @@ def test_no_square_matrix_is_made_of_many_samples():
 
 def test_what_cannot_be_asked_of_it():
     with pytest.raises(ActivationError, match="landmarks=30 needs as many samples, found 20"):
-        ra.DiffusionGauge(landmarks=30)(samples(20))
+        ra.DiffusionGauge(knn=15, landmarks=30)(samples(20))
     with pytest.raises(ActivationError, match="knn=10 needs at least 11 landmarks, found 5"):
         ra.DiffusionGauge(landmarks=5, knn=10)(samples(20))
-    for wrong in ({"landmarks": 1}, {"landmarks": 5, "neighbors": 3}, {"landmarks": 5, "bandwidth": "median"}):
-        with pytest.raises(ValueError, match="landmarks"):
+    for wrong, message in (
+        ({"landmarks": 1, "knn": 3}, "landmarks is a number of samples, 2 or more"),
+        ({"landmarks": 5, "knn": 3, "neighbors": 3}, "neighbors keeps near samples, landmarks a few"),
+        ({"landmarks": 5, "bandwidth": "median"}, "needs all distances"),
+    ):
+        with pytest.raises(ValueError, match=message):
             ra.DiffusionGauge(**wrong)
     with pytest.raises(ValueError, match="no gradient"):
-        ra.DiffusionGauge(landmarks=3)(torch.randn(20, 3, requires_grad=True))
+        ra.DiffusionGauge(knn=2, landmarks=3)(torch.randn(20, 3, requires_grad=True))

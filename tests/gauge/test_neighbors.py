@@ -17,11 +17,11 @@ from repaudit.errors import ActivationError, OperatorError
 from repaudit.gauge.neighbors import nearest_neighbors
 
 KERNELS = [
-    {},
-    {"alpha": 0.0, "metric": "cosine"},
+    {"knn": 15},
+    {"knn": 15, "alpha": 0.0, "metric": "cosine"},
     {"kernel": "alpha_decay", "knn": 4},
     {"bandwidth": 2.0},
-    {"self_loops": False, "alpha": 0.5},
+    {"knn": 15, "self_loops": False, "alpha": 0.5},
 ]
 
 
@@ -45,10 +45,10 @@ def test_an_entry_stays_where_either_side_has_it(k):
     X = samples()
     near = NearestNeighbors(n_neighbors=k).fit(X).kneighbors_graph().toarray() > 0
     keep = near | near.T | np.eye(120, dtype=bool)
-    operator = ra.DiffusionGauge(neighbors=k, alpha=0.0)(X)
+    operator = ra.DiffusionGauge(knn=15, neighbors=k, alpha=0.0)(X)
     assert ((operator.to_numpy() > 0) == keep).all()
     # the bandwidth is still that of the 15th neighbour
-    full = ra.DiffusionGauge(alpha=0.0)(X).to_numpy() * keep
+    full = ra.DiffusionGauge(knn=15, alpha=0.0)(X).to_numpy() * keep
     np.testing.assert_allclose(operator.to_numpy(), full / full.sum(1, keepdims=True), rtol=1e-9)
 
 
@@ -65,10 +65,16 @@ def test_nearest_neighbors_are_those_of_the_full_distances(seed, n, k, copies):
     assert (index != torch.arange(n)[:, None]).all()
 
 
+@pytest.mark.parametrize(
+    ("parameters", "known"),
+    [({"knn": 15, "neighbors": 12}, {}), ({}, {"unheld": 0})],
+    ids=["knn", "perplexity"],
+)
 @pytest.mark.parametrize("clusters", [1, 3])
-def test_spectrum_without_a_dense_matrix(clusters):
+def test_spectrum_without_a_dense_matrix(clusters, parameters, known):
     X = samples(900, 3) + 100 * np.arange(900)[:, None] % clusters * 100
-    operator = ra.DiffusionGauge(neighbors=12)(X)
+    operator = ra.DiffusionGauge(**parameters)(X)
+    assert operator.matrix.layout == torch.sparse_coo
     values, vectors = operator.eigenpairs(8)
     truth = ra.DiffusionOperator(operator.matrix.to_dense(), operator.degrees)
     np.testing.assert_allclose(values.numpy(), truth.eigenpairs(8)[0].numpy(), atol=1e-9)
@@ -76,14 +82,16 @@ def test_spectrum_without_a_dense_matrix(clusters):
     norms = (operator.stationary[:, None] * vectors.square()).sum(0)
     torch.testing.assert_close(norms, torch.ones_like(norms))
     assert operator.diagnostics == pytest.approx(
-        truth.diagnostics | {"duplicates": 0, "collapsed": False, "floored": 0}
+        truth.diagnostics | {"duplicates": 0, "collapsed": False, "floored": 0} | known
     )
     assert operator.diagnostics["components"] == clusters
     assert operator.entropy(2) == pytest.approx(truth.entropy(2))
 
 
-def test_powers_symmetric_conjugate_and_distance_agree_with_dense_ones():
-    operator = ra.DiffusionGauge(neighbors=6)(samples())
+@pytest.mark.parametrize("parameters", [{"knn": 15, "neighbors": 6}, {"perplexity": 4}], ids=["knn", "perplexity"])
+def test_powers_symmetric_conjugate_and_distance_agree_with_dense_ones(parameters):
+    operator = ra.DiffusionGauge(**parameters)(samples())
+    assert operator.matrix.layout == torch.sparse_coo
     dense = ra.DiffusionOperator(operator.matrix.to_dense(), operator.degrees)
     for t in (0, 1, 5):
         np.testing.assert_allclose(operator.power(t).to_numpy(), dense.power(t).to_numpy(), atol=1e-14)
@@ -92,7 +100,7 @@ def test_powers_symmetric_conjugate_and_distance_agree_with_dense_ones():
 
 
 def test_foreign_sparse_matrices():
-    dense = ra.DiffusionGauge(neighbors=5)(samples()).to_numpy()
+    dense = ra.DiffusionGauge(knn=15, neighbors=5)(samples()).to_numpy()
     operator = ra.DiffusionOperator.from_matrix(csr_array(dense))
     assert operator.matrix.layout == torch.sparse_coo
     assert operator.reversible
@@ -132,17 +140,17 @@ def test_duplicates_and_collapse():
     operator = ra.DiffusionGauge(neighbors=4, knn=4)(X)
     assert operator.diagnostics["duplicates"] == 10
     assert operator.diagnostics["floored"] == 10
-    same = ra.DiffusionGauge(neighbors=4)(np.full((20, 3), 2.5))
+    same = ra.DiffusionGauge(knn=15, neighbors=4)(np.full((20, 3), 2.5))
     assert same.diagnostics["collapsed"]
     np.testing.assert_allclose(same.to_numpy().sum(1), 1)
 
 
 def test_what_cannot_be_asked_of_it():
     with pytest.raises(ActivationError, match="neighbors=10 needs at least 11"):
-        ra.DiffusionGauge(neighbors=10)(samples(10))
+        ra.DiffusionGauge(knn=3, neighbors=10)(samples(10))
     with pytest.raises(ValueError, match="median"):
         ra.DiffusionGauge(neighbors=3, bandwidth="median")
     with pytest.raises(ValueError, match="no gradient"):
-        ra.DiffusionGauge(neighbors=3)(torch.randn(20, 3, requires_grad=True))
+        ra.DiffusionGauge(knn=3, neighbors=3)(torch.randn(20, 3, requires_grad=True))
     with pytest.raises(ActivationError, match="no neighbour within"):
         ra.DiffusionGauge(neighbors=3, bandwidth=1e-4, self_loops=False)(samples(20))

@@ -66,24 +66,27 @@ def direct(X, kernel, knn, loops=True):
 
 
 @pytest.mark.parametrize("name", adversaries())
-@pytest.mark.parametrize("kernel", ["gaussian", "alpha_decay"])
+@pytest.mark.parametrize(("kernel", "knn"), [("gaussian", 15), ("alpha_decay", 5)])
 @pytest.mark.parametrize("neighbors", [None, N - 1])
-def test_adversarial_activations(name, kernel, neighbors):
+def test_adversarial_activations(name, kernel, knn, neighbors):
     X = adversaries()[name].astype(np.float32)
-    P = ra.DiffusionGauge(kernel=kernel, neighbors=neighbors)(X).to_numpy()
-    truth = direct(X, kernel, 15 if kernel == "gaussian" else 5)
+    P = ra.DiffusionGauge(kernel=kernel, knn=knn, neighbors=neighbors)(X).to_numpy()
+    truth = direct(X, kernel, knn)
     assert np.linalg.norm(P - truth) <= 1e-5 * np.linalg.norm(truth)
 
 
 def test_bfloat16_is_widened_and_not_computed_in():
     X = torch.from_numpy(adversaries()["offset 100"]).bfloat16()
-    operator = ra.DiffusionGauge()(X)
+    operator = ra.DiffusionGauge(knn=15)(X)
     assert operator.matrix.dtype == torch.float32
     truth = direct(X.double().numpy(), "gaussian", 15)
     assert np.linalg.norm(operator.to_numpy() - truth) <= 1e-5 * np.linalg.norm(truth)
 
 
-@pytest.mark.parametrize("parameters", [{}, {"neighbors": 20}, {"landmarks": 40}])
+@pytest.mark.parametrize(
+    "parameters",
+    [{}, {"perplexity": N / 4}, {"knn": 15}, {"knn": 15, "neighbors": 20}, {"knn": 15, "landmarks": 40}],
+)
 def test_torch_settings_do_not_reach_the_gauge(parameters, monkeypatch):
     X = torch.from_numpy(adversaries()["offset 100"].astype(np.float32))
     gauge = ra.DiffusionGauge(**parameters)
@@ -112,11 +115,12 @@ def test_torch_settings_do_not_reach_the_gauge(parameters, monkeypatch):
         np.testing.assert_array_equal(gauge(X).to_numpy(), plain)
 
 
-def test_autocast_does_not_reach_gradients():
-    X = torch.from_numpy(adversaries()["offset 100"].astype(np.float32))
+@pytest.mark.parametrize("parameters", [{}, {"knn": 15}], ids=["perplexity", "knn"])
+def test_autocast_does_not_reach_gradients(parameters):
+    X, gauge = torch.from_numpy(adversaries()["offset 100"].astype(np.float32)), ra.DiffusionGauge(**parameters)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        found = ra.DiffusionGauge()(X.clone().requires_grad_()).matrix.detach()
-    torch.testing.assert_close(found, ra.DiffusionGauge()(X).matrix, rtol=1e-4, atol=1e-8)
+        found = gauge(X.clone().requires_grad_()).matrix.detach()
+    torch.testing.assert_close(found, gauge(X).matrix.to_dense(), rtol=1e-4, atol=1e-8)
 
 
 @settings(max_examples=40, deadline=None)
@@ -163,7 +167,10 @@ def test_median_distance(n):
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("name", adversaries())
-@pytest.mark.parametrize("parameters", [{}, {"kernel": "alpha_decay"}, {"neighbors": 20}])
+@pytest.mark.parametrize(
+    "parameters",
+    [{}, {"perplexity": N / 4}, {"knn": 15}, {"kernel": "alpha_decay"}, {"knn": 15, "neighbors": 20}],
+)
 def test_cuda_agrees_with_the_cpu(name, parameters):
     X = torch.from_numpy(adversaries()[name].astype(np.float32))
     gauge = ra.DiffusionGauge(**parameters)

@@ -27,14 +27,15 @@ def tree(bad=None):
     return xr.DataTree.from_dict(groups)
 
 
-def test_every_step_of_every_layer_is_its_own_lazy_operator():
-    gauge = ra.DiffusionGauge(knn=3)
+@pytest.mark.parametrize("parameters", [{"perplexity": 4.0}, {"knn": 3}], ids=["perplexity", "knn"])
+def test_every_step_of_every_layer_is_its_own_lazy_operator(parameters):
+    gauge = ra.DiffusionGauge(**parameters)
     found = gauge.map(tree())
     for model in ("a", "b"):
         operators = found[f"models/{model}"]["layer.0"]
         assert operators.dims == ("step", "sample", "neighbor")
         assert operators.chunks[0] == (1, 1, 1)
-        assert operators.attrs["knn"] == 3
+        assert operators.attrs.items() >= parameters.items()
         activations = tree()[f"models/{model}"]["layer.0"]
         for step in (0, 10, 20):
             truth = gauge(activations.sel(step=step)).to_numpy()
@@ -42,8 +43,9 @@ def test_every_step_of_every_layer_is_its_own_lazy_operator():
     assert found.attrs["left_out"] == ["/models/a/tokens", "/models/b/tokens"]
 
 
-def test_an_error_says_where():
-    found = ra.DiffusionGauge(knn=3).map(tree(bad="b"))
+@pytest.mark.parametrize("parameters", [{}, {"knn": 3}], ids=["perplexity", "knn"])
+def test_an_error_says_where(parameters):
+    found = ra.DiffusionGauge(**parameters).map(tree(bad="b"))
     found["models/a"].load()
     with pytest.raises(ActivationError, match=r"sample 7 at model b, layer layer\.0, step 10"):
         found["models/b"].load()

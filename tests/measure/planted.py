@@ -26,7 +26,7 @@ def run(kind: str, seed: int, models: int = 3, steps: int = 8) -> list[dict[str,
     own = [signal(rng) for _ in range(models)]
     progress = np.linspace(0, 1, steps)
     shares = {"converge": 0.3 + 0.69 * progress, "diverge": 0.99 - 0.49 * progress, "unrelated": 0 * progress}[kind]
-    gauge = DiffusionGauge()
+    gauge = DiffusionGauge(knn=15)
     operators = []
     for shared, sharpness in zip(shares, 0.3 + 1.2 * progress, strict=True):
         at_step = {}

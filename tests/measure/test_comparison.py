@@ -12,7 +12,7 @@ from repaudit.errors import ActivationError, OperatorError
 from repaudit.measure.comparison import approach, departure, group_spread, noise_floor, spread_between
 from repaudit.measure.spread import spread
 
-GAUGE = DiffusionGauge()
+GAUGE = DiffusionGauge(knn=15)
 
 
 def representation(common: np.ndarray, shared: float, rng: np.random.Generator) -> np.ndarray:

@@ -19,7 +19,8 @@ from repaudit.errors import OperatorError
 from repaudit.measure.distances import METRICS, calibrated_distances, operator_distances
 from repaudit.measure.gram import stream_gram
 from repaudit.measure.null import null_squared_distance
-from repaudit.operators.stack import OperatorFile, OperatorStack
+from repaudit.operators.files import OperatorFile
+from repaudit.operators.stack import OperatorStack
 
 
 def random_operators(count: int, side: int, seed: int = 0, power: int = 6) -> np.ndarray:

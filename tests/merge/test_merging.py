@@ -16,14 +16,16 @@ STRATEGIES = ["weighted", "frobenius", "reversible", "ot_barycenter"]
 
 def operators(seed, n, count=3, dtype=np.float64, **parameters):
     rng = np.random.default_rng(seed)
-    return {f"m{i}": ra.DiffusionGauge(**parameters)(rng.standard_normal((n, 4)).astype(dtype)) for i in range(count)}
+    gauge = ra.DiffusionGauge(**({} if "perplexity" in parameters else {"knn": min(15, n - 1)}) | parameters)
+    return {f"m{i}": gauge(rng.standard_normal((n, 4)).astype(dtype)) for i in range(count)}
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
 @settings(max_examples=15, deadline=None)
 @given(seed=st.integers(0, 2**31), n=st.integers(3, 25), count=st.integers(1, 4))
-def test_properties(strategy, seed, n, count):
-    given_ = operators(seed, n, count)
+@pytest.mark.parametrize("parameters", [{"perplexity": 3}, {}], ids=["perplexity", "knn"])
+def test_properties(parameters, strategy, seed, n, count):
+    given_ = operators(seed, n, count, **parameters)
     before = {name: operator.matrix.clone() for name, operator in given_.items()}
     merging = ra.DiffusionMerging(strategy, reg=0.1)
     merged = merging.merge(given_)
@@ -37,9 +39,10 @@ def test_properties(strategy, seed, n, count):
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("parameters", [{"perplexity": 5}, {}], ids=["perplexity", "knn"])
 @pytest.mark.parametrize("strategy", STRATEGIES)
-def test_merging_identical_operators_gives_that_operator(strategy, dtype):
-    operator = operators(0, 30, 1, dtype)["m0"]
+def test_merging_identical_operators_gives_that_operator(strategy, parameters, dtype):
+    operator = operators(0, 30, 1, dtype, **parameters)["m0"]
     merged = ra.DiffusionMerging(strategy).merge({"a": operator, "b": operator, "c": operator})
     torch.testing.assert_close(merged.matrix, operator.matrix, rtol=1e-6, atol=1e-7)
     assert merged.matrix.dtype == operator.matrix.dtype
@@ -120,7 +123,7 @@ def test_inputs_of_every_kind_and_gradients():
 
 
 def test_sparse_operators_merge_as_the_dense_ones_do():
-    sparse = operators(3, 40, neighbors=5)
+    sparse = operators(3, 40, knn=15, neighbors=5)
     dense = {name: operator.to_numpy() for name, operator in sparse.items()}
     for strategy in STRATEGIES:
         merging = ra.DiffusionMerging(strategy, reg=0.1, max_iterations=20000)

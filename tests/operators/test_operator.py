@@ -11,6 +11,8 @@ import repaudit as ra
 from repaudit.errors import OperatorError
 from repaudit.operators.stationary import stationary_distribution
 
+KERNELS, NAMES = [{}, {"knn": 15}], ["perplexity", "knn"]
+
 
 def cycle(n=12):
     step = np.roll(np.eye(n), 1, axis=1)
@@ -44,9 +46,10 @@ def test_two_state_chain():
     np.testing.assert_allclose(operator.diffusion_distance(1)[0, 1].item() ** 2, 0.6**2 * (4 + 4 / 3))
 
 
+@pytest.mark.parametrize("parameters", KERNELS, ids=NAMES)
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
-def test_eigenpairs_solve_the_eigenproblem(dtype):
-    operator = gauged(dtype=dtype)
+def test_eigenpairs_solve_the_eigenproblem(dtype, parameters):
+    operator = gauged(dtype=dtype, **parameters)
     values, vectors = operator.eigenpairs(80)
     P, pi = operator.matrix.double(), operator.stationary
     tolerance = 1e-6 if dtype == np.float32 else 1e-12
@@ -58,15 +61,17 @@ def test_eigenpairs_solve_the_eigenproblem(dtype):
     np.testing.assert_allclose(values, np.sort(np.linalg.eigvals(P.numpy()).real)[::-1], atol=tolerance)
 
 
-def test_symmetric_conjugate():
-    operator = gauged()
+@pytest.mark.parametrize("parameters", KERNELS, ids=NAMES)
+def test_symmetric_conjugate(parameters):
+    operator = gauged(**parameters)
     root = operator.degrees.sqrt()
     torch.testing.assert_close(operator.symmetric, root[:, None] * operator.matrix / root, rtol=1e-10, atol=1e-13)
     torch.testing.assert_close(operator.symmetric, operator.symmetric.mT, rtol=0, atol=0)
 
 
-def test_diffusion_distance_is_the_spectral_one():
-    operator = gauged()
+@pytest.mark.parametrize("parameters", KERNELS, ids=NAMES)
+def test_diffusion_distance_is_the_spectral_one(parameters):
+    operator = gauged(**parameters)
     values, vectors = operator.eigenpairs(80)
     for t in (1, 4):
         coordinates = (vectors * values**t).numpy()
@@ -83,8 +88,9 @@ def test_entropy():
     )
 
 
-def test_power():
-    operator = gauged(dtype=np.float32)
+@pytest.mark.parametrize("parameters", KERNELS, ids=NAMES)
+def test_power(parameters):
+    operator = gauged(dtype=np.float32, **parameters)
     raised = operator.power(8)
     np.testing.assert_allclose(
         raised.to_numpy(), np.linalg.matrix_power(operator.to_numpy().astype(float), 8), rtol=1e-5
@@ -137,15 +143,16 @@ def test_what_is_no_operator_is_refused(matrix, message):
         ra.DiffusionOperator.from_matrix(matrix)
 
 
+@pytest.mark.parametrize("parameters", [{"perplexity": 4.0}, {"knn": 4}], ids=NAMES)
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
-def test_dataarray_and_back(dtype):
+def test_dataarray_and_back(dtype, parameters):
     X = np.random.default_rng(0).standard_normal((20, 4)).astype(dtype)
     ids = [f"s{i}" for i in range(20)]
-    gauge = ra.DiffusionGauge(knn=4, alpha=0.5, metric="cosine")
+    gauge = ra.DiffusionGauge(alpha=0.5, metric="cosine", **parameters)
     operator = gauge(xr.DataArray(X, dims=("sample", "feature"), coords={"sample": ids, "step": 7}, name="layer.1"))
     array = operator.to_dataarray()
     assert array.dims == ("sample", "neighbor")
-    assert array.attrs["knn"] == 4
+    assert array.attrs.items() >= parameters.items()
     assert array.attrs["alpha"] == 0.5
     assert array.attrs["metric"] == "cosine"
     assert (array.attrs["layer"], array.attrs["step"]) == ("layer.1", 7)

@@ -1,0 +1,180 @@
+"""The answer in words: a sentence per layer, and a headline for all of them."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
+
+import numpy as np
+import xarray as xr
+
+from repaudit.names import MODEL, STEP
+from repaudit.results import (
+    DISTANCE,
+    HIGH,
+    LARGEST_ROW,
+    LARGEST_SAMPLE,
+    LOW,
+    N_MODELS,
+    OTHER,
+    PVALUE_HOLM,
+    SPREAD,
+    SPREAD_ROWS,
+)
+
+OPENINGS: Final = {
+    "converging": "The models converge",
+    "diverging": "The models diverge",
+    "unrelated": "The models cannot be told from unrelated ones in the end",
+    "unchanged": "No significant change between the models",
+    "undecided": "Too uncertain to decide",
+}
+COUNTED: Final = {
+    "converging": ("converges", "converge"),
+    "diverging": ("diverges", "diverge"),
+    "unrelated": ("cannot be told from unrelated", "cannot be told from unrelated"),
+    "unchanged": ("shows no significant change", "show no significant change"),
+    "undecided": ("is undecided", "are undecided"),
+}
+IDENTICAL: Final = 1e-6
+"""A spread below this at every step is the same run under several names, or the same seed."""
+OUTLYING: Final = 0.1
+"""One sample with more than this share of a squared distance is named."""
+SIGNIFICANT: Final = 0.05
+MOST_NAMED: Final = 3
+
+
+def of_curve(verdict: str, seen: xr.Dataset, peak: int) -> str:
+    """Return the verdict on a curve with its first, largest and last value."""
+    steps, value = seen[STEP].values, seen[SPREAD].values
+    if value.max() < IDENTICAL:
+        return "The models are identical at every step: are they one run, or one seed?"
+    low, high = seen[LOW].values, seen[HIGH].values
+    ends = [_with_interval(value[i], low[i], high[i], int(steps[i])) for i in sorted({0, peak, len(steps) - 1})]
+    opening = OPENINGS[verdict] if len(steps) > 1 else "One step only, so that no change can be seen"
+    return f"{opening}: their spread is {_listed(ends)}."
+
+
+def ended(spread: xr.Dataset, seen: xr.Dataset) -> str:
+    """Say up to which step there is a spread, where there are models but no spread after it."""
+    last = int(seen[STEP].values[-1])
+    after = spread[STEP].values[(spread[N_MODELS].values > 1) & (spread[STEP].values > last)]
+    if not len(after):
+        return ""
+    return (
+        f" There is a spread up to step {last} only: from step {int(after[0])} on the layer does not tell samples "
+        "apart in at least one model (collapsed or uniform), so that no distance has a meaning."
+    )
+
+
+def outlying(seen: xr.Dataset) -> str:
+    """Name the sample that one row of the distances at the end comes from, where it is a large part of them."""
+    if LARGEST_ROW not in seen:
+        return ""
+    last = seen.isel({STEP: -1})
+    share = float(last[LARGEST_ROW])
+    if not share > OUTLYING or float(last[SPREAD]) < IDENTICAL:
+        return ""
+    return (
+        f" Sample {last[LARGEST_SAMPLE].item()} alone is {share:.0%} of it at the end; row by row the spread is "
+        f"{float(last[SPREAD_ROWS]):.2f}."
+    )
+
+
+def of_pairs(pairs: xr.Dataset) -> str:
+    """Return what every two models of a layer at one step are to each other: a fixed set has no further models."""
+    models = [str(name) for name in pairs[MODEL].values]
+    distance, low, high, holm = (pairs[name].values for name in (DISTANCE, LOW, HIGH, PVALUE_HOLM))
+    known = [(i, j) for i in range(len(models)) for j in range(i + 1, len(models)) if np.isfinite(distance[i, j])]
+    if not known:
+        return "No two models have an operator at this step."
+    related = sum(bool(holm[i, j] < SIGNIFICANT) for i, j in known)
+    order = sorted(known, key=lambda pair: float(distance[pair]))
+    shown = [
+        f"{models[i]} and {pairs[OTHER].values[j]} {distance[i, j]:.2f} [{low[i, j]:.2f}, {high[i, j]:.2f}]"
+        for i, j in dict.fromkeys((order[0], order[-1]))
+    ]
+    which = ("nearest", "farthest") if len(shown) > 1 else ("distance of",)
+    listed = ", ".join(f"{word} {text}" for word, text in zip(which, shown, strict=True))
+    return f"{related} of {len(known)} pairs of models are related (Holm-adjusted p < {SIGNIFICANT:g}): {listed}."
+
+
+def with_settling(layer: Mapping[str, Any], single: bool, steps: int) -> str:
+    """Return the sentence of a layer with the step from which on it stays, or that of a single model."""
+    settled = layer["settled"]
+    if single:
+        if steps < 2:
+            return "One model at one step: nothing to compare it with."
+        if settled is None:
+            return "One model: at no step before the last it is within noise of its own end."
+        return f"One model: from step {settled} on it cannot be told from its own end."
+    return f"{layer['sentence']}{f' Settled from step {settled} on.' if settled is not None else ''}"
+
+
+def joined(sentences: Mapping[str, str]) -> str:
+    """Return the sentences of a layer at all scales as one text; one that holds at every scale once."""
+    if len(set(sentences.values())) == 1:
+        return next(iter(sentences.values()))
+    return " ".join(f"{name[:1].upper()}{name[1:]}: {text}" for name, text in sentences.items())
+
+
+def headline(verdicts: Mapping[str, Mapping[str, str]], n_models: int, steps: Sequence[int]) -> str:
+    """Return one line for all layers, and where the scales differ.
+
+    Examples
+    --------
+    >>> headline({"neighbourhoods": {"a": "unchanged"}, "shape": {"a": "converging"}}, 3, [0, 10])[-48:]
+    'In a shape converges, neighbourhoods do not.'
+    """
+    if n_models < 2:
+        return "One model only: its trajectory and geometry are shown; the spread needs at least two models."
+    first = next(iter(verdicts.values()))
+    opening = f"{n_models} models, {len(first)} layer{'s' * (len(first) > 1)}"
+    if len(steps) == 1:
+        return f"{opening} at one step, {int(steps[0])}: every two models are compared below."
+    counted = {name: _counted(layers.values()) for name, layers in verdicts.items()}
+    if len(set(counted.values())) == 1 and all(layers == first for layers in verdicts.values()):
+        return f"{opening}: {next(iter(counted.values()))}."
+    told = "; ".join(f"{name}: {text}" for name, text in counted.items())
+    return f"{opening}: {told}.{_differences(verdicts)}"
+
+
+def _differences(verdicts: Mapping[str, Mapping[str, str]]) -> str:
+    first = next(iter(verdicts.values()))
+    differ = [layer for layer in first if len({layers[layer] for layers in verdicts.values()}) > 1]
+    if not differ:
+        return ""
+    sides = {_who(verdicts, layer) for layer in differ}
+    converging, others = next(iter(sides))
+    if len(sides) > 1 or not converging or not others:
+        return f" They differ in {_named(differ)}."
+    verb = "converge" if converging.endswith("s") or " and " in converging else "converges"
+    negation = "do not" if others.endswith("s") or " and " in others else "does not"
+    return f" In {_named(differ)} {converging} {verb}, {others} {negation}."
+
+
+def _who(verdicts: Mapping[str, Mapping[str, str]], layer: str) -> tuple[str, str]:
+    converging = [name for name, layers in verdicts.items() if layers[layer] == "converging"]
+    others = [name for name in verdicts if name not in converging]
+    return " and ".join(converging), " and ".join(others)
+
+
+def _named(layers: Sequence[str]) -> str:
+    more = f" and {len(layers) - MOST_NAMED} more" if len(layers) > MOST_NAMED else ""
+    return ", ".join(layers[:MOST_NAMED]) + more
+
+
+def _counted(verdicts: Any) -> str:
+    counts = Counter(verdicts)
+    return ", ".join(f"{counts[name]} {words[counts[name] > 1]}" for name, words in COUNTED.items() if counts[name])
+
+
+def _with_interval(value: float, low: float, high: float, step: int) -> str:
+    known = math.isfinite(low) and math.isfinite(high)
+    return f"{value:.2f}{f' [{low:.2f}, {high:.2f}]' if known else ''} at step {step}"
+
+
+def _listed(parts: list[str]) -> str:
+    return parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} and {parts[-1]}"

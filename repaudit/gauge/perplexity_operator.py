@@ -1,0 +1,163 @@
+"""Operators of fixed perplexity: affinities of neighbourhoods, made symmetric, corrected for density, normalised."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+import torch
+from scipy.sparse import csr_array
+from torch import Tensor
+
+from repaudit.distance.points import Cloud, cache_panels
+from repaudit.distance.squared import squared_distances_
+from repaudit.gauge.bandwidth import FLOOR
+from repaudit.gauge.neighbors import (
+    BLOCK,
+    Neighborhoods,
+    cut,
+    exactly,
+    neighborhoods,
+    neighborhoods_within,
+    within,
+)
+from repaudit.gauge.normalize import markov_
+from repaudit.gauge.perplexity import Spreading, level, spread_over_neighbors
+
+SPARSE: Final = 8
+"""An operator is kept sparse where it has at least this many times as many samples as a neighbourhood has."""
+
+
+@dataclass(frozen=True)
+class Scale:
+    """A perplexity, and the number of nearest neighbours that it looks at."""
+
+    perplexity: float
+    neighbors: int
+
+    def is_sparse(self, count: int) -> bool:
+        """Whether at most a quarter of the entries of an operator on so many samples can differ from zero."""
+        return SPARSE * self.neighbors <= count
+
+
+@dataclass(frozen=True)
+class Computed:
+    """A dense or sparse ``P``, its degrees, and the counts of its diagnostics."""
+
+    matrix: Tensor
+    degrees: Tensor
+    counts: dict[str, int | bool]
+
+
+def perplexity_operators(points: Cloud, scales: Sequence[Scale], alpha: float) -> list[Computed]:
+    """Return the operators of the same samples at several scales, from one computation of the distances.
+
+    ``K = (p_j|i + p_i|j) / 2`` without self loops, ``K_ij / (q_i q_j)^alpha``, ``P = D^-1 K``.
+    """
+    count, dtype, device = len(points), points.samples.dtype, points.samples.device
+    if count > BLOCK.get(device.type, BLOCK["cpu"]) and all(scale.is_sparse(count) for scale in scales):
+        widest = neighborhoods(points, max(scale.neighbors for scale in scales))
+        return [_sparse(within(widest, points, scale.neighbors), scale, points, alpha) for scale in scales]
+    squared = squared_distances_(torch.empty(count, count, dtype=dtype, device=device), points)
+    return [
+        _sparse(neighborhoods_within(squared, points, scale.neighbors), scale, points, alpha)
+        if scale.is_sparse(count)
+        else _dense(squared, scale, points, alpha)
+        for scale in scales
+    ]
+
+
+def _sparse(hoods: Sequence[Neighborhoods], scale: Scale, points: Cloud, alpha: float) -> Computed:
+    count = len(points)
+    hoods = [part for hood in hoods for part in _refined(hood, points)]
+    spread = [spread_over_neighbors(hood.squared, scale.perplexity, _floor(points)) for hood in hoods]
+    kernel = _symmetric(hoods, spread, count)
+    rows = np.repeat(np.arange(count), np.diff(kernel.indptr))
+    weight = np.asarray(kernel.sum(axis=1)).ravel() ** -alpha
+    values = kernel.data * weight[rows] * weight[kernel.indices]
+    degrees = np.bincount(rows, values, minlength=count)
+    values /= degrees[rows]
+    dtype, device = points.samples.dtype, points.samples.device
+    index = torch.from_numpy(np.stack([rows, kernel.indices.astype(np.int64)]))
+    entries = torch.from_numpy(values).to(dtype)
+    matrix = torch.sparse_coo_tensor(index, entries, (count, count), is_coalesced=True, check_invariants=False)
+    duplicates = sum(int((hood.squared == 0).any(1).sum()) for hood in hoods)
+    counts = _counts(points, duplicates, spread)
+    return Computed(matrix.to(device), torch.from_numpy(degrees).to(device), counts)
+
+
+def _refined(hood: Neighborhoods, points: Cloud) -> list[Neighborhoods]:
+    """Set the rows apart whose distances are needed in float64."""
+    rows = level(hood.squared)
+    if not len(rows):
+        return [hood]
+    others = torch.ones(len(hood.rows), dtype=torch.bool, device=rows.device)
+    others[rows] = False
+    near, names = hood.columns[rows], hood.rows[rows]
+    exact = Neighborhoods(names, near, exactly(hood.squared[rows], names, near, points))
+    rest = Neighborhoods(hood.rows[others], hood.columns[others], hood.squared[others])
+    return [rest, exact] if len(rest.rows) else [exact]
+
+
+def _symmetric(hoods: Sequence[Neighborhoods], spread: Sequence[Spreading], count: int) -> csr_array:
+    """``(p_j|i + p_i|j) / 2`` in float64, the entries of each row in the order of their columns."""
+    rows = torch.cat([hood.rows.repeat_interleave(hood.columns.shape[1]) for hood in hoods]).cpu().numpy()
+    columns = torch.cat([hood.columns.flatten() for hood in hoods]).cpu().numpy()
+    values = torch.cat([one.probability.flatten().double() for one in spread]).cpu().numpy() / 2
+    some = values > 0
+    given = csr_array((values[some], (rows[some], columns[some])), shape=(count, count))
+    received = given.T.tocsr()  # as every change of format, this puts entries in order, and sums of such are fast
+    return csr_array(received.T.tocsr() + received)
+
+
+def _dense(squared: Tensor, scale: Scale, points: Cloud, alpha: float) -> Computed:
+    count, floor = len(squared), _floor(points)
+    kernel, everyone = torch.empty_like(squared), torch.arange(count, device=squared.device)
+    spread: list[Spreading] = []
+    duplicates = 0
+    for part in cache_panels(squared):
+        rows = squared[part].clone()
+        rows.diagonal(part.start).fill_(math.inf)
+        duplicates += int((rows == 0).any(1).sum())
+        rows = cut(rows, everyone[part], None, points, scale.neighbors) if scale.neighbors < count - 1 else rows
+        again = level(rows)
+        if not len(again):
+            spread.append(spread_over_neighbors(rows, scale.perplexity, floor))
+            kernel[part] = spread[-1].probability
+            continue
+        others = torch.ones(len(rows), dtype=torch.bool, device=rows.device)
+        others[again] = False
+        exact = exactly(rows[again], everyone[part][again], None, points)
+        for chosen, distances in ((others, rows[others]), (again, exact)):
+            spread.append(spread_over_neighbors(distances, scale.perplexity, floor))
+            kernel[part][chosen] = spread[-1].probability.to(kernel.dtype)
+    _symmetrize_(kernel)
+    degrees = markov_(kernel, kernel.sum(1, dtype=torch.float64), alpha)
+    return Computed(kernel, degrees, _counts(points, duplicates, spread))
+
+
+def _symmetrize_(matrix: Tensor) -> None:
+    """Replace a matrix by the mean of it and its transpose, a pair of blocks at a time."""
+    blocks = list(cache_panels(matrix))
+    for i, rows in enumerate(blocks):
+        for columns in blocks[i:]:
+            mean = (matrix[rows, columns] + matrix[columns, rows].mT) / 2
+            matrix[rows, columns] = mean
+            matrix[columns, rows] = mean.mT
+
+
+def _floor(points: Cloud) -> float:
+    return FLOOR * (points.spread if points.spread > 0 else 1.0)
+
+
+def _counts(points: Cloud, duplicates: int, spread: Sequence[Spreading]) -> dict[str, int | bool]:
+    collapsed = duplicates == len(points) and bool((points.samples == points.samples[0]).all())
+    return {
+        "duplicates": duplicates,
+        "collapsed": collapsed,
+        "floored": sum(one.floored for one in spread),
+        "unheld": sum(one.unheld for one in spread),
+    }

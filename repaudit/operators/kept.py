@@ -1,0 +1,121 @@
+"""Operators kept in the results of an analysis: the entries of all layers, scales and steps in one list."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final, TypeAlias
+
+import numpy as np
+import xarray as xr
+from numpy.typing import NDArray
+from scipy.sparse import coo_array
+from torch import Tensor
+
+from repaudit.errors import OperatorError
+from repaudit.names import LAYER, SAMPLE, SCALE, SCALE_NAME, STEP
+
+KEPT: Final = "merged/operator"
+ENTRY: Final = "entry"
+VALUE: Final = "value"
+ENTRY_INDICES: Final = {
+    "layer_index": "index of the entry's layer",
+    "scale_index": "index of the entry's scale",
+    "step_index": "index of the entry's step",
+    "row": "index of the sample that the transition leaves",
+    "column": "index of the sample that it reaches",
+}
+
+Key: TypeAlias = tuple[int, int, int]
+"""Indices of layer, scale and step."""
+
+
+def entries_of(matrices: Mapping[Key, Tensor], coords: Mapping[str, Any]) -> xr.Dataset:
+    """Return the entries of matrices, by the indices of their layer, scale and step, as one list on dim ``entry``."""
+    columns: dict[str, list[Any]] = {name: [] for name in (*ENTRY_INDICES, VALUE)}
+    for key, matrix in matrices.items():
+        coo = matrix.detach().cpu().to_sparse_coo().coalesce()  # type: ignore[no-untyped-call]
+        rows, others = coo.indices().numpy()
+        for name, index in zip(ENTRY_INDICES, key, strict=False):
+            columns[name].append(np.full(len(rows), index, dtype=np.int32))
+        columns["row"].append(rows.astype(np.int32))
+        columns["column"].append(others.astype(np.int32))
+        columns[VALUE].append(coo.values().float().numpy())
+    return xr.Dataset({name: (ENTRY, np.concatenate(parts)) for name, parts in columns.items()}, coords=coords)
+
+
+@dataclass(frozen=True)
+class KeptOperator:
+    """A kept matrix, dense or scipy sparse, float32; where it is from; and its samples' ids."""
+
+    matrix: Any
+    attrs: dict[str, Any]
+    samples: NDArray[Any]
+
+
+def kept_operator(
+    results: str | os.PathLike[str] | xr.DataTree, layer: str, scale: float | str | None, step: int | None
+) -> KeptOperator:
+    """Return a kept operator; see :meth:`repaudit.DiffusionOperator.from_results`."""
+    kept = _kept(results)
+    index = {
+        "layer_index": _chosen("layer", layer, [str(name) for name in kept[LAYER].values]),
+        "scale_index": _scale_index(scale, kept),
+        "step_index": _step_index(layer, step, kept),
+    }
+    chosen = np.ones(kept.sizes[ENTRY], dtype=bool)
+    for name, at in index.items():
+        chosen &= kept[name].values == at
+    if not chosen.any():
+        raise OperatorError(f"expected an operator of layer {layer!r} at scale {scale!r} and step {step!r}, found none")
+    count = kept.sizes[SAMPLE]
+    rows, columns = kept["row"].values[chosen], kept["column"].values[chosen]
+    matrix: Any = coo_array((kept[VALUE].values[chosen], (rows, columns)), shape=(count, count))
+    if chosen.sum() * 4 > count * count:
+        matrix = matrix.toarray()
+    attrs = {
+        LAYER: layer,
+        SCALE: float(kept[SCALE].values[index["scale_index"]]),
+        STEP: int(kept[STEP].values[index["step_index"]]),
+        "merge": kept.attrs.get("merge", ""),
+    }
+    return KeptOperator(matrix, attrs, kept[SAMPLE].values)
+
+
+def _kept(results: str | os.PathLike[str] | xr.DataTree) -> xr.Dataset:
+    if isinstance(results, xr.DataTree):
+        merged, _, name = KEPT.partition("/")
+        if merged not in results.children or name not in results.children[merged].children:
+            raise OperatorError(f"expected the results of an analysis, found a tree without {KEPT!r}")
+        return results.children[merged].children[name].to_dataset()
+    place = os.fspath(results)
+    try:
+        with xr.open_zarr(place, group=KEPT, consolidated=False, chunks=None) as stored:
+            kept: xr.Dataset = stored.load()
+            return kept
+    except (FileNotFoundError, KeyError, ValueError) as error:
+        raise OperatorError(
+            f"expected results.zarr of an analysis with the group {KEPT!r} at {place}, found none ({error})"
+        ) from error
+
+
+def _chosen(what: str, asked: Any, known: Sequence[Any]) -> int:
+    if asked not in known:
+        raise OperatorError(f"expected a {what} among {', '.join(map(str, known))}, found {asked!r}")
+    return list(known).index(asked)
+
+
+def _scale_index(scale: float | str | None, kept: xr.Dataset) -> int:
+    names, values = [str(name) for name in kept[SCALE_NAME].values], kept[SCALE].values.tolist()
+    if scale is None:
+        return 0
+    return _chosen("scale", scale, names) if isinstance(scale, str) else _chosen("scale", float(scale), values)
+
+
+def _step_index(layer: str, step: int | None, kept: xr.Dataset) -> int:
+    steps = kept[STEP].values.tolist()
+    if step is not None:
+        return _chosen("step", int(step), steps)
+    of_layer = kept["layer_index"].values == [str(name) for name in kept[LAYER].values].index(layer)
+    return int(kept["step_index"].values[of_layer].max(initial=0))
