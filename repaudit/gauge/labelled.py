@@ -108,7 +108,9 @@ def _from_numpy(array: NDArray[Any]) -> Tensor:
 
 def _refuse_not_finite(found: Activations) -> None:
     # the extremes are finite where all entries are: one pass, and no mask as large as the activations
-    if all(torch.isfinite(bound) for bound in torch.aminmax(found.samples.detach())):
+    bounds = torch.aminmax(found.samples.detach())
+    if all(torch.isfinite(bound) for bound in bounds):
+        _refuse_vanishing(max(abs(float(bound)) for bound in bounds), found)
         return
     bad = ~torch.isfinite(found.samples.detach()).all(1)
     rows = bad.nonzero()[:, 0].tolist()
@@ -118,6 +120,16 @@ def _refuse_not_finite(found: Activations) -> None:
         raise ActivationError(
             f"NaN or infinite activations in {len(rows)} of {len(bad)} samples: sample {', '.join(names)}{more}"
             f"{_at(found)}; no operator can be made of them: leave those samples out, or look for the overflow"
+        )
+
+
+def _refuse_vanishing(largest: float, found: Activations) -> None:
+    """Refuse activations with fewer digits than their dtype has: what they tell apart is rounding."""
+    smallest = torch.finfo(found.samples.dtype).smallest_normal
+    if 0 < largest < smallest:
+        raise ActivationError(
+            f"expected activations above {smallest:.2g}, below which {found.samples.dtype} loses digits, found at most "
+            f"{largest:.2g}{_at(found)}; the layer has died out: leave it out, or these steps of it"
         )
 
 

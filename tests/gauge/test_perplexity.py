@@ -506,3 +506,12 @@ def test_a_tree_holds_the_sparse_operators_dense():
         operator = ra.DiffusionGauge()(X.sel(step=step))
         assert operator.matrix.is_sparse
         np.testing.assert_array_equal(found.sel(step=step).values, operator.to_numpy())
+
+
+@pytest.mark.parametrize("gauge", [ra.DiffusionGauge(), ra.DiffusionGauge(knn=15)])
+@pytest.mark.parametrize("size", [1e-39, 1e-44])
+def test_a_layer_that_has_died_out_is_an_error_that_says_so(gauge, size):
+    X = (np.random.default_rng(0).standard_normal((60, 4)) * size).astype(np.float32)
+    with pytest.raises(ActivationError, match="died out"):
+        gauge(X)
+    assert gauge(np.zeros((60, 4), dtype=np.float32)).diagnostics["collapsed"]

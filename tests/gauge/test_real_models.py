@@ -1,0 +1,73 @@
+"""What the default gauge makes of real activations: two sets of text and one of images, four models each."""
+
+from __future__ import annotations
+
+from functools import cache
+from itertools import combinations
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scipy.stats import spearmanr
+
+import repaudit as ra
+
+SETS = ("source", "docstrings", "digits")
+FILE = Path(__file__).parents[1] / "data" / "activations.npz"
+
+
+@cache
+def activations(name):
+    with np.load(FILE) as arrays:
+        labels = arrays[f"{name}/labels"]
+        keys = [key for key in arrays.files if key.startswith(f"{name}/") and not key.endswith("labels")]
+        return {key.partition("/")[2]: arrays[key].astype(np.float32) for key in keys}, labels
+
+
+def operators(name, **gauge):
+    return {model: ra.DiffusionGauge(**gauge)(X) for model, X in activations(name)[0].items()}
+
+
+def same_class(operator, labels):
+    """Chance that one step of a walk from a random sample ends at one with the same label."""
+    return float((np.asarray(operator, dtype=float) * (labels[:, None] == labels)).sum(1).mean())
+
+
+@pytest.mark.parametrize("k", [10, 15])
+def test_distances_of_models_are_ordered_as_their_neighbours_agree(k):
+    distance, neighbours = [], []
+    for name in SETS:
+        X, P = activations(name)[0], operators(name)
+        for a, b in combinations(X, 2):
+            distance.append(ra.spread([P[a], P[b]]).value)
+            neighbours.append(1 - ra.similarity(X[a], X[b], measure="mutual_knn", k=k).value)
+    assert spearmanr(distance, neighbours).statistic >= 0.9
+
+
+@pytest.mark.parametrize("name", SETS)
+def test_models_look_at_one_scale_and_the_earlier_kernel_at_half_of_the_samples(name):
+    seen = [operator.diagnostics["effective_neighbors"] for operator in operators(name).values()]
+    assert 12 < min(seen) <= max(seen) < 19
+    assert max(seen) / min(seen) < 1.35
+    earlier = [operator.diagnostics["effective_neighbors"] for operator in operators(name, knn=15).values()]
+    assert min(earlier) > 5 * max(seen)
+
+
+@pytest.mark.parametrize("name", SETS)
+def test_a_walk_of_the_merged_operator_stays_in_its_class_more_often_than_with_the_earlier_kernel(name):
+    labels = activations(name)[1]
+    P = operators(name)
+    merged = same_class(ra.DiffusionMerging().merge(P), labels)
+    single = [same_class(operator, labels) for operator in P.values()]
+    assert merged >= np.mean(single) - 1e-6
+    earlier = same_class(ra.DiffusionMerging().merge(operators(name, knn=15)), labels)
+    assert merged > earlier + 0.3
+
+
+@pytest.mark.parametrize("name", SETS)
+def test_a_step_whose_scale_alone_drifts_changes_nothing(name):
+    X = next(iter(activations(name)[0].values())).astype(np.float64)
+    P = ra.DiffusionGauge()(X)
+    rotation = np.linalg.qr(np.random.default_rng(0).standard_normal((X.shape[1],) * 2))[0]
+    for size in (0.01, 1.0, 30.0):
+        assert ra.spread([P, ra.DiffusionGauge()(size * X @ rotation)]).value <= 1e-10
