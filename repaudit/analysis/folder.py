@@ -19,6 +19,7 @@ import psutil
 import xarray as xr
 from filelock import FileLock
 
+from repaudit.analysis.scales import NEIGHBOURHOODS, SHAPE
 from repaudit.errors import AnalysisError
 from repaudit.plots import save_figures
 from repaudit.report import write_report
@@ -29,10 +30,14 @@ REPORT: Final = "report.html"
 SUMMARY: Final = "summary.json"
 FIGURES: Final = "figures"
 CACHE: Final = "cache"
+_OVER_LAYERS: Final = ("spread", "diagnostics", "comparison", "approach", "groups", "settling", "together")
+_PER_LAYER: Final = ("pairs", "trajectories", "embedding", "similarity", "frames", "units")
+_SUFFIXES: Final = ("", f"-{NEIGHBOURHOODS}", f"-{SHAPE}", "-perplexity *")
 FIGURE_PATTERNS: Final = (
-    *(f"{name}.png" for name in ("spread", "diagnostics", "comparison", "approach", "groups", "settling", "together")),
-    *(f"{name}-*.png" for name in ("trajectories", "embedding", "similarity", "frames", "units")),
+    *(f"{name}{suffix}.png" for name in _OVER_LAYERS for suffix in _SUFFIXES),
+    *(f"{name}-*.png" for name in _PER_LAYER),
 )
+"""Files of every figure that an analysis writes; those of its further scales have the scale's name at the end."""
 _SCRATCH: Final = f".repaudit-{socket.gethostname()}-"
 
 

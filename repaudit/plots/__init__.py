@@ -10,6 +10,7 @@ from repaudit.plots.curves import (
 )
 from repaudit.plots.embeddings import plot_embedding, plot_frame, plot_together, plot_trajectories, plot_units
 from repaudit.plots.maps import plot_similarity
+from repaudit.plots.pairs import plot_pairs
 from repaudit.plots.points import path
 from repaudit.plots.saving import save_figures
 
@@ -21,6 +22,7 @@ __all__ = [
     "plot_embedding",
     "plot_frame",
     "plot_groups",
+    "plot_pairs",
     "plot_settling",
     "plot_similarity",
     "plot_spread",

@@ -19,6 +19,7 @@ INK: Final = "#22262a"
 FAINT: Final = "#c8ccd0"
 STEPS: Final = LinearSegmentedColormap.from_list("repaudit_steps", list(style.STEP_COLORS))
 SIMILARITIES: Final = LinearSegmentedColormap.from_list("repaudit_similarities", list(style.SIMILARITY_COLORS))
+SPREADS: Final = LinearSegmentedColormap.from_list("repaudit_spreads", list(style.SPREAD_COLORS))
 
 
 def axes(ax: Axes | None) -> Axes:

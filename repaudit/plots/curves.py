@@ -12,7 +12,7 @@ from matplotlib.lines import Line2D
 from repaudit.errors import AnalysisError
 from repaudit.names import LAYER, MODEL, STEP
 from repaudit.plots import canvas, style
-from repaudit.plots.lines import DISTANCES, Line, distances, line_of, pairs
+from repaudit.plots.lines import DISTANCES, Line, band_of, distances, line_of, pairs
 from repaudit.results import APPROACH, DIAGNOSTIC_NAMES, EFFECTIVE_NEIGHBORS, names_of, one_layer
 
 if TYPE_CHECKING:
@@ -20,12 +20,15 @@ if TYPE_CHECKING:
 
 
 def plot_spread(spread: xr.Dataset, ax: Axes | None = None, layers: Sequence[str] | None = None) -> Axes:
-    """Draw the spread over steps, with its 95% band and the line of unrelated models at 1.
+    """Draw the spread over steps, with its 95% intervals and the line of unrelated models at 1.
+
+    A single layer also has, in grey, the band that holds over all steps at once.
 
     Parameters
     ----------
     spread
-        Group ``spread`` of the results: ``spread``, ``low`` and ``high`` on (layer, step).
+        Group ``spread`` of the results at one scale: ``spread``, ``low``, ``high``, ``band_low`` and ``band_high`` on
+        (layer, step); the bounds may be absent.
     ax
         Where to draw; a new figure when None.
     layers
@@ -54,6 +57,7 @@ def plot_spread(spread: xr.Dataset, ax: Axes | None = None, layers: Sequence[str
     handles = []
     for index, name in enumerate(names):
         color = style.depth_color(index, len(names))
+        draw_band(ax, band_of(spread, name) if len(names) == 1 else None)
         handles.append(draw_curve(ax, line_of(spread, name), color, band=len(names) <= 4, label=name))
     canvas.null_axes(ax, spread[STEP].values, label="spread (1 = unrelated)")
     _legend(ax, handles, names)
@@ -69,7 +73,7 @@ def plot_comparison(
     ----------
     comparison
         Group ``comparison`` of the results: ``from_untrained`` and ``from_inputs`` on (layer, step), each with its
-        ``_low`` and ``_high``, and ``noise_floor`` on (layer,); any of them may be absent.
+        ``_low`` and ``_high``, and ``feature_halves`` on (layer,); any of them may be absent.
     layer
         Name of the layer.
     ax
@@ -90,7 +94,7 @@ def plot_comparison(
     Examples
     --------
     >>> from matplotlib.figure import Figure
-    >>> values = {"from_inputs": (("layer", "step"), [[0.2, 0.7]]), "noise_floor": ("layer", [0.03])}
+    >>> values = {"from_inputs": (("layer", "step"), [[0.2, 0.7]]), "feature_halves": ("layer", [0.03])}
     >>> comparison = xr.Dataset(values, coords={"layer": ["norm"], "step": [0, 10]})
     >>> plot_comparison(comparison, "norm", ax=Figure().add_subplot()).get_ylabel()
     'distance (1 = unrelated)'
@@ -108,8 +112,8 @@ def plot_comparison(
     if floor is not None:
         ax.axhline(floor, color=style.OTHER, linewidth=1.0)
         ax.annotate(
-            "noise floor", (1, floor), (0, 1), xycoords=("axes fraction", "data"), textcoords="offset points",
-            ha="right", va="bottom", fontsize=7, color=style.OTHER,
+            "halves of the features", (1, floor), (0, 1), xycoords=("axes fraction", "data"),
+            textcoords="offset points", ha="right", va="bottom", fontsize=7, color=style.OTHER,
         )  # fmt: skip
     canvas.null_axes(ax, comparison[STEP].values, label="distance (1 = unrelated)")
     _legend(ax, handles, [DISTANCES[name] for name in lines])
@@ -313,6 +317,12 @@ def draw_curve(ax: Axes, line: Line, color: str, *, band: bool, label: str) -> L
     (drawn,) = ax.plot(line.step, line.value, color=color, linewidth=1.6, marker=marker, markersize=2.6)
     drawn.set_gid(label)
     return drawn
+
+
+def draw_band(ax: Axes, band: Line | None) -> None:
+    """Draw the band that holds over all steps at once, where it is known, behind a curve."""
+    if band is not None:
+        ax.fill_between(band.step, band.low, band.high, color=canvas.FAINT, alpha=0.45, linewidth=0, zorder=0.5)
 
 
 def _legend(ax: Axes, handles: Sequence[Line2D], names: Sequence[str]) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 import numpy as np
@@ -11,11 +11,13 @@ from numpy.typing import NDArray
 
 from repaudit.names import STEP
 from repaudit.results import (
+    BAND_HIGH,
+    BAND_LOW,
     DIAGNOSTIC_NAMES,
+    FEATURE_HALVES,
     FROM_INPUTS,
     FROM_UNTRAINED,
     GROUP,
-    NOISE_FLOOR,
     SPREAD,
     bounds,
     names_of,
@@ -56,6 +58,15 @@ def line_of(dataset: xr.Dataset, layer: str, variable: str = SPREAD, **where: in
     return Line(np.asarray(curve[STEP].values)[finite], value[finite], low, high)
 
 
+def band_of(spread: xr.Dataset, layer: str) -> Line | None:
+    """Return a layer's spread with the band that holds over all steps at once; None where it is not known."""
+    if not (of_layer(spread, layer, BAND_LOW) and of_layer(spread, layer, BAND_HIGH)):
+        return None
+    curve, line = one_layer(spread, layer), line_of(spread, layer)
+    finite = np.isfinite(np.asarray(curve[SPREAD].values, dtype=float))
+    return replace(line, low=_bound(curve, BAND_LOW)[finite], high=_bound(curve, BAND_HIGH)[finite])
+
+
 def _bound(curve: xr.Dataset, name: str) -> NDArray[np.float64]:
     return np.asarray(curve[name].values, dtype=float) if name in curve else np.full(curve.sizes[STEP], np.nan)
 
@@ -63,15 +74,15 @@ def _bound(curve: xr.Dataset, name: str) -> NDArray[np.float64]:
 def distances(
     spread: xr.Dataset | None, comparison: xr.Dataset | None, layer: str
 ) -> tuple[dict[str, Line], float | None]:
-    """Return the curves of what the models of a layer are compared with, as far as known, and the noise floor."""
+    """Return the known curves of what a layer's models are compared with, and the value of halves of the features."""
     lines = {
         name: line_of(dataset, layer, name)
         for name, dataset in zip(DISTANCES, (spread, comparison, comparison), strict=True)
         if dataset is not None and of_layer(dataset, layer, name)
     }
-    if comparison is None or not of_layer(comparison, layer, NOISE_FLOOR):
+    if comparison is None or not of_layer(comparison, layer, FEATURE_HALVES):
         return lines, None
-    return lines, float(one_layer(comparison, layer)[NOISE_FLOOR])
+    return lines, float(one_layer(comparison, layer)[FEATURE_HALVES])
 
 
 def pairs(groups: xr.Dataset, layer: str) -> list[tuple[int, int, str, Line]]:

@@ -6,6 +6,7 @@ import json
 import math
 import warnings
 from collections.abc import Callable, Mapping
+from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,18 +17,22 @@ from matplotlib.lines import Line2D
 
 from repaudit.names import LAYER, MODEL, STEP, encode_name
 from repaudit.plots import canvas, curves, embeddings, maps, style
-from repaudit.plots.lines import DISTANCES, line_of, varying
+from repaudit.plots.lines import DISTANCES, band_of, line_of, varying
+from repaudit.plots.pairs import pair_distances, plot_pairs
+from repaudit.plots.scales import scales, summary_at
 from repaudit.results import (
     APPROACH,
     COMPARISON,
     DIAGNOSTIC_NAMES,
     DIAGNOSTICS,
+    DISTANCE,
     DISTANCE_STRESS,
     EMBEDDING,
     FRAMES,
     GROUPS,
     MEASURE,
     MERGED,
+    PAIRS,
     SIMILARITY,
     SPREAD,
     STRESS,
@@ -36,6 +41,7 @@ from repaudit.results import (
     TRAJECTORIES,
     TRAJECTORY,
     UNITS,
+    at_scale,
     group,
     known,
     names_of,
@@ -52,8 +58,9 @@ def save_figures(results: xr.DataTree, folder: str | Path, *, dpi: int = 200) ->
     """Write the figures of an analysis as PNG files.
 
     For all layers: spread, comparison, approach, groups, settling, together, diagnostics and similarity-<measure>; per
-    layer: trajectories-<layer>, embedding-<layer>, frames-<layer> and units-<layer>. What is not known is not drawn:
-    with a single model there is no spread.png.
+    layer: pairs-<layer>, trajectories-<layer>, embedding-<layer>, frames-<layer> and units-<layer>. These are of the
+    first scale; figures of a further one have its name at the end, such as spread-shape.png. What is not known is not
+    drawn: with a single model there is no spread.png.
 
     Parameters
     ----------
@@ -80,7 +87,20 @@ def save_figures(results: xr.DataTree, folder: str | Path, *, dpi: int = 200) ->
     target = Path(folder)
     target.mkdir(parents=True, exist_ok=True)
     summary = _summary(results)
+    figures: dict[str, Figure] = {}
+    for scale in scales(results):
+        chosen = at_scale(results, scale.index)
+        for name, figure in _at_scale(chosen, summary_at(summary, scale), first=not scale.index).items():
+            # A layer may be called like another one with the name of a scale behind it.
+            names = (f"{name}{'-' * more}{scale.suffix}" for more in count())
+            figures[next(key for key in names if key not in figures)] = figure
+    return [_save(figure, target / f"{name}.png", dpi) for name, figure in figures.items()]
+
+
+def _at_scale(results: xr.DataTree, summary: Mapping[str, Any], *, first: bool) -> dict[str, Figure]:
+    """Draw the figures of one scale; those that stand on activations belong to the first."""
     figures = _panels(results, summary) | _over_layers(results, summary)
+    figures |= _similarities(group(results, SIMILARITY, SIMILARITY)) if first else {}
     for name, variable, draw in (
         (TRAJECTORIES, TRAJECTORY, embeddings.plot_trajectories),
         (MERGED, EMBEDDING, embeddings.plot_embedding),
@@ -88,10 +108,9 @@ def save_figures(results: xr.DataTree, folder: str | Path, *, dpi: int = 200) ->
     ):
         stem = "embedding" if name == MERGED else name
         dataset = group(results, name, variable)
-        if dataset is not None:
+        if dataset is not None and (first or name != UNITS):
             figures |= _layer_figures(dataset, variable, stem, draw)
-    figures |= _frames_figures(group(results, FRAMES, MERGED))
-    return [_save(figure, target / f"{name}.png", dpi) for name, figure in figures.items()]
+    return figures | _frames_figures(group(results, FRAMES, MERGED)) | _pairs_figures(group(results, PAIRS, DISTANCE))
 
 
 def _save(figure: Figure, file: Path, dpi: int) -> Path:
@@ -131,18 +150,39 @@ def _over_layers(results: xr.DataTree, summary: Mapping[str, Any]) -> dict[str, 
     if settling:
         figures["settling"] = Figure(figsize=(5.6, 0.6 + 0.22 * len(settling)), layout="constrained")
         curves.plot_settling(settling, figures["settling"].add_subplot())
-    trajectories, similarity = group(results, TRAJECTORIES, TOGETHER), group(results, SIMILARITY, SIMILARITY)
+    trajectories = group(results, TRAJECTORIES, TOGETHER)
     if trajectories is not None and trajectories.sizes[LAYER] > 1:
         figures["together"] = Figure(figsize=(6.4, 5.4), layout="constrained")
         embeddings.plot_together(trajectories, figures["together"].add_subplot())
-    if similarity is not None:
-        for measure in map(str, similarity[MEASURE].values):
-            figure = Figure(figsize=(6.0, 5.2), layout="constrained")
-            maps.plot_similarity(similarity, measure, ax=figure.add_subplot())
-            figures[f"similarity-{encode_name(measure)}"] = figure
     diagnostics = group(results, DIAGNOSTICS)
     if diagnostics is not None:
         figures["diagnostics"] = _diagnostics_figure(diagnostics)
+    return figures
+
+
+def _similarities(similarity: xr.Dataset | None) -> dict[str, Figure]:
+    figures: dict[str, Figure] = {}
+    if similarity is None:
+        return figures
+    for measure in map(str, similarity[MEASURE].values):
+        figure = Figure(figsize=(6.0, 5.2), layout="constrained")
+        maps.plot_similarity(similarity, measure, ax=figure.add_subplot())
+        figures[f"similarity-{encode_name(measure)}"] = figure
+    return figures
+
+
+def _pairs_figures(pairs: xr.Dataset | None) -> dict[str, Figure]:
+    """Draw the distances of every two models, where there are more than two."""
+    figures: dict[str, Figure] = {}
+    if pairs is None:
+        return figures
+    for layer in names_of(pairs, LAYER):
+        found = pair_distances(pairs, layer)
+        if found is not None and len(found.models) > 2:
+            size = min(9.0, 3.2 + 0.32 * len(found.models))
+            figure = Figure(figsize=(1.2 * size, size), layout="constrained")
+            plot_pairs(pairs, layer, figure.add_subplot())
+            figures[f"pairs-{encode_name(layer)}"] = figure
     return figures
 
 
@@ -199,14 +239,14 @@ def _small_multiples(dataset: xr.Dataset, draw: Callable[[str, Axes], Axes]) -> 
     return figure
 
 
-def _grid(count: int) -> tuple[Figure, Any]:
-    columns = min(count, 3 if count <= 12 else 5)
-    rows = math.ceil(count / columns)
+def _grid(panels: int) -> tuple[Figure, Any]:
+    columns = min(panels, 3 if panels <= 12 else 5)
+    rows = math.ceil(panels / columns)
     figure = Figure(figsize=(max(4.2, 2.9 * columns), 2.2 * rows + 0.4), layout="constrained")
     axes = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).ravel()
-    for ax in axes[count:]:
+    for ax in axes[panels:]:
         ax.set_axis_off()
-    for ax in axes[max(0, count - columns) : count]:
+    for ax in axes[max(0, panels - columns) : panels]:
         ax.xaxis.set_tick_params(labelbottom=True)
     return figure, axes
 
@@ -221,6 +261,7 @@ def _spread_figure(spread: xr.Dataset, verdicts: Mapping[str, Any]) -> Figure:
             ax.plot(other.step, other.value, color=canvas.FAINT, linewidth=0.7, zorder=1)
         verdict = str(verdicts.get(layer, {}).get("verdict") or "")
         color = style.VERDICTS.get(verdict, canvas.INK)
+        curves.draw_band(ax, band_of(spread, layer))
         curves.draw_curve(ax, lines[layer], color, band=True, label=layer)
         canvas.null_axes(ax, spread[STEP].values, count=5)
         ax.set_title(canvas.safe(layer, 34), loc="left", fontsize=9, color=canvas.INK)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import xarray as xr
@@ -13,15 +13,18 @@ from markupsafe import Markup
 from repaudit.names import LABEL, LAYER, MODEL, SAMPLE, STEP, TEXT
 from repaudit.plots import style
 from repaudit.plots.lines import distances, line_of, pairs, varying
-from repaudit.report import words
-from repaudit.report.figures import curves, embeddings
-from repaudit.report.figures.frames import Thinning, figure_of_frames, frames_of
+from repaudit.plots.pairs import pair_distances
+from repaudit.plots.scales import Scale
+from repaudit.report import scale_words, words
+from repaudit.report.figures import curves, embeddings, maps
+from repaudit.report.figures.frames import MOST_NUMBERS, Thinning, figure_of_frames, frames_of
 from repaudit.report.sparkline import sparkline
 from repaudit.results import (
     APPROACH,
     COMPARISON,
     DIAGNOSTIC_NAMES,
     DIAGNOSTICS,
+    DISTANCE,
     DISTANCE_STRESS,
     EMBEDDING,
     FRAMES,
@@ -29,6 +32,7 @@ from repaudit.results import (
     HIGH,
     MDS,
     MERGED,
+    PAIRS,
     SIMILARITY,
     SPREAD,
     STRESS,
@@ -43,13 +47,17 @@ from repaudit.results import (
     scalar,
 )
 
+CURVES: Final = ("spread", "approach")
+"""Figures of a layer's scales that stand next to each other."""
+
 
 @dataclass
-class LayerView:
-    """What the report says and shows of one layer; ``figures`` maps a kind of figure to its JSON."""
+class ScaleView:
+    """What the report says and shows of one layer at one scale; ``figures`` maps a kind of figure to its JSON."""
 
     name: str
     anchor: str
+    scale: str
     verdict: str
     sentence: str
     agreement: str
@@ -57,6 +65,10 @@ class LayerView:
     groups: dict[str, str]
     sparkline: Markup | None = None
     figures: dict[str, Any] = field(default_factory=dict)
+    neighbours: str = ""
+    cautions: list[str] = field(default_factory=list)
+    pair: str = ""
+    pairs_step: str = ""
     frames: dict[str, Any] | None = None
     units: dict[str, str] = field(default_factory=dict)
     diagnostics: dict[str, str] = field(default_factory=dict)
@@ -65,6 +77,35 @@ class LayerView:
     table: list[dict[str, str]] = field(default_factory=list)
     stress: dict[str, str] = field(default_factory=dict)
     merged: str = "the merged operator"
+
+
+@dataclass
+class LayerView:
+    """What the report says and shows of one layer: the views of all scales, the first of which has its units."""
+
+    name: str
+    anchor: str
+    sentence: str
+    views: list[ScaleView]
+
+    @property
+    def first(self) -> ScaleView:
+        """The view of the first scale."""
+        return self.views[0]
+
+    @property
+    def alike(self) -> bool:
+        """Whether the same is said at all scales."""
+        return len({view.sentence for view in self.views}) == 1
+
+
+@dataclass(frozen=True)
+class AtScale:
+    """A scale with the groups of the results and the summary there."""
+
+    scale: Scale
+    groups: Groups
+    summary: Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -81,6 +122,7 @@ class Groups:
     units: xr.Dataset | None
     similarity: xr.Dataset | None
     diagnostics: xr.Dataset | None
+    pairs: xr.Dataset | None
 
     @classmethod
     def of(cls, results: xr.DataTree) -> Groups:
@@ -97,7 +139,14 @@ class Groups:
             units=group(results, UNITS, EMBEDDING),
             similarity=group(results, SIMILARITY, SIMILARITY),
             diagnostics=group(results, DIAGNOSTICS),
+            pairs=group(results, PAIRS, DISTANCE),
         )
+
+    @property
+    def samples(self) -> int:
+        """Number of samples; 0 where it is not known."""
+        dataset = self.merged if self.merged is not None else self.frames
+        return int(dataset.sizes.get(SAMPLE, 0)) if dataset is not None else 0
 
     def layers(self) -> list[str]:
         """Return the names of the layers, in the order in which the groups first have them."""
@@ -114,33 +163,47 @@ def _labelled(frames: xr.Dataset | None, merged: xr.Dataset | None) -> xr.Datase
     return frames.assign_coords({name: merged[name].variable for name in (LABEL, TEXT) if name in merged.variables})
 
 
-def layer_views(groups: Groups, summary: Mapping[str, Any]) -> list[LayerView]:
-    """Gather what is said and shown of every layer that the summary or the results know."""
-    said: Mapping[str, Any] = summary.get("layers", {})
-    thinning = Thinning.of(groups.frames) if groups.frames is not None else None
-    views = []
-    for index, name in enumerate(dict.fromkeys([*said, *groups.layers()])):
-        entry = said.get(name, {})
-        view = LayerView(
-            name,
-            f"layer-{index}",
-            str(entry.get("verdict") or "undecided"),
-            words.sentence(entry),
-            words.agreement(entry),
-            words.numbers(entry),
-            words.group_numbers(entry),
-        )
-        _add_spread(view, groups, entry)
-        _add_comparison(view, groups)
-        _add_trajectories(view, groups.trajectories)
-        _add_samples(view, groups, thinning)
-        _add_units(view, groups.units)
-        _add_diagnostics(view, groups.diagnostics)
-        views.append(view)
-    return views
+def layer_views(every: Sequence[AtScale], summary: Mapping[str, Any]) -> list[LayerView]:
+    """Gather what is said and shown of every layer that the summary or the results know, at all scales."""
+    said: Mapping[str, Any] = summary.get("layers") or {}
+    names = dict.fromkeys([*said, *(name for at in every for name in at.groups.layers())])
+    thinnings = [_thinning(at.groups.frames, len(every)) for at in every]
+    layers = []
+    for index, name in enumerate(names):
+        anchor = f"layer-{index}"
+        views = [_scale_view(name, anchor, at, thinning) for at, thinning in zip(every, thinnings, strict=True)]
+        _add_units(views[0], every[0].groups.units)
+        curves.same_height([view.figures[kind] for view in views for kind in CURVES if kind in view.figures])
+        layers.append(LayerView(name, anchor, words.sentence(said.get(name, {})), views))
+    return layers
 
 
-def _add_spread(view: LayerView, groups: Groups, entry: Mapping[str, Any]) -> None:
+def _thinning(frames: xr.Dataset | None, scales: int) -> Thinning | None:
+    return None if frames is None else Thinning.of(frames, MOST_NUMBERS // scales)
+
+
+def _scale_view(name: str, anchor: str, at: AtScale, thinning: Thinning | None) -> ScaleView:
+    entry: Mapping[str, Any] = at.summary["layers"].get(name, {})
+    view = ScaleView(
+        name,
+        f"{anchor}-scale-{at.scale.index}" if at.scale.index else anchor,
+        style.visible(at.scale.name, 40),
+        str(entry.get("verdict") or "undecided"),
+        words.sentence(entry),
+        words.agreement(entry),
+        words.numbers(entry),
+        words.group_numbers(entry),
+    )
+    _add_spread(view, at.groups, entry)
+    _add_pairs(view, at.groups.pairs)
+    _add_comparison(view, at.groups)
+    _add_trajectories(view, at.groups.trajectories)
+    _add_samples(view, at.groups, thinning)
+    _add_diagnostics(view, at)
+    return view
+
+
+def _add_spread(view: ScaleView, groups: Groups, entry: Mapping[str, Any]) -> None:
     """Add the spread over steps; for a single model its approach to its own end."""
     color = style.VERDICTS.get(view.verdict, style.OTHER)
     spread, approach = groups.spread, groups.approach
@@ -149,6 +212,7 @@ def _add_spread(view: LayerView, groups: Groups, entry: Mapping[str, Any]) -> No
         axis = style.StepAxis.of(spread[STEP].values)
         view.sparkline = sparkline(line_of(spread, view.name), axis, color, _top(spread))
         view.table = list(words.rows(one_layer(spread, view.name)))
+        view.cautions += scale_words.outlying(one_layer(spread, view.name))
     elif spread is None and approach is not None and of_layer(approach, view.name, APPROACH):
         line = line_of(approach, view.name, APPROACH, model=0)
         if not line.step.size:
@@ -163,7 +227,19 @@ def _top(spread: xr.Dataset) -> float:
     return max([1.1, *(float(array[np.isfinite(array)].max(initial=0)) for array in values)])
 
 
-def _add_comparison(view: LayerView, groups: Groups) -> None:
+def _add_pairs(view: ScaleView, pairs: xr.Dataset | None) -> None:
+    """Add the map of every two models, or a line where there are only two."""
+    if pairs is None or view.name not in names_of(pairs, LAYER):
+        return
+    found = pair_distances(pairs, view.name)
+    if found is not None and len(found.models) == 2:
+        view.pair = scale_words.only_pair(found)
+    elif found is not None:
+        view.figures["pairs"] = maps.pairs_figure(found)
+        view.pairs_step = f"{found.step:,}"
+
+
+def _add_comparison(view: ScaleView, groups: Groups) -> None:
     lines, _ = distances(None, groups.comparison, view.name)
     if lines:
         view.figures["comparison"] = curves.comparison_figure(groups.comparison, groups.spread, view.name)
@@ -171,7 +247,7 @@ def _add_comparison(view: LayerView, groups: Groups) -> None:
         view.figures["groups"] = curves.groups_figure(groups.groups, view.name)
 
 
-def _add_trajectories(view: LayerView, trajectories: xr.Dataset | None) -> None:
+def _add_trajectories(view: ScaleView, trajectories: xr.Dataset | None) -> None:
     if trajectories is None or view.name not in names_of(trajectories, LAYER):
         return
     dataset = one_layer(trajectories, view.name)
@@ -181,7 +257,7 @@ def _add_trajectories(view: LayerView, trajectories: xr.Dataset | None) -> None:
     view.stress["trajectory"] = words.stress(scalar(dataset, STRESS), scalar(dataset, DISTANCE_STRESS))
 
 
-def _add_samples(view: LayerView, groups: Groups, thinning: Thinning | None) -> None:
+def _add_samples(view: ScaleView, groups: Groups, thinning: Thinning | None) -> None:
     """Add the samples as they move over steps, else as they lie in the merged operator."""
     frames, merged = groups.frames, groups.merged
     if frames is not None and thinning is not None and view.name in names_of(frames, LAYER):
@@ -203,7 +279,7 @@ def _worst(frames: xr.Dataset) -> str:
     return f"Stress at most {values.max():.2f}. " if values.size else ""
 
 
-def _add_units(view: LayerView, units: xr.Dataset | None) -> None:
+def _add_units(view: ScaleView, units: xr.Dataset | None) -> None:
     if units is None or not of_layer(units, view.name, EMBEDDING):
         return
     dataset = one_layer(units, view.name)
@@ -213,11 +289,14 @@ def _add_units(view: LayerView, units: xr.Dataset | None) -> None:
             view.figures[f"units-{index}"] = embeddings.units_figure(units, view.name, index)
 
 
-def _add_diagnostics(view: LayerView, diagnostics: xr.Dataset | None) -> None:
+def _add_diagnostics(view: ScaleView, at: AtScale) -> None:
     """Add curves of what varies, and remarks on every count that is not as it should be."""
+    diagnostics = at.groups.diagnostics
     if diagnostics is None or view.name not in names_of(diagnostics, LAYER):
         return
     dataset = one_layer(diagnostics, view.name)
+    view.neighbours = scale_words.neighbours(dataset)
+    view.cautions += scale_words.unheld(dataset, at.scale, at.groups.samples)
     view.diagnostics = {variable: DIAGNOSTIC_NAMES[variable] for variable in varying(dataset)}
     for variable in view.diagnostics:
         view.figures[variable] = curves.diagnostic_figure(diagnostics, view.name, variable)

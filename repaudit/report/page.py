@@ -14,11 +14,12 @@ from markupsafe import Markup
 
 from repaudit.names import LAYER, SAMPLE
 from repaudit.plots import style
-from repaudit.report import words
+from repaudit.plots.scales import Scale, scales, summary_at
+from repaudit.report import scale_words, words
 from repaudit.report.figures import embeddings, frames, maps
 from repaudit.report.figures.canvas import as_data
-from repaudit.report.layers import Groups, LayerView, layer_views
-from repaudit.results import TOGETHER, TOGETHER_DISTANCE_STRESS, TOGETHER_STRESS, known, scalar
+from repaudit.report.layers import AtScale, Groups, LayerView, ScaleView, layer_views
+from repaudit.results import TOGETHER, TOGETHER_DISTANCE_STRESS, TOGETHER_STRESS, at_scale, known, scalar
 from repaudit.store.storage.replacing import replacing
 
 MANY_LAYERS: Final = 7
@@ -28,11 +29,12 @@ MANY_LAYERS: Final = 7
 def write_report(results: xr.DataTree, summary: Mapping[str, Any], path: str | Path) -> Path:
     """Write the results as one self-contained HTML file.
 
-    The file opens with the headline and a sentence for each layer, and the order in which the layers settle; then come
-    all layers together and their similarity; then, for each layer, the spread over steps with its interval and the
-    null line at 1, the distances from the untrained networks and the inputs, the trajectories, the samples' embedding
-    over steps, and the diagnostics; last the parameters, the fingerprint of the probe set, the versions, and what was
-    left out. It contains plotly.js once and loads nothing from the network. For a single model, which has no spread,
+    The file opens with the headline, what the scales mean, a sentence for each layer, and the order in which the layers
+    settle; then come all layers together and their similarity; then, for each layer, the spread over steps at every
+    scale with its interval, its band and the null line at 1, and, at the scale that the reader chooses, the distances
+    of every two models and from the untrained networks and the inputs, the trajectories, the samples' embedding over
+    steps, and the diagnostics; last the parameters, the fingerprint of the probe set, the versions, and what was left
+    out. It contains plotly.js once and loads nothing from the network. For a single model, which has no spread,
     it shows the approach to its own end.
 
     Parameters
@@ -60,26 +62,32 @@ def write_report(results: xr.DataTree, summary: Mapping[str, Any], path: str | P
     """
     environment = _environment()
     assets = _assets(environment)
-    groups = Groups.of(results)
-    layers = layer_views(groups, summary)
-    overview = _overview(groups, layers)
-    figures = {view.anchor: {kind: as_data(made) for kind, made in view.figures.items()} for view in layers}
+    every = [
+        AtScale(scale, Groups.of(at_scale(results, scale.index)), summary_at(summary, scale))
+        for scale in scales(results)
+    ]
+    groups, layers = every[0].groups, layer_views(every, summary)
+    views = [view for layer in layers for view in layer.views]
+    overview = _overview(every, layers)
+    figures = {view.anchor: {kind: as_data(made) for kind, made in view.figures.items()} for view in views}
     html = environment.get_template("report.html.jinja").render(
         summary=summary,
         layers=layers,
-        settling=words.settling(summary),
+        meaning=scale_words.meaning([at.scale for at in every]),
+        scales=[{"name": at.scale.name, "title": scale_words.title(at.scale)} for at in every],
+        settling=_settling(every),
         figures=({"overview": overview} if overview else {}) | figures,
         overview=overview,
-        texts=_texts(groups),
-        frames=_frames(groups, layers),
+        texts=_texts(every),
+        frames=_frames(every, views),
         similarity=None if groups.similarity is None else maps.similarity_data(groups.similarity),
-        together_stress=_together_stress(groups.trajectories),
+        together_stress={_numbered("together", at.scale): _together_stress(at.groups.trajectories) for at in every},
         many=len(layers) >= MANY_LAYERS,
         most_rows=words.MOST_ROWS,
-        samples=_samples(groups),
+        samples=groups.samples,
         span=words.span(summary),
-        has_spread=groups.spread is not None,
-        has_approach=any("approach" in view.figures for view in layers),
+        has_spread=any(at.groups.spread is not None for at in every),
+        has_approach=any("approach" in view.figures for view in views),
         verdicts=style.VERDICTS,
         about=words.about(results, summary),
         script_sources=" ".join(_digest(assets[name]) for name in ("plotlyjs", "script")),
@@ -91,17 +99,29 @@ def write_report(results: xr.DataTree, summary: Mapping[str, Any], path: str | P
     return target
 
 
-def _overview(groups: Groups, layers: Sequence[LayerView]) -> dict[str, Any]:
-    """Draw the figures of all layers: a map of the spread if there are many, all trajectories, similarities."""
+def _overview(every: Sequence[AtScale], layers: Sequence[LayerView]) -> dict[str, Any]:
+    """Draw the figures of all layers: maps of the spread if there are many, all trajectories, similarities."""
     figures = {}
-    if len(layers) >= MANY_LAYERS and groups.spread is not None:
-        figures["map"] = maps.overview_figure(groups.spread)
-    together = groups.trajectories
-    if together is not None and TOGETHER in together and together.sizes[LAYER] > 1 and known(together[TOGETHER]):
-        figures["together"] = embeddings.together_figure(together)
-    if groups.similarity is not None:
-        figures["similarity"] = maps.similarity_figure(groups.similarity)
+    for at in every:
+        spread, together = at.groups.spread, at.groups.trajectories
+        if len(layers) >= MANY_LAYERS and spread is not None:
+            figures[_numbered("map", at.scale)] = maps.overview_figure(spread)
+        if together is not None and TOGETHER in together and together.sizes[LAYER] > 1 and known(together[TOGETHER]):
+            figures[_numbered("together", at.scale)] = embeddings.together_figure(together)
+    if every[0].groups.similarity is not None:
+        figures["similarity"] = maps.similarity_figure(every[0].groups.similarity)
     return {kind: as_data(figure) for kind, figure in figures.items()}
+
+
+def _numbered(kind: str, scale: Scale) -> str:
+    """Return the name of a figure of all layers at one scale."""
+    return f"{kind}-{scale.index}" if scale.index else kind
+
+
+def _settling(every: Sequence[AtScale]) -> list[dict[str, Any]]:
+    """Return the order in which the layers settle at each scale at which any does."""
+    orders = [{"scale": scale_words.title(at.scale), "entries": words.settling(at.summary)} for at in every]
+    return [order for order in orders if order["entries"]]
 
 
 def _assets(environment: Environment) -> dict[str, str]:
@@ -130,17 +150,14 @@ def _environment() -> Environment:
     return environment
 
 
-def _samples(groups: Groups) -> int:
-    dataset = groups.merged if groups.merged is not None else groups.frames
-    return int(dataset.sizes.get(SAMPLE, 0)) if dataset is not None else 0
-
-
-def _frames(groups: Groups, layers: Sequence[LayerView]) -> dict[str, Any]:
+def _frames(every: Sequence[AtScale], views: Sequence[ScaleView]) -> dict[str, Any]:
     """Return the positions of every layer's samples, and which samples of each group of labels these are."""
-    moving = {view.anchor: view.frames for view in layers if view.frames is not None}
-    if groups.frames is None or not moving:
+    moving = {view.anchor: view.frames for view in views if view.frames is not None}
+    datasets = [at.groups.frames for at in every if at.groups.frames is not None]
+    if not datasets or not moving:
         return {}
-    return {"pick": frames.picked(groups.frames, frames.Thinning.of(groups.frames)), "layers": moving}
+    thinning = frames.Thinning.of(datasets[0], frames.MOST_NUMBERS // len(every))
+    return {"pick": frames.picked(datasets[0], thinning), "layers": moving}
 
 
 def _together_stress(trajectories: xr.Dataset | None) -> str:
@@ -149,8 +166,8 @@ def _together_stress(trajectories: xr.Dataset | None) -> str:
     return words.stress(scalar(trajectories, TOGETHER_STRESS), scalar(trajectories, TOGETHER_DISTANCE_STRESS))
 
 
-def _texts(groups: Groups) -> list[list[str]]:
+def _texts(every: Sequence[AtScale]) -> list[list[str]]:
     """Return the texts to hover over, from the group that tells most about the samples."""
-    both = (groups.merged, groups.frames)
-    samples = next((dataset for dataset in both if dataset is not None and SAMPLE in dataset.coords), None)
+    datasets = [*(at.groups.merged for at in every), *(at.groups.frames for at in every)]
+    samples = next((dataset for dataset in datasets if dataset is not None and SAMPLE in dataset.coords), None)
     return embeddings.sample_texts(samples) if samples is not None else []

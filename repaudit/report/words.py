@@ -13,6 +13,8 @@ import xarray as xr
 from repaudit.names import LABEL, MODEL, STEP
 from repaudit.plots import style
 from repaudit.results import (
+    BAND_HIGH,
+    BAND_LOW,
     COLLAPSED,
     COMPONENTS,
     DIAGNOSTIC_NAMES,
@@ -30,6 +32,8 @@ from repaudit.results import (
     PARAMETERS,
     SPREAD,
     SPREAD_RAW,
+    SPREAD_ROWS,
+    UNHELD,
     UNIFORMITY,
     VERSIONS,
     names_of,
@@ -39,7 +43,7 @@ MOST_ROWS: Final = 200
 """A table of more steps shows this many of them, evenly chosen, and says so."""
 
 HEALTHY: Final = {
-    ISOLATED: 0, DUPLICATES: 0, COLLAPSED: 0, COMPONENTS: 1, FLOORED: 0, FAILED: 0, UNIFORMITY: 0.99,
+    ISOLATED: 0, DUPLICATES: 0, COLLAPSED: 0, COMPONENTS: 1, FLOORED: 0, UNHELD: 0, FAILED: 0, UNIFORMITY: 0.99,
 }  # fmt: skip
 """The largest value of each diagnostic of a healthy operator."""
 
@@ -125,7 +129,7 @@ def merged_words(merged: xr.Dataset) -> str:
 
 def rows(spread: xr.Dataset) -> Iterator[dict[str, str]]:
     """Iterate over the table of one layer's measures: one row per step."""
-    columns = (SPREAD, LOW, HIGH, SPREAD_RAW, HELLINGER, N_MODELS)
+    columns = (SPREAD, LOW, HIGH, BAND_LOW, BAND_HIGH, SPREAD_ROWS, SPREAD_RAW, HELLINGER, N_MODELS)
     steps = spread[STEP].values
     for k in np.unique(np.linspace(0, len(steps) - 1, min(len(steps), MOST_ROWS)).astype(int)):
         row = {"step": f"{int(steps[k]):,}"}

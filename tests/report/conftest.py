@@ -97,7 +97,7 @@ def _comparison(layers: list[str], steps: np.ndarray) -> xr.Dataset:
     for name, value in found.items():
         for end, values in (("", value), ("_low", value - 0.05), ("_high", value + 0.05)):
             data[name + end] = (("layer", "step"), values)
-    data["noise_floor"] = ("layer", np.full(len(layers), 0.03))
+    data["feature_halves"] = ("layer", np.full(len(layers), 0.03))
     return xr.Dataset(data, coords={"layer": layers, "step": steps}, attrs={"inputs": "token counts of input_ids"})
 
 
@@ -207,6 +207,61 @@ def _add_more(tree: xr.DataTree, summary: dict[str, Any], models: list[str]) -> 
     summary["settling"] = [{"layer": name, "settled": settled[name], "below_start": last // 4} for name in order]
 
 
+SCALES = (("neighbourhoods", 15.0), ("shape", 30.0))
+ON_ACTIVATIONS = ("units", "similarity")
+
+
+def _pairs(layers: list[str], models: list[str], steps: np.ndarray) -> xr.Dataset:
+    """Distances of models of which the first and the third are alike; at the last step nothing is known."""
+    where = np.arange(len(models)) % 2 + 0.1 * np.arange(len(models))
+    apart = np.abs(where[:, None] - where)
+    value = np.broadcast_to(0.8 * apart, (len(layers), len(steps), *apart.shape)).copy()
+    value *= np.linspace(0.5, 1, len(steps))[:, None, None]
+    value[:, -1] = np.nan
+    on = ("layer", "step", "model", "other")
+    data = {"distance": value, "low": value * 0.9, "high": value * 1.1, "pvalue_holm": np.where(value > 0.5, 0.3, 1e-9)}
+    return xr.Dataset(
+        {name: (on, values) for name, values in data.items()},
+        coords={"layer": layers, "step": steps, "model": models, "other": models},
+    )
+
+
+def _add_scales(tree: xr.DataTree, summary: dict[str, Any], models: list[str]) -> None:
+    """Give every group that stands on operators a second scale, at which all values are half of those at the first."""
+    spread, diagnostics = tree["spread"].to_dataset(), tree["diagnostics"].to_dataset()
+    layers, steps = [str(name) for name in spread["layer"].values], spread["step"].values
+    on, wide = ("layer", "step"), 0.1 + spread["high"].values - spread["spread"].values
+    tree["spread"] = xr.DataTree(
+        spread.assign(
+            band_low=(on, spread["spread"].values - wide),
+            band_high=(on, spread["spread"].values + wide),
+            spread_rows=(on, 0.8 * spread["spread"].values),
+            largest_row=(on, np.full(wide.shape, 0.02)),
+            largest_sample=(on, np.full(wide.shape, "json:1", dtype=object)),
+        )
+    )
+    tree["diagnostics"] = xr.DataTree(diagnostics.assign(unheld=diagnostics["isolated"] * 0))
+    tree["pairs"] = xr.DataTree(_pairs(layers, models, steps))
+    for name in tree.children:
+        if name not in ON_ACTIVATIONS:
+            tree[name] = xr.DataTree(_at_both(tree[name].to_dataset()))
+    for layer, entry in summary["layers"].items():
+        first = dict(entry)
+        other = first | {"verdict": "diverging", "settled": None, "sentence": f"Shape of {layer} goes apart."}
+        both = zip(SCALES, (first, other), strict=True)
+        entry["scales"] = {name: {"scale": value, **found} for (name, value), found in both}
+        entry["sentence"] = f"Neighbourhoods: {first['sentence']} Shape: {other['sentence']}"
+    summary["scales"] = [{"name": name, "scale": value} for name, value in SCALES]
+    summary["headline"] = "The scales disagree in every layer."
+
+
+def _at_both(dataset: xr.Dataset) -> xr.Dataset:
+    halved = dataset.map(lambda values: values * 0.5 if values.dtype.kind == "f" else values)
+    coords = {"scale": [value for _, value in SCALES], "scale_name": ("scale", [name for name, _ in SCALES])}
+    both = xr.concat([dataset, halved], "scale", data_vars="all", coords="minimal", compat="override")
+    return both.assign_coords(coords).transpose("layer", "scale", ...)
+
+
 def _summary(spread: xr.Dataset, models: list[str]) -> dict[str, Any]:
     layers = {}
     steps = spread["step"].values.tolist()
@@ -247,10 +302,11 @@ def make_results(
     labels: tuple[str, ...] = LABELS,
     n: int = 120,
     more: bool = False,
+    scales: bool = False,
 ) -> tuple[xr.DataTree, dict[str, Any]]:
     """Results and their summary; with one model neither has a spread that is known.
 
-    ``more`` adds all that an analysis may leave out.
+    ``more`` adds all that an analysis may leave out, ``scales`` a second scale and what older results lack.
     """
     at = np.array(steps, dtype=np.int64)
     spread = _spread(list(layers), at)
@@ -271,6 +327,8 @@ def make_results(
     )
     if more:
         _add_more(tree, summary, list(models))
+    if scales:
+        _add_scales(tree, summary, list(models))
     tree.attrs = {
         "parameters": summary["parameters"],
         "fingerprint": summary["fingerprint"],

@@ -399,3 +399,59 @@ def test_a_single_model_shows_its_approach_in_the_place_of_the_spread(show):
     assert page.evaluate("document.querySelectorAll('.answer .spark polyline').length") == 3
     assert "at least two models" not in page.evaluate("document.querySelector('.answer').textContent")
     quiet(page)
+
+
+def test_the_switch_shows_the_other_scale_of_its_layer_only(show):
+    page = show(scales=True, more=True)
+    kinds = "[...document.querySelectorAll('.plot')].filter(p => p.offsetParent).map(p => p.dataset.layer)"
+    before = page.evaluate(kinds)
+    assert before.count("layer-0-scale-1") == 1, "the spread curve is always in sight"
+    page.evaluate("document.querySelector('#layer-0 .switch input[value=\"1\"]').click()")
+    page.until(DRAWN)
+    after = page.evaluate(kinds)
+    assert after.count("layer-0-scale-1") == before.count("layer-0") - 1
+    assert after.count("layer-1") == before.count("layer-1")
+    place = "document.querySelector('[data-layer=layer-0-scale-1][data-figure=trajectory]')"
+    assert page.evaluate(f"{place}.querySelectorAll('.scatterlayer path.point').length") == 33
+    page.view(900, 900)
+    page.evaluate("document.querySelector('#layer-0 .switch input[value=\"0\"]').click()")
+    page.until(f"!{place}.offsetParent")
+    page.until(
+        "[...document.querySelectorAll('#layer-0 .plot')].filter(p => p.offsetParent)"
+        ".every(p => Math.abs(p.querySelector('svg.main-svg').clientWidth - p.clientWidth) <= 1)"
+    )
+    page.view(900, 900, scheme="dark")
+    page.until(f"!{place}.dataset.drawn")
+    page.evaluate("document.querySelector('#layer-0 .switch input[value=\"1\"]').click()")
+    page.until(f"{place}._fullLayout.font.color === '#9aa2aa'")
+    page.until(DRAWN)
+    quiet(page)
+
+
+@pytest.mark.parametrize(("width", "columns"), [(1150, 2), (390, 1)])
+def test_the_curves_of_both_scales_stand_side_by_side_where_there_is_room(show, width, columns):
+    page = show(scales=True, width=width)
+    lefts = page.evaluate(
+        "[...document.querySelectorAll('#layer-0 .scales .plot')].map(p => Math.round(p.getBoundingClientRect().x))"
+    )
+    assert len(lefts) == 2
+    assert len(set(lefts)) == columns
+    assert page.evaluate("document.documentElement.scrollWidth") == width
+    quiet(page)
+
+
+def test_a_hovered_pair_tells_its_interval_and_p_value(show):
+    page = show(scales=True, models=("a", "b", "c", "<b>d</b>"))
+    place = "document.querySelector('[data-layer=layer-0][data-figure=pairs]')"
+    page.evaluate(f"{place}.scrollIntoView({{block: 'center', behavior: 'instant'}})")
+    x, y, w, h = page.evaluate(
+        f"(() => {{ const r = {place}.querySelector('.heatmaplayer image').getBoundingClientRect();"
+        " return [r.x, r.y, r.width, r.height]; })()"
+    )
+    page.hover(x + 0.6 * w, y + 0.1 * h)
+    page.hover(x + 0.38 * w, y + 0.12 * h)
+    page.until(f"{place}.querySelector('.hovertext')")
+    said = page.evaluate(f"{place}.querySelector('.hovertext').textContent")
+    assert re.search(r"distance 0\.\d\d \[0\.\d\d, 0\.\d\d\]Holm-adjusted p", said)
+    assert page.evaluate(f"{place}.querySelectorAll('.heatmap-label text').length") == 12
+    quiet(page)

@@ -52,7 +52,7 @@ def test_every_further_function_draws_on_the_ax_it_is_given_and_returns_it(make_
         assert len(ax.get_children()) > before
 
 
-def test_a_comparison_holds_three_curves_and_the_noise_floor(make_results, ax):
+def test_a_comparison_holds_three_curves_and_the_halves_of_the_features(make_results, ax):
     tree, _ = make_results(more=True)
     comparison = tree["comparison"].to_dataset()
     plots.plot_comparison(comparison, "model.norm", ax=ax, spread=tree["spread"].to_dataset())

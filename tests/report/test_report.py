@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import base64
+import importlib.util
 import json
 import re
-from html.parser import HTMLParser
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,54 +15,19 @@ import xarray as xr
 from repaudit.report import write_report
 from repaudit.report.figures.frames import Thinning, frames_of
 
+SPEC = importlib.util.spec_from_file_location("pages", Path(__file__).with_name("pages.py"))
+assert SPEC is not None
+assert SPEC.loader is not None
+pages = importlib.util.module_from_spec(SPEC)
+SPEC.loader.exec_module(pages)
+Page, numbers = pages.Page, pages.numbers
+
 HOSTILE = '</script><script>window.broken=1</script><img src=x onerror="window.broken=1">'
-
-
-class Page(HTMLParser):
-    """Elements and visible text of a page, and the content of its scripts."""
-
-    def __init__(self, html: str) -> None:
-        super().__init__()
-        self.tags: list[tuple[str, dict[str, str | None]]] = []
-        self.scripts: list[tuple[dict[str, str | None], str]] = []
-        self.words: list[str] = []
-        self._raw: dict[str, str | None] | None = None
-        self.feed(html)
-
-    def handle_starttag(self, tag, attrs):
-        self.tags.append((tag, dict(attrs)))
-        self._raw = dict(attrs) if tag in ("script", "style") else None
-        if tag == "script":
-            self.scripts.append((dict(attrs), ""))
-
-    def handle_endtag(self, tag):
-        self._raw = None
-
-    def handle_data(self, data):
-        if self._raw is None:
-            self.words.append(data)
-        elif self.scripts:
-            attrs, text = self.scripts[-1]
-            self.scripts[-1] = (attrs, text + data)
-
-    @property
-    def text(self) -> str:
-        return re.sub(r"\s+", " ", " ".join(self.words))
-
-    def data(self, name: str):
-        return json.loads(next(text for attrs, text in self.scripts if attrs.get("id") == name))
-
-
-def numbers(array) -> np.ndarray:
-    """Values of an array of a figure, which plotly writes in base64."""
-    if isinstance(array, dict):
-        return np.frombuffer(base64.b64decode(array["bdata"]), dtype=array["dtype"]).astype(float)
-    return np.array(array, dtype=float)
 
 
 @pytest.fixture
 def page(make_results, tmp_path):
-    def make(**options) -> Page:
+    def make(**options) -> pages.Page:
         tree, summary = make_results(**options)
         return Page(write_report(tree, summary, tmp_path / "new" / "report.html").read_text(encoding="utf-8"))
 

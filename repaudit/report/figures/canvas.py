@@ -46,7 +46,7 @@ def symbol(index: int) -> str:
     return style.PLOTLY_SYMBOLS[index % len(style.PLOTLY_SYMBOLS)]
 
 
-def band(made: go.Figure, axis: style.StepAxis, line: Line, color: str, during: Any = None) -> Any:
+def band(made: go.Figure, axis: style.StepAxis, line: Line, color: str, during: Any = None, meta: Any = None) -> Any:
     """Fill between the bounds of a curve where they are known, during some of its steps; return what was filled."""
     filled = np.isfinite(line.low) & np.isfinite(line.high)
     filled = filled if during is None else filled & during
@@ -55,7 +55,7 @@ def band(made: go.Figure, axis: style.StepAxis, line: Line, color: str, during: 
         made.add_scatter(
             x=np.concatenate([x, x[::-1]]), y=np.concatenate([line.high[filled], line.low[filled][::-1]]),
             mode="lines", line={"width": 0}, fill="toself", fillcolor=style.translucent(color, 0.22), hoverinfo="skip",
-            showlegend=False,
+            showlegend=False, meta=meta,
         )  # fmt: skip
     return x
 

@@ -11,7 +11,7 @@ import xarray as xr
 
 from repaudit.names import LAYER, MODEL, STEP
 from repaudit.plots import style
-from repaudit.plots.lines import DISTANCES, Line, distances, line_of, pairs
+from repaudit.plots.lines import DISTANCES, Line, band_of, distances, line_of, pairs
 from repaudit.report.figures import canvas
 from repaudit.results import APPROACH, DIAGNOSTIC_NAMES, names_of, one_layer
 
@@ -20,9 +20,12 @@ Phase = Mapping[str, Any]
 
 
 def spread_figure(spread: xr.Dataset, layer: str, phases: Sequence[Phase] = ()) -> go.Figure:
-    """Draw one layer's spread over steps: 95% band tinted by phase, the null line at 1, the other layers in grey."""
+    """Draw one layer's spread over steps, with the null line at 1 and the other layers in grey.
+
+    The 95% intervals are tinted by phase; behind them lies the band that holds over all steps at once.
+    """
     lines = {name: line_of(spread, name) for name in names_of(spread, LAYER)}
-    return _curve_figure(spread, lines, layer, phases, "spread")
+    return _curve_figure(spread, lines, layer, phases, "spread", band_of(spread, layer))
 
 
 def approach_figure(approach: xr.Dataset, layer: str) -> go.Figure:
@@ -32,18 +35,32 @@ def approach_figure(approach: xr.Dataset, layer: str) -> go.Figure:
 
 
 def _curve_figure(
-    dataset: xr.Dataset, lines: Mapping[str, Line], layer: str, phases: Sequence[Phase], title: str
+    dataset: xr.Dataset,
+    lines: Mapping[str, Line],
+    layer: str,
+    phases: Sequence[Phase],
+    title: str,
+    band: Line | None = None,
 ) -> go.Figure:
     axis, line = style.StepAxis.of(dataset[STEP].values), lines[layer]
     made = canvas.figure()
+    if band is not None:
+        canvas.band(made, axis, band, style.OTHER, meta={"band": True})
     _others(made, axis, [other for name, other in lines.items() if name != layer])
     for phase in phases or [{"from": -np.inf, "to": np.inf, "direction": "flat"}]:
         _phase(made, axis, line, phase)
     made.add_scatter(
         x=axis.position(line.step), y=line.value, mode=canvas.mode(axis), meta={"ink": True},
-        line={"width": 2}, marker={"size": 5}, **_told(line, title),
+        line={"width": 2}, marker={"size": 5}, **_told(line, title, band),
     )  # fmt: skip
-    return canvas.null_axis(made, axis, max(1.1, 1.06 * line.top), title)
+    return canvas.null_axis(made, axis, max(1.1, *(1.06 * one.top for one in (line, band) if one is not None)), title)
+
+
+def same_height(figures: Sequence[go.Figure]) -> None:
+    """Give figures that stand side by side the same vertical axis: the tallest of them."""
+    top = max((made.layout.yaxis.range[1] for made in figures), default=1.1)
+    for made in figures:
+        made.update_yaxes(range=[0, top])
 
 
 def comparison_figure(comparison: xr.Dataset | None, spread: xr.Dataset | None, layer: str) -> go.Figure:
@@ -61,8 +78,9 @@ def comparison_figure(comparison: xr.Dataset | None, spread: xr.Dataset | None, 
     if floor is not None:
         ends = axis.position([axis.steps[0], axis.steps[-1]])
         made.add_scatter(
-            x=ends, y=[floor, floor], mode="lines", name="noise floor", line={"width": 1, "color": style.OTHER},
-            hovertemplate="noise floor %{y:.3f}<extra></extra>",
+            x=ends, y=[floor, floor], mode="lines", name="halves of the features",
+            line={"width": 1, "color": style.OTHER},
+            hovertemplate="halves of one model's features %{y:.3f}<extra></extra>",
         )  # fmt: skip
     canvas.legend(made, above=True)
     return canvas.null_axis(made, axis, max([1.1, *(1.06 * line.top for line in lines.values())]), "distance")
@@ -100,11 +118,12 @@ def diagnostic_figure(diagnostics: xr.Dataset, layer: str, variable: str) -> go.
     return canvas.step_axis(made, axis)
 
 
-def _told(line: Line, title: str) -> dict[str, Any]:
-    """Return what hovering over a curve shows: the step, the value, and the interval if it is known."""
+def _told(line: Line, title: str, band: Line | None = None) -> dict[str, Any]:
+    """Return what hovering over a curve shows: the step, the value, the interval and the band if they are known."""
     interval = "<br>95% %{customdata[1]:.3f} to %{customdata[2]:.3f}" if np.isfinite(line.low).any() else ""
+    interval += "<br>all steps %{customdata[3]:.3f} to %{customdata[4]:.3f}" if band is not None else ""
     return {
-        "customdata": np.stack([line.step, line.low, line.high], axis=1),
+        "customdata": np.stack([line.step, line.low, line.high, *((band.low, band.high) if band else ())], axis=1),
         "hovertemplate": f"{title}<br>step %{{customdata[0]:,}}<br>%{{y:.3f}}{interval}<extra></extra>",
     }
 

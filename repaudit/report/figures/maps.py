@@ -1,4 +1,4 @@
-"""The report's maps: the spread of every layer at every step, and the similarity of every pair of representations."""
+"""The report's maps: the spread of every layer at every step, every two models, every pair of representations."""
 
 from __future__ import annotations
 
@@ -11,12 +11,15 @@ import xarray as xr
 from repaudit.names import LAYER, MODEL, STEP
 from repaudit.plots import style
 from repaudit.plots.maps import MEASURES
+from repaudit.plots.pairs import MOST_WRITTEN, PairDistances
 from repaudit.plots.points import arrange
 from repaudit.report.figures import canvas
+from repaudit.report.scale_words import pair
 from repaudit.results import MEASURE, NULL, OTHER, REPRESENTATION, SIMILARITY, SPREAD, names_of
 
 MOST_SIMILARITIES: Final = 750_000
 """Numbers in the similarity maps of one report (3 MB, and as much for their nulls); beyond them steps are left out."""
+SPREADS: Final = [[k / 2, color] for k, color in enumerate(style.SPREAD_COLORS)]
 MOST_NAMES: Final = 24
 """A map with more rows names its blocks only."""
 
@@ -35,7 +38,7 @@ def overview_figure(spread: xr.Dataset) -> go.Figure:
     made = canvas.figure()
     made.add_heatmap(
         x=axis.edges(), y=np.arange(len(layers) + 1) - 0.5, z=values[:, order], zmin=0, zmax=1, ygap=1,
-        colorscale=[[k / 2, color] for k, color in enumerate(style.SPREAD_COLORS)], hovertext=hover, hoverinfo="text",
+        colorscale=SPREADS, hovertext=hover, hoverinfo="text",
         hoverongaps=False, colorbar=canvas.bar("spread", [0, 0.5, 1], ["0", "0.5", "1"]),
     )  # fmt: skip
     canvas.step_axis(made, axis)
@@ -43,6 +46,31 @@ def overview_figure(spread: xr.Dataset) -> go.Figure:
     made.update_yaxes(autorange="reversed", tickvals=list(every), ticktext=[names[k] for k in every], title=None)
     made.update_layout(margin={"l": 8})
     return made
+
+
+def pairs_figure(found: PairDistances) -> go.Figure:
+    """Draw the distance of every two models as a map, in the order of a clustering of the models."""
+    names = [canvas.literal(name, 26) for name in found.models]
+    values, written = found.drawn, len(names) <= MOST_WRITTEN
+    made = canvas.figure()
+    made.add_heatmap(
+        x=np.arange(len(names)), y=np.arange(len(names)), z=values.astype(np.float32), zmin=0, zmax=1, xgap=1, ygap=1,
+        colorscale=SPREADS, hoverongaps=False, hoverinfo="text", hovertext=_pair_texts(found),
+        text=[[f"{value:.2f}" if np.isfinite(value) else "" for value in row] for row in values] if written else None,
+        texttemplate="%{text}" if written else None, colorbar=canvas.bar("distance", [0, 0.5, 1], ["0", "0.5", "1"]),
+    )  # fmt: skip
+    every = range(0, len(names), max(1, round(len(names) / MOST_NAMES)))
+    ticks = {"tickvals": list(every), "ticktext": [names[k] for k in every]}
+    return _square(made, x=ticks, y=ticks)
+
+
+def _pair_texts(found: PairDistances) -> list[list[str]]:
+    """Return what hovering over each cell says: the two models, their distance, its interval, the p-value."""
+    names = [canvas.literal(name, 64) for name in found.models]
+    return [
+        [f"{row}<br>{column}<br>{pair(found, i, j).replace('; ', '<br>')}" for j, column in enumerate(names)]
+        for i, row in enumerate(names)
+    ]
 
 
 def similarity_figure(similarity: xr.Dataset) -> go.Figure:
@@ -54,10 +82,17 @@ def similarity_figure(similarity: xr.Dataset) -> go.Figure:
         colorscale=[[k / last, color] for k, color in enumerate(style.SIMILARITY_COLORS)],
         colorbar=canvas.bar("similarity", [0, 0.5, 1], ["0", "0.5", "1"]),
     )  # fmt: skip
-    made.update_xaxes(showgrid=False, zeroline=False, constrain="domain", automargin=True, tickangle=-35, ticks="")
+    return _square(made)
+
+
+def _square(made: go.Figure, x: dict[str, Any] | None = None, y: dict[str, Any] | None = None) -> go.Figure:
+    """Set up the axes of a square map, the first row on top."""
+    made.update_xaxes(
+        showgrid=False, zeroline=False, constrain="domain", automargin=True, tickangle=-35, ticks="", **(x or {})
+    )  # fmt: skip
     made.update_yaxes(
         showgrid=False, zeroline=False, constrain="domain", constraintoward="top", automargin=True, ticks="",
-        scaleanchor="x", scaleratio=1, autorange="reversed",
+        scaleanchor="x", scaleratio=1, autorange="reversed", **(y or {}),
     )  # fmt: skip
     made.update_layout(margin={"l": 8, "r": 8, "t": 8, "b": 8})
     return made

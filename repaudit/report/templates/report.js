@@ -137,6 +137,14 @@
   }
   later(next);
 
+  // The chosen scale's figures of a layer; those drawn before may have been hidden while the window changed.
+  document.querySelectorAll(".switch").forEach((control) => control.addEventListener("input", ({ target }) => {
+    const layer = control.closest("details.layer");
+    layer.querySelectorAll(".at-scale").forEach((part) => { part.hidden = part.dataset.scale !== target.value; });
+    places.filter((place) => layer.contains(place) && place.dataset.drawn && shown(place)).forEach((place) => Plotly.Plots.resize(place));
+    later(next);
+  }));
+
   function open(id) {
     const layer = document.getElementById(id);
     if (layer && layer.matches("details.layer")) { layer.open = true; layer.scrollIntoView(); }
@@ -144,7 +152,10 @@
   addEventListener("hashchange", () => open(location.hash.slice(1)));
   document.querySelectorAll("details.layer").forEach((layer) => layer.addEventListener("toggle", () => later(next)));
   document.querySelectorAll(".answer a").forEach((link) => link.addEventListener("click", () => open(link.hash.slice(1))));
-  dark.addEventListener("change", () => places.filter((place) => place.dataset.drawn).forEach(draw));
+  // A hidden figure has no size; it is drawn again when it is shown.
+  dark.addEventListener("change", () => places.filter((place) => place.dataset.drawn).forEach((place) => {
+    if (shown(place)) draw(place); else delete place.dataset.drawn;
+  }));
   addEventListener("beforeprint", () => { document.querySelectorAll("details.layer").forEach((layer) => { layer.open = true; }); waiting().forEach(draw); });
   if (location.hash) open(location.hash.slice(1));
 })();
