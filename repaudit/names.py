@@ -28,6 +28,18 @@ COMPONENT: Final = "component"
 SCALE: Final = "scale"
 SCALE_NAME: Final = "scale_name"
 
+KEPT: Final = "merged/operator"
+ENTRY: Final = "entry"
+VALUE: Final = "value"
+ENTRY_INDICES: Final = {
+    "layer_index": "index of the entry's layer",
+    "scale_index": "index of the entry's scale",
+    "step_index": "index of the entry's step",
+    "row": "index of the sample that the transition leaves",
+    "column": "index of the sample that it reaches",
+}
+"""How the merged operators of an analysis are kept: where, and the columns of the list of their entries."""
+
 EPOCH: Final = "epoch"
 WALL_TIME: Final = "wall_time"
 TRIGGER: Final = "trigger"

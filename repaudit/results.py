@@ -10,8 +10,22 @@ import numpy as np
 import xarray as xr
 
 from repaudit.errors import AnalysisError
-from repaudit.names import COMPONENT, FEATURE, LABEL, LAYER, MODEL, SAMPLE, SCALE, SCALE_NAME, STEP, TEXT
-from repaudit.operators.kept import ENTRY, ENTRY_INDICES, KEPT, VALUE
+from repaudit.names import (
+    COMPONENT,
+    ENTRY,
+    ENTRY_INDICES,
+    FEATURE,
+    KEPT,
+    LABEL,
+    LAYER,
+    MODEL,
+    SAMPLE,
+    SCALE,
+    SCALE_NAME,
+    STEP,
+    TEXT,
+    VALUE,
+)
 
 # Groups; a group and its main variable share one name
 SPREAD: Final = "spread"
@@ -291,26 +305,6 @@ def group(results: xr.DataTree, name: str, *needed: str) -> xr.Dataset | None:
         return None
     dataset = results[name].to_dataset()
     return dataset if all(variable in dataset and known(dataset[variable]) for variable in needed) else None
-
-
-def scales_of(results: xr.DataTree) -> list[tuple[float, str]]:
-    """Return the scales of an analysis, each with its name; one without a name where the results have none."""
-    spread = results[SPREAD].to_dataset() if SPREAD in results.children else xr.Dataset()
-    if SCALE not in spread.dims:
-        return [(float("nan"), "")]
-    return [
-        (float(value), str(name)) for value, name in zip(spread[SCALE].values, spread[SCALE_NAME].values, strict=True)
-    ]
-
-
-def at_scale(results: xr.DataTree, index: int) -> xr.DataTree:
-    """Return the results at one scale; what has no scale is as it was."""
-    groups = {name: node.to_dataset(inherit=False) for name, node in results.children.items()}
-    chosen = {
-        name: dataset.isel({SCALE: index}, drop=True) if SCALE in dataset.dims else dataset
-        for name, dataset in groups.items()
-    }
-    return xr.DataTree.from_dict({"/": xr.Dataset(attrs=results.attrs), **chosen})
 
 
 def known(values: xr.DataArray) -> bool:

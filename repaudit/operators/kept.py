@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final, TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 import xarray as xr
@@ -14,18 +14,7 @@ from scipy.sparse import coo_array
 from torch import Tensor
 
 from repaudit.errors import OperatorError
-from repaudit.names import LAYER, SAMPLE, SCALE, SCALE_NAME, STEP
-
-KEPT: Final = "merged/operator"
-ENTRY: Final = "entry"
-VALUE: Final = "value"
-ENTRY_INDICES: Final = {
-    "layer_index": "index of the entry's layer",
-    "scale_index": "index of the entry's scale",
-    "step_index": "index of the entry's step",
-    "row": "index of the sample that the transition leaves",
-    "column": "index of the sample that it reaches",
-}
+from repaudit.names import ENTRY, ENTRY_INDICES, KEPT, LAYER, SAMPLE, SCALE, SCALE_NAME, STEP, VALUE
 
 Key: TypeAlias = tuple[int, int, int]
 """Indices of layer, scale and step."""

@@ -19,7 +19,7 @@ from repaudit.names import LAYER, MODEL, STEP, encode_name
 from repaudit.plots import canvas, curves, embeddings, maps, style
 from repaudit.plots.lines import DISTANCES, band_of, line_of, varying
 from repaudit.plots.pairs import pair_distances, plot_pairs
-from repaudit.plots.scales import scales, summary_at
+from repaudit.plots.scales import at_scale, scales, summary_at
 from repaudit.results import (
     APPROACH,
     COMPARISON,
@@ -41,7 +41,6 @@ from repaudit.results import (
     TRAJECTORIES,
     TRAJECTORY,
     UNITS,
-    at_scale,
     group,
     known,
     names_of,

@@ -14,12 +14,12 @@ from markupsafe import Markup
 
 from repaudit.names import LAYER, SAMPLE
 from repaudit.plots import style
-from repaudit.plots.scales import Scale, scales, summary_at
+from repaudit.plots.scales import Scale, at_scale, scales, summary_at
 from repaudit.report import scale_words, words
 from repaudit.report.figures import embeddings, frames, maps
 from repaudit.report.figures.canvas import as_data
 from repaudit.report.layers import AtScale, Groups, LayerView, ScaleView, layer_views
-from repaudit.results import TOGETHER, TOGETHER_DISTANCE_STRESS, TOGETHER_STRESS, at_scale, known, scalar
+from repaudit.results import TOGETHER, TOGETHER_DISTANCE_STRESS, TOGETHER_STRESS, known, scalar
 from repaudit.store.storage.replacing import replacing
 
 MANY_LAYERS: Final = 7

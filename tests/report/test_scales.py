@@ -18,8 +18,8 @@ from scipy.spatial.distance import squareform
 from repaudit import plots
 from repaudit.analysis.folder import FIGURE_PATTERNS
 from repaudit.errors import AnalysisError
+from repaudit.plots.scales import at_scale
 from repaudit.report import write_report
-from repaudit.results import at_scale
 
 SPEC = importlib.util.spec_from_file_location("pages", Path(__file__).with_name("pages.py"))
 assert SPEC is not None
