@@ -1,11 +1,30 @@
-"""The scales of an analysis, and its results at one of them."""
+"""The scales of an analysis one by one: what each is called, and what the summary says of it."""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
 import xarray as xr
 
-from repaudit.names import SCALE, SCALE_NAME
+from repaudit.names import SCALE, SCALE_NAME, encode_name
 from repaudit.results import SPREAD
+
+
+@dataclass(frozen=True)
+class Scale:
+    """One scale: its index in the results, its effective number of neighbours, its name (empty if there is none)."""
+
+    index: int
+    value: float
+    name: str
+
+    @property
+    def suffix(self) -> str:
+        """What the names of this scale's files end with: nothing for the first."""
+        return f"-{encode_name(self.name or f'{self.value:g}')}" if self.index else ""
 
 
 def scales_of(results: xr.DataTree) -> list[tuple[float, str]]:
@@ -26,3 +45,41 @@ def at_scale(results: xr.DataTree, index: int) -> xr.DataTree:
         for name, dataset in groups.items()
     }
     return xr.DataTree.from_dict({"/": xr.Dataset(attrs=results.attrs), **chosen})
+
+
+def scales(results: xr.DataTree) -> list[Scale]:
+    """Return the scales of an analysis in their order; one without a name where the results have none."""
+    return [Scale(index, value, name) for index, (value, name) in enumerate(scales_of(results))]
+
+
+def summary_at(summary: Mapping[str, Any], scale: Scale) -> dict[str, Any]:
+    """Return the summary at one scale: the layers' entries of this scale, and the order in which they settle there.
+
+    A layer that knows nothing of this scale keeps its own entry at the first one, and has none at the others.
+
+    Examples
+    --------
+    >>> entry = {"verdict": "undecided", "scales": {"shape": {"verdict": "converging", "settled": 40}}}
+    >>> found = summary_at({"layers": {"norm": entry}}, Scale(1, 64.0, "shape"))
+    >>> found["layers"]["norm"]["verdict"], found["settling"]
+    ('converging', [{'layer': 'norm', 'settled': 40, 'below_start': None}])
+    """
+    layers = {}
+    for layer, entry in (summary.get("layers") or {}).items():
+        without = {} if scale.index else {key: value for key, value in entry.items() if key != "scales"}
+        layers[layer] = (entry.get("scales") or {}).get(scale.name, without)
+    settling = _settling(layers) if scale.index else summary.get("settling") or []
+    return {**summary, "layers": layers, "settling": settling}
+
+
+def _settling(layers: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Return when each layer settles, the first in front and those that never do at the end."""
+    entries = [
+        {"layer": layer, "settled": entry.get("settled"), "below_start": entry.get("below_start")}
+        for layer, entry in layers.items()
+    ]
+    return sorted(entries, key=lambda entry: (_late(entry["settled"]), _late(entry["below_start"])))
+
+
+def _late(step: Any) -> float:
+    return math.inf if step is None else float(step)
