@@ -1,4 +1,4 @@
-"""The diffusion operators of one layer: one unit of work per (model, step), computed once and kept in files."""
+"""The diffusion operators of one layer: one task per (model, step), computed once and kept in files."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ class LayerOperators:
 
 
 @dataclass(frozen=True)
-class Unit:
+class Task:
     """The operators of some activations at all scales, by name: what a worker needs, without arrays."""
 
     url: str
@@ -114,20 +114,20 @@ def layer_operators(
         One operator does not fit in the memory budget.
     """
     keys = study.selection.keys(layer)
-    units = {key: _unit(study, layer, key, checksum) for key, checksum in _checksums(study, layer, keys).items()}
-    names = {key: unit.digests(study.fingerprint) for key, unit in units.items()}
+    tasks = {key: _task(study, layer, key, checksum) for key, checksum in _checksums(study, layer, keys).items()}
+    names = {key: task.digests(study.fingerprint) for key, task in tasks.items()}
     stored = {key: [study.cache.operator(name) for name in names[key]] for key in keys}
-    missing = [units[key] for key in keys if None in stored[key]]
+    missing = [tasks[key] for key in keys if None in stored[key]]
     for _ in range(len(keys) - len(missing)):
         advance()
     failed: dict[Key, str] = {}
-    for unit, every in workplace.run(compute, missing):
+    for task, every in workplace.run(compute, missing):
         for index, made in enumerate(every):
             if made.matrix is None:
-                failed[unit.key] = made.failure
-            elif stored[unit.key][index] is None:
-                put = (names[unit.key][index], made.matrix, made.diagnostics, made.gauge)
-                stored[unit.key][index] = study.cache.put_operator(*put)
+                failed[task.key] = made.failure
+            elif stored[task.key][index] is None:
+                put = (names[task.key][index], made.matrix, made.diagnostics, made.gauge)
+                stored[task.key][index] = study.cache.put_operator(*put)
         advance()
     reasons = {key: failed[key] for key in keys if key in failed}
     found = []
@@ -138,19 +138,19 @@ def layer_operators(
     return found
 
 
-def compute(unit: Unit) -> list[Computed]:
+def compute(task: Task) -> list[Computed]:
     """Read the activations and compute P at every scale; those without an operator give a reason, not an error."""
     try:
         values = _on(
-            read_step(_store(unit.url, unit.run), unit.model, unit.layer, unit.step, unit.checksum), unit.device
+            read_step(_store(task.url, task.run), task.model, task.layer, task.step, task.checksum), task.device
         )
-        if len(unit.gauges) > 1:
-            operators = unit.gauges[0].operators(values, [gauge.perplexity or 0.0 for gauge in unit.gauges])
+        if len(task.gauges) > 1:
+            operators = task.gauges[0].operators(values, [gauge.perplexity or 0.0 for gauge in task.gauges])
         else:
-            operators = [unit.gauges[0](values)]
+            operators = [task.gauges[0](values)]
     except (ActivationError, CorruptStoreError) as error:
-        return [Computed(None, {}, {}, str(error)) for _ in unit.gauges]
-    return [_computed(operator, gauge) for operator, gauge in zip(operators, unit.gauges, strict=True)]
+        return [Computed(None, {}, {}, str(error)) for _ in task.gauges]
+    return [_computed(operator, gauge) for operator, gauge in zip(operators, task.gauges, strict=True)]
 
 
 def _computed(operator: DiffusionOperator, gauge: DiffusionGauge) -> Computed:
@@ -191,9 +191,9 @@ def _checksums(study: Study, layer: str, keys: Sequence[Key]) -> dict[Key, int]:
     return {(model, step): sums[model][step] for model, step in keys}
 
 
-def _unit(study: Study, layer: str, key: Key, checksum: int) -> Unit:
+def _task(study: Study, layer: str, key: Key, checksum: int) -> Task:
     gauges = tuple(scale.gauge for scale in study.scales)
-    return Unit(study.url, key[0], layer, key[1], checksum, gauges, study.settings.device, study.run)
+    return Task(study.url, key[0], layer, key[1], checksum, gauges, study.settings.device, study.run)
 
 
 @lru_cache(maxsize=2)

@@ -10,7 +10,7 @@ import xarray as xr
 from repaudit.errors import AnalysisError
 from repaudit.names import MODEL, STEP
 from repaudit.plots import canvas
-from repaudit.plots.points import arrange
+from repaudit.plots.points import Blocks, arrange
 from repaudit.results import MEASURE, OTHER, REPRESENTATION, SIMILARITY
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ MEASURES = {
 
 
 def plot_similarity(
-    similarity: xr.Dataset, measure: str, step: int | None = None, ax: Axes | None = None, *, by: str = MODEL
+    similarity: xr.Dataset, measure: str, step: int | None = None, ax: Axes | None = None, *, by: Blocks = MODEL
 ) -> Axes:
     """Draw the similarity of every pair of representations as a map: 1 means alike.
 

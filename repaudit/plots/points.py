@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal, TypeAlias
 
 import numpy as np
 import xarray as xr
@@ -71,7 +72,11 @@ class Arrangement:
         return [(self.outer[a], a, b) for a, b in zip(starts, [*starts[1:], len(self.outer)], strict=True)]
 
 
-def arrange(similarity: xr.Dataset, by: str = MODEL) -> Arrangement:
+Blocks: TypeAlias = Literal["model", "layer"]
+"""What the blocks of a similarity map are of."""
+
+
+def arrange(similarity: xr.Dataset, by: Blocks = MODEL) -> Arrangement:
     """Order representations by model and then layer (``by="model"``), or by layer and then model.
 
     Names keep the order in which they first occur.

@@ -8,6 +8,7 @@ from typing import Final
 import torch
 from torch import nn
 
+from repaudit.capture.extract.layer_spec import Reduction
 from repaudit.errors import CaptureError
 
 _FEATURES_FIRST: Final = (nn.modules.conv._ConvNd, nn.modules.batchnorm._NormBase, nn.GroupNorm)
@@ -15,7 +16,9 @@ _FEATURES_LAST: Final = (nn.Linear, nn.LayerNorm)
 _HALF: Final = frozenset({torch.float16, torch.bfloat16})
 
 
-def pool(activation: torch.Tensor, mask: torch.Tensor | None, reduce: str, layer: str = "activation") -> torch.Tensor:
+def pool(
+    activation: torch.Tensor, mask: torch.Tensor | None, reduce: Reduction, layer: str = "activation"
+) -> torch.Tensor:
     r"""Pool the tokens of an activation.
 
     ``mean`` is :math:`\sum_t m_t x_t / \sum_t m_t`, ``last_token`` and ``cls`` the last and the first token with

@@ -9,6 +9,7 @@ from typing import TypeVar
 
 from repaudit.errors import AuditWarning, LostRankError, StateError, StoreError
 from repaudit.names import STEP
+from repaudit.store.write.retrying import OnStoreError
 from repaudit.store.write.writer import TrajectoryWriter
 
 Result = TypeVar("Result")
@@ -25,7 +26,7 @@ class Failures:
         ``"warn"`` or ``"raise"``.
     """
 
-    def __init__(self, model_name: str, policy: str) -> None:
+    def __init__(self, model_name: str, policy: OnStoreError) -> None:
         self.model_name, self.policy = model_name, policy
         self._audits: dict[int, str] = {}
         self._stores: dict[int, str] = {}

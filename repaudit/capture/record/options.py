@@ -12,7 +12,7 @@ from repaudit.capture.record.recorded_operators import ACTIVATIONS, Record, chec
 from repaudit.capture.record.trigger import EVERY_N_EPOCHS, ON_CHECKPOINT, ON_VALIDATION_END, AuditTrigger
 from repaudit.store.format.encoding import CodecName
 from repaudit.store.write.record import IfExists
-from repaudit.store.write.writer import OnStoreError
+from repaudit.store.write.retrying import OnStoreError
 
 _ONLY_TRAINERS_KNOW: Final = (EVERY_N_EPOCHS, ON_CHECKPOINT, ON_VALIDATION_END)
 

@@ -12,7 +12,7 @@ from repaudit.names import LAYER, MODEL, STEP
 from repaudit.plots import style
 from repaudit.plots.maps import MEASURES
 from repaudit.plots.pairs import MOST_WRITTEN, PairDistances
-from repaudit.plots.points import arrange
+from repaudit.plots.points import Blocks, arrange
 from repaudit.report.figures import canvas
 from repaudit.report.scale_words import pair
 from repaudit.results import MEASURE, NULL, OTHER, REPRESENTATION, SIMILARITY, SPREAD, names_of
@@ -118,7 +118,7 @@ def similarity_data(similarity: xr.Dataset) -> dict[str, Any]:
     }
 
 
-def _order(similarity: xr.Dataset, by: str) -> dict[str, Any]:
+def _order(similarity: xr.Dataset, by: Blocks) -> dict[str, Any]:
     """Return one order of the rows: their indices, the names to hover over, the ticks and the lines between blocks."""
     order = arrange(similarity, by)
     count = len(order.index)

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from repaudit.names import STEP
 from repaudit.store.write.record import ModelRecord, StepRow
-from repaudit.store.write.retrying import as_store_error, retrying
+from repaudit.store.write.retrying import OnStoreError, as_store_error, retrying
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -52,7 +52,7 @@ class Committer:
     `committed` and `gaps` follow the record; `error` and `warnings` hold what the caller's thread does not know yet.
     """
 
-    def __init__(self, record: ModelRecord, on_store_error: str) -> None:
+    def __init__(self, record: ModelRecord, on_store_error: OnStoreError) -> None:
         self.record, self.on_store_error = record, on_store_error
         self.committed = record.steps
         self.warnings: list[str] = []
@@ -111,7 +111,7 @@ class Committer:
         except Exception as error:  # noqa: BLE001 - the gaps wait in `_unnoted` for the next occasion
             _LOGGER.info("model %r: %d gaps cannot be noted yet: %s", self.record.model_name, len(self._unnoted), error)
 
-    def _guard(self, action: Callable[[], None], what: int | str, policy: str) -> None:
+    def _guard(self, action: Callable[[], None], what: int | str, policy: OnStoreError) -> None:
         """Run one action of this thread; its failure is kept for the caller's thread, or becomes a gap."""
         try:
             action()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Final, Literal, TypeAlias
 
 from tenacity import Retrying, retry_if_exception, stop_after_attempt, wait_random_exponential
 
@@ -13,6 +13,10 @@ ATTEMPTS: Final = 5
 
 LONGEST_WAIT: Final = 5.0
 """Seconds between two attempts at most; they start at a tenth and double, at random."""
+
+
+OnStoreError: TypeAlias = Literal["raise", "warn"]
+"""What to do when a step cannot be stored: raise at the next call, or warn, record the gap and go on."""
 
 
 def as_store_error(error: Exception, model_name: str, what: int | str) -> BaseException:

@@ -8,7 +8,7 @@ import time
 import warnings
 from collections.abc import Mapping, Sequence
 from types import TracebackType
-from typing import Any, Literal, Self, TypeAlias
+from typing import Any, Self
 
 from repaudit.errors import LayoutError, StepOrderError, StoreWarning, WriterClosedError
 from repaudit.names import EPOCH, LOSS, STEP, TRIGGER, WALL_TIME
@@ -19,11 +19,9 @@ from repaudit.store.storage.place import open_storage
 from repaudit.store.storage.storage import Storage
 from repaudit.store.write.committer import Committer, QueuedGap, QueuedStep, QueuedTruncation
 from repaudit.store.write.record import IfExists, ModelRecord
+from repaudit.store.write.retrying import OnStoreError
 from repaudit.store.write.root import ensure_root
 from repaudit.store.write.shutdown import forget, postponed, watch
-
-OnStoreError: TypeAlias = Literal["raise", "warn"]
-"""What to do when a step cannot be stored: raise at the next call, or warn, record the gap and go on."""
 
 
 class TrajectoryWriter:
