@@ -58,7 +58,7 @@ def similarity(
     ============== =========================================================================================
     cka            linear CKA ``<K, L> / (|K| |L|)`` of centred Gram matrices ``K = Xc Xc'``
     cka_debiased   the same with the unbiased estimate of HSIC (diagonals left out); about 0 if unrelated
-    cka_rbf        CKA of Gaussian kernels, bandwidth the median distance
+    cka_rbf        CKA of Gaussian kernels, bandwidth the median distance (of those above zero if it is zero)
     mutual_knn     mean share of a sample's `k` nearest neighbours that it has in both; chance is k / (N - 1)
     procrustes     ``|Xc' Yc|_* / (|Xc| |Yc|)``: the best agreement that an orthogonal map reaches
     rsa            Pearson's r of the Euclidean distances between samples
@@ -283,7 +283,11 @@ def _gram_debiased(x: Array, _: int) -> Array:
 
 def _rbf(x: Array, _: int) -> Array:
     distances = cdist(x, x)
-    bandwidth = float(np.median(distances[~np.eye(len(x), dtype=bool)]))
+    apart = distances[~np.eye(len(x), dtype=bool)]
+    bandwidth = float(np.median(apart))
+    if bandwidth == 0:  # more than half of the pairs coincide
+        apart = apart[apart > 0]
+        bandwidth = float(np.median(apart)) if len(apart) else 0.0
     if bandwidth == 0:
         return np.zeros_like(distances)
     kernel = np.exp(-((distances / bandwidth) ** 2) / 2)
@@ -292,17 +296,23 @@ def _rbf(x: Array, _: int) -> Array:
 
 
 def _neighbours(x: Array, k: int) -> Array:
-    """Return 1 where a sample is among the k nearest of another; all 0 if all samples are equal."""
+    """Return the share of a place among the k nearest that each sample has, all 0 where every sample is the same.
+
+    Samples that tie for the last places share them, so that no value depends on the order of the samples.
+    """
     others = len(x) - 1
     if not 1 <= k <= others:
         raise ValueError(f"expected k between 1 and the {others} other samples, found {k}")
     distances = cdist(x, x)
-    neighbours = np.zeros(distances.shape)
     if not distances.any():
-        return neighbours
+        return np.zeros(distances.shape)
     np.fill_diagonal(distances, np.inf)
-    np.put_along_axis(neighbours, np.argsort(distances, axis=1, kind="stable")[:, :k], 1.0, axis=1)
-    return neighbours
+    last = np.partition(distances, k - 1, axis=1)[:, k - 1 : k]
+    rounding = 1e-9 * np.abs(last)
+    nearer = distances < last - rounding
+    ties = np.abs(distances - last) <= rounding
+    shares: Array = nearer + ties * ((k - nearer.sum(1)) / ties.sum(1))[:, None]
+    return shares
 
 
 def _profile(x: Array, _: int) -> Array:
@@ -316,13 +326,27 @@ def _profile(x: Array, _: int) -> Array:
 
 
 def _procrustes(x: Array, y: Array, permutations: int, seed: int) -> tuple[float, float]:
-    first, second = _centred(x), _centred(y)
+    """Return the nuclear norm of ``Xc' Yc`` over the norms, and its mean over relabellings of the samples.
+
+    A representation is first turned into its principal axes, at most as many as samples: that changes no singular
+    value of the product, which then is that of small matrices.
+    """
+    first, second = _principal(_centred(x)), _principal(_centred(y))
     norms = float(np.linalg.norm(first) * np.linalg.norm(second))
     if not norms > 0:
         return math.nan, math.nan
     rng = np.random.default_rng(seed)
     drawn = [_nuclear(first, second[rng.permutation(len(y))]) for _ in range(permutations)]
     return _nuclear(first, second) / norms, float(np.mean(drawn)) / norms
+
+
+def _principal(centred: Array) -> Array:
+    """Return the same samples on orthogonal axes, as many as the smaller side has."""
+    if centred.shape[1] <= centred.shape[0]:
+        return centred
+    left, values, _ = np.linalg.svd(centred, full_matrices=False)
+    scores: Array = left * values
+    return scores
 
 
 def _nuclear(first: Array, second: Array) -> float:

@@ -150,3 +150,37 @@ def test_the_map_holds_every_pair_once_computed() -> None:
     assert float(found["similarity"].sel(representation="a/1", other="b/1")) == similarity(X, Y, "rsa").value
     np.testing.assert_array_equal(found["similarity"], found["similarity"].T)
     np.testing.assert_allclose(np.diag(found["similarity"]), 1)
+
+
+def one_hot(labels: np.ndarray) -> np.ndarray:
+    return np.eye(labels.max() + 1)[labels]
+
+
+def test_ties_share_their_places_so_that_no_order_counts() -> None:
+    rng = np.random.default_rng(0)
+    values = []
+    for _ in range(20):
+        x, y = (one_hot(rng.integers(0, 5, 100)) for _ in range(2))
+        found = similarity(x, y, "mutual_knn", k=10)
+        order = rng.permutation(100)
+        assert similarity(x[order], y[order], "mutual_knn", k=10).value == pytest.approx(found.value, abs=1e-12)
+        values.append((found.value, found.null))
+    value, null = np.mean(values, axis=0)
+    assert value == pytest.approx(null, rel=0.1)
+    assert similarity(x, x, "mutual_knn", k=10).value == pytest.approx(1)
+
+
+def test_procrustes_of_many_features_is_that_of_the_whole_matrices() -> None:
+    rng = np.random.default_rng(1)
+    x, y = rng.standard_normal((24, 90)), rng.standard_normal((24, 60))
+    centred = x - x.mean(0), y - y.mean(0)
+    exact = np.linalg.svd(centred[0].T @ centred[1], compute_uv=False).sum()
+    exact /= np.linalg.norm(centred[0]) * np.linalg.norm(centred[1])
+    assert similarity(x, y, "procrustes").value == pytest.approx(exact, rel=1e-12)
+
+
+def test_a_kernel_of_mostly_equal_samples_has_a_bandwidth() -> None:
+    x = np.zeros((40, 3))
+    x[:8] = np.random.default_rng(2).standard_normal((8, 3))
+    assert similarity(x, x, "cka_rbf").value == pytest.approx(1)
+    assert np.isnan(similarity(np.zeros((40, 3)), x, "cka_rbf").value)
