@@ -12,8 +12,8 @@ import pytest
 import repaudit as ra
 from repaudit.errors import LeaseError, StoreError, StoreWarning
 from repaudit.store.read import catalog
-from repaudit.store.write import committer
 from repaudit.store.write import retrying as failures
+from repaudit.store.write import writer_thread
 from tests.faults.conftest import LAYERS, FailingStorage, StoreDiedError, assert_reads_back, dying_at, step_arrays
 
 
@@ -136,7 +136,7 @@ def test_a_slow_store_holds_the_training_back_instead_of_filling_memory(tmp_path
         storage.fails = lambda write: time.sleep(0.01)
         for step in range(12):
             recording.append(step, step_arrays(step))
-            assert len(recording.steps) - len(recording.committed) <= committer.QUEUE_LENGTH + 2
+            assert len(recording.steps) - len(recording.committed) <= writer_thread.QUEUE_LENGTH + 2
     assert recording.committed == list(range(12))
 
 

@@ -11,7 +11,7 @@ import torch
 from repaudit.capture.record.recorded_operators import ACTIVATIONS, Record, check_record
 from repaudit.capture.record.trigger import EVERY_N_EPOCHS, ON_CHECKPOINT, ON_VALIDATION_END, AuditTrigger
 from repaudit.store.format.encoding import CodecName
-from repaudit.store.write.record import IfExists
+from repaudit.store.write.commit import IfExists
 from repaudit.store.write.retrying import OnStoreError
 
 _ONLY_TRAINERS_KNOW: Final = (EVERY_N_EPOCHS, ON_CHECKPOINT, ON_VALIDATION_END)

@@ -17,11 +17,11 @@ from repaudit.store.format.layout import ProbeSetLike, check_name, lay_out_layer
 from repaudit.store.format.values import finite_number, number, step_number, stored_values
 from repaudit.store.storage.place import open_storage
 from repaudit.store.storage.storage import Storage
-from repaudit.store.write.committer import Committer, QueuedGap, QueuedStep, QueuedTruncation
-from repaudit.store.write.record import IfExists, ModelRecord
+from repaudit.store.write.commit import IfExists, ModelRecord
 from repaudit.store.write.retrying import OnStoreError
 from repaudit.store.write.root import ensure_root
 from repaudit.store.write.shutdown import forget, postponed, watch
+from repaudit.store.write.writer_thread import QueuedGap, QueuedStep, QueuedTruncation, WriterThread
 
 
 class TrajectoryWriter:
@@ -141,7 +141,7 @@ class TrajectoryWriter:
         self._closed = self._ended = False
         self._process = os.getpid()
         self._lock = threading.RLock()
-        self._committer = Committer(self._record, on_store_error)
+        self._committer = WriterThread(self._record, on_store_error)
         watch(self)
 
     @property

@@ -13,7 +13,7 @@ from typing import Any, Final
 from numpy.typing import NDArray
 
 from repaudit.names import STEP
-from repaudit.store.write.record import ModelRecord, StepRow
+from repaudit.store.write.commit import ModelRecord, StepRow
 from repaudit.store.write.retrying import OnStoreError, as_store_error, retrying
 
 _LOGGER = logging.getLogger(__name__)
@@ -46,7 +46,7 @@ class QueuedTruncation:
     done: threading.Event = field(default_factory=threading.Event)
 
 
-class Committer:
+class WriterThread:
     """The only thread that changes a model's record, and a bounded queue to it.
 
     `committed` and `gaps` follow the record; `error` and `warnings` hold what the caller's thread does not know yet.
