@@ -111,7 +111,7 @@ def test_a_failed_audit_is_told_once_counted_and_a_gap_of_the_record(tmp_path, c
 
 
 def test_what_the_store_could_not_take_is_among_the_failures(tmp_path, monkeypatch):
-    from repaudit.store.write.record import ModelRecord
+    from repaudit.store.write.commit import ModelRecord
 
     append = ModelRecord.append
 
