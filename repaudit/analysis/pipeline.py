@@ -148,7 +148,7 @@ def analyze(
     ...     with ra.TrajectoryWriter(url, model_name=name, probe_set=probe_set, layers=layers) as writer:
     ...         _ = writer.append(0, {"norm": points[model]})
     >>> ra.analyze(url, frames=0, units=0).repaudit.summary["headline"]
-    '2 models, 1 layer: 1 is undecided.'
+    '2 models, 1 layer at one step, 0: every two models are compared below.'
 
     See Also
     --------

@@ -50,6 +50,8 @@ def resolve_scales(scales: Sequence[float | str] | None, gauge: DiffusionGauge, 
     found: list[Scale] = []
     for text in chosen:
         value = samples / float(str(text).partition("/")[2]) if str(text).startswith("N/") else float(text)
+        if value <= 1 and scales is None:
+            continue
         if value <= 1:
             raise AnalysisError(f"scales: expected perplexities of more than 1, found {text} of {samples} samples")
         wider = not found or value > found[-1].value

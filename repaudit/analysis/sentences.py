@@ -125,7 +125,7 @@ def headline(verdicts: Mapping[str, Mapping[str, str]], n_models: int, steps: Se
 
     Examples
     --------
-    >>> headline({"neighbourhoods": {"a": "unchanged"}, "shape": {"a": "converging"}}, 3, [0, 10])[-48:]
+    >>> headline({"neighbourhoods": {"a": "unchanged"}, "shape": {"a": "converging"}}, 3, [0, 10])[-44:]
     'In a shape converges, neighbourhoods do not.'
     """
     if n_models < 2:

@@ -42,7 +42,6 @@ def group_spread(operators: Mapping[str, Operator], groups: Mapping[str, str], *
     Examples
     --------
     >>> import numpy as np
-    from numpy.typing import ArrayLike, NDArray
     >>> ring, chain = np.roll(np.eye(8), 1, axis=1), np.roll(np.eye(8), 2, axis=1)
     >>> result = group_spread({"a": ring, "b": ring, "c": chain, "d": chain}, {"a": "s", "b": "s", "c": "l", "d": "l"})
     >>> result.within["s"].value, result.within["l"].value, round(result.between["s", "l"].value, 2)
@@ -89,7 +88,6 @@ def departure(
     Examples
     --------
     >>> import numpy as np
-    from numpy.typing import ArrayLike, NDArray
     >>> ring = np.roll(np.eye(8), 1, axis=1)
     >>> round(departure({"seed0": ring, "seed1": np.eye(8)}, reference=ring).value, 3)
     0.5
@@ -123,7 +121,6 @@ def approach(operators: Sequence[Operator], *, seed: int = 0) -> list[Spread]:
     Examples
     --------
     >>> import numpy as np
-    from numpy.typing import ArrayLike, NDArray
     >>> [round(step.value, 3) for step in approach([np.eye(8), np.roll(np.eye(8), 1, axis=1)])]
     [1.0, 0.0]
     """

@@ -70,7 +70,7 @@ def compare(p: Tally, q: Tally, halves: Halves) -> Pair:
     inner = float(null_inner(*totals, size))
     null = float(squares.sum() - 2 * inner)
     ratio = float(_ratio(distance, null))
-    nulls_by_group = squares - 2 * inner * np.outer(halves.sizes, halves.sizes) / size**2
+    nulls_by_group = _nulls_by_group(p, q, halves)
     halved = (
         halves.of_row(p.diagonal),
         halves.of_table(p.entries),
@@ -89,6 +89,18 @@ def compare(p: Tally, q: Tally, halves: Halves) -> Pair:
         halves=_ratio(halves.of_table(apart), nulls),
         influence=(apart - ratio * nulls_by_group) / null if null > NO_STRUCTURE else np.full_like(apart, math.nan),
     )
+
+
+def _nulls_by_group(p: Tally, q: Tally, halves: Halves) -> Array:
+    """Return what each two groups add to the null, of operators less 1/N: near-uniform ones would cancel otherwise."""
+    size = p.matrix.shape[0]
+    places, constant = np.outer(halves.sizes, halves.sizes), 1 / size
+    squares = p.squares + q.squares - 2 * constant * (p.entries + q.entries) + 2 * constant**2 * places
+    traces = [float(one.diagonal.sum()) - 1 for one in (p, q)]
+    totals = [float(one.entries.sum()) - size for one in (p, q)]
+    inner = float(null_inner(traces[0], totals[0], traces[1], totals[1], size))
+    nulls: Array = squares - 2 * inner * places / size**2
+    return nulls
 
 
 def sampling_error(influence: Array) -> float:

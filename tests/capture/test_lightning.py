@@ -406,7 +406,7 @@ def test_an_analysis_takes_no_operator_for_activations(tmp_path):
             own.audit(gpt2(), 0)
     found = select(ra.open_store(tmp_path / "both.zarr"))
     assert found.layers == ("transformer.h.0", "transformer.h.1")
-    assert sum("holds operators" in line for line in found.left_out) == 2
+    assert sum("has operators" in line for line in found.left_out) == 2
     with pytest.raises(AnalysisError, match="or of operators"):
         select(ra.open_store(tmp_path / "operators.zarr"))
     lazy = ra.DiffusionGauge(knn=3).map(ra.open_store(tmp_path / "both.zarr"))

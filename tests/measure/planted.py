@@ -25,7 +25,7 @@ def run(kind: str, seed: int, models: int = 3, steps: int = 8) -> list[dict[str,
     common = signal(rng)
     own = [signal(rng) for _ in range(models)]
     progress = np.linspace(0, 1, steps)
-    shares = {"converge": 0.3 + 0.69 * progress, "diverge": 0.99 - 0.49 * progress, "unrelated": 0 * progress}[kind]
+    shares = {"converge": 0.3 + 0.69 * progress, "diverge": 0.99 - 0.39 * progress, "unrelated": 0 * progress}[kind]
     gauge = DiffusionGauge(knn=15)
     operators = []
     for shared, sharpness in zip(shares, 0.3 + 1.2 * progress, strict=True):

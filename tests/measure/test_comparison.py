@@ -9,7 +9,7 @@ import pytest
 
 from repaudit import DiffusionGauge
 from repaudit.errors import ActivationError, OperatorError
-from repaudit.measure.comparison import approach, departure, group_spread, noise_floor, spread_between
+from repaudit.measure.comparison import approach, departure, feature_halves, group_spread, spread_between
 from repaudit.measure.spread import spread
 
 GAUGE = DiffusionGauge(knn=15)
@@ -74,13 +74,13 @@ def test_one_model_approaches_its_own_end() -> None:
     assert values[1:] == sorted(values[1:], reverse=True)
 
 
-def test_the_noise_floor_is_low_where_many_features_carry_the_structure() -> None:
+def test_the_feature_halves_is_low_where_many_features_carry_the_structure() -> None:
     rng = np.random.default_rng(5)
     structure = rng.standard_normal((100, 4))
     redundant = structure @ rng.standard_normal((4, 400))
-    assert noise_floor(redundant, GAUGE) < 0.02
-    assert noise_floor(rng.standard_normal((100, 6)), GAUGE) == pytest.approx(1, abs=0.05)
-    assert noise_floor(redundant, GAUGE, seed=1) == noise_floor(redundant, GAUGE, seed=1)
+    assert feature_halves(redundant, GAUGE) < 0.02
+    assert feature_halves(rng.standard_normal((100, 6)), GAUGE) == pytest.approx(1, abs=0.05)
+    assert feature_halves(redundant, GAUGE, seed=1) == feature_halves(redundant, GAUGE, seed=1)
 
 
 def test_bad_input_is_refused() -> None:
@@ -95,4 +95,4 @@ def test_bad_input_is_refused() -> None:
     with pytest.raises(OperatorError, match="at least one"):
         approach([])
     with pytest.raises(ActivationError, match=r"\(30, 1\)"):
-        noise_floor(rng.standard_normal((30, 1)), GAUGE)
+        feature_halves(rng.standard_normal((30, 1)), GAUGE)

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from repaudit.measure.band import band
 from repaudit.measure.phases import verdict
 from repaudit.measure.spread import spread
 
@@ -26,7 +27,8 @@ def test_the_verdict_is_the_planted_truth_for_every_seed(kind: str) -> None:
     for seed in range(20):
         found = [spread(operators) for operators in planted.run(kind, seed, steps=5)]
         curve = ([getattr(s, name) for s in found] for name in ("value", "low", "high"))
-        assert verdict(range(5), *curve) == WORDS[kind], f"seed {seed}"
+        margins = band(np.array([s.halves for s in found]), np.array([s.left_out for s in found])).change
+        assert verdict(range(5), *curve, margins) == WORDS[kind], f"seed {seed}"
         values += [s.value for s in found]
         if kind == "unrelated":
             assert found[-1].raw > 3 * found[0].raw, "operators sharpen, so the raw spread misleads"
