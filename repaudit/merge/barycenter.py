@@ -1,4 +1,4 @@
-"""Row-wise Wasserstein barycenter of diffusion operators: all rows of all operators in one matrix product."""
+"""Row-wise Wasserstein barycenter of diffusion operators: all rows of all operators at a time."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ from typing import Any, Final
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-from repaudit.errors import OperatorError
-from repaudit.merge.means import weighted_mean
-from repaudit.operators.operator import DiffusionOperator
+from repaudit.merge.projections import RANGE, Projections, Rows, in_passes
 
-SMALLEST_REG: Final = 1 / 300
-"""Below this the scalings, of the order of ``exp(2 / reg)``, leave the range of float64."""
+SMALLEST_REG: Final = 1e-4
+"""Below this the iterations do not reach a marginal error that means anything."""
 
-_ENTRIES: Final = {"cpu": 2**23, "cuda": 2**27}
+_ENTRIES: Final = {"cpu": 2**17, "cuda": 2**27}
+_EQUAL: Final = 1e-12
 
 
 @dataclass(frozen=True)
@@ -28,36 +28,14 @@ class Barycenter:
     iterations: int
 
 
-def ground_cost(matrices: list[Tensor], weights: list[float], cost: Any = None) -> Tensor:
-    """Return the cost of moving mass between samples, ``(sample, sample)``, float64, scaled to maximum 1.
+@dataclass(frozen=True)
+class Settings:
+    """Settings of the barycenter of each row; ``reg`` is 0 for the exact one."""
 
-    The squared diffusion distance of the mean operator, ``Σ_k (P_ik - P_jk)² / π_k``, or the given one, which belongs
-    to the samples and not to their order.
-
-    Raises
-    ------
-    OperatorError
-        The given cost is not a symmetric, non-negative matrix over the samples with a zero diagonal.
-    """
-    if cost is None:
-        mean = DiffusionOperator(weighted_mean(matrices, weights))
-        unscaled = mean.diffusion_distance(1).square()
-    else:
-        unscaled = _given(cost, matrices[0])
-    largest = float(unscaled.amax())
-    return unscaled / largest if largest > 0 else unscaled
-
-
-def _given(cost: Any, matrix: Tensor) -> Tensor:
-    given = cost.detach() if isinstance(cost, Tensor) else torch.from_numpy(np.array(cost, dtype=np.float64))
-    given = given.double().to(matrix.device)
-    if given.shape != matrix.shape:
-        raise OperatorError(f"expected a cost between {len(matrix)} samples, found shape {tuple(given.shape)}")
-    if not bool(torch.isfinite(given).all()) or float(given.amin()) < 0:
-        raise OperatorError("expected a cost that is finite and not negative, found other entries")
-    if float((given - given.mT).abs().amax()) > 1e-9 * float(given.amax()) or bool(given.diagonal().any()):
-        raise OperatorError("expected a symmetric cost with a zero diagonal, found another matrix")
-    return given
+    reg: float
+    debiased: bool = True
+    tolerance: float = 1e-4
+    max_iterations: int = 2000
 
 
 def barycenter(
@@ -72,72 +50,61 @@ def barycenter(
 ) -> Barycenter:
     """Compute per row ``i`` the ``b`` that minimises ``Σ_k w_k S(P_k[i], b)``, ``S`` the Sinkhorn divergence.
 
-    ``S(a, b) = OT(a, b) - [OT(a, a) + OT(b, b)] / 2`` with ``OT`` regularised by ``reg`` times the relative entropy;
-    its barycenter of equal rows is that row. With ``debiased=False``, ``OT`` only, which blurs. Iterations end, row by
-    row, when the marginals of all couplings, including that of ``b`` with itself, are within ``tolerance`` (L1).
-
-    Source: Benamou et al., Iterative Bregman projections for regularized transportation problems (2015), proposition 2;
-    Janati et al., Debiased Sinkhorn barycenters (2020), algorithm 1.
+    ``S(a, b) = OT(a, b) - [OT(a, a) + OT(b, b)] / 2`` with ``OT`` regularised by ``reg`` times the relative entropy, in
+    the unit of ``cost``; its barycenter of equal rows is that row. With ``debiased=False``, ``OT`` only, which blurs.
+    See :class:`repaudit.merge.projections.Projections` for the iterations, where they end and the sources.
     """
     kept = [index for index, weight in enumerate(weights) if weight > 0]
-    rows = torch.stack([matrices[index].detach().double() for index in kept])
-    shares = torch.tensor([weights[index] for index in kept], dtype=torch.float64, device=rows.device)
-    projections = _Projections(torch.exp(-cost / reg), shares / shares.sum(), debiased, tolerance, max_iterations)
-    count = max(1, _ENTRIES.get(rows.device.type, 2**23) // (len(kept) * rows.shape[2]))
-    parts = [projections(part) for part in rows.split(count, dim=1)]  # type: ignore[no-untyped-call]
-    rows = torch.cat([part.rows for part in parts])
-    return Barycenter(rows, max(part.marginal_error for part in parts), max(part.iterations for part in parts))
+    rows = torch.stack([matrices[index].detach().double() for index in kept], dim=1)
+    project = projections([weights[index] for index in kept], Settings(reg, debiased, tolerance), rows.device)
+    scaled = cost.double() / reg
+    entries = len(kept) * rows.shape[2] * (1 if float(scaled.amax()) <= RANGE else rows.shape[2])
+    few = max(1, _ENTRIES.get(rows.device.type, 2**17) // entries)
+    merged, reached = torch.empty_like(rows[:, 0]), Reached()
+    for batch, found in in_passes(
+        lambda left: torch.split(left, few),
+        lambda batch, limit: of_rows(project, rows[batch], scaled, limit),
+        len(rows),
+        tolerance,
+        max_iterations,
+    ):
+        merged[batch] = found.rows
+        reached.see(found)
+    return Barycenter(merged, reached.error, reached.iterations)
 
 
-@dataclass(frozen=True)
-class _Projections:
-    """Iterative Bregman projections of a batch of rows ``(operator, row, sample)``."""
+@dataclass
+class Reached:
+    """The largest error and number of iterations seen so far."""
 
-    kernel: Tensor
-    weights: Tensor
-    debiased: bool
-    tolerance: float
-    max_iterations: int
+    error: float = 0.0
+    iterations: int = 0
 
-    def __call__(self, rows: Tensor) -> Barycenter:
-        merged = torch.empty_like(rows[0])
-        open_rows = torch.arange(rows.shape[1], device=rows.device)
-        reached = torch.empty(len(open_rows), dtype=rows.dtype, device=rows.device)
-        debias = self._start(torch.tensordot(self.weights, rows, dims=1))
-        spread = (debias @ self.kernel).expand_as(rows)
-        for iteration in range(1, self.max_iterations + 1):
-            left = rows / spread
-            back = left @ self.kernel
-            center = debias * torch.exp(torch.tensordot(self.weights, back.log(), dims=1))
-            spread = (center / back) @ self.kernel
-            error = (left * spread - rows).abs().sum(2).amax(0)
-            if self.debiased:
-                itself = debias @ self.kernel
-                error = torch.maximum(error, (debias * itself - center).abs().sum(1))
-                debias = (debias * center / itself).sqrt()
-            done = error <= self.tolerance
-            last = iteration == self.max_iterations
-            if last or (iteration % 10 == 0 and bool(done.any())):
-                done = done | last
-                merged[open_rows[done]] = center[done] / center[done].sum(1, keepdim=True)
-                reached[open_rows[done]] = error[done]
-                rows, spread, debias = rows[:, ~done], spread[:, ~done], debias[~done]
-                open_rows = open_rows[~done]
-            if len(open_rows) == 0:
-                break
-        return Barycenter(merged, float(reached.amax()), iteration)
+    def see(self, found: Rows) -> None:
+        """Take in the rows of a batch."""
+        if len(found.errors):
+            self.error = max(self.error, float(found.errors.amax()))
+            self.iterations = max(self.iterations, int(found.iterations.amax()))
 
-    def _start(self, mean: Tensor) -> Tensor:
-        """Return the scaling of the coupling of the mean with itself: the solution where all rows are equal."""
-        scaling = torch.ones_like(mean)
-        if not self.debiased:
-            return scaling
-        for _ in range(self.max_iterations):
-            spread = scaling @ self.kernel
-            if float((scaling * spread - mean).abs().sum(1).amax()) <= self.tolerance / 100:
-                break
-            scaling = (scaling * mean / spread).sqrt()
-        return scaling
+
+def projections(weights: list[float], settings: Settings, device: torch.device) -> Projections:
+    """Return the iterations for operators of these weights, not all zero."""
+    shares = torch.tensor(weights, dtype=torch.float64, device=device)
+    return Projections(shares / shares.sum(), settings.debiased, settings.tolerance)
+
+
+def of_rows(project: Projections, rows: Tensor, cost: Tensor, limit: int, there: Tensor | None = None) -> Rows:
+    """Return the barycenters of a batch ``(row, operator, sample)``; of equal rows, that row, if there is no blur."""
+    merged = rows[:, 0] / rows[:, 0].sum(1, keepdim=True)
+    errors, iterations = rows.new_zeros(len(rows)), torch.zeros(len(rows), dtype=torch.int64, device=rows.device)
+    differ = (rows - rows[:, :1]).abs().sum(2).amax(1) > _EQUAL
+    if not project.debiased:
+        differ[:] = True
+    if bool(differ.any()):
+        own = cost if cost.dim() == 2 else cost[differ]
+        found = project(rows[differ], own, limit, None if there is None else there[differ])
+        merged[differ], errors[differ], iterations[differ] = found.rows, found.errors, found.iterations
+    return Rows(merged, errors, iterations)
 
 
 def exact_barycenter(matrices: list[Tensor], weights: list[float], cost: Tensor) -> Barycenter:
@@ -146,14 +113,19 @@ def exact_barycenter(matrices: list[Tensor], weights: list[float], cost: Tensor)
     ``min_b Σ_k w_k W(P_k[i], b)`` over the simplex on all samples. Source: Agueh and Carlier, Barycenters in the
     Wasserstein space (2011); solved by POT's ``ot.lp.barycenter``.
     """
+    stacked = torch.stack([matrix.detach().double().cpu() for matrix in matrices], dim=1).numpy()
+    solved = np.stack([exact_row(row, weights, cost.cpu().numpy()) for row in stacked])
+    return Barycenter(torch.from_numpy(solved).to(matrices[0].device), 0.0, 1)
+
+
+def exact_row(row: NDArray[Any], weights: list[float], cost: NDArray[Any]) -> NDArray[Any]:
+    """Return the exact barycenter of one row ``(operator, sample)``."""
     import ot
 
-    stacked = torch.stack([matrix.detach().double().cpu() for matrix in matrices]).numpy()
-    # the solver's feasibility is absolute, so the cost keeps its scale of 1 and the rows sum to 1 exactly
-    stacked /= stacked.sum(2, keepdims=True)
-    solved = [
-        ot.lp.barycenter(stacked[:, row].T, cost.cpu().numpy(), weights=np.array(weights), solver="highs")
-        for row in range(stacked.shape[1])
-    ]
-    rows = torch.from_numpy(np.clip(np.stack(solved), 0, None)).to(matrices[0].device)
-    return Barycenter(rows / rows.sum(1, keepdim=True), 0.0, 1)
+    # the solver's feasibility is absolute, so costs are of the order of 1 and the rows sum to 1 exactly
+    masses = (row / row.sum(1, keepdims=True)).T
+    largest = cost.max()
+    if largest == 0:
+        return np.asarray(masses @ np.array(weights))
+    solved = np.clip(ot.lp.barycenter(masses, cost / largest, weights=np.array(weights), solver="highs"), 0, None)
+    return np.asarray(solved / solved.sum())

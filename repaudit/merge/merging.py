@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any, Final, Literal
 
 import numpy as np
@@ -13,10 +13,12 @@ import torch
 from torch import Tensor
 
 from repaudit.errors import OperatorError, WeightError
-from repaudit.merge.barycenter import SMALLEST_REG, barycenter, exact_barycenter, ground_cost
+from repaudit.merge.barycenter import SMALLEST_REG, Barycenter, Settings, barycenter, exact_barycenter
+from repaudit.merge.cost import SparseCost, scaled_cost
 from repaudit.merge.flows import mixed_walks
 from repaudit.merge.gromov import gromov_barycenter
 from repaudit.merge.means import weighted_mean
+from repaudit.merge.supports import sparse_barycenter
 from repaudit.names import __version__
 from repaudit.operators.convert import is_sparse
 from repaudit.operators.operator import DiffusionOperator
@@ -31,8 +33,8 @@ class DiffusionMerging:
 
     ``"weighted"``: row-normalised ``Σ w_k P_k``. ``"frobenius"``: ``(1/N) Σ P_k``, the minimiser of the summed squared
     Frobenius distance. ``"reversible"``: ``D^-1 Σ w_k Π_k P_k``, the mixture of the random walks, with a real spectrum.
-    ``"ot_barycenter"``: each row the Wasserstein barycenter of the rows; dense even for sparse operators, as mass may
-    move to samples that are in no row. ``"gromov"``: the Gromov-Wasserstein barycenter, for operators on different
+    ``"ot_barycenter"``: each row the Wasserstein barycenter of the rows; of sparse operators it is sparse, on the union
+    of their supports in each row. ``"gromov"``: the Gromov-Wasserstein barycenter, for operators on different
     samples. Sources: Zhou and Burges (2007) for ``reversible``; Benamou et al. (2015) and Janati et al. (2020) for
     ``ot_barycenter``; Peyré, Cuturi and Solomon (2016) for ``gromov``; the modules of :mod:`repaudit.merge` say more.
 
@@ -43,17 +45,23 @@ class DiffusionMerging:
     weights
         Weight per model name, not negative; equal by default. The names must be those of the operators.
     reg
-        For ``ot_barycenter``: entropic regularisation relative to a cost of maximum 1; 0 for the exact linear
-        programme (a few hundred samples at most).
+        For ``ot_barycenter``: entropic regularisation, in units of the cost's scale, that is of the cost of a typical
+        transition; 0 for the exact linear programme (a few hundred samples at most), else at least 1e-4. Over 24 sets
+        of 3 operators of 30 samples (random rows of five kinds, gauges) the rows of P* cost .004 to .009 more transport
+        than the exact ones at .05, .002 to .004 more at .03 with 1.5 to 3 times the iterations, and the rows of the
+        mean .08 to .14 more. Where costs reach 600 times ``reg``, iterations are slower, and many more are needed.
     cost
         For ``ot_barycenter``: cost of moving mass between samples, symmetric; by default the squared diffusion distance
-        of the mean operator. Scaled to maximum 1.
+        of the mean operator, at most 10 times its scale. The scale, ``cost_scale`` in the attrs, is the median over
+        samples of the mean cost of a transition of the mean operator to another sample: one outlying sample does not
+        set it.
     debiased
         For ``ot_barycenter``: whether to remove the blur of the regularisation. Without it, the barycenter of identical
         operators is not that operator.
     tolerance, max_iterations
-        For ``ot_barycenter``: when to stop. The attrs ``marginal_error`` and ``iterations`` say what was reached; it
-        warns if the error is more than ten times the tolerance.
+        For ``ot_barycenter``: largest L1 error of a marginal of a row, and the iterations after which a row ends
+        anyway. The attrs ``marginal_error`` and ``iterations`` say what was reached; it warns if the error is more than
+        ten times the tolerance. A tolerance of 1e-3 takes about a third of the time to nearly the same transport cost.
     n_samples, seed
         For ``gromov``: number of samples of P*, by default the smallest number of the operators, and the start of
         the search.
@@ -98,7 +106,7 @@ class DiffusionMerging:
                 raise WeightError(f"expected weights that are finite and not negative, found {weight!r} for {name!r}")
         if not (self.reg == 0 or SMALLEST_REG <= self.reg < math.inf):
             raise ValueError(
-                f"expected reg=0 (exact) or at least {SMALLEST_REG:.4f} of the largest cost, found {self.reg!r}"
+                f"expected reg=0 (exact) or at least {SMALLEST_REG} of the cost's scale, found {self.reg!r}"
             )
         if self.max_iterations < 1 or self.tolerance <= 0:
             raise ValueError(
@@ -181,35 +189,40 @@ def _reversible(merging: DiffusionMerging, operators: Operators, weights: list[f
 
 
 def _barycenter(merging: DiffusionMerging, operators: Operators, weights: list[float]) -> Merged:
-    matrices = [operator.wide for operator in operators.values()]
-    if any(matrix.requires_grad for matrix in matrices):
+    if any(operator.matrix.requires_grad for operator in operators.values()):
         raise OperatorError("strategy='ot_barycenter' has no gradient: detach the operators")
+    sparse = all(is_sparse(operator.matrix) for operator in operators.values())
+    matrices = [operator.matrix if sparse else operator.wide for operator in operators.values()]
+    settings = Settings(merging.reg, merging.debiased, merging.tolerance, merging.max_iterations)
     with torch.no_grad():
-        cost = ground_cost(matrices, weights, merging.cost)
-        if not bool(cost.any()):
-            # all samples coincide: moving mass is free and every row is a barycenter
-            return weighted_mean(matrices, weights), None, {"reg": merging.reg, "marginal_error": 0.0, "iterations": 0}
-        if merging.reg == 0:
-            solved = exact_barycenter(matrices, weights, cost)
-        else:
-            solved = barycenter(
-                matrices,
-                weights,
-                cost,
-                merging.reg,
-                debiased=merging.debiased,
-                tolerance=merging.tolerance,
-                max_iterations=merging.max_iterations,
-            )
+        solved, scale = (_of_sparse if sparse else _of_dense)(matrices, weights, merging.cost, settings)
     if solved.marginal_error > 10 * merging.tolerance:
         warnings.warn(
             f"the barycenter's marginals are off by {solved.marginal_error:.1e} after {solved.iterations} iterations, "
             f"against a tolerance of {merging.tolerance:.1e}; raise max_iterations or reg",
             stacklevel=3,
         )
-    reached = {"marginal_error": solved.marginal_error, "iterations": solved.iterations}
     given = "given" if merging.cost is not None else "diffusion distance of the mean operator"
-    return solved.rows, None, {"reg": merging.reg, "debiased": merging.debiased, "cost": given, **reached}
+    reached = {"marginal_error": solved.marginal_error, "iterations": solved.iterations}
+    about = {"reg": merging.reg, "debiased": merging.debiased, "cost": given, "cost_scale": scale}
+    return solved.rows, None, {**about, **reached}
+
+
+def _of_dense(matrices: list[Tensor], weights: list[float], cost: Any, settings: Settings) -> tuple[Barycenter, float]:
+    scaled, scale = scaled_cost(matrices, weights, cost)
+    if scale == 0:
+        # moving mass is free within every row, and every mean of the rows is a barycenter
+        return Barycenter(weighted_mean(matrices, weights), 0.0, 0), scale
+    if settings.reg == 0:
+        return exact_barycenter(matrices, weights, scaled), scale
+    return barycenter(matrices, weights, scaled, **asdict(settings)), scale
+
+
+def _of_sparse(matrices: list[Tensor], weights: list[float], cost: Any, settings: Settings) -> tuple[Barycenter, float]:
+    scaled = SparseCost.of(matrices, weights, cost)
+    if scaled.scale == 0:
+        return Barycenter(weighted_mean(matrices, weights), 0.0, 0), scaled.scale
+    return sparse_barycenter(matrices, weights, scaled, settings), scaled.scale
 
 
 def _gromov(merging: DiffusionMerging, operators: Operators, weights: list[float]) -> Merged:
