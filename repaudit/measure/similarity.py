@@ -16,8 +16,12 @@ from scipy.spatial.distance import cdist
 
 from repaudit.errors import ActivationError
 from repaudit.measure.null import null_inner
+from repaudit.measure.procrustes import procrustes
 
 Array = NDArray[np.float64]
+_TIE: Final = 1e-9
+"""Relative difference of distances that tie; larger than rounding, smaller than any that was meant."""
+
 Measure: TypeAlias = Literal["cka", "cka_debiased", "cka_rbf", "mutual_knn", "procrustes", "rsa"]
 
 
@@ -64,7 +68,12 @@ def similarity(
     rsa            Pearson's r of the Euclidean distances between samples
     ============== =========================================================================================
 
-    None of them changes with rotation or overall scale. `null` is exact for cka, cka_debiased, cka_rbf, mutual_knn and
+    None of them changes with rotation, overall scale or the order of the samples. Where samples tie for the last of the
+    `k` places, each has the fraction of a place that is left: with weights ``A`` and ``B`` of the neighbours, mutual_knn
+    is ``<A, B> / (|A| |B|)``, which is the mean share if there are no ties, and 1 of equal representations with them;
+    chance is then higher than k / (N - 1).
+
+    `null` is exact for cka, cka_debiased, cka_rbf, mutual_knn and
     rsa (closed form), and the mean over `permutations` random relabellings for procrustes, which has none. A measure
     that is not defined (for a constant representation) is NaN.
 
@@ -114,7 +123,7 @@ def similarity(
     if len(x) != len(y):
         raise ActivationError(f"expected the same samples in X and Y, found {len(x)} and {len(y)}")
     if measure == "procrustes":
-        return Similarity(*_procrustes(x, y, permutations, seed), measure)
+        return Similarity(*procrustes(_centred(x), _centred(y), permutations, seed), measure)
     form = _form(measure)
     return Similarity(*_cosine_and_null(_Form.of(form(x, k)), _Form.of(form(y, k))), measure)
 
@@ -283,22 +292,20 @@ def _gram_debiased(x: Array, _: int) -> Array:
 
 def _rbf(x: Array, _: int) -> Array:
     distances = cdist(x, x)
-    apart = distances[~np.eye(len(x), dtype=bool)]
-    bandwidth = float(np.median(apart))
-    if bandwidth == 0:  # more than half of the pairs coincide
-        apart = apart[apart > 0]
-        bandwidth = float(np.median(apart)) if len(apart) else 0.0
-    if bandwidth == 0:
+    between = distances[~np.eye(len(x), dtype=bool)]
+    if not between.any():
         return np.zeros_like(distances)
+    # where most pairs coincide, as in one-hot labels of few classes, the median says nothing of the others
+    bandwidth = float(np.median(between)) or float(np.median(between[between > 0]))
     kernel = np.exp(-((distances / bandwidth) ** 2) / 2)
     centred: Array = kernel - kernel.mean(0) - kernel.mean(1)[:, None] + kernel.mean()
     return centred
 
 
 def _neighbours(x: Array, k: int) -> Array:
-    """Return the share of a place among the k nearest that each sample has, all 0 where every sample is the same.
+    """Return 1 where a sample is among the k nearest of another, and a fraction where it ties for the last places.
 
-    Samples that tie for the last places share them, so that no value depends on the order of the samples.
+    Rows sum to k; all 0 if all samples are equal.
     """
     others = len(x) - 1
     if not 1 <= k <= others:
@@ -308,11 +315,10 @@ def _neighbours(x: Array, k: int) -> Array:
         return np.zeros(distances.shape)
     np.fill_diagonal(distances, np.inf)
     last = np.partition(distances, k - 1, axis=1)[:, k - 1 : k]
-    rounding = 1e-9 * np.abs(last)
-    nearer = distances < last - rounding
-    ties = np.abs(distances - last) <= rounding
-    shares: Array = nearer + ties * ((k - nearer.sum(1)) / ties.sum(1))[:, None]
-    return shares
+    nearer = distances < last * (1 - _TIE)
+    tied = ~nearer & (distances <= last * (1 + _TIE))
+    left = k - nearer.sum(1, keepdims=True)
+    return nearer + tied * (left / tied.sum(1, keepdims=True))
 
 
 def _profile(x: Array, _: int) -> Array:
@@ -323,34 +329,6 @@ def _profile(x: Array, _: int) -> Array:
     if float(np.linalg.norm(centred)) <= 1e-9 * float(np.linalg.norm(distances)):
         return np.zeros_like(centred)
     return centred
-
-
-def _procrustes(x: Array, y: Array, permutations: int, seed: int) -> tuple[float, float]:
-    """Return the nuclear norm of ``Xc' Yc`` over the norms, and its mean over relabellings of the samples.
-
-    A representation is first turned into its principal axes, at most as many as samples: that changes no singular
-    value of the product, which then is that of small matrices.
-    """
-    first, second = _principal(_centred(x)), _principal(_centred(y))
-    norms = float(np.linalg.norm(first) * np.linalg.norm(second))
-    if not norms > 0:
-        return math.nan, math.nan
-    rng = np.random.default_rng(seed)
-    drawn = [_nuclear(first, second[rng.permutation(len(y))]) for _ in range(permutations)]
-    return _nuclear(first, second) / norms, float(np.mean(drawn)) / norms
-
-
-def _principal(centred: Array) -> Array:
-    """Return the same samples on orthogonal axes, as many as the smaller side has."""
-    if centred.shape[1] <= centred.shape[0]:
-        return centred
-    left, values, _ = np.linalg.svd(centred, full_matrices=False)
-    scores: Array = left * values
-    return scores
-
-
-def _nuclear(first: Array, second: Array) -> float:
-    return float(np.linalg.svd(first.T @ second, compute_uv=False).sum())
 
 
 _FORMS: Final[dict[str, Callable[[Array, int], Array]]] = {
