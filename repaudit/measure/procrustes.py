@@ -11,7 +11,7 @@ Array = NDArray[np.float64]
 
 
 def procrustes(first: Array, second: Array, permutations: int, seed: int) -> tuple[float, float]:
-    """Return, of centred representations, the nuclear norm of ``Xc' Yc`` over the norms, and its mean over relabellings of the samples.
+    """Return the nuclear norm of ``Xc' Yc`` over the norms, and its mean over relabellings, of centred matrices.
 
     A representation is first turned into its principal axes, at most as many as samples: that changes no singular
     value of the product, which then is that of small matrices.
