@@ -69,7 +69,7 @@ def similarity(
     ============== =========================================================================================
 
     None of them changes with rotation, overall scale or the order of the samples. Where samples tie for the last of the
-    `k` places, each has the fraction of a place that is left: with weights ``A`` and ``B`` of the neighbours, mutual_knn
+    `k` places, each has the fraction of a place that is left: with weights ``A`` and ``B`` of the neighbours, mutual_k
     is ``<A, B> / (|A| |B|)``, which is the mean share if there are no ties, and 1 of equal representations with them;
     chance is then higher than k / (N - 1).
 
