@@ -69,8 +69,8 @@ def similarity(
     ============== =========================================================================================
 
     None of them changes with rotation, overall scale or the order of the samples. Where samples tie for the last of the
-    `k` places, each has the fraction of a place that is left: with weights ``A`` and ``B`` of the neighbours, mutual_k
-    is ``<A, B> / (|A| |B|)``, which is the mean share if there are no ties, and 1 of equal representations with them;
+    `k` places, each has the fraction of a place that is left: with weights ``A`` and ``B`` of the neighbours,
+    mutual_knn is ``<A, B> / (|A| |B|)``, the mean share if there are no ties, and 1 of equal representations with them;
     chance is then higher than k / (N - 1).
 
     `null` is exact for cka, cka_debiased, cka_rbf, mutual_knn and
@@ -318,7 +318,8 @@ def _neighbours(x: Array, k: int) -> Array:
     nearer = distances < last * (1 - _TIE)
     tied = ~nearer & (distances <= last * (1 + _TIE))
     left = k - nearer.sum(1, keepdims=True)
-    return nearer + tied * (left / tied.sum(1, keepdims=True))
+    result: Array = nearer + tied * (left / tied.sum(1, keepdims=True))
+    return result
 
 
 def _profile(x: Array, _: int) -> Array:
