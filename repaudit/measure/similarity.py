@@ -19,10 +19,10 @@ from repaudit.measure.null import null_inner
 from repaudit.measure.procrustes import procrustes
 
 Array = NDArray[np.float64]
-_TIE: Final = 1e-9
-"""Relative difference of distances that tie; larger than rounding, smaller than any that was meant."""
-
 Measure: TypeAlias = Literal["cka", "cka_debiased", "cka_rbf", "mutual_knn", "procrustes", "rsa"]
+
+_TIE: Final = 1e-9
+"""Relative difference up to which distances tie: more than rounding leaves."""
 
 
 @dataclass(frozen=True)
@@ -69,13 +69,13 @@ def similarity(
     ============== =========================================================================================
 
     None of them changes with rotation, overall scale or the order of the samples. Where samples tie for the last of the
-    `k` places, each has the fraction of a place that is left: with weights ``A`` and ``B`` of the neighbours,
-    mutual_knn is ``<A, B> / (|A| |B|)``, the mean share if there are no ties, and 1 of equal representations with them;
-    chance is then higher than k / (N - 1).
+    `k` places, each has the fraction of a place that is left. mutual_knn is ``<A, B> / (|A| |B|)`` with the weights
+    ``A`` and ``B`` of the neighbours: the mean share if there are no ties; with ties still 1 of equal representations,
+    and chance is higher than k / (N - 1).
 
-    `null` is exact for cka, cka_debiased, cka_rbf, mutual_knn and
-    rsa (closed form), and the mean over `permutations` random relabellings for procrustes, which has none. A measure
-    that is not defined (for a constant representation) is NaN.
+    `null` is exact for cka, cka_debiased, cka_rbf, mutual_knn and rsa (closed form), and the mean over `permutations`
+    random relabellings for procrustes, which has none. A measure that is not defined (for a constant representation) is
+    NaN.
 
     Parameters
     ----------
@@ -318,8 +318,8 @@ def _neighbours(x: Array, k: int) -> Array:
     nearer = distances < last * (1 - _TIE)
     tied = ~nearer & (distances <= last * (1 + _TIE))
     left = k - nearer.sum(1, keepdims=True)
-    result: Array = nearer + tied * (left / tied.sum(1, keepdims=True))
-    return result
+    places: Array = nearer + tied * (left / tied.sum(1, keepdims=True))
+    return places
 
 
 def _profile(x: Array, _: int) -> Array:

@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 import torch
 import xarray as xr
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from scipy.linalg import orthogonal_procrustes
-from scipy.spatial.distance import pdist
+from scipy.spatial.distance import pdist, squareform
 from sklearn.neighbors import NearestNeighbors
 
 from repaudit.errors import ActivationError
@@ -22,6 +24,10 @@ def pair(samples: int = 40, shared: float = 0.7, seed: int = 0) -> tuple[np.ndar
     rng = np.random.default_rng(seed)
     X = rng.standard_normal((samples, 5))
     return X, math.sqrt(shared) * X[:, :4] + math.sqrt(1 - shared) * rng.standard_normal((samples, 4))
+
+
+def one_hot(labels: np.ndarray) -> np.ndarray:
+    return np.eye(labels.max() + 1)[labels]
 
 
 @pytest.mark.parametrize("measure", MEASURES)
@@ -109,6 +115,75 @@ def test_procrustes_and_rsa_agree_with_scipy_and_numpy() -> None:
     assert similarity(X, Y, "rsa").value == pytest.approx(np.corrcoef(pdist(X), pdist(Y))[0, 1])
 
 
+def test_procrustes_decomposes_nothing_larger_than_the_samples_for_each_relabelling(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    sides: list[int] = []
+    svd = np.linalg.svd
+
+    def watched(matrix: np.ndarray, **parameters: bool) -> np.ndarray:
+        sides.append(max(matrix.shape))
+        return svd(matrix, **parameters)
+
+    monkeypatch.setattr(np.linalg, "svd", watched)
+    rng = np.random.default_rng(6)
+    similarity(rng.standard_normal((12, 400)), rng.standard_normal((12, 300)), "procrustes", permutations=3)
+    # each representation once, then the two of them and 3 relabellings
+    assert sorted(sides) == [12] * 4 + [300, 400]
+
+
+@pytest.mark.parametrize("classes", [2, 5, 10, 20])
+def test_mutual_knn_of_unrelated_labels_is_about_its_null(classes: int) -> None:
+    rng = np.random.default_rng(classes)
+    labels = np.arange(100) % classes
+    found = [
+        similarity(one_hot(labels[rng.permutation(100)]), one_hot(labels[rng.permutation(100)]), "mutual_knn")
+        for _ in range(20)
+    ]
+    # sorted by class, as labels often are: ties by index would find the same first samples in both
+    sorted_ = similarity(one_hot(np.sort(labels)), one_hot(rng.permutation(labels)), "mutual_knn")
+    values = [one.value for one in found]
+    assert np.mean(values) == pytest.approx(found[0].null, abs=4 * np.std(values) / math.sqrt(20) + 1e-3)
+    assert abs(sorted_.value - sorted_.null) < 5 * np.std(values) + 1e-3
+
+
+def test_mutual_knn_shares_the_last_places_among_the_samples_that_tie() -> None:
+    cross = np.array([[0.0, 0], [1, 0], [-1, 0], [0, 1], [0, -1]])
+    line = np.array([[0.0], [1.0], [3.0], [6.0], [10.0]])
+    # of k = 3, the middle has four neighbours at distance 1, and each of those has three that are nearer than the last
+    A = np.array([[0, 3, 3, 3, 3], [4, 0, 0, 4, 4], [4, 0, 0, 4, 4], [4, 4, 4, 0, 0], [4, 4, 4, 0, 0]]) / 4
+    B = np.array([[0, 1, 1, 1, 0], [1, 0, 1, 1, 0], [1, 1, 0, 1, 0], [0, 1, 1, 0, 1], [0, 1, 1, 1, 0]])
+    expected = (A * B).sum() / (np.linalg.norm(A) * np.linalg.norm(B))
+    assert similarity(cross, line, "mutual_knn", k=3).value == pytest.approx(expected)
+    assert similarity(cross, cross, "mutual_knn", k=3).value == pytest.approx(1)
+
+
+@pytest.mark.parametrize("measure", MEASURES)
+@settings(max_examples=25, deadline=None)
+@given(data=st.data(), n=st.integers(5, 20), k=st.integers(1, 4))
+def test_the_order_of_the_samples_changes_nothing_with_ties(measure: str, data: st.DataObject, n: int, k: int) -> None:
+    few = st.lists(st.integers(0, 3), min_size=2 * n, max_size=2 * n)
+    X, Y = (np.array(data.draw(few), dtype=float).reshape(n, 2) for _ in range(2))
+    order = np.array(data.draw(st.permutations(range(n))))
+    before, after = similarity(X, Y, measure, k=k), similarity(X[order], Y[order], measure, k=k)
+    assert after.value == pytest.approx(before.value, rel=1e-9, abs=1e-9, nan_ok=True)
+    if measure != "procrustes":
+        assert after.null == pytest.approx(before.null, rel=1e-9, abs=1e-9, nan_ok=True)
+
+
+def test_rbf_cka_where_most_pairs_coincide_has_the_median_of_the_distances_above_zero() -> None:
+    rng = np.random.default_rng(0)
+    X, other = np.r_[np.zeros((16, 1)), [[1.0], [1.0], [2.0], [5.0]]], rng.standard_normal((20, 3))
+    apart = pdist(X)
+    assert np.median(apart) == 0
+    K = np.exp(-((squareform(apart) / np.median(apart[apart > 0])) ** 2) / 2)
+    L = np.exp(-((squareform(pdist(other)) / np.median(pdist(other))) ** 2) / 2)
+    H = np.eye(20) - 1 / 20
+    K, L = H @ K @ H, H @ L @ H
+    expected = (K * L).sum() / (np.linalg.norm(K) * np.linalg.norm(L))
+    assert similarity(X, other, "cka_rbf").value == pytest.approx(expected)
+
+
 def test_effective_rank_has_its_closed_forms() -> None:
     basis = np.linalg.qr(np.c_[np.ones(30), np.random.default_rng(0).standard_normal((30, 9))])[0][:, 1:]
     assert effective_rank(basis[:, :6]) == pytest.approx(6)
@@ -152,10 +227,6 @@ def test_the_map_holds_every_pair_once_computed() -> None:
     np.testing.assert_allclose(np.diag(found["similarity"]), 1)
 
 
-def one_hot(labels: np.ndarray) -> np.ndarray:
-    return np.eye(labels.max() + 1)[labels]
-
-
 def test_ties_share_their_places_so_that_no_order_counts() -> None:
     rng = np.random.default_rng(0)
     values = []
@@ -171,12 +242,18 @@ def test_ties_share_their_places_so_that_no_order_counts() -> None:
 
 
 def test_procrustes_of_many_features_is_that_of_the_whole_matrices() -> None:
-    rng = np.random.default_rng(1)
-    x, y = rng.standard_normal((24, 90)), rng.standard_normal((24, 60))
-    centred = x - x.mean(0), y - y.mean(0)
-    exact = np.linalg.svd(centred[0].T @ centred[1], compute_uv=False).sum()
-    exact /= np.linalg.norm(centred[0]) * np.linalg.norm(centred[1])
-    assert similarity(x, y, "procrustes").value == pytest.approx(exact, rel=1e-12)
+    rng = np.random.default_rng(5)
+    X, Y = rng.standard_normal((20, 150)), rng.standard_normal((20, 90)) + 3
+    Xc, Yc = X - X.mean(0), Y - Y.mean(0)
+    norms = np.linalg.norm(Xc) * np.linalg.norm(Yc)
+
+    def agreement(order: np.ndarray) -> float:
+        return float(np.linalg.svd(Xc.T @ Yc[order], compute_uv=False).sum() / norms)
+
+    found = similarity(X, Y, "procrustes", permutations=5, seed=7)
+    drawn = np.random.default_rng(7)
+    assert found.value == pytest.approx(agreement(np.arange(20)), rel=1e-12)
+    assert found.null == pytest.approx(np.mean([agreement(drawn.permutation(20)) for _ in range(5)]), rel=1e-12)
 
 
 def test_a_kernel_of_mostly_equal_samples_has_a_bandwidth() -> None:
