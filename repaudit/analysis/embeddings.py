@@ -51,7 +51,7 @@ GRID: Final = (MODEL, STEP, COMPONENT)
 def trajectory_dataset(operators: LayerOperators, study: Study) -> xr.Dataset:
     """Compute PHATE and classical-MDS coordinates of all operators of a layer; NaN where a model lacks a step."""
     keys = list(operators.stored)
-    points = _laid_out(study, ["trajectories", operators.layer], list(operators.stored.values()))
+    points = _laid_out(study, ["trajectories", operators.layer, operators.scale.value], list(operators.stored.values()))
     grids = {name: _on_grid(points[name], keys, study) for name in (TRAJECTORY, MDS)}
     return xr.Dataset(
         {
@@ -68,7 +68,7 @@ def together_dataset(layers: Sequence[LayerOperators], study: Study) -> xr.Datas
     steps = _evenly(study.selection.all_steps(), MOST_TOGETHER // max(1, sum(len(one.models()) for one in layers)))
     chosen = [(one.layer, key) for one in layers for key in one.stored if key[1] in steps]
     stored = {one.layer: one.stored for one in layers}
-    points = _laid_out(study, ["together"], [stored[layer][key] for layer, key in chosen])
+    points = _laid_out(study, ["together", layers[0].scale.value], [stored[layer][key] for layer, key in chosen])
     grids = []
     for one in layers:
         mine = [index for index, (layer, _) in enumerate(chosen) if layer == one.layer]
@@ -150,13 +150,13 @@ def units_dataset(operators: LayerOperators, study: Study) -> xr.Dataset | None:
     )
 
 
-def _laid_out(study: Study, name: list[str], operators: list[StoredOperator]) -> dict[str, NDArray[Any]]:
-    """Return both layouts of operators, from their calibrated distances."""
+def _laid_out(study: Study, name: list[Any], operators: list[StoredOperator]) -> dict[str, NDArray[Any]]:
+    """Return both layouts of operators, from their calibrated distances, whose table bears the name."""
     content = ["layout", METRIC, study.settings.seed, [one.digest for one in operators]]
     return study.cache.recall(content, partial(_layouts, study, name, operators))
 
 
-def _layouts(study: Study, name: list[str], operators: list[StoredOperator]) -> dict[str, Any]:
+def _layouts(study: Study, name: list[Any], operators: list[StoredOperator]) -> dict[str, Any]:
     def rows(files: list[AnyOperatorFile], first: int) -> NDArray[Any]:
         return calibrated_distances(OperatorStack(files), first, memory=study.settings.memory)
 

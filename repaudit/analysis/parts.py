@@ -52,13 +52,10 @@ from repaudit.results import (
 Margins: TypeAlias = dict[tuple[str, str], NDArray[np.float64]]
 """By layer and name of the scale: what a difference between two steps of the spread must exceed."""
 
-
 Progress = Callable[[str, int, int], None]
 """Called with what is being done, how much of it is done, and how much there is."""
 
-
 Part = Callable[[LayerOperators, Study], xr.Dataset | None]
-
 
 PARTS: Final[dict[str, Part]] = {
     APPROACH: approach_dataset,
@@ -68,7 +65,7 @@ PARTS: Final[dict[str, Part]] = {
     FRAMES: frames_dataset,
     DIAGNOSTICS: diagnostics_dataset,
 }
-"""Groups of the results that are computed layer by layer, in addition to ``comparison`` and ``similarity``."""
+"""Groups of the results that are computed layer by layer, in addition to those that need more than the operators."""
 
 
 def compute_parts(

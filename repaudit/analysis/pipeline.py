@@ -15,9 +15,7 @@ import xarray as xr
 
 from repaudit.analysis.cache import Cache
 from repaudit.analysis.contract import labelled
-from repaudit.analysis.convergence import (
-    refuse_too_large,
-)
+from repaudit.analysis.convergence import refuse_too_large
 from repaudit.analysis.execution import workplace
 from repaudit.analysis.folder import CACHE, analysis_folder, default_folder, nulls_for_nan, scratch, write_results
 from repaudit.analysis.layer_operators import LayerOperators, layer_operators, threads
@@ -31,13 +29,7 @@ from repaudit.errors import AnalysisError
 from repaudit.gauge.gauge import DiffusionGauge
 from repaudit.measure.similarity import Measure
 from repaudit.names import SAMPLE
-from repaudit.results import (
-    DIAGNOSTICS,
-    FINGERPRINT,
-    PARAMETERS,
-    SUMMARY,
-    VERSIONS,
-)
+from repaudit.results import DIAGNOSTICS, FINGERPRINT, PARAMETERS, SUMMARY, VERSIONS
 from repaudit.store.read.reader import open_store
 
 PACKAGES: Final = ("repaudit", "torch", "numpy", "xarray", "zarr", "phate", "pot")

@@ -43,15 +43,18 @@ def phases(
 ) -> list[Phase]:
     """Cut a curve with intervals into phases that fall, rise or stay flat.
 
-    A change between two steps is significant where it exceeds both half-widths facing it, taken together as
-    ``sqrt(a^2 + b^2)`` and widened for the number of steps (Tukey's studentized range), and 0.01. A turn is
-    reported once the curve has moved significantly away from its last extreme. Flat stretches at the ends of a
-    change, of at least three further steps in which less than a tenth of it happens, are separate phases.
+    A change between two steps is significant where it exceeds the margin of their difference, and 0.01. Without
+    margins, that is both half-widths facing it, taken together as ``sqrt(a^2 + b^2)`` and widened for the number of
+    steps (Tukey's studentized range). A turn is reported once the curve has moved significantly away from its last
+    extreme. Flat stretches at the ends of a change, of at least three further steps in which less than a tenth of it
+    happens, are separate phases.
 
     Parameters
     ----------
     steps, value, low, high : (step,)
         Steps with a NaN value are skipped; with an unknown interval no change is significant.
+    margins : (step, step), optional
+        What a difference between two steps must exceed; see :func:`repaudit.measure.band.band`.
 
     Returns
     -------
@@ -99,6 +102,7 @@ def verdict(
     Parameters
     ----------
     steps, value, low, high : (step,)
+    margins : (step, step), optional
         As in :func:`phases`.
 
     Examples

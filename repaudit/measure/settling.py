@@ -78,7 +78,7 @@ def settling_order(curves: Mapping[str, Points]) -> list[Settling]:
 
     Parameters
     ----------
-    curves : mapping of layer to (steps, value, low, high)
+    curves : mapping of layer to (steps, value, low, high), with margins behind them where they are known
 
     Examples
     --------

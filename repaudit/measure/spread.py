@@ -172,7 +172,7 @@ def _summed(compared: Mapping[tuple[str, str], Pair], pairs: Sequence[tuple[int,
     ratios = np.array([pair.ratio for pair in every])
     value, halves = float(ratios.mean()), np.mean([pair.halves for pair in every], axis=0)
     left_out = leave_one_out(ratios, pairs, models)
-    models_error = float(np.sqrt((models - 1) * left_out.var())) if len(left_out) else math.nan
+    models_error = jackknife_error(left_out)
     samples_error = sampling_error(np.mean([pair.influence for pair in every], axis=0)) if len(halves) else math.nan
     low, high = _interval(value, models_error, samples_error, models)
     shares = np.mean([pair.shares for pair in every], axis=0)
@@ -218,20 +218,17 @@ def leave_one_out(pair_values: Array, pairs: Sequence[tuple[int, int]], models: 
     return np.array([pair_values[keep].mean() for keep in kept])
 
 
-def jackknife_error(pair_values: Array, pairs: Sequence[tuple[int, int]], models: int) -> float:
-    """Compute the standard error of a mean over pairs by leaving one model out at a time.
-
-    NaN for fewer than three models, and where one model is in every pair.
+def jackknife_error(left_out: Array) -> float:
+    """Return the standard error of a mean from its values with one of K models left out, (K); NaN without any.
 
     ``se^2 = (K - 1) / K * sum over k of (theta_(-k) - mean theta_(-k))^2``.
 
     Examples
     --------
-    >>> round(jackknife_error(np.array([1.0, 2.0, 3.0]), [(0, 1), (0, 2), (1, 2)], 3), 4)
+    >>> round(jackknife_error(np.array([3.0, 2.0, 1.0])), 4)
     1.1547
     """
-    left_out = leave_one_out(pair_values, pairs, models)
-    return float(np.sqrt((models - 1) * left_out.var())) if len(left_out) else math.nan
+    return float(np.sqrt((len(left_out) - 1) * left_out.var())) if len(left_out) else math.nan
 
 
 def named_operators(operators: Mapping[str, Operator] | Sequence[Operator]) -> dict[str, Operator]:

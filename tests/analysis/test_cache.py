@@ -9,6 +9,7 @@ import pytest
 import xarray as xr
 
 import repaudit as ra
+from repaudit.measure.distances import calibrated_distances
 
 BARE = {"frames": 2, "units": 3, "similarity": ("mutual_knn",)}
 
@@ -48,6 +49,21 @@ def test_a_grown_store_asks_for_its_new_steps_only(planted_store, tmp_path):
     # distances of new to known operators round otherwise than all at once: 1e-7 of them, 1e-5 of a layout
     assert_equal(grown, ra.analyze(url, tmp_path / "fresh", cache=False, **BARE), rtol=1e-4)
     assert not (tmp_path / "fresh" / "cache").exists()
+
+
+def test_every_scale_of_a_grown_store_keeps_its_known_distances(planted_store, tmp_path, monkeypatch):
+    steps, asked = (0, 1, 2, 4), []
+
+    def counted(stack, first, **how):
+        asked.append((first, len(stack)))
+        return calibrated_distances(stack, first, **how)
+
+    monkeypatch.setattr("repaudit.analysis.embeddings.calibrated_distances", counted)
+    url, out = planted_store(steps=steps, layers=("only",)), tmp_path / "out"
+    ra.analyze(url, out, steps=steps[:3], scales=(5, 10), **BARE)
+    asked.clear()
+    ra.analyze(url, out, scales=(5, 10), **BARE)
+    assert asked == [(3, 12)] * 2, "one new step of three models, at two scales"
 
 
 def test_an_unchanged_store_gives_the_same_results_without_work(planted_store, tmp_path):

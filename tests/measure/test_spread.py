@@ -13,7 +13,7 @@ from scipy.spatial.distance import pdist, squareform
 
 from repaudit.errors import OperatorError
 from repaudit.measure.null import null_squared_distance
-from repaudit.measure.spread import jackknife_error, spread
+from repaudit.measure.spread import jackknife_error, leave_one_out, spread
 
 
 def gauge(points: np.ndarray, knn: int = 10) -> np.ndarray:
@@ -90,7 +90,7 @@ def test_the_jackknife_leaves_one_model_out_at_a_time() -> None:
     alone = [spread({n: operators[n] for n in names if n != left}).value for left in names]
     expected = math.sqrt(3 / 4 * sum((a - np.mean(alone)) ** 2 for a in alone))
     assert spread(operators).models_error == pytest.approx(expected, rel=1e-9)
-    assert math.isnan(jackknife_error(np.ones(1), [(0, 1)], 2))
+    assert math.isnan(jackknife_error(leave_one_out(np.ones(1), [(0, 1)], 2)))
 
 
 def test_the_interval_over_samples_covers_what_more_samples_would_give() -> None:
