@@ -184,7 +184,7 @@ CONTRACT: Final[Mapping[str, Group]] = {
     SPREAD: Group(
         {
             **_interval(SPREAD, _CURVE, f"spread of the models: mean {_CALIBRATED}"),
-            SPREAD_RAW: Variable(_CURVE, "mean squared Frobenius distance of the models"),
+            SPREAD_RAW: Variable(_CURVE, "mean Frobenius distance of the models"),
             NULL: Variable(_CURVE, "mean squared Frobenius distance of unrelated operators"),
             HELLINGER: Variable(_CURVE, "mean squared Hellinger distance of the rows over that of unrelated operators"),
             BAND_LOW: Variable(_CURVE, "spread, low end of the band that holds over all steps at once"),

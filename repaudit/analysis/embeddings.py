@@ -86,16 +86,15 @@ def together_dataset(layers: Sequence[LayerOperators], study: Study) -> xr.Datas
 def merged_dataset(operators: LayerOperators, study: Study) -> xr.Dataset:
     """Compute PHATE of the merged operator P* at the last step that all models share."""
     step, settings = operators.last_step(), study.settings
-    here = operators.at(step)
     embedded = study.cache.recall(
-        ["merged", settings.merge, settings.seed, operators.content(step)], partial(_embedding, here, study)
+        ["merged", settings.merge, settings.seed, operators.content(step)], partial(_embedding, operators, step, study)
     )
     return xr.Dataset(
         {
             EMBEDDING: ((LAYER, SAMPLE, COMPONENT), embedded[EMBEDDING][None]),
             STRESS: ((LAYER,), [float(embedded[STRESS])]),
             MERGED_STEP: ((LAYER,), [step]),
-            MERGED_MODELS: ((LAYER,), [len(here)]),
+            MERGED_MODELS: ((LAYER,), [len(operators.at(step))]),
         },
         coords={LAYER: _names([operators.layer]), COMPONENT: [0, 1], **_samples(study)},
         attrs={"merge": settings.merge, "seed": settings.seed},
@@ -170,14 +169,14 @@ def _layouts(study: Study, name: list[Any], operators: list[StoredOperator]) -> 
     }
 
 
-def _embedding(operators: dict[str, AnyOperatorFile], study: Study) -> dict[str, Any]:
-    points = phate_embedding(merge(study, operators), n_components=2, seed=study.settings.seed)
+def _embedding(operators: LayerOperators, step: int, study: Study) -> dict[str, Any]:
+    points = phate_embedding(merge(study, operators, step), n_components=2, seed=study.settings.seed)
     return {EMBEDDING: points.values, STRESS: points.attrs["stress"]}
 
 
 def _frames(operators: LayerOperators, steps: Sequence[int], study: Study) -> dict[str, Any]:
     seed, models = study.settings.seed, operators.models()
-    merged = phate_frames([merge(study, operators.at(step)) for step in steps], seed=seed)
+    merged = phate_frames([merge(study, operators, step) for step in steps], seed=seed)
     of_models = [phate_onto([operators.at(step)[model] for step in steps], merged, seed) for model in models]
     about = {name: merged.attrs[name] for name in ("stress", "t")}
     return {MERGED: merged.values, OF_MODELS: np.stack(of_models), **about}

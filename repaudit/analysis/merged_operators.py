@@ -1,20 +1,22 @@
-"""The merged operators themselves, kept so that a student or a notebook need not merge again."""
+"""The merged operators themselves, kept so that neither another part, another run, nor a student need merge again."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, cast
 
 import numpy as np
 import xarray as xr
+from scipy.sparse import csr_array
 
 from repaudit.analysis.layer_operators import LayerOperators
 from repaudit.analysis.study import Study
 from repaudit.merge.merging import DiffusionMerging, Strategy
 from repaudit.names import LAYER, SAMPLE, SCALE, SCALE_NAME, STEP
-from repaudit.operators.files import AnyOperatorFile
 from repaudit.operators.kept import entries_of
 from repaudit.operators.operator import DiffusionOperator
+from repaudit.operators.sparse import SparseDiffusionOperator
 
 
 def merged_operators(layers: Sequence[Sequence[LayerOperators]], study: Study) -> xr.Dataset:
@@ -22,7 +24,7 @@ def merged_operators(layers: Sequence[Sequence[LayerOperators]], study: Study) -
     everything = study.settings.keep_merged == "all"
     steps = sorted({step for scales in layers for one in scales for step in _steps(one, everything)})
     matrices = {
-        (i, j, steps.index(step)): merge(study, one.at(step)).matrix
+        (i, j, steps.index(step)): merge(study, one, step).matrix
         for i, scales in enumerate(layers)
         for j, one in enumerate(scales)
         for step in _steps(one, everything)
@@ -37,10 +39,24 @@ def merged_operators(layers: Sequence[Sequence[LayerOperators]], study: Study) -
     return entries_of(matrices, coords).assign_attrs(merge=study.settings.merge)
 
 
-def merge(study: Study, operators: dict[str, AnyOperatorFile]) -> DiffusionOperator:
-    """Merge the operators of several models as the settings ask."""
-    matrices = {model: file.matrix for model, file in operators.items()}
-    return DiffusionMerging(cast(Strategy, study.settings.merge)).merge(matrices)
+def merge(study: Study, operators: LayerOperators, step: int) -> DiffusionOperator:
+    """Return the merged operator of one step: from an earlier part or run, or computed and kept."""
+    content = ["merged operator", study.settings.merge, sorted(operators.content(step).items())]
+    arrays = study.cache.recall(content, partial(_arrays, study, operators, step))
+    if "dense" in arrays:
+        return DiffusionOperator.from_matrix(arrays["dense"])
+    count = len(arrays["indptr"]) - 1
+    matrix = csr_array((arrays["data"], arrays["indices"], arrays["indptr"]), shape=(count, count))
+    return DiffusionOperator.from_matrix(matrix)
+
+
+def _arrays(study: Study, operators: LayerOperators, step: int) -> dict[str, Any]:
+    matrices = {model: file.matrix for model, file in operators.at(step).items()}
+    merged = DiffusionMerging(cast(Strategy, study.settings.merge)).merge(matrices)
+    if isinstance(merged, SparseDiffusionOperator):
+        rows = merged.csr.astype(np.float32)
+        return {"data": rows.data, "indices": rows.indices, "indptr": rows.indptr}
+    return {"dense": merged.to_numpy()}
 
 
 def _steps(operators: LayerOperators, everything: bool) -> list[int]:

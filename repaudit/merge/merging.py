@@ -22,6 +22,7 @@ from repaudit.merge.supports import sparse_barycenter
 from repaudit.names import __version__
 from repaudit.operators.convert import is_sparse
 from repaudit.operators.operator import DiffusionOperator
+from repaudit.operators.sparse import SparseDiffusionOperator
 
 Strategy = Literal["weighted", "frobenius", "reversible", "ot_barycenter", "gromov"]
 Operators = dict[str, DiffusionOperator]
@@ -157,8 +158,6 @@ class DiffusionMerging:
             **reached,
         }
         if is_sparse(merged):
-            from repaudit.operators.sparse import SparseDiffusionOperator
-
             return SparseDiffusionOperator(merged.coalesce(), degrees, attrs=attrs, samples=ids)
         return DiffusionOperator(merged, degrees, attrs=attrs, samples=ids)
 

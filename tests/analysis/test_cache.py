@@ -66,6 +66,24 @@ def test_every_scale_of_a_grown_store_keeps_its_known_distances(planted_store, t
     assert asked == [(3, 12)] * 2, "one new step of three models, at two scales"
 
 
+def test_operators_are_merged_once_for_all_parts_and_runs(planted_store, tmp_path, monkeypatch):
+    merged, merge = [], ra.DiffusionMerging.merge
+
+    def counted(self, operators):
+        merged.append(sorted(operators))
+        return merge(self, operators)
+
+    monkeypatch.setattr(ra.DiffusionMerging, "merge", counted)
+    url, out = planted_store(steps=(0, 1, 2), layers=("only",)), tmp_path / "out"
+    first = ra.analyze(url, out, scales=(3, 10), merge="ot_barycenter", **BARE)
+    assert merged == [["seed0", "seed1", "seed2"]] * 4, "two steps in frames, the last of them also kept and embedded"
+    merged.clear()
+    again = ra.analyze(url, out, scales=(3, 10), merge="ot_barycenter", keep_merged="all", **BARE)
+    assert len(merged) == 2, "the step that is in no frame"
+    kept = [ra.DiffusionOperator.from_results(results, "only", scale=3.0).to_numpy() for results in (first, again)]
+    np.testing.assert_array_equal(*kept)
+
+
 def test_an_unchanged_store_gives_the_same_results_without_work(planted_store, tmp_path):
     url, out = planted_store(layers=("only",)), tmp_path / "out"
     first = ra.analyze(url, out, **BARE)
