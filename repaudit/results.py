@@ -1,4 +1,4 @@
-"""The contract of ``results.zarr``: all groups and variables by name, checks that a tree keeps it, and its readers."""
+"""The contract of ``results.zarr``: all groups and variables by name, and its readers."""
 
 from __future__ import annotations
 
@@ -296,7 +296,7 @@ CONTRACT: Final[Mapping[str, Group]] = {
         ("gauge",),
     ),
 }
-"""What ``results.zarr`` holds; ``schemas/v1/results.schema.json`` says the same of :func:`describe`."""
+"""What ``results.zarr`` holds; ``schemas/v1/results.schema.json`` says the same in JSON Schema."""
 
 
 def group(results: xr.DataTree, name: str, *needed: str) -> xr.Dataset | None:

@@ -6,6 +6,8 @@ import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Final
 
@@ -27,7 +29,7 @@ NUMERICS: Final = 2
 
 
 def digest(*content: Any) -> str:
-    """Return one short name for any JSON content and the versions that compute with it.
+    """Return one short name for any JSON content and the versions of what computes operators.
 
     Examples
     --------
@@ -93,12 +95,12 @@ class Cache:
 
     def recall(self, content: Sequence[Any], compute: Callable[[], Mapping[str, Any]]) -> dict[str, Array]:
         """Return the named arrays that `content` determines: from an earlier run, or computed and kept."""
-        path = self._path("results", digest(*content), ".npz")
+        path = self._path("results", digest(_versions(), *content), ".npz")
         arrays = _read(path)
         if arrays is None:
             arrays = {key: np.asarray(value) for key, value in compute().items()}
             with replacing(path) as stream:
-                np.savez(stream, allow_pickle=False, **arrays)
+                np.savez(stream, **arrays)  # type: ignore[arg-type]  # no array is called allow_pickle
         return arrays
 
     def distances(
@@ -131,6 +133,12 @@ class Cache:
 
     def _path(self, kind: str, name: str, suffix: str) -> Path:
         return self.folder / kind / name[:2] / f"{name}{suffix}"
+
+
+@cache
+def _versions() -> list[str]:
+    """Return the versions of what computes results from operators."""
+    return [version(package) for package in ("numpy", "scipy", "scikit-learn", "phate", "pot")]
 
 
 def _checksum(matrix: Any) -> list[int]:

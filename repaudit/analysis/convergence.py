@@ -86,7 +86,7 @@ def approach_dataset(operators: LayerOperators, study: Study) -> xr.Dataset | No
         content = {"then": operators.content(step)[model], "end": operators.content(last)[model]}
         pair = {"then": operators.at(step)[model], "end": operators.at(last)[model]}
         result = _recalled(study, "approach", content, partial(spread, pair, seed=study.settings.seed))
-        values[:, index] = [result[name] for name in ("value", "low", "high")]
+        values[:, index] = [result[name] for name in NUMBERS]
     coords = {LAYER: _names(operators.layer), MODEL: _names(model), STEP: steps}
     variables = zip((APPROACH, LOW, HIGH), values, strict=True)
     return xr.Dataset({name: ((LAYER, MODEL, STEP), value[None, None]) for name, value in variables}, coords=coords)
@@ -110,7 +110,6 @@ def groups_dataset(operators: LayerOperators, study: Study) -> xr.Dataset | None
             sorted(here.items()),
             [belongs[model] for model in sorted(here)],
         ]
-
         by_pairs = partial(_by_pairs, operators.at(step), belongs, names, study.settings.seed)
         for at, triple in study.cache.recall(content, by_pairs).items():
             i, j = map(int, at.split())
@@ -121,19 +120,19 @@ def groups_dataset(operators: LayerOperators, study: Study) -> xr.Dataset | None
 
 
 def refuse_too_large(study: Study) -> None:
-    """Refuse a store whose spread does not fit in memory: two operators with their roots, in float64.
+    """Refuse a store of which two operators with their roots, in float64, do not fit in memory.
 
     Raises
     ------
     AnalysisError
-        The spread does not fit in the memory budget.
+        They do not fit in the memory budget.
     """
-    samples, models = study.tree.sizes[SAMPLE], len(study.selection.models)
+    samples = study.tree.sizes[SAMPLE]
     need = 10 * 8 * samples**2
-    if models > 1 and need > study.settings.budget:
+    if need > study.settings.budget:
         raise AnalysisError(
-            f"expected a memory budget of about {format_bytes(need)} for a spread on {samples} samples, found "
-            f"{format_bytes(study.settings.budget)}: raise `memory`"
+            f"expected a memory budget of about {format_bytes(need)} for distances of operators on {samples} samples, "
+            f"found {format_bytes(study.settings.budget)}: raise `memory`"
         )
 
 
@@ -157,7 +156,7 @@ def _departures(
         if here:
             compute = partial(departure, operators.at(step), reference, seed=settings.seed)
             result = _recalled(study, json.dumps(how), here, compute)
-            values[:, index] = [result[name] for name in ("value", "low", "high")]
+            values[:, index] = [result[name] for name in NUMBERS]
     names = (variable, *bounds(variable))
     return {name: ((LAYER, STEP), value[None]) for name, value in zip(names, values, strict=True)}
 

@@ -42,7 +42,7 @@ from repaudit.store.read.activations import read_step
 METRIC: Final = "calibrated"
 """The distance of trajectories: unlike the raw one it does not grow as operators sharpen."""
 MOST_TOGETHER: Final = 1000
-"""Most operators in the picture of all layers; of more, steps are chosen evenly."""
+"""Most operators in the picture of all layers; of more, steps are chosen evenly, two at least."""
 MOST_UNIT_STEPS: Final = 24
 """Most steps, chosen evenly, at which units are drawn."""
 GRID: Final = (MODEL, STEP, COMPONENT)
@@ -65,7 +65,8 @@ def trajectory_dataset(operators: LayerOperators, study: Study) -> xr.Dataset:
 
 def together_dataset(layers: Sequence[LayerOperators], study: Study) -> xr.Dataset:
     """Compute PHATE coordinates of the operators of all layers in one picture; NaN where left out."""
-    steps = _evenly(study.selection.all_steps(), MOST_TOGETHER // max(1, sum(len(one.models()) for one in layers)))
+    most = max(2, MOST_TOGETHER // sum(len(one.models()) for one in layers))
+    steps = _evenly(study.selection.all_steps(), most)
     chosen = [(one.layer, key) for one in layers for key in one.stored if key[1] in steps]
     stored = {one.layer: one.stored for one in layers}
     points = _laid_out(study, ["together", layers[0].scale.value], [stored[layer][key] for layer, key in chosen])
@@ -194,10 +195,10 @@ def _units(model: str, layer: str, steps: Sequence[int], study: Study) -> dict[s
 
 
 def _evenly(items: Sequence[int], most: int) -> list[int]:
-    """Choose at most this many of the items evenly, the first and the last among them."""
+    """Choose at most this many of the items evenly, the last and the first among them, of one only the last."""
     if most >= len(items):
         return list(items)
-    return [items[index] for index in np.linspace(0, len(items) - 1, max(most, 0)).round().astype(int)]
+    return [items[index] for index in np.linspace(len(items) - 1, 0, most).round().astype(int)[::-1]]
 
 
 def _on_grid(points: NDArray[Any], keys: Sequence[tuple[str, int]], study: Study) -> NDArray[Any]:

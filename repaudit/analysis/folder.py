@@ -7,7 +7,6 @@ import json
 import math
 import os
 import shutil
-import socket
 import tempfile
 import warnings
 from collections.abc import Iterator, Mapping
@@ -15,7 +14,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
-import psutil
 import xarray as xr
 from filelock import FileLock
 
@@ -24,6 +22,7 @@ from repaudit.errors import AnalysisError
 from repaudit.plots import save_figures
 from repaudit.report import write_report
 from repaudit.results import SUMMARY as SUMMARY_ATTRIBUTE
+from repaudit.store.storage.lease import abandoned, mark
 
 RESULTS: Final = "results.zarr"
 REPORT: Final = "report.html"
@@ -38,7 +37,7 @@ FIGURE_PATTERNS: Final = (
     *(f"{name}-*.png" for name in _PER_LAYER),
 )
 """Files of every figure that an analysis writes; those of its further scales have the scale's name at the end."""
-_SCRATCH: Final = f".repaudit-{socket.gethostname()}-"
+_SCRATCH: Final = ".repaudit-"
 
 
 def default_folder(url: str | os.PathLike[str]) -> Path:
@@ -75,7 +74,7 @@ def analysis_folder(folder: Path, store: str | os.PathLike[str]) -> Iterator[Pat
 @contextmanager
 def scratch(folder: Path) -> Iterator[Path]:
     """Provide a folder for work in progress; its name has the process, so that a crashed one's can be removed."""
-    with tempfile.TemporaryDirectory(prefix=f"{_SCRATCH}{os.getpid()}-", dir=folder) as name:
+    with tempfile.TemporaryDirectory(prefix=f"{_SCRATCH}{mark()}-", dir=folder) as name:
         yield Path(name)
 
 
@@ -141,10 +140,12 @@ def _refuse_foreign(folder: Path) -> None:
 
 
 def _sweep(folder: Path) -> None:
-    """Remove the scratch folders of processes of this host that have ended."""
+    """Remove the scratch folders of processes that have ended; those of another host may still be at work."""
+    here = mark().partition("-")[0]
     for left in folder.glob(f"{_SCRATCH}*"):
-        process = left.name.removeprefix(_SCRATCH).split("-")[0]
-        if process.isdigit() and not psutil.pid_exists(int(process)):
+        name = left.name.removeprefix(_SCRATCH)
+        elsewhere = name.count("-") == mark().count("-") + 1 and not name.startswith(f"{here}-")
+        if not elsewhere and abandoned(name):
             shutil.rmtree(left)
 
 

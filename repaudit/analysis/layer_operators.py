@@ -132,7 +132,8 @@ def layer_operators(
     reasons = {key: failed[key] for key in keys if key in failed}
     found = []
     for index, scale in enumerate(study.scales):
-        at_scale = {key: stored[key][index] for key in keys}
+        # a step damaged since some of its scales were kept is left out of all, so that they speak of the same steps
+        at_scale = {key: stored[key][index] for key in keys if key not in failed}
         known = {key: operator for key, operator in at_scale.items() if operator is not None}
         found.append(LayerOperators(layer, scale, known, reasons))
     return found
@@ -173,8 +174,8 @@ def threads(study: Study) -> int:
         Not even one operator fits.
     """
     n, need, layer = 0, 0, ""
-    for name in study.selection.layers:
-        model, _ = study.selection.keys(name)[0]
+    every = {(name, model) for name in study.selection.layers for model, _ in study.selection.keys(name)}
+    for name, model in sorted(every):
         samples, width = catalog.activations(study.tree, model, name).isel({STEP: 0}).shape
         this = samples * samples * (4 + 3 * 8) + 3 * samples * width * 8
         n, need, layer = max((n, need, layer), (samples, this, name), key=lambda candidate: candidate[1])

@@ -111,8 +111,9 @@ def analyze(
     Returns
     -------
     xarray.DataTree
-        Groups ``spread``, ``comparison``, ``trajectories``, ``merged``, ``frames``, ``units``, ``similarity``,
-        ``diagnostics``, and ``groups`` or ``approach`` if they apply; the summary is in ``attrs["summary"]`` as JSON.
+        Groups ``spread``, ``pairs``, ``comparison``, ``trajectories``, ``merged`` with ``merged/operator``, ``frames``,
+        ``units``, ``similarity``, ``diagnostics``, and ``groups`` or ``approach`` if they apply; the summary is in
+        ``attrs["summary"]`` as JSON.
         ``schemas/v1/results.md`` says what each variable means.
 
     Raises

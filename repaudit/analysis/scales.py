@@ -26,13 +26,13 @@ class Scale:
 def resolve_scales(scales: Sequence[float | str] | None, gauge: DiffusionGauge, samples: int) -> list[Scale]:
     """Return the scales of an analysis on so many samples.
 
-    By default *neighbourhoods*, the gauge's perplexity (15), and *shape*, a quarter of the samples, where that is
-    wider. A gauge with another kernel has one scale, its own.
+    By default *neighbourhoods*, the gauge's perplexity of 15, and *shape*, a quarter of the samples, where that is
+    wider. A gauge with another perplexity or another kernel has one scale, its own.
 
     Raises
     ------
     AnalysisError
-        Scales for a gauge that has its own, or none that is more than 1.
+        Scales for a gauge that has its own, or one that is not more than 1.
 
     Examples
     --------
@@ -46,6 +46,10 @@ def resolve_scales(scales: Sequence[float | str] | None, gauge: DiffusionGauge, 
             )
         value = float(gauge.knn or 0)
         return [Scale(value, _of_kernel(gauge), gauge)]
+    if scales is not None and gauge.perplexity != DEFAULT[0]:
+        raise AnalysisError(
+            f"scales: the gauge has perplexity={gauge.perplexity:g}, which scales would override; give one of them"
+        )
     chosen = scales or ((gauge.perplexity, "N/4") if gauge.perplexity == DEFAULT[0] else (gauge.perplexity,))
     found: list[Scale] = []
     for text in chosen:

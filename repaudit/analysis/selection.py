@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from numbers import Integral
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import xarray as xr
 
@@ -34,11 +33,6 @@ class Selection:
         """Return every step that at least one model has, increasing."""
         return sorted({step for steps in self.steps.values() for step in steps})
 
-    def shared_steps(self, layer: str) -> list[int]:
-        """Return the steps that all models with this layer have, increasing."""
-        sets = [set(self.steps[model]) for model in self.models if layer in self.layers_of[model]]
-        return sorted(set.intersection(*sets)) if sets else []
-
 
 def select(
     tree: xr.DataTree,
@@ -53,7 +47,6 @@ def select(
     AnalysisError
         A model, layer or step that was asked for is not in the store, or nothing is left.
     """
-    models, layers, steps = _several(models), _several(layers), _several(steps)
     present = catalog.models(tree)
     chosen = _choose("model", models, present)
     recorded = {model: catalog.steps(tree, model) for model in chosen}
@@ -89,11 +82,6 @@ def select(
     return Selection(
         tuple(chosen), tuple(pooled), wanted, {m: frozenset(layers_of[m]) for m in chosen}, tuple(left_out)
     )
-
-
-def _several(asked: Any) -> Any:
-    """Turn a single name or step into a list of one."""
-    return [asked] if isinstance(asked, str | Integral) else asked
 
 
 def _choose(what: str, asked: Iterable[T] | None, present: Sequence[T]) -> list[T]:

@@ -7,9 +7,11 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from fnmatch import fnmatchcase
+from numbers import Real
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
+import numpy as np
 import torch
 import yaml
 from dask.utils import parse_bytes
@@ -25,7 +27,7 @@ StoreStrategy = Literal["weighted", "frobenius", "reversible", "ot_barycenter"]
 
 def _several(asked: Any) -> Any:
     """Turn a single name or step into a list of one."""
-    return [asked] if isinstance(asked, str | int | float) else asked
+    return [asked.item() if isinstance(asked, np.generic) else asked] if isinstance(asked, str | Real) else asked
 
 
 def _bytes(memory: str) -> str:
@@ -115,18 +117,21 @@ class Settings(BaseModel):
         """Bytes of ``memory``."""
         return int(parse_bytes(self.memory))
 
-    def check_similarity_steps(self, recorded: Sequence[int]) -> None:
-        """Refuse steps for the similarity that no model has, before anything is computed.
+    def check_similarity_steps(self, chosen: Sequence[int]) -> None:
+        """Refuse steps for the similarity that are not analysed, before anything is computed.
 
         Raises
         ------
         AnalysisError
-            No model has one of the steps.
+            No step, or one that is not among those analysed.
         """
-        missing = [step for step in self.similarity_steps or () if step not in recorded]
-        if missing:
-            unknown, known = (", ".join(map(str, steps)) for steps in (missing, recorded))
-            raise AnalysisError(f"similarity_steps: no model has step {unknown}; the recorded steps are {known}")
+        steps = self.similarity_steps
+        missing = [step for step in steps or () if step not in chosen]
+        if missing or (steps is not None and not steps):
+            unknown, known = (", ".join(map(str, some)) for some in (missing, chosen))
+            raise AnalysisError(
+                f"similarity_steps: expected some of the steps analysed ({known}), found {unknown or 'none'}"
+            )
 
     def group_of(self, models: tuple[str, ...]) -> dict[str, str]:
         """Return the group of every model, in the order of the groups; empty if no groups are asked for.

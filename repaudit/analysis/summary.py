@@ -159,9 +159,9 @@ def _agreement(spread: Mapping[str, Any] | None, *others: Mapping[str, Any] | No
     """
     if spread is None or spread["high"] is None or spread["high"] >= UNRELATED:
         return None
-    if any(other is None or other["low"] is None for other in others):
+    known = [other for other in others if other is not None and other["low"] is not None]
+    if len(known) < len(others):
         return None
-    known = [other for other in others if other is not None]
     if all(spread["high"] < other["low"] for other in known):
         return "learned"
     return "inherited" if any(_no_nearer(spread, other) for other in known) else None

@@ -105,7 +105,7 @@ def analyze(
         given = {name: value for name, value in flags.items() if value is not None}
         choices = {**(read_config(config) if config else {}), **given}
         if gauge:
-            choices["gauge"] = {**(choices.get("gauge") or {}), **_parse_parameters(gauge)}
+            choices["gauge"] = _parse_parameters(gauge, choices.get("gauge") or {})
         settings = Settings.of(choices)
         folder = out or default_folder(store)
         with progress_bars(quiet=as_json) as report:
@@ -116,15 +116,20 @@ def analyze(
         _print_summary(json.loads(results.attrs[SUMMARY]), folder)
 
 
-def _parse_parameters(parameters: list[str]) -> dict[str, Any]:
-    """Parse ``knn=10``; values are YAML's, so that numbers are numbers and ``null`` is None."""
+def _parse_parameters(parameters: list[str], configured: Any) -> dict[str, Any]:
+    """Parse ``knn=10``, which overrides a config; values are YAML's, so that numbers are numbers and null is None."""
+    if not isinstance(configured, dict):
+        raise typer.BadParameter(f"expected names and values for gauge in the config, found {configured!r}")
     parsed: dict[str, Any] = {}
     for text in parameters:
         name, equals, value = text.partition("=")
         if not (name and equals and value) or name in parsed:
             raise typer.BadParameter(f"expected parameters of the gauge like knn=10, each once, found {text!r}")
-        parsed[name.strip()] = yaml.safe_load(value)
-    return parsed
+        try:
+            parsed[name.strip()] = yaml.safe_load(value)
+        except yaml.YAMLError:
+            raise typer.BadParameter(f"expected a number, a word or null for {name}, found {value!r}") from None
+    return {**configured, **parsed}
 
 
 def _parse_groups(groups: list[str] | None) -> dict[str, list[str]] | None:

@@ -19,6 +19,7 @@ from repaudit.store.read.reader import open_store
 from repaudit.store.read.stored_probe_set import StoredProbeSet
 from repaudit.store.storage.local import LocalStorage
 from repaudit.store.storage.place import open_storage
+from repaudit.store.storage.replacing import replacing
 from repaudit.store.write.writer import TrajectoryWriter
 
 _SET_BY_WRITER = frozenset({LAYER, "source_dtype", "codec", "keepbits", "long_name", "units"})
@@ -243,7 +244,7 @@ def export_layer(
     """Write one layer (step, sample[, token], feature) to a ``.npy`` or ``.safetensors`` file.
 
     ``.npy`` holds only the activations and is written step by step; ``.safetensors`` also holds ``step``, and model,
-    layer and fingerprint in its metadata.
+    layer and fingerprint in its metadata. An earlier file stays until the new one is whole.
 
     Returns
     -------
@@ -267,17 +268,18 @@ def export_layer(
     sums = step_checksums(tree, model, layer)
     chosen = _choose(steps, catalog.steps(tree, model), "step", f"model {model!r}")
     shape = (len(chosen), *array.shape[1:])
-    if target.suffix == ".npy":
-        out = np.lib.format.open_memmap(target, mode="w+", dtype=array.dtype, shape=shape)
-        for index, step in enumerate(chosen):
-            out[index] = read_step(tree, model, layer, step, sums[step]).values
-        out.flush()
-    else:
-        from safetensors.numpy import save_file
+    with replacing(target) as stream:
+        if target.suffix == ".npy":
+            header = {"descr": np.lib.format.dtype_to_descr(array.dtype), "fortran_order": False, "shape": shape}
+            np.lib.format.write_array_header_1_0(stream, header)
+            for step in chosen:
+                stream.write(np.ascontiguousarray(read_step(tree, model, layer, step, sums[step]).values).data)
+        else:
+            from safetensors.numpy import save
 
-        metadata = {"model": model, "layer": layer, "fingerprint": str(tree.attrs[ATTRS]["fingerprint"])}
-        values = np.empty(shape, array.dtype)
-        for index, step in enumerate(chosen):
-            values[index] = read_step(tree, model, layer, step, sums[step]).values
-        save_file({"activations": values, "step": np.array(chosen, dtype=np.int64)}, target, metadata=metadata)
+            metadata = {"model": model, "layer": layer, "fingerprint": str(tree.attrs[ATTRS]["fingerprint"])}
+            values = np.empty(shape, array.dtype)
+            for index, step in enumerate(chosen):
+                values[index] = read_step(tree, model, layer, step, sums[step]).values
+            stream.write(save({"activations": values, "step": np.array(chosen, dtype=np.int64)}, metadata))
     return shape

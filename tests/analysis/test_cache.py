@@ -148,6 +148,18 @@ def test_another_record_under_the_same_names_is_another_result(planted_store, tm
     assert_equal(second, ra.analyze(url, tmp_path / "fresh", cache=False, **BARE), rtol=1e-4)
 
 
+def test_a_step_damaged_since_is_left_out_of_every_scale(planted_store, tmp_path):
+    url, out = planted_store(models=2, steps=(0, 1), layers=("whole", "hurt")), tmp_path / "out"
+    ra.analyze(url, out, scales=(5,), **BARE)
+    for model in ("seed0", "seed1"):
+        (layer,) = [path for path in (url / "models" / model).iterdir() if "hurt" in path.name]
+        for chunk in layer.glob("c.*"):
+            chunk.write_bytes(b"\0" * chunk.stat().st_size)
+    results = ra.analyze(url, out, scales=(5, 10), **BARE)
+    assert list(results["spread"]["layer"].values) == ["whole"]
+    assert sum("layer hurt" in line for line in results.repaudit.summary["left_out"]) >= 4
+
+
 def test_an_interrupted_run_goes_on_where_it_was(planted_store, tmp_path):
     url, out = planted_store(), tmp_path / "out"
 

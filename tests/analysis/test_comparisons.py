@@ -125,7 +125,8 @@ def test_one_model_settles_where_it_was_planted(tmp_path, probe_set):
     assert approach.sel(step=[30, 40, 50]).max() < 1e-6
     summary = results.repaudit.summary
     assert summary["layers"]["layer"]["settled"] == 30
-    assert summary["settling"] == [{"layer": "layer", "settled": 30, "below_start": 10}]  # where a share of .3 is planted
+    # of the end a share of .3 is planted at step 10
+    assert summary["settling"] == [{"layer": "layer", "settled": 30, "below_start": 10}]
     assert summary["layers"]["layer"]["verdict"] == "undecided"
     assert "step 30" in summary["layers"]["layer"]["sentence"]
 

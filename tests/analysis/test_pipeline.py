@@ -13,7 +13,7 @@ import pytest
 import xarray as xr
 
 import repaudit as ra
-from repaudit.analysis.folder import default_folder
+from repaudit.analysis.folder import analysis_folder, default_folder, scratch
 from repaudit.errors import AnalysisError, NotAStoreError, StoreNotFoundError
 from repaudit.store.format.schema import violations
 
@@ -245,6 +245,13 @@ def test_scratch_of_a_dead_process_is_swept(planted_store, tmp_path):
     left.mkdir(parents=True)
     ra.analyze(url, tmp_path / "out")
     assert not [path for path in (tmp_path / "out").iterdir() if path.name.startswith(".")]
+
+
+def test_scratch_of_a_process_that_another_namespace_cannot_see_stays(tmp_path):
+    tmp_path.joinpath(f".repaudit-{'0' * 12}-1-1-1-x").mkdir()
+    with scratch(tmp_path) as mine, analysis_folder(tmp_path, tmp_path / "store.zarr"):
+        assert mine.is_dir()
+        assert len(list(tmp_path.iterdir())) == 2
 
 
 def test_gromov_is_refused_because_its_points_are_not_the_samples(planted_store, tmp_path):

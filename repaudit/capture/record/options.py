@@ -9,7 +9,7 @@ from typing import Any, Final, TypedDict
 import torch
 
 from repaudit.capture.record.recorded_operators import ACTIVATIONS, Record, check_record
-from repaudit.capture.record.trigger import EVERY_N_EPOCHS, ON_CHECKPOINT, ON_VALIDATION_END, AuditTrigger
+from repaudit.capture.record.trigger import EVERY_N_EPOCHS, ON_CHECKPOINT, ON_VALIDATION_END, AuditTrigger, whole_number
 from repaudit.store.format.encoding import CodecName
 from repaudit.store.write.commit import IfExists
 from repaudit.store.write.retrying import OnStoreError
@@ -103,8 +103,7 @@ def checked_options(model_name: str, trigger: AuditTrigger | None, options: Audi
     chosen: AuditOptions = {**DEFAULTS, **options}
     if chosen["on_store_error"] not in {"warn", "raise"}:
         raise ValueError(f"on_store_error: expected 'warn' or 'raise', found {chosen['on_store_error']!r}")
-    if chosen["batch_size"] < 1:
-        raise ValueError(f"batch_size: expected at least 1, found {chosen['batch_size']}")
+    chosen["batch_size"] = whole_number(chosen["batch_size"], "batch_size", least=1)
     if not model_name:
         raise ValueError("model_name: expected a name, found an empty text")
     gauge = chosen["gauge"]
