@@ -175,6 +175,14 @@ def test_the_gauge_frames_and_units_are_flags(planted_store, tmp_path):
     assert (parameters["frames"], parameters["units"]) == (0, 0)
 
 
+def test_a_config_whose_gauge_is_a_word_is_told_beside_a_flag(planted_store, tmp_path):
+    config = tmp_path / "analysis.yaml"
+    config.write_text("gauge: cosine\n")
+    run = repaudit("analyze", planted_store(layers=("only",)), "--config", config, "--gauge", "knn=5")
+    assert run.returncode == 2, run.stderr
+    assert "found 'cosine'" in run.stderr
+
+
 @pytest.mark.parametrize(
     ("given", "told"),
     [
@@ -182,6 +190,7 @@ def test_the_gauge_frames_and_units_are_flags(planted_store, tmp_path):
         (["knn=5", "knn=6"], "found 'knn=6'"),
         (["kmn=5"], "expected one of kernel, knn"),
         (["knn=a"], "knn"),
+        (["knn=[1"], "for knn, found '[1'"),
     ],
 )
 def test_parameters_of_the_gauge_that_cannot_be_are_told(planted_store, given, told):

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Final, Literal, TypeAlias
+from typing import Any, Final, Literal, TypeAlias
 
 import torch
 from torch import Tensor
@@ -66,6 +66,10 @@ class Cloud:
             return torch.add(-self.centre.to(dtype), self.samples[index], alpha=self.scaling)
         return torch.add(-self.centre.double(), self.exact(index), alpha=self.scaling).to(dtype)
 
+    def scaled(self, distance: float | str | None) -> Any:
+        """Return a distance in scaled units; None and names as they are."""
+        return distance if distance is None or isinstance(distance, str) else float(distance) * self.scaling
+
     def part(self, place: slice) -> Cloud:
         """Return a range of the samples, centred and scaled as all of them are."""
         norm = None if self.norm is None else self.norm[place]
@@ -90,7 +94,7 @@ def cloud(samples: Tensor, metric: Metric = "euclidean", standardize: bool = Fal
     ActivationError
         A zero row, which has no direction, with ``metric="cosine"``.
     """
-    scaling = _power_of_two(max(abs(float(bound)) for bound in torch.aminmax(samples)))
+    scaling = power_of_two(max(abs(float(bound)) for bound in torch.aminmax(samples)))
     deviation = _deviation(samples, scaling) if standardize else None
     norm = _norms(samples, deviation) if metric == "cosine" else None
     origin = torch.zeros(samples.shape[1], dtype=samples.dtype, device=samples.device)
@@ -101,7 +105,7 @@ def cloud(samples: Tensor, metric: Metric = "euclidean", standardize: bool = Fal
     if not bool(usual.all()):
         centred = _centred(bare, usual)
         spread, distance = _spread(centred)
-    finer = _power_of_two(spread)
+    finer = power_of_two(spread)
     return Cloud(samples, deviation, norm, centred.centre * finer, centred.scaling * finer, spread * finer)
 
 
@@ -127,7 +131,7 @@ def _spread(points: Cloud) -> tuple[float, Tensor]:
     return math.sqrt(max(float(variance), 0.0)), distance
 
 
-def _power_of_two(value: float) -> float:
+def power_of_two(value: float) -> float:
     """Return the power of two that brings a positive value near 1."""
     return 2.0 ** -round(math.log2(value)) if value > 0 else 1.0
 

@@ -73,9 +73,13 @@ def procrustes_align(points: Array, target: Array) -> Array:
 
 
 def metric_mds(distances: Array, n_components: int, seed: int, *, start: Array | None = None) -> tuple[Array, float]:
-    """Lay out points by SMACOF from classical MDS, or from a given layout, and return them with their stress-1."""
+    """Lay out points by SMACOF from classical MDS, or from a given layout, and return them with their stress-1.
+
+    A layout with all points in one place gives no direction to go from, and counts as none.
+    """
     from sklearn.manifold import smacof
 
+    start = None if start is None or not np.ptp(start, axis=0).any() else start
     first = classical_mds(distances, n_components) if start is None else start.copy()
     tolerance = FRESH if start is None else STARTED
     if not distances.any():

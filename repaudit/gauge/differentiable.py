@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from repaudit.distance.points import Metric
+from repaudit.distance.points import Cloud, Metric, cloud, power_of_two
 from repaudit.gauge.bandwidth import FLOOR, floored, median_distance
 from repaudit.gauge.kernel import Kernel
 from repaudit.gauge.normalize import refuse_isolated
@@ -34,8 +34,8 @@ def differentiable_kernel_operator(
     the gradient of their distance is taken as zero.
     """
     with torch.autocast(samples.device.type, enabled=False):
-        squared = squared_distances(samples.double(), comparison)
-        scale, floors = _scale(squared, fixed, knn)
+        squared, points = squared_distances(samples, comparison)
+        scale, floors = _scale(squared, points.scaled(fixed), knn)
         affinity = kernel.pairs(squared, scale[:, None], scale, torch.float64)
         if not kernel.self_loops:
             affinity = affinity * (1 - torch.eye(len(affinity), dtype=affinity.dtype, device=affinity.device))
@@ -52,7 +52,7 @@ def differentiable_perplexity_operator(samples: Tensor, comparison: Comparison, 
     of Newton's iteration from the solution. The choice of neighbours carries none.
     """
     with torch.autocast(samples.device.type, enabled=False):
-        squared = squared_distances(samples.double(), comparison)
+        squared, _ = squared_distances(samples, comparison)
         alone = torch.eye(len(squared), dtype=torch.bool, device=squared.device)
         known = squared.detach().masked_fill(alone, math.inf)
         near = known <= known.kthvalue(scale.neighbors, dim=1, keepdim=True).values * (1 + 1e-12)
@@ -103,20 +103,31 @@ def _duplicates(squared: Tensor) -> int:
     return int(((squared == 0).sum(1) > 1).sum())
 
 
-def squared_distances(samples: Tensor, comparison: Comparison) -> Tensor:
-    """Return ``|x_i - x_j|²`` in float64, ``(sample, sample)``, the diagonal zero."""
+def squared_distances(samples: Tensor, comparison: Comparison) -> tuple[Tensor, Cloud]:
+    """Return ``|x_i - x_j|²`` in float64, ``(sample, sample)``, the diagonal zero, in the scaled units of the cloud.
+
+    Raises
+    ------
+    ActivationError
+        As :func:`repaudit.distance.points.cloud`.
+    """
+    points = cloud(samples.detach(), comparison.metric, comparison.standardize)
+    samples = samples.double()
     if comparison.standardize:
+        samples = samples * power_of_two(float(samples.detach().abs().amax()))
         deviation = samples.std(0, correction=0)
         constant = deviation <= torch.finfo(torch.float64).eps * 8 * samples.mean(0).abs()
         samples = samples / torch.where(constant, 1.0, deviation)
     if comparison.metric == "cosine":
+        samples = samples / samples.detach().abs().amax(1, keepdim=True)
         samples = samples / samples.norm(dim=1, keepdim=True)
+    samples = samples * points.scaling
     centred = samples - samples.detach().mean(0)
     norms = centred.square().sum(1)
     squared = (norms[:, None] + norms - 2 * centred @ centred.mT).clamp(min=0)
     rounding = torch.finfo(torch.float64).eps * 64 * (norms[:, None] + norms).detach()
     apart = (squared > rounding) & ~torch.eye(len(squared), dtype=torch.bool, device=squared.device)
-    return torch.where(apart, squared, 0.0)
+    return torch.where(apart, squared, 0.0), points
 
 
 def _scale(squared: Tensor, fixed: float | str | None, knn: int) -> tuple[Tensor, int]:

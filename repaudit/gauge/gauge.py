@@ -11,7 +11,7 @@ import torch
 import xarray as xr
 from torch import Tensor
 
-from repaudit.distance.points import Cloud, Metric, cloud
+from repaudit.distance.points import Metric, cloud
 from repaudit.distance.squared import full_precision, squared_distances_
 from repaudit.errors import ActivationError
 from repaudit.gauge.bandwidth import bandwidth
@@ -170,7 +170,6 @@ class DiffusionGauge:
             if self.self_loops:
                 raise ValueError("a perplexity counts other samples; give self_loops=False, or knn, or a bandwidth")
             object.__setattr__(self, "perplexity", float(value))
-        object.__setattr__(self, "self_loops", bool(named) if self.self_loops is None else self.self_loops)
 
     def __call__(self, X: Any) -> DiffusionOperator:
         """Compute the operator of activations ``(sample, feature)``: ndarray, tensor (CPU, CUDA) or DataArray.
@@ -265,34 +264,29 @@ class DiffusionGauge:
         points = cloud(samples, self.metric, self.standardize)
         matrix = torch.empty(len(samples), len(samples), dtype=samples.dtype, device=samples.device)
         squared_distances_(matrix, points)
-        fixed = self.bandwidth * points.scaling if isinstance(self.bandwidth, int | float) else self.bandwidth
-        local = bandwidth(matrix, knn, fixed, points.spread)
+        local = bandwidth(matrix, knn, points.scaled(self.bandwidth), points.spread)
         sums = self._kernel.all_pairs_(matrix, local.scale)
-        if not self.self_loops:
+        if not self._kernel.self_loops:
             refuse_isolated(sums, matrix.dtype)
         degrees = markov_(matrix, sums, self.alpha)
         return matrix, degrees, {"duplicates": local.duplicates, "collapsed": local.collapsed, "floored": local.floored}
 
     def _sparse(self, samples: Tensor, knn: int) -> tuple[Tensor, Tensor, dict[str, Any]]:
-        points, fixed = self._pairwise(samples)
-        return sparse_operator(points, self._kernel, fixed, knn, self.neighbors or knn)
+        points = cloud(samples, self.metric, self.standardize)
+        return sparse_operator(points, self._kernel, points.scaled(self.bandwidth), knn, self.neighbors or knn)
 
     def _through_landmarks(self, activations: Activations, knn: int, count: int) -> LandmarkDiffusionOperator:
         samples = activations.samples
         drawn = torch.randperm(len(samples), generator=torch.Generator().manual_seed(self.seed))[:count]
         landmarks = drawn.sort().values.to(samples.device)
         with torch.no_grad(), full_precision(samples.device):
-            points, fixed = self._pairwise(samples)
+            points = cloud(samples, self.metric, self.standardize)
+            fixed = points.scaled(self.bandwidth)
             factor, degrees, counts = landmark_operator(points, self._kernel, fixed, knn, landmarks)
         attrs = {**self._attrs(activations, {"knn": knn if self.bandwidth is None else None}), "t": 2}
         return LandmarkDiffusionOperator(
             factor, degrees, landmarks, attrs=attrs, diagnostics=counts, samples=activations.ids
         )
-
-    def _pairwise(self, samples: Tensor) -> tuple[Cloud, float | None]:
-        """Return what only some pairs need: the samples, and the fixed bandwidth in scaled units."""
-        points = cloud(samples, self.metric, self.standardize)
-        return points, None if self.bandwidth is None else float(self.bandwidth) * points.scaling
 
     @property
     def _every_pair(self) -> bool:
@@ -301,7 +295,11 @@ class DiffusionGauge:
     @property
     def _kernel(self) -> Kernel:
         decay = self.decay if self.kernel == "alpha_decay" else None
-        return Kernel(decay, self.alpha, self.bandwidth is None, bool(self.self_loops))
+        return Kernel(decay, self.alpha, self.bandwidth is None, self._loops)
+
+    @property
+    def _loops(self) -> bool:
+        return self.perplexity is None if self.self_loops is None else self.self_loops
 
     def _neighbourhood(self, activations: Activations) -> int:
         count = len(activations.samples)
@@ -321,7 +319,7 @@ class DiffusionGauge:
 
     def _attrs(self, activations: Activations, used: dict[str, Any]) -> dict[str, Any]:
         versions = {"repaudit_version": __version__, "torch_version": str(torch.__version__)}
-        return {**asdict(self), **used, **versions, **activations.place}
+        return {**asdict(self), "self_loops": self._loops, **used, **versions, **activations.place}
 
 
 def _operator(

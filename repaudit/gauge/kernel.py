@@ -33,9 +33,16 @@ class Kernel:
         if self.decay is None:
             exponents = [squared / (left * right * (1 if self.adaptive else 2))]
         else:
-            exponents = [(squared / scale.square()).pow(self.decay / 2) for scale in (left, right)]
+            exponents = [self._power(squared / scale.square()) for scale in (left, right)]
         parts = [torch.where(-x > FAR[dtype], torch.exp(-x), 0.0) for x in exponents]
         return parts[0] if len(parts) == 1 else (parts[0] + parts[1]) / 2
+
+    def _power(self, ratio: Tensor) -> Tensor:
+        """Return ``(d / s)^decay`` from its square; the gradient is zero where a power has none or the affinity is."""
+        half = (self.decay or 0.0) / 2
+        inside = (ratio > 0) & (ratio.detach().log() * half < 7)
+        power = torch.where(inside, ratio, 1.0).pow(half)
+        return torch.where(inside, power, torch.where(ratio > 0, math.inf, 0.0))
 
     def all_pairs_(self, squared: Tensor, scale: Tensor) -> Tensor:
         """Turn all squared distances into affinities in place; return the row sums in float64."""

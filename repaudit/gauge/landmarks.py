@@ -55,7 +55,7 @@ def _markov_factor_(squared: Tensor, kernel: Kernel, scale: Tensor, landmarks: T
         far += rows.sum(0)
         squared[place] = rows
     for sums in (near, far):
-        refuse_isolated(sums, dtype)
+        refuse_isolated(sums, dtype, "more landmarks, more knn or a larger bandwidth")
     near_weight, far_weight = near.pow(-kernel.alpha), far.pow(-kernel.alpha)
     degrees, arrivals = zero.clone(), torch.zeros_like(far)
     for place in _panels(squared):

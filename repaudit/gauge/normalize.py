@@ -50,11 +50,13 @@ def sparse_markov(
     return matrix.coalesce(), degrees
 
 
-def refuse_isolated(sums: Tensor, dtype: torch.dtype) -> None:
-    """Without self loops a sample beyond the kernel's reach has nowhere to go: say which."""
+def refuse_isolated(
+    sums: Tensor, dtype: torch.dtype, remedy: str = "self_loops=True, more knn or a larger bandwidth"
+) -> None:
+    """Refuse samples beyond the kernel's reach, which have nowhere to go without self loops, and say which."""
     lost = (sums < (1e-25 if dtype == torch.float32 else 1e-200)).nonzero()[:, 0].tolist()
     if lost:
         raise ActivationError(
-            f"{len(lost)} of {len(sums)} samples have no neighbour within the kernel's reach ({lost[:5]}), and "
-            "self_loops=False leaves them no transition; use self_loops=True, more knn or a larger bandwidth"
+            f"{len(lost)} of {len(sums)} samples have no neighbour within the kernel's reach ({lost[:5]}), which "
+            f"leaves them no transition; use {remedy}"
         )

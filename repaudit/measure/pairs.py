@@ -144,13 +144,14 @@ def pvalue(p: Tally, q: Tally, distance: float) -> float:
 
     ``|P - R Q R'|^2 = |P|^2 + |Q|^2 - 2 <P, R Q R'>``, and of the inner product the mean and the variance over all
     relabellings are closed forms; the tail is that of a normal distribution. NaN where relabelling changes nothing.
+    All are of operators less ``1 / N``: the differences of near-uniform ones would cancel otherwise.
 
     Source: Mantel, The detection of disease clustering (1967), for the variance of such sums.
     """
+    squares = [one.moments["same"] + one.moments["diagonal_same"] for one in (p, q)]
     mean, variance = inner_moments(p.moments, q.moments, p.matrix.shape[0])
-    inner = (float(p.norms.sum() + q.norms.sum()) - distance) / 2
-    scale = float(np.sqrt(p.norms.sum() * q.norms.sum()))
-    if variance <= (1e-12 * scale) ** 2:
+    inner = (sum(squares) - distance) / 2
+    if variance <= (NO_STRUCTURE * float(np.sqrt(p.norms.sum() * q.norms.sum()))) ** 2:
         return math.nan
     return float(stats.norm.sf((inner - mean) / math.sqrt(variance)))
 

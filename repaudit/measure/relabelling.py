@@ -53,13 +53,21 @@ def inner_moments(p: Moments, q: Moments, samples: int) -> tuple[float, float]:
     return mean, max(square - mean**2, 0.0)
 
 
-def pattern_sums(matrix: Any) -> dict[str, float]:
-    """Return the sums of ``a_ij a_kl`` over every pattern of shared samples, of a dense or a scipy sparse matrix."""
-    kept = np.asarray(matrix.diagonal(), dtype=np.float64)
-    rows = np.asarray(matrix.sum(axis=1)).ravel() - kept
-    columns = np.asarray(matrix.sum(axis=0)).ravel() - kept
+def pattern_sums(matrix: Any, constant: float = 0.0) -> dict[str, float]:
+    """Return the sums of ``a_ij a_kl`` over every pattern of shared samples, of a dense or a scipy sparse matrix.
+
+    ``a_ij`` is the entry less a constant: of nearly uniform matrices, ``1 / N`` keeps what differs from rounding.
+    """
+    size = matrix.shape[0]
+    matrix = matrix if issparse(matrix) else matrix - constant
+    less = constant if issparse(matrix) else 0.0
+    kept = np.asarray(matrix.diagonal(), dtype=np.float64) - less
+    rows = np.asarray(matrix.sum(axis=1)).ravel() - size * less - kept
+    columns = np.asarray(matrix.sum(axis=0)).ravel() - size * less - kept
     if issparse(matrix):
-        squares, back = float(matrix.data @ matrix.data), float(matrix.multiply(matrix.T.tocsr()).sum())
+        shift = size**2 * less**2 - 2 * less * float(matrix.sum())
+        squares = float(matrix.data @ matrix.data) + shift
+        back = float(matrix.multiply(matrix.T.tocsr()).sum()) + shift
     else:
         squares, back = float(np.vdot(matrix, matrix)), float(np.vdot(matrix, matrix.T))
     trace, off, diagonal = float(kept.sum()), float(rows.sum()), float(kept @ kept)

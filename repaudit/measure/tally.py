@@ -105,8 +105,8 @@ class Tally:
 
     @cached_property
     def moments(self) -> dict[str, float]:
-        """Sums over patterns of entries, which the chance of a distance is made of."""
-        return pattern_sums(self.matrix)
+        """Sums over patterns of entries less ``1 / N``, which the chance of a distance is made of."""
+        return pattern_sums(self.matrix, 1 / self.matrix.shape[0])
 
     @classmethod
     def of(cls, operator: Operator, halves: Halves) -> Tally:

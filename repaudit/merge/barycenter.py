@@ -52,6 +52,7 @@ def barycenter(
 
     ``S(a, b) = OT(a, b) - [OT(a, a) + OT(b, b)] / 2`` with ``OT`` regularised by ``reg`` times the relative entropy, in
     the unit of ``cost``; its barycenter of equal rows is that row. With ``debiased=False``, ``OT`` only, which blurs.
+    ``b`` lies on the samples where one of the rows has mass: mass that is moved stops at such a sample.
     See :class:`repaudit.merge.projections.Projections` for the iterations, where they end and the sources.
     """
     kept = [index for index, weight in enumerate(weights) if weight > 0]
@@ -119,8 +120,14 @@ def exact_barycenter(matrices: list[Tensor], weights: list[float], cost: Tensor)
 
 
 def exact_row(row: NDArray[Any], weights: list[float], cost: NDArray[Any]) -> NDArray[Any]:
-    """Return the exact barycenter of one row ``(operator, sample)``."""
+    """Return the exact barycenter of one row ``(operator, sample)``, on the samples where an operator has mass."""
     import ot
+
+    own = (row > 0).any(0)
+    if not own.all():
+        merged = np.zeros(row.shape[1])
+        merged[own] = exact_row(row[:, own], weights, cost[np.ix_(own, own)])
+        return merged
 
     # the solver's feasibility is absolute, so costs are of the order of 1 and the rows sum to 1 exactly
     masses = (row / row.sum(1, keepdims=True)).T

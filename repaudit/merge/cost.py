@@ -72,7 +72,7 @@ def _typical(costs: Tensor, masses: Tensor) -> float:
 
 
 def _middle(values: Tensor) -> float:
-    return float(values.median()) if len(values) else 0.0
+    return float(np.median(values.cpu().numpy())) if len(values) else 0.0
 
 
 def _given(cost: Any, matrix: Tensor) -> Tensor:

@@ -197,9 +197,12 @@ class Projections:
         return error
 
     def _start(self, rows: Tensor, smooth: Smoothing, there: Tensor) -> _State:
-        """Start from the coupling of the mean with itself: the solution where all rows are equal."""
+        """Start from the coupling of the mean with itself: the solution where all rows are equal.
+
+        A barycenter lies where one of its rows has mass, so that dense and sparse operators have the same one.
+        """
         mean = torch.einsum("k,rks->rs", self.weights, rows)
-        live = there & (mean > 0) if self.debiased else there
+        live = there & (mean > 0)
         debias = torch.where(live, 0.0, -torch.inf).to(rows)
         # as many for every row, so that a row does not depend on those beside it
         for _ in range(_START if self.debiased else 0):

@@ -39,8 +39,8 @@ class _Batch:
 def sparse_barycenter(matrices: list[Tensor], weights: list[float], cost: SparseCost, settings: Settings) -> Barycenter:
     """Compute the barycenter of sparse operators, sparse: per row, on the union of the supports of the operators' rows.
 
-    That is where the debiased barycenter of the full rows lies too. Time and memory are of the order of ``support²`` a
-    row and of a batch of rows.
+    It is that of the dense form, which lies there too. Time and memory are of the order of ``support²`` per row and of
+    a batch of rows.
     """
     kept = [index for index, weight in enumerate(weights) if weight > 0]
     shares = [weights[index] for index in kept]

@@ -162,9 +162,14 @@ class DiffusionOperator:
 
     @cached_property
     def reversible(self) -> bool:
-        """Whether ``π_i P_ij = π_j P_ji`` to rounding: the symmetric conjugate is exact and the spectrum real."""
+        """Whether ``π_i P_ij = π_j P_ji`` to rounding: the symmetric conjugate is exact and the spectrum real.
+
+        An operator with transient samples, which no walk comes back to, is not.
+        """
         if self._degrees is not None:
             return True
+        if not bool((self.stationary > 0).all()):
+            return False
         flow = self.stationary[:, None] * self.wide.detach()
         return float((flow - flow.mT).norm()) <= ROUNDING[self.matrix.dtype] * float(flow.norm())
 
@@ -178,10 +183,8 @@ class DiffusionOperator:
             The operator is not reversible, so that no diagonal conjugation makes it symmetric.
         """
         self._needs_reversible()
-        # a transient sample has no stationary mass, and in a reversible chain no transitions from others either
         root = self.stationary.sqrt()
-        inverse = torch.where(root > 0, 1 / root, torch.zeros_like(root))
-        conjugate = root[:, None] * self.wide * inverse
+        conjugate = root[:, None] * self.wide / root
         return (conjugate + conjugate.mT) / 2
 
     def _needs_reversible(self) -> None:

@@ -89,6 +89,8 @@ class SparseDiffusionOperator(DiffusionOperator):
         """Whether ``π_i P_ij = π_j P_ji`` to rounding."""
         if self._degrees is not None:
             return True
+        if not bool((self.stationary > 0).all()):
+            return False
         flow = diags_array(self.stationary.cpu().numpy()) @ self.csr
         difference = flow - flow.T
         norm = [float(np.sqrt(part.multiply(part).sum())) for part in (difference, flow)]
@@ -102,8 +104,7 @@ class SparseDiffusionOperator(DiffusionOperator):
 
     def _conjugate(self) -> csr_array:
         root = np.sqrt(self.stationary.cpu().numpy())
-        inverse = np.divide(1, root, out=np.zeros_like(root), where=root > 0)
-        conjugate = diags_array(root) @ self.csr @ diags_array(inverse)
+        conjugate = diags_array(root) @ self.csr @ diags_array(1 / root)
         return csr_array((conjugate + conjugate.T) / 2)
 
     def power(self, t: int) -> DiffusionOperator:

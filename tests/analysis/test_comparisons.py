@@ -237,3 +237,14 @@ def test_a_damaged_chunk_is_left_out_by_name(planted_store, tmp_path):
     (line,) = results.repaudit.summary["left_out"]
     assert "seed1" in line
     assert "checksum" in line
+
+
+def test_frames_of_one_are_the_last_and_the_picture_of_many_operators_keeps_both_ends(
+    planted_store, tmp_path, monkeypatch
+):
+    monkeypatch.setattr("repaudit.analysis.embeddings.MOST_TOGETHER", 3)
+    url = planted_store(models=2, steps=(0, 1, 2, 4))
+    results = ra.analyze(url, tmp_path / "out", frames=1, units=0, similarity=())
+    assert results["frames"]["step"].values.tolist() == [4]
+    shown = results["trajectories"]["together"].dropna("step", how="all")
+    assert shown["step"].values.tolist() == [0, 4]

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 
+import repaudit as ra
 from repaudit.analysis.settings import Settings, read_config
 from repaudit.errors import AnalysisError
 
@@ -52,6 +54,32 @@ def test_a_file_that_is_none_is_named(tmp_path, text):
     path.write_text(text)
     with pytest.raises(AnalysisError, match=r"bad\.yaml"):
         read_config(path)
+
+
+@pytest.mark.parametrize("kind", [np.int64, np.float32])
+def test_numbers_of_numpy_are_numbers(kind):
+    assert Settings.of({"steps": np.int64(3), "scales": kind(10)}).scales == (10,)
+    assert Settings.of({"similarity_steps": np.int32(3)}).similarity_steps == (3,)
+
+
+@pytest.mark.parametrize(("steps", "found"), [([], "none"), ([0, 16], "16")])
+def test_steps_for_the_similarity_are_among_those_analysed(planted_store, tmp_path, steps, found):
+    url, out = planted_store(models=2, layers=("only",)), tmp_path / "out"
+    with pytest.raises(AnalysisError, match=rf"similarity_steps.*\(0, 1\), found {found}"):
+        ra.analyze(url, out, steps=[0, 1], similarity_steps=steps)
+    assert not (out / "results.zarr").exists()
+
+
+def test_scales_beside_another_perplexity_are_refused(planted_store, tmp_path):
+    url = planted_store(models=2, layers=("only",), steps=(0,))
+    with pytest.raises(AnalysisError, match=r"scales.*perplexity=10"):
+        ra.analyze(url, tmp_path / "out", gauge={"perplexity": 10}, scales=[5, 12])
+
+
+@pytest.mark.parametrize("models", [1, 2])
+def test_a_budget_too_small_is_refused_for_any_number_of_models(planted_store, tmp_path, models):
+    with pytest.raises(AnalysisError, match="memory budget of about"):
+        ra.analyze(planted_store(models=models, layers=("only",), steps=(0,)), tmp_path / "out", memory="100kB")
 
 
 def test_no_gauge_is_the_default_one():

@@ -46,6 +46,11 @@ def test_paths_that_do_not_resolve_are_told_at_every_audit(tmp_path):
         ({"on_store_eror": "raise"}, TypeError, "'on_store_eror': did you mean 'on_store_error'"),
         ({"gauge": "gaussian"}, TypeError, "gauge: expected a DiffusionGauge"),
         ({"model_name": ""}, ValueError, "model_name"),
+        ({"batch_size": 2.5}, ValueError, "batch_size"),
+        ({"batch_size": "8"}, ValueError, "batch_size"),
+        ({"batch_size": None}, ValueError, "batch_size"),
+        ({"batch_size": True}, ValueError, "batch_size"),
+        ({"batch_size": 0}, ValueError, "batch_size"),
         (
             {"trigger": ra.AuditTrigger(every_n_epochs=1, every_n_steps=2)},
             ValueError,

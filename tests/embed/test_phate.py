@@ -147,6 +147,17 @@ def test_frames_do_not_jump() -> None:
     np.testing.assert_allclose(found.values[0], phate_embedding(operators[0], t=found.attrs["t"]).values)
 
 
+def test_a_collapsed_frame_does_not_collapse_those_that_follow() -> None:
+    rng = np.random.default_rng(0)
+    points = np.concatenate([rng.normal(size=(20, 2)), rng.normal(size=(20, 2)) + 6])
+    two = DiffusionGauge(knn=5)(points).to_numpy()
+    frames = phate_frames([np.full((40, 40), 1 / 40), two, two])
+    assert not np.ptp(frames.values[0], axis=0).any()
+    for frame in frames.values[1:]:
+        gap = np.linalg.norm(frame[:20].mean(0) - frame[20:].mean(0))
+        assert gap > 2 * frame[:20].std(0).max()
+
+
 def test_alignment_undoes_rotation_mirroring_and_shift_and_keeps_distances() -> None:
     rng = np.random.default_rng(1)
     points, other = rng.standard_normal((2, 20, 3))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -190,6 +192,8 @@ def test_cosine_of_a_zero_row_is_refused(parameters):
     X[3] = 0
     with pytest.raises(ActivationError, match=r"1 of 20 samples are zero rows: \[3\]"):
         ra.DiffusionGauge(metric="cosine", **parameters)(X)
+    with pytest.raises(ActivationError, match=r"1 of 20 samples are zero rows: \[3\]"):
+        ra.DiffusionGauge(metric="cosine", **parameters)(torch.from_numpy(X).requires_grad_())
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
@@ -219,6 +223,46 @@ def test_gradient_flows_and_the_value_is_the_same():
         gauge = ra.DiffusionGauge(**parameters)
         torch.testing.assert_close(gauge(X).matrix, gauge(X.detach()).matrix, rtol=1e-9, atol=1e-12)
         assert torch.autograd.gradcheck(lambda Z, gauge=gauge: gauge(Z).matrix, (X,))
+
+
+@pytest.mark.parametrize("size", [1e160, 1e-160])
+@pytest.mark.parametrize(
+    "parameters",
+    [{}, {"knn": 3}, {"bandwidth": 2.0}, {"metric": "cosine"}, {"metric": "cosine", "standardize": True, "knn": 3}],
+)
+def test_gradients_come_at_any_size_of_the_activations(parameters, size):
+    X = torch.from_numpy(samples(40, 3, dtype=np.float64))
+    scaled = {**parameters, **({"bandwidth": parameters["bandwidth"] * size} if "bandwidth" in parameters else {})}
+    large = (X * size).requires_grad_()
+    found = ra.DiffusionGauge(**scaled)(large).matrix
+    torch.testing.assert_close(found, ra.DiffusionGauge(**parameters)(X).matrix, rtol=1e-9, atol=1e-12)
+    found.square().sum().backward()
+    assert bool(large.grad.isfinite().all())
+    assert bool(large.grad.any())
+
+
+@pytest.mark.parametrize("decay", [1.0, 1.5, 40.0, 200.0])
+def test_gradients_are_finite_where_samples_coincide_or_lie_far_out(decay):
+    X = torch.from_numpy(samples(20, 3, dtype=np.float64))
+    X[1] = X[0]
+    X[2] *= 1e6
+    X.requires_grad_()
+    ra.DiffusionGauge(kernel="alpha_decay", knn=3, decay=decay)(X).matrix.square().sum().backward()
+    assert bool(X.grad.isfinite().all())
+
+
+@pytest.mark.parametrize("kind", [np.float32, np.float64, np.int64])
+def test_a_bandwidth_of_any_kind_of_number_is_the_same_distance(kind):
+    X = samples(30) * 100
+    expected = ra.DiffusionGauge(bandwidth=300.0)(X).matrix
+    torch.testing.assert_close(ra.DiffusionGauge(bandwidth=kind(300))(X).matrix, expected, rtol=0, atol=0)
+
+
+def test_a_gauge_made_from_the_default_one_keeps_the_loops_of_its_own_kernel():
+    made = replace(ra.DiffusionGauge(), perplexity=None, knn=5)
+    assert made(samples(30)).attrs["self_loops"] is True
+    torch.testing.assert_close(made(samples(30)).matrix, ra.DiffusionGauge(knn=5)(samples(30)).matrix)
+    assert ra.DiffusionGauge()(samples(30)).attrs["self_loops"] is False
 
 
 @settings(max_examples=30, deadline=None)

@@ -6,6 +6,7 @@ from itertools import permutations
 
 import numpy as np
 import pytest
+from scipy import stats
 from scipy.sparse import csr_array
 
 import repaudit as ra
@@ -36,6 +37,10 @@ def test_moments_are_those_of_all_permutations(n, empty_diagonal):
     values = [(a * b[np.ix_(p, p)]).sum() for p in permutations(range(n))]
     found = inner_moments(pattern_sums(a), pattern_sums(csr_array(b)), n)
     np.testing.assert_allclose(found, [np.mean(values), np.var(values)], rtol=1e-9, atol=1e-12)
+    for less in (0.1, 1 / n):
+        centred = pattern_sums(csr_array(a), less)
+        assert centred == pytest.approx(pattern_sums(a - less), rel=1e-9, abs=1e-12)
+        assert pattern_sums(a, less) == pytest.approx(centred, rel=1e-9, abs=1e-12)
 
 
 def test_p_values_of_unrelated_operators_are_those_of_permutations():
@@ -48,11 +53,29 @@ def test_p_values_of_unrelated_operators_are_those_of_permutations():
     assert compared(*related).pvalue < 1e-6
 
 
+@pytest.mark.parametrize("size", [1e-3, 1e-5])
+def test_p_values_hold_for_nearly_uniform_operators(size):
+    rng = np.random.default_rng(0)
+    n = 60
+
+    def uniform_but(structure):
+        matrix = 1 / n + size / n * (structure - structure.mean(1, keepdims=True))
+        return matrix / matrix.sum(1, keepdims=True)
+
+    shared = rng.normal(size=(n, n))
+    related = [uniform_but(shared + 4 * rng.normal(size=(n, n))) for _ in range(2)]
+    p, q = (one - 1 / n for one in related)
+    drawn = [(p * q[np.ix_(order, order)]).sum() for order in (rng.permutation(n) for _ in range(999))]
+    z = ((p * q).sum() - np.mean(drawn)) / np.std(drawn)
+    assert compared(*related).pvalue == pytest.approx(stats.norm.sf(z), rel=0.5)
+    assert np.isnan(compared(np.full((n, n), 1 / n), related[0]).pvalue)
+
+
 def test_sparse_operators_give_what_dense_ones_do():
     p, q = ra.DiffusionGauge()(cloud(1)), ra.DiffusionGauge()(cloud(2))
     assert p.matrix.is_sparse
     sparse, dense = compared(p, q), compared(p.to_numpy(), q.to_numpy())
-    for name in ("ratio", "rows", "distance", "null", "hellinger", "error"):
+    for name in ("ratio", "rows", "distance", "null", "hellinger", "error", "pvalue"):
         assert getattr(sparse, name) == pytest.approx(getattr(dense, name), rel=1e-9), name
     np.testing.assert_allclose(sparse.shares, dense.shares, atol=1e-12)
     np.testing.assert_allclose(sparse.halves, dense.halves, atol=1e-12)

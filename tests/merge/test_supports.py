@@ -57,6 +57,14 @@ def test_exact_barycenter_on_the_supports():
     np.testing.assert_allclose(merged.to_numpy(), restricted(operators, cost, exact_barycenter), atol=1e-9)
 
 
+@pytest.mark.parametrize("rules", [{"reg": 0}, {"reg": 0.05}, {"reg": 0.05, "debiased": False}], ids=str)
+def test_the_form_of_the_operators_does_not_change_the_barycenter(rules):
+    operators = sparse_operators(n=20, neighbors=4)
+    merging = ra.DiffusionMerging("ot_barycenter", tolerance=1e-6, max_iterations=20000, **rules)
+    dense = {name: ra.DiffusionOperator.from_matrix(operator.to_numpy()) for name, operator in operators.items()}
+    np.testing.assert_allclose(merging.merge(dense).to_numpy(), merging.merge(operators).to_numpy(), atol=1e-4)
+
+
 @settings(max_examples=15, deadline=None)
 @given(seed=st.integers(0, 2**31), n=st.integers(12, 30), count=st.integers(1, 4))
 def test_properties(seed, n, count):

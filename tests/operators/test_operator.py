@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 import xarray as xr
+from scipy.sparse import csr_array
 
 import repaudit as ra
 from repaudit.errors import OperatorError
@@ -114,6 +115,16 @@ def test_a_circulating_chain_is_told_from_a_reversible_one():
     values, vectors = operator.eigenpairs(3)
     torch.testing.assert_close(torch.from_numpy(P + 0j) @ vectors, vectors * values)
     assert operator.entropy() == pytest.approx(ra.DiffusionOperator.from_matrix(P.T).entropy())
+
+
+@pytest.mark.parametrize("form", [np.array, csr_array], ids=["dense", "sparse"])
+def test_transient_samples_do_not_hide_eigenvalues(form):
+    P = np.array([[0.5, 0.5, 0.0], [0.5, 0.5, 0.0], [0.3, 0.3, 0.4]])
+    operator = ra.DiffusionOperator.from_matrix(form(P))
+    assert not operator.reversible
+    np.testing.assert_allclose(sorted(operator.eigenpairs()[0].abs().tolist()), [0, 0.4, 1], atol=1e-12)
+    moduli = np.array([1, 0.4]) / 1.4
+    assert operator.entropy() == pytest.approx(-(moduli * np.log(moduli)).sum(), abs=1e-9)
 
 
 @pytest.mark.parametrize(

@@ -89,6 +89,17 @@ def test_neither_a_copy_nor_an_export_takes_a_damaged_step(source, tmp_path, dam
             export_layer(source, "a", "model.layers.0", tmp_path / name)
 
 
+@pytest.mark.parametrize("name", ["x.npy", "x.safetensors"])
+def test_an_export_that_fails_leaves_the_earlier_file(source, tmp_path, name):
+    export_layer(source, "a", "model.layers.0", tmp_path / name)
+    earlier = (tmp_path / name).read_bytes()
+    Path(source, "models/a/model.layers.0/c.2.0.0").unlink()
+    with pytest.raises(CorruptStoreError):
+        export_layer(source, "a", "model.layers.0", tmp_path / name)
+    assert (tmp_path / name).read_bytes() == earlier
+    assert [path.name for path in tmp_path.iterdir() if "x" in path.name] == [name]
+
+
 def test_what_was_rounded_stays_known_as_rounded(source, tmp_path):
     copy_store(source, tmp_path / "lossy.zarr", models=["a"], layers=["model.layers.0"], codec="lossy", keepbits=4)
     copy_store(tmp_path / "lossy.zarr", tmp_path / "again.zarr")
