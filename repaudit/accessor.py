@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import xarray as xr
 
 from repaudit.errors import AnalysisError
-from repaudit.names import ATTRS, LAYER, MODEL, STEP
+from repaudit.names import ATTRS, LAYER, MODEL, SHA256, STEP
 from repaudit.results import FINGERPRINT, SUMMARY
 from repaudit.store.read import catalog
 
@@ -106,7 +106,8 @@ class TreeAccessor:
             The store has no such model or layer.
         """
         activations = catalog.activations(self._tree, model, layer)
-        samples = {name: array for name, array in self._tree.coords.items() if name not in activations.coords}
+        known = {*activations.coords, SHA256}
+        samples = {name: array for name, array in self._tree.coords.items() if name not in known}
         return activations.assign_coords({MODEL: model, LAYER: layer, **samples})
 
     def operators(

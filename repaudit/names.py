@@ -8,8 +8,8 @@ from urllib.parse import quote, unquote
 __version__: Final = "0.1.0"
 """Version of this library."""
 
-FORMAT_VERSION: Final = 1
-"""Version of the on-disk format that this library writes."""
+FORMAT_VERSION: Final = 2
+"""Version of the on-disk format of the stores that this library makes; it reads, checks and continues earlier ones."""
 
 ATTRS: Final = "repaudit"
 """The attribute of a group under which repaudit keeps its own metadata."""
@@ -47,6 +47,7 @@ LOSS: Final = "loss"
 CHECKSUM: Final = "checksum"
 LABEL: Final = "label"
 TEXT: Final = "text"
+SHA256: Final = "sha256"
 
 KIND: Final = "kind"
 OPERATOR: Final = "operator"
@@ -59,7 +60,7 @@ STEP_COORDINATES: Final = (STEP, EPOCH, WALL_TIME, TRIGGER, LOSS)
 """Variables of a model that describe its steps; every other variable on dim ``step`` is a layer."""
 
 _RESERVED: Final = frozenset(
-    {"", ".", "..", "zarr.json", *STEP_COORDINATES, SAMPLE, LABEL, TEXT, TOKEN, FEATURE, LAYER, CHECKSUM}
+    {"", ".", "..", "zarr.json", *STEP_COORDINATES, SAMPLE, LABEL, TEXT, SHA256, TOKEN, FEATURE, LAYER, CHECKSUM}
 )
 _UNRESERVED: Final = "@:+=,[]() "
 

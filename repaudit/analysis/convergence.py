@@ -149,7 +149,7 @@ def _departures(
     operators: LayerOperators, study: Study, variable: str, reference: Any, named: Sequence[str]
 ) -> dict[str, Any]:
     steps, settings = study.selection.all_steps(), study.settings
-    how = [f"departure {variable.replace('_', ' ')}", *named, study.fingerprint, asdict(operators.scale.gauge)]
+    how = [f"departure {variable.replace('_', ' ')}", *named, study.inputs, asdict(operators.scale.gauge)]
     values = np.full((3, len(steps)), np.nan)
     for index, step in enumerate(steps):
         here = operators.content(step)

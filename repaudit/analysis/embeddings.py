@@ -45,6 +45,8 @@ MOST_TOGETHER: Final = 1000
 """Most operators in the picture of all layers; of more, steps are chosen evenly, two at least."""
 MOST_UNIT_STEPS: Final = 24
 """Most steps, chosen evenly, at which units are drawn."""
+PREVIEW: Final = 200
+"""Characters of each text that results show."""
 GRID: Final = (MODEL, STEP, COMPONENT)
 
 
@@ -214,9 +216,11 @@ def _grid_coords(study: Study) -> dict[str, Any]:
 
 
 def _samples(study: Study) -> dict[str, Any]:
-    """Return sample ids, with labels and texts if there are any."""
+    """Return sample ids, with labels and the beginnings of texts if there are any."""
     samples = study.tree.to_dataset()
-    others = {name: (SAMPLE, samples[name].values) for name in (LABEL, TEXT) if name in samples}
+    others = {LABEL: (SAMPLE, samples[LABEL].values)} if LABEL in samples else {}
+    if TEXT in samples:
+        others[TEXT] = (SAMPLE, _names([str(text)[:PREVIEW] for text in samples[TEXT].values]))
     return {SAMPLE: samples[SAMPLE].values, **others}
 
 

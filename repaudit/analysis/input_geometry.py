@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 
 from repaudit.errors import ActivationError
 from repaudit.gauge.gauge import DiffusionGauge
-from repaudit.names import PROBE, SAMPLE
+from repaudit.names import SAMPLE
+from repaudit.store.read import catalog
 
 IDS, MASK = "input_ids", "attention_mask"
 
@@ -25,27 +26,36 @@ class InputGeometry:
 
 
 def input_geometry(tree: xr.DataTree, gauge: DiffusionGauge) -> InputGeometry:
-    """Compute a diffusion operator of a store's probe set, without any network.
+    """Compute a diffusion operator of a store's samples as they were encoded, without any network.
 
     Token ids become the share of every token among a sample's unmasked ones: where embeddings are random, the mean of
     a sample's embeddings has these distances up to scale and noise. Other inputs (pixels, features) are
-    flattened.
+    flattened. Where models read the samples in several encodings, it is the mean of their operators.
 
     Raises
     ------
     ActivationError
-        The probe set has no such inputs, or the gauge refuses them.
+        The samples have no such inputs, or the gauge refuses them.
     """
-    probe = tree[PROBE].to_dataset()
-    if IDS in probe and probe[IDS].ndim == 2:
-        mask = probe[MASK].values if MASK in probe else np.ones(probe[IDS].shape)
-        return InputGeometry(_operator(token_shares(probe[IDS].values, mask), gauge), f"token counts of {IDS}")
-    real = [name for name, array in probe.data_vars.items() if array.dtype.kind == "f" and array.dims[0] == SAMPLE]
+    encodings = catalog.all_inputs(tree).values()
+    found = [_values(encoded) for encoded in encodings]
+    operators = [gauge(values.astype(np.float32)).to_numpy() for values, _ in found]
+    words = ", ".join(dict.fromkeys(words for _, words in found))
+    several = f", mean over {len(found)} encodings" if len(found) > 1 else ""
+    return InputGeometry(np.mean(operators, axis=0, dtype=np.float32), words + several)
+
+
+def _values(encoded: xr.Dataset) -> tuple[NDArray[Any], str]:
+    """Return encoded inputs as a table (sample, feature), and in words what it holds."""
+    if IDS in encoded and encoded[IDS].ndim == 2:
+        mask = encoded[MASK].values if MASK in encoded else np.ones(encoded[IDS].shape)
+        return token_shares(encoded[IDS].values, mask), f"token counts of {IDS}"
+    real = [name for name, array in encoded.data_vars.items() if array.dtype.kind == "f" and array.dims[0] == SAMPLE]
     if not real:
-        present = ", ".join(map(str, probe))
+        present = ", ".join(map(str, encoded))
         raise ActivationError(f"expected {IDS} or real-valued inputs in the probe set, found only {present}")
-    flat = np.concatenate([probe[name].values.reshape(probe.sizes[SAMPLE], -1) for name in real], axis=1)
-    return InputGeometry(_operator(flat, gauge), ", ".join(map(str, real)))
+    flat = [encoded[name].values.reshape(encoded.sizes[SAMPLE], -1) for name in real]
+    return np.concatenate(flat, axis=1), ", ".join(map(str, real))
 
 
 def token_shares(ids: NDArray[Any], mask: NDArray[Any]) -> NDArray[np.float64]:
@@ -62,7 +72,3 @@ def token_shares(ids: NDArray[Any], mask: NDArray[Any]) -> NDArray[np.float64]:
     np.add.at(counts, (np.nonzero(seen)[0], column), 1)
     shares: NDArray[np.float64] = counts / np.maximum(counts.sum(1, keepdims=True), 1)
     return shares
-
-
-def _operator(values: NDArray[Any], gauge: DiffusionGauge) -> NDArray[np.float32]:
-    return gauge(values.astype(np.float32)).to_numpy()

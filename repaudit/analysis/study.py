@@ -12,6 +12,7 @@ from repaudit.analysis.scales import Scale
 from repaudit.analysis.selection import Selection
 from repaudit.analysis.settings import Settings
 from repaudit.names import ATTRS
+from repaudit.store.read import catalog
 
 
 @dataclass(frozen=True)
@@ -32,5 +33,10 @@ class Study:
 
     @property
     def fingerprint(self) -> str:
-        """Fingerprint of the store's probe set."""
+        """Fingerprint of the inputs that the store was created with."""
         return str(self.tree.attrs[ATTRS]["fingerprint"])
+
+    @property
+    def inputs(self) -> list[str]:
+        """Fingerprints of all encodings of the samples."""
+        return sorted(catalog.all_inputs(self.tree))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -34,6 +34,9 @@ def record(
     trust_remote_code: Annotated[
         bool, typer.Option("--trust-remote-code", help="Let a model run the code that comes with it.")
     ] = False,
+    store_texts: Annotated[
+        bool, typer.Option("--store-texts/--no-store-texts", help="Keep the texts in the store, or only their hashes.")
+    ] = True,
     as_json: AsJson = False,
 ) -> None:
     """Record pretrained models, or series of their checkpoints, without training."""
@@ -43,12 +46,30 @@ def record(
         recorded = record_pretrained(
             models, probe, split_paths(layers), store, revisions=revision or (), names=name, config=config,
             tokenizer=tokenizer, max_length=max_length, batch_size=batch_size, trust_remote_code=trust_remote_code,
+            store_texts=store_texts,
         )  # fmt: skip
+        from repaudit.store.read import catalog
+        from repaudit.store.read.reader import open_store
+
+        tree = open_store(store)
+        read = {model: _encoded(catalog.encoding(tree, model)) for model in recorded}
     if as_json:
         typer.echo(json.dumps(recorded, indent=2))
         return
     for model, steps in recorded.items():
-        typer.echo(f"{model}: recorded at step {', '.join(map(str, steps))}")
+        typer.echo(f"{model}: recorded at step {', '.join(map(str, steps))}{read[model]}")
+
+
+def _encoded(encoding: dict[str, Any]) -> str:
+    """Say which tokenizer made a model's inputs, and how many texts it cut."""
+    if "max_length" not in encoding:
+        return ""
+    cut = (
+        f"{encoding['truncated']} texts cut to {encoding['max_length']} tokens"
+        if encoding["truncated"]
+        else "no text cut"
+    )
+    return f" (tokenizer {Path(encoding.get('tokenizer', '?')).name}, {cut})"
 
 
 def split_paths(text: str) -> list[str]:

@@ -11,8 +11,9 @@ import numpy as np
 import xarray as xr
 
 from repaudit.errors import CorruptStoreError, LayoutError, ModelExistsError, NotInStoreError, StepOrderError
-from repaudit.names import ATTRS, EPOCH, LABEL, LAYER, LOSS, PROBE, SAMPLE, STEP, TEXT, TRIGGER, WALL_TIME
+from repaudit.names import ATTRS, EPOCH, LABEL, LAYER, LOSS, SAMPLE, SHA256, STEP, TEXT, TRIGGER, WALL_TIME
 from repaudit.store.format.encoding import CodecName
+from repaudit.store.format.layout import INPUTS_FINGERPRINT
 from repaudit.store.read import catalog
 from repaudit.store.read.activations import read_step, step_checksums
 from repaudit.store.read.reader import open_store
@@ -22,7 +23,7 @@ from repaudit.store.storage.place import open_storage
 from repaudit.store.storage.replacing import replacing
 from repaudit.store.write.writer import TrajectoryWriter
 
-_SET_BY_WRITER = frozenset({LAYER, "source_dtype", "codec", "keepbits", "long_name", "units"})
+_SET_BY_WRITER = frozenset({LAYER, INPUTS_FINGERPRINT, "source_dtype", "codec", "keepbits", "long_name", "units"})
 
 
 def copy_store(
@@ -38,7 +39,8 @@ def copy_store(
 ) -> dict[str, list[int]]:
     """Copy committed steps into another store, step by step through the commit protocol.
 
-    An interrupted copy continues where it stopped, once the steps already copied are found equal.
+    The copy is of the present format version, and may already hold other models of the same samples. An interrupted
+    copy continues where it stopped, once the steps already copied are found equal.
     Memory holds a few steps of one model at a time.
 
     Parameters
@@ -87,7 +89,6 @@ def copy_store(
     chosen = _choose(models, catalog.models(tree), "model", os.fspath(source))
     if steps is not None:
         _choose(steps, {step for model in chosen for step in catalog.steps(tree, model)}, "step", os.fspath(source))
-    probe_set = stored_probe_set(tree)
     copied = {}
     for model in chosen:
         names = _choose(layers, catalog.layers(tree, model), "layer", f"model {model!r}")
@@ -95,7 +96,7 @@ def copy_store(
         with TrajectoryWriter(
             destination,
             model_name=model,
-            probe_set=probe_set,
+            probe_set=stored_probe_set(tree, model),
             layers={name: (array.shape[1:], str(array.attrs["source_dtype"])) for name, array in arrays.items()},
             codec=codec,
             keepbits=keepbits,
@@ -207,29 +208,40 @@ def _choose(wanted: Collection[Any] | None, present: Collection[Any], what: str,
     return [item for item in present if item in wanted]
 
 
-def stored_probe_set(tree: xr.DataTree) -> StoredProbeSet:
-    """Return the probe set of an open store.
+def stored_probe_set(tree: xr.DataTree, model: str | None = None) -> StoredProbeSet:
+    """Return the samples of an open store in the encoding that a model read; by default that of the first model.
 
     Raises
     ------
     CorruptStoreError
         If a part of it is missing or damaged.
+    NotInStoreError
+        If the store has no such model.
     """
     try:
-        return _stored_probe_set(tree)
+        return _stored_probe_set(tree, model)
     except (OSError, ValueError) as error:
         raise CorruptStoreError(f"the probe set cannot be read ({error}): run `repaudit verify --data`") from error
 
 
-def _stored_probe_set(tree: xr.DataTree) -> StoredProbeSet:
+def _stored_probe_set(tree: xr.DataTree, model: str | None) -> StoredProbeSet:
     root = tree.to_dataset()
-    inputs = {
-        str(array.attrs.get("input", key)): np.asarray(array.values)
-        for key, array in tree.children[PROBE].to_dataset(inherit=False).data_vars.items()
+    facts = root.attrs[ATTRS]
+    known = {
+        name: [str(value) for value in root[name].values] if name in root else None
+        for name in (SAMPLE, LABEL, TEXT, SHA256)
     }
-    labels, texts = ([str(value) for value in root[name].values] if name in root else None for name in (LABEL, TEXT))
-    ids = [str(value) for value in root[SAMPLE].values]
-    return StoredProbeSet(str(root.attrs[ATTRS]["fingerprint"]), ids, inputs, labels, texts)
+    encoded = catalog.inputs(tree, model)
+    arrays = {str(array.attrs.get("input", key)): np.asarray(array.values) for key, array in encoded.data_vars.items()}
+    return StoredProbeSet(
+        str(encoded.attrs.get(INPUTS_FINGERPRINT, facts["fingerprint"])),
+        known[SAMPLE] or [],
+        arrays,
+        known[LABEL],
+        known[TEXT],
+        known[SHA256] if facts.get("raw") == "text" else None,
+        {} if model is None else catalog.encoding(tree, model),
+    )
 
 
 def export_layer(

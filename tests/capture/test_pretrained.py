@@ -14,7 +14,8 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 import repaudit as ra
 from repaudit.capture.pretrained.record_pretrained import find_sources, record_pretrained
 from repaudit.capture.probe_set.files import read_probe_file
-from repaudit.errors import PretrainedError, ProbeSetError
+from repaudit.errors import FingerprintError, PretrainedError, ProbeSetError
+from repaudit.store.read import catalog
 
 CONFIG = tf.LlamaConfig(
     vocab_size=8, hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2,
@@ -62,28 +63,40 @@ def test_models_from_folders(tmp_path, texts):
         np.testing.assert_allclose(record(tmp_path / "s.zarr", name)["model.layers.1"][0], expected["model.layers.1"])
 
 
-def test_models_that_tokenize_differently_are_refused(tmp_path, texts):
+def test_each_model_reads_the_texts_with_its_own_tokenizer(tmp_path, texts):
+    made = {"one": save(tmp_path / "one"), "two": save(tmp_path / "two", 1, words="fedcba")}
+    places = [tmp_path / "one", tmp_path / "two"]
+    steps = record_pretrained(places, texts, ["model.layers[*]"], tmp_path / "s.zarr", max_length=2)
+    assert steps == {"one": [0], "two": [0]}
+    tree = ra.open_store(tmp_path / "s.zarr")
+    assert tree.text.values.tolist() == ["a b c", "d e", "f"]
+    for name, model in made.items():
+        tokenizer = tf.AutoTokenizer.from_pretrained(tmp_path / name)
+        probe_set = ra.ProbeSet.from_texts(["a b c", "d e", "f"], tokenizer, max_length=2)
+        np.testing.assert_array_equal(catalog.inputs(tree, name)["input_ids"], probe_set.inputs["input_ids"])
+        encoding = catalog.encoding(tree, name)
+        assert (encoding["max_length"], encoding["truncated"]) == (2, 1)
+        assert encoding["tokenizer"] == str(tmp_path / name)
+        found, expected = record(tmp_path / "s.zarr", name), expected_of(model, probe_set)
+        np.testing.assert_allclose(found["model.layers.1"][0], expected["model.layers.1"], rtol=1e-5, atol=1e-6)
+    hashes = [catalog.encoding(tree, name)["tokenizer_sha256"] for name in made]
+    assert len(set(hashes)) == 2
+    with pytest.raises(FingerprintError, match="max_length"):
+        record_pretrained(places[:1], texts, ["model.layers[*]"], tmp_path / "s.zarr", max_length=3)
+    texts.write_text(texts.read_text().replace("d e", "d d"))
+    with pytest.raises(FingerprintError, match="sample '1' holds another text"):
+        record_pretrained(places[:1], texts, ["model.norm"], tmp_path / "s.zarr", names=["third"])
+
+
+def test_one_tokenizer_for_all_by_choice(tmp_path, texts):
     save(tmp_path / "one")
     save(tmp_path / "two", words="fedcba")
+    tokenizer = tf.AutoTokenizer.from_pretrained(tmp_path / "one")
     places = [tmp_path / "one", tmp_path / "two"]
-    found = (
-        "'one' and 'two' tokenize differently: of sample '0' 'one' makes 3 tokens .2, 3, 4., 'two' 3 tokens .7, 6, 5"
-    )
-    with pytest.raises(PretrainedError, match=found):
-        record_pretrained(places, texts, ["model.layers[*]"], tmp_path / "s.zarr")
-    assert not (tmp_path / "s.zarr").exists()
-    tokenizer = tf.AutoTokenizer.from_pretrained(tmp_path / "one")  # by choice, one tokenizer for both
-    steps = record_pretrained(places, texts, ["model.layers[*]"], tmp_path / "s.zarr", tokenizer=tokenizer)
-    assert steps == {"one": [0], "two": [0]}
-
-
-def test_padding_may_differ(tmp_path, texts):
-    save(tmp_path / "one")
-    save(tmp_path / "two")
-    tokenizer = tf.AutoTokenizer.from_pretrained(tmp_path / "two", padding_side="left")
-    tokenizer.save_pretrained(tmp_path / "two")
-    places = [tmp_path / "one", tmp_path / "two"]
-    assert record_pretrained(places, texts, ["model.norm"], tmp_path / "s.zarr") == {"one": [0], "two": [0]}
+    record_pretrained(places, texts, ["model.norm"], tmp_path / "s.zarr", tokenizer=tokenizer, store_texts=False)
+    tree = ra.open_store(tmp_path / "s.zarr")
+    assert len(catalog.all_inputs(tree)) == 1
+    assert "text" not in tree.coords
 
 
 def test_revisions_are_sets_of_weights_of_their_own(tmp_path, texts):

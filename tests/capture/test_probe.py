@@ -1,8 +1,10 @@
 """The probe set: what it holds, what it refuses, what its fingerprint depends on."""
 
 import copy
+import hashlib
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
@@ -42,6 +44,51 @@ def test_inputs_are_copied():
     before = copy.deepcopy(probe_set.arrays())
     ids.zero_()
     np.testing.assert_array_equal(probe_set.arrays()["input_ids"], before["input_ids"])
+
+
+@pytest.mark.parametrize(
+    "labels",
+    [torch.tensor([0, 1]), [torch.tensor(0), torch.tensor(1)], np.array([0, 1]), [np.int32(0), 1], [b"0", b"1"]],
+)
+def test_labels_and_ids_of_any_kind_are_the_texts_they_stand_for(labels):
+    probe_set = ProbeSet.from_tensors({"x": torch.eye(2)}, ids=labels, labels=labels)
+    assert probe_set.ids == probe_set.labels == ["0", "1"]
+
+
+@pytest.mark.parametrize("missing", [None, float("nan"), np.float64("nan"), torch.tensor(float("nan")), pd.NA, pd.NaT])
+@pytest.mark.parametrize("what", ["ids", "labels"])
+def test_a_missing_label_is_no_class(what, missing):
+    with pytest.raises(ProbeSetError, match=f"{what}: sample 1 has none"):
+        ProbeSet.from_tensors({"x": torch.eye(2)}, **{what: ["a", missing]})
+
+
+@pytest.mark.parametrize("wrong", [torch.zeros(2), np.zeros((1, 3)), b"\xff\xfe"])
+def test_a_label_is_one_value(wrong):
+    with pytest.raises(ProbeSetError, match="labels: sample 1"):
+        ProbeSet.from_tensors({"x": torch.eye(2)}, labels=["a", wrong])
+
+
+def test_texts_are_known_whole_whether_they_are_kept_or_not():
+    tokenizer, long = make_tokenizer(pad_token="<pad>"), "a b " * 200
+    kept = ProbeSet.from_texts([long, "c d e"], tokenizer, max_length=3)
+    hidden = ProbeSet.from_texts([long, "c d e"], tokenizer, max_length=3, store_texts=False)
+    assert kept.texts == [long, "c d e"]
+    assert hidden.texts is None
+    assert kept.text_hashes == hidden.text_hashes == [hashlib.sha256(text.encode()).hexdigest() for text in kept.texts]
+    assert kept.encoding == hidden.encoding
+    assert (kept.encoding["max_length"], kept.encoding["truncated"]) == (3, 1)
+    assert kept.select(1, 2).text_hashes == kept.text_hashes[1:]
+
+
+def test_the_hash_of_a_tokenizer_is_of_its_rules():
+    hashes = {
+        ProbeSet.from_texts(["a b"], make_tokenizer(pad_token="<pad>", **options)).encoding["tokenizer_sha256"]
+        for options in ({}, {"padding_side": "left"})
+    }
+    assert len(hashes) == 1
+    other = Tokenizer(models.WordLevel({word: i for i, word in enumerate(WORDS[::-1])}, unk_token="<unk>"))
+    changed = PreTrainedTokenizerFast(tokenizer_object=other, pad_token="<pad>")
+    assert ProbeSet.from_texts(["a b"], changed).encoding["tokenizer_sha256"] not in hashes
 
 
 @pytest.mark.parametrize("side", ["left", "right"])

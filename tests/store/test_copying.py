@@ -39,7 +39,7 @@ def test_a_copy_is_the_source(source, tmp_path):
     assert ra.verify(tmp_path / "copy.zarr", data=True) == []
     before, after = ra.open_store(source), ra.open_store(tmp_path / "copy.zarr")
     assert after.attrs["repaudit"]["fingerprint"] == before.attrs["repaudit"]["fingerprint"]
-    assert after["probe"].to_dataset().identical(before["probe"].to_dataset())
+    assert catalog.inputs(after, "a").identical(catalog.inputs(before, "a"))
     for model in ("a", "b"):
         left, right = (catalog.model_dataset(tree, model).load() for tree in (before, after))
         assert left.drop_attrs().identical(right.drop_attrs())
@@ -152,7 +152,7 @@ def test_a_store_is_not_copied_into_itself(source, tmp_path):
             copy_store(source, target)
 
 
-@pytest.mark.parametrize("part", ["models/a/loss/c.0", "probe/input_ids/c.0.0", "label/c.0"])
+@pytest.mark.parametrize("part", ["models/a/loss/c.0", "probe/ffffffffffffffff/input_ids/c.0.0", "label/c.0"])
 def test_a_damaged_coordinate_is_a_clear_error_of_a_copy(source, tmp_path, part):
     chunk = Path(source) / part
     chunk.write_bytes(bytes([chunk.read_bytes()[0] ^ 1]) + chunk.read_bytes()[1:])

@@ -14,39 +14,44 @@ import repaudit as ra
 from repaudit.store.format.schema import unbelievable, violations
 from repaudit.store.read import catalog
 
-ROOT = Path(__file__).parents[2]
-EXAMPLES = ROOT / "schemas/v1/examples"
+SCHEMAS = Path(__file__).parents[2] / "schemas"
 GOLDEN = Path(__file__).with_name("golden") / "v1.zarr"
+GOLDEN_2 = GOLDEN.with_name("v2.zarr")
 
 
 def cases(folder: str) -> list[Path]:
-    return sorted((EXAMPLES / folder).glob("*.json"))
+    return sorted(SCHEMAS.glob(f"v*/examples/{folder}/*.json"))
+
+
+def version(path: Path) -> int:
+    return int(path.relative_to(SCHEMAS).parts[0].removeprefix("v"))
 
 
 def kind(path: Path) -> str:
     return path.stem.partition("-")[0]
 
 
-@pytest.mark.parametrize("path", cases("valid"), ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", cases("valid"), ids=lambda path: f"v{version(path)}-{path.stem}")
 def test_valid_documents_are_accepted(path):
-    assert violations(kind(path), json.loads(path.read_text(encoding="utf-8"))) == []
+    assert violations(kind(path), json.loads(path.read_text(encoding="utf-8")), version(path)) == []
 
 
-@pytest.mark.parametrize("path", cases("invalid"), ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", cases("invalid"), ids=lambda path: f"v{version(path)}-{path.stem}")
 def test_invalid_documents_are_refused_with_the_place(path):
-    found = violations(kind(path), json.loads(path.read_text(encoding="utf-8")))
+    found = violations(kind(path), json.loads(path.read_text(encoding="utf-8")), version(path))
     assert found
     assert all(": " in violation for violation in found)
 
 
 def test_there_are_cases_of_every_kind():
-    schemas = {path.name.partition(".")[0] for path in (ROOT / "schemas/v1").glob("*.schema.json")}
-    assert schemas == {"root", "model", "layer", "probe", "summary", "results"}
-    assert {kind(path) for path in cases("valid")} == schemas
-    assert {kind(path) for path in cases("invalid")} == schemas
+    schemas = {(version(path), path.name.partition(".")[0]) for path in SCHEMAS.glob("v*/*.schema.json")}
+    first = {(1, name) for name in ("root", "model", "layer", "probe", "summary", "results")}
+    assert schemas == first | {(2, name) for name in ("root", "model", "probe")}
+    for folder in ("valid", "invalid"):
+        assert {(version(path), kind(path)) for path in cases(folder)} == schemas
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "schemas/v1").glob("*.schema.json")), ids=lambda path: path.name)
+@pytest.mark.parametrize("path", sorted(SCHEMAS.glob("v*/*.schema.json")), ids=lambda path: path.name)
 def test_the_schemas_are_schemas(path):
     Draft202012Validator.check_schema(json.loads(path.read_text(encoding="utf-8")))
 
@@ -75,6 +80,23 @@ def test_the_golden_store_reads_with_repaudit_and_verifies():
     dataset = catalog.model_dataset(tree, "seed1")
     np.testing.assert_array_equal(dataset.loss.values, [np.nan, 0.1, 0.04])
     assert dataset.wall_time.values[1] == np.datetime64("2023-11-14T22:13:30")
+
+
+def test_the_golden_store_of_version_2_has_two_encodings_of_its_samples():
+    assert ra.verify(GOLDEN_2, data=True) == []
+    tree = ra.open_store(GOLDEN_2)
+    assert tree["text"].values.tolist()[3] == "import é"
+    assert tree["label"].dtype.kind == tree["sample"].dtype.kind == "U"
+    assert {model: dict(catalog.inputs(tree, model).sizes) for model in catalog.models(tree)} == {
+        "run/α": {"sample": 4, "token": 5},
+        "seed1": {"sample": 4, "token": 3},
+    }
+    assert catalog.encoding(tree, "seed1")["truncated"] == 1
+    half = catalog.activations(tree, "run/α", "a/b %")
+    np.testing.assert_array_equal(half.sel(step=0).values, np.arange(12, dtype="f4").reshape(4, 3) / 8)
+    plain = xr.open_datatree(GOLDEN_2, engine="zarr", consolidated=False)
+    assert plain["probe/fedcba9876543210/input_ids"].shape == (4, 5)
+    np.testing.assert_array_equal(plain["models/seed1/model.layers.0"][2, 0], [125, 126, 127])
 
 
 @pytest.mark.parametrize(

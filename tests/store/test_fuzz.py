@@ -61,7 +61,14 @@ def held(url: Path) -> dict[str, Any]:
         found |= {
             f"{model}/{layer}": catalog.activations(tree, model, layer).values for layer in catalog.layers(tree, model)
         }
-    for name in ("sample", "label", "text", "probe/input_ids", "probe/attention_mask"):
+    for name in (
+        "sample",
+        "label",
+        "text",
+        "sha256",
+        "probe/ffffffffffffffff/input_ids",
+        "probe/ffffffffffffffff/attention_mask",
+    ):
         found[name] = tree[name].values
     return found
 

@@ -69,7 +69,7 @@ def test_recorded_steps_read_back_bit_exactly(place, url, probe_set, layers, ste
     assert dataset.wall_time.values[0] == np.datetime64("1970-01-01T00:00:12.5")
     assert tree["sample"].values.tolist() == list(probe_set.ids)
     assert tree["label"].values.tolist() == list(probe_set.labels)
-    np.testing.assert_array_equal(tree["probe/input_ids"].values, probe_set.inputs["input_ids"])
+    np.testing.assert_array_equal(catalog.inputs(tree, "seed0")["input_ids"].values, probe_set.inputs["input_ids"])
 
 
 def test_plain_xarray_sees_only_layers_as_variables(url, probe_set, layers, step_arrays):
@@ -254,11 +254,11 @@ def test_a_closed_writer_takes_no_steps(url, probe_set, layers, step_arrays):
 
 @pytest.mark.parametrize("dtype", ["bool", "uint8", "int32", "float16", "float64", "bfloat16"])
 def test_inputs_of_any_kind_and_size_are_kept(url, dtype, monkeypatch):
-    monkeypatch.setattr("repaudit.store.write.root.CHUNK_BYTES", 100)
+    monkeypatch.setattr("repaudit.store.write.inputs.CHUNK_BYTES", 100)
     pixels = (np.arange(7 * 3 * 5).reshape(7, 3, 5) % 2).astype(ml_dtypes.bfloat16 if dtype == "bfloat16" else dtype)
     probe_set = StoredProbeSet("a" * 64, [str(i) for i in range(7)], {"pixel_values": pixels})
     open_writer(url, probe_set, {"x": ((7, 2), "float32")}).close()
-    stored = ra.open_store(url)["probe/pixel_values"]
+    stored = catalog.inputs(ra.open_store(url))["pixel_values"]
     assert stored.dims == ("sample", "pixel_values_1", "pixel_values_2")
     np.testing.assert_array_equal(stored.values, pixels.astype("float32") if dtype == "bfloat16" else pixels)
     assert ra.verify(url, data=True) == []

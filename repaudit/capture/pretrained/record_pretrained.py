@@ -16,7 +16,7 @@ from repaudit.capture.isolate.isolation import shape_sum_norm
 from repaudit.capture.pretrained.loading import Loader
 from repaudit.capture.pretrained.sources import Source, find_sources
 from repaudit.capture.probe_set.files import read_probe_file
-from repaudit.capture.probe_set.probe_set import ATTENTION_MASK, ProbeSet
+from repaudit.capture.probe_set.probe_set import ProbeSet
 from repaudit.capture.record.recorder import Recorder
 from repaudit.errors import PretrainedError
 from repaudit.names import ATTRS
@@ -38,6 +38,7 @@ def record_pretrained(
     names: Sequence[str] | None = None,
     trust_remote_code: bool = False,
     max_length: int = 64,
+    store_texts: bool = True,
     tokenizer: Any = None,
     config: Any = None,
     **recorder_options: Any,
@@ -50,8 +51,8 @@ def record_pretrained(
         Each a local folder, a hub id, a ``.gguf`` file, a Lightning checkpoint (``.ckpt``), or a folder of checkpoints
         (Hugging Face's ``checkpoint-N``, or Lightning's).
     probe_file
-        A ``.txt``, ``.jsonl`` or ``.csv`` file, or a probe set. All models of a store share one; texts are cut to
-        ``max_length`` tokens by the models' tokenizer, which must be the same for all.
+        A ``.txt``, ``.jsonl`` or ``.csv`` file, whose texts each model's own tokenizer reads and cuts to ``max_length``
+        tokens; or a probe set, which all models read as it is.
     layers
         Layer specs, or plain paths.
     store
@@ -67,6 +68,8 @@ def record_pretrained(
         tokenizer is then used.
     max_length
         Tokens kept of each text.
+    store_texts
+        Whether the store keeps the texts; else it keeps their SHA-256.
     trust_remote_code
         Whether a model may run code that comes with it.
     recorder_options
@@ -81,8 +84,10 @@ def record_pretrained(
     Raises
     ------
     PretrainedError
-        When a path or id holds no model, when checkpoints have no steps or the same ones, when the models' tokenizers
-        disagree on the texts, or when the store holds another model under a model's name.
+        When a path or id holds no model, when checkpoints have no steps or the same ones, or when the store holds
+        another model under a model's name.
+    FingerprintError
+        When the store is about other samples, or holds the model with other inputs.
 
     See Also
     --------
@@ -103,15 +108,16 @@ def record_pretrained(
     chosen = _names(models, names)
     series = {name: find_sources(model, revisions) for name, model in zip(chosen, models, strict=True)}
     loader = Loader(trust_remote_code, config, tokenizer)
-    if isinstance(probe_file, ProbeSet):
-        probe_set = probe_file
-    else:
-        tokenizers = {name: loader.tokenizer(sources[0]) for name, sources in series.items()}
-        probe_set = _shared_probe_set(probe_file, tokenizers, max_length)
+    probe_sets = {
+        name: probe_file
+        if isinstance(probe_file, ProbeSet)
+        else _probe_set(probe_file, loader.tokenizer(sources[0]), max_length, store_texts)
+        for name, sources in series.items()
+    }
     options: dict[str, Any] = {"batch_size": 32, "on_store_error": "raise"} | recorder_options
     return {
         name: _record_series(
-            Recorder(store, name, probe_set, layers, **options), sources, loader, options.get("storage_options")
+            Recorder(store, name, probe_sets[name], layers, **options), sources, loader, options.get("storage_options")
         )
         for name, sources in series.items()
     }
@@ -171,34 +177,6 @@ def _name_of(model: str | PathLike[str]) -> str:
     return Path(model).resolve().name.removesuffix(".gguf") if Path(model).exists() else str(model).rsplit("/", 1)[-1]
 
 
-def _shared_probe_set(path: str | PathLike[str], tokenizers: Mapping[str, Any], max_length: int) -> ProbeSet:
-    """Return the probe set of models whose tokenizers agree on it; padding, which is masked, may differ."""
-    first, *others = tokenizers
-    probe_set = _probe_set(path, tokenizers[first], max_length)
-    expected = _tokens(probe_set)
-    for name in others:
-        for i, (ids, others_ids) in enumerate(
-            zip(expected, _tokens(_probe_set(path, tokenizers[name], max_length)), strict=True)
-        ):
-            if ids != others_ids:
-                raise PretrainedError(
-                    f"models {first!r} and {name!r} tokenize differently: of sample {probe_set.ids[i]!r} {first!r} "
-                    f"makes {_brief(ids)}, {name!r} {_brief(others_ids)}; a store has one probe set: record "
-                    f"{name!r} into another store"
-                )
-    return probe_set
-
-
-def _tokens(probe_set: ProbeSet) -> list[list[int]]:
-    """Return the token ids of each sample, without padding."""
-    rows = zip(probe_set.inputs["input_ids"], probe_set.inputs[ATTENTION_MASK], strict=True)
-    return [ids[mask.bool()].tolist() for ids, mask in rows]
-
-
-def _brief(ids: list[int], most: int = 6) -> str:
-    return f"{len(ids)} tokens ({', '.join(map(str, ids[:most]))}{', ...' if len(ids) > most else ''})"
-
-
-def _probe_set(path: str | PathLike[str], tokenizer: Any, max_length: int) -> ProbeSet:
+def _probe_set(path: str | PathLike[str], tokenizer: Any, max_length: int, store_texts: bool) -> ProbeSet:
     texts, labels, ids = read_probe_file(path)
-    return ProbeSet.from_texts(texts, tokenizer, max_length=max_length, ids=ids, labels=labels)
+    return ProbeSet.from_texts(texts, tokenizer, max_length=max_length, ids=ids, labels=labels, store_texts=store_texts)

@@ -9,11 +9,12 @@ from typing import Any, Final
 import numpy as np
 import torch
 
+from repaudit.capture.probe_set.sample_names import as_texts
+from repaudit.capture.probe_set.tokenizers import tokenizer_facts, truncated
 from repaudit.errors import ProbeSetError
+from repaudit.store.format.sample_set import text_hash
 
 ATTENTION_MASK: Final = "attention_mask"
-PREVIEW: Final = 200
-"""Characters of each text that are kept."""
 
 _PADDING: Final = {ATTENTION_MASK: 0, "token_type_ids": 0}
 
@@ -23,27 +24,36 @@ class ProbeSet:
 
     Build one with :meth:`from_texts` or :meth:`from_tensors`. The inputs are copied, so later changes of the caller's
     tensors have no effect. Two probe sets with the same inputs have the same fingerprint, whatever their ids,
-    labels, and the order of their inputs' names.
+    labels, and the order of their inputs' names. Two of the same texts and ids are the same samples, whatever tokenizer
+    read them: models recorded with them share a store.
 
     Parameters
     ----------
     inputs
         Names of the model's ``forward`` to tensors, samples along the first dim.
     ids, labels, texts
-        One per sample; ids default to the position, and the first 200 characters of texts are kept.
+        One per sample; ids default to the position. Numbers, also those of NumPy and torch, and bytes in UTF-8 are
+        taken for the texts they stand for.
+    store_texts
+        Whether a store keeps the texts; else it keeps their SHA-256, by which it knows the samples.
 
     Attributes
     ----------
     ids, labels, texts
-        As given, as texts; None where labels or texts were not given.
+        As given, as texts; None where labels or texts were not given or are not to be stored.
+    text_hashes
+        SHA-256 of each text; None without texts.
+    encoding
+        How :meth:`from_texts` made inputs of the texts: the tokenizer's name and hash, the length, and the number of
+        texts cut.
     fingerprint
         SHA-256 of the inputs, in hexadecimal.
 
     Raises
     ------
     ProbeSetError
-        When there is no sample, when lengths differ, when ids repeat, when an input holds NaN, or when a sample has
-        no unmasked token.
+        When there is no sample, when lengths differ, when ids repeat, when a label is missing (None, NaN), when an
+        input holds NaN, or when a sample has no unmasked token.
 
     See Also
     --------
@@ -63,6 +73,7 @@ class ProbeSet:
         ids: Sequence[Any] | None = None,
         labels: Sequence[Any] | None = None,
         texts: Sequence[str] | None = None,
+        store_texts: bool = True,
     ) -> None:
         if not isinstance(inputs, Mapping):
             raise ProbeSetError(
@@ -75,10 +86,13 @@ class ProbeSet:
         self._inputs = {name: _checked_input(name, value) for name, value in inputs.items()}
         n = _n_samples(self._inputs)
         _check_mask(self._inputs.get(ATTENTION_MASK))
-        self.ids = [str(i) for i in (range(n) if ids is None else ids)]
-        self.labels = None if labels is None else [str(label) for label in labels]
-        self.texts = None if texts is None else [text[:PREVIEW] for text in texts]
-        for what, values in (("ids", self.ids), ("labels", self.labels), ("texts", self.texts)):
+        self.ids = as_texts(range(n) if ids is None else ids, "ids")
+        self.labels = None if labels is None else as_texts(labels, "labels")
+        whole = None if texts is None else list(texts)
+        self.text_hashes = None if whole is None else [text_hash(text) for text in whole]
+        self.texts = whole if store_texts else None
+        self.encoding: dict[str, Any] = {}
+        for what, values in (("ids", self.ids), ("labels", self.labels), ("texts", whole)):
             if values is not None and len(values) != n:
                 raise ProbeSetError(f"{what}: expected one per sample, {n} in all, found {len(values)}")
         if len(set(self.ids)) != n:
@@ -94,6 +108,8 @@ class ProbeSet:
         max_length: int = 64,
         ids: Sequence[Any] | None = None,
         labels: Sequence[Any] | None = None,
+        *,
+        store_texts: bool = True,
     ) -> ProbeSet:
         """Tokenize texts, cut them to ``max_length`` tokens and pad them to the longest, on the tokenizer's side.
 
@@ -107,6 +123,8 @@ class ProbeSet:
             Tokens kept of each text.
         ids, labels
             One per sample; ids default to the position.
+        store_texts
+            Whether a store keeps the texts; else it keeps their SHA-256.
 
         Raises
         ------
@@ -128,7 +146,14 @@ class ProbeSet:
             raise ProbeSetError("texts: expected at least one sample, found no texts")
         if max_length < 1:
             raise ProbeSetError(f"max_length: expected at least 1 token, found {max_length}")
-        return cls(_tokenized(texts, tokenizer, max_length), ids=ids, labels=labels, texts=texts)
+        inputs = _tokenized(texts, tokenizer, max_length)
+        made = cls(inputs, ids=ids, labels=labels, texts=texts, store_texts=store_texts)
+        made.encoding = {
+            **tokenizer_facts(tokenizer),
+            "max_length": max_length,
+            "truncated": truncated(texts, tokenizer, max_length),
+        }
+        return made
 
     @classmethod
     def from_tensors(
@@ -208,12 +233,15 @@ class ProbeSet:
         ['1', '2']
         """
         cut = slice(start, stop)
-        return ProbeSet(
+        part = ProbeSet(
             {name: value[cut] for name, value in self._inputs.items()},
             ids=self.ids[cut],
             labels=None if self.labels is None else self.labels[cut],
-            texts=None if self.texts is None else self.texts[cut],
         )
+        part.texts = None if self.texts is None else self.texts[cut]
+        part.text_hashes = None if self.text_hashes is None else self.text_hashes[cut]
+        part.encoding = dict(self.encoding)
+        return part
 
 
 def _checked_input(name: str, value: Any) -> torch.Tensor:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from zarr.buffer.cpu import Buffer
 
 from repaudit.errors import CorruptStoreError
-from repaudit.names import ATTRS, CHECKSUM, LAYER, STEP
+from repaudit.names import ATTRS, CHECKSUM, FORMAT_VERSION, LAYER, STEP
 from repaudit.store.check.problem import Problem
 from repaudit.store.check.root_inspection import differences, refused_by_zarr
 from repaudit.store.format.documents import DOCUMENT, chunk_key, dump, read_document
@@ -38,8 +38,8 @@ class ModelInspection:
     `problems` lists what is wrong with its document; the arrays' documents replace a document that is lost.
     """
 
-    def __init__(self, storage: Storage, key: str) -> None:
-        self.storage, self.key = storage, key
+    def __init__(self, storage: Storage, key: str, version: int = FORMAT_VERSION) -> None:
+        self.storage, self.key, self.version = storage, key, version
         self.problems: list[str] = []
         self._columns: dict[tuple[str, int], list[Any] | str] = {}
         self.document = self._read_document()
@@ -55,7 +55,7 @@ class ModelInspection:
         if document is None:
             self.problems.append(f"{path} is missing")
             return None
-        broken = violations("model", document)
+        broken = violations("model", document, self.version)
         self.problems += [f"{path}: {violation}" for violation in broken]
         return None if broken else document
 

@@ -11,18 +11,18 @@ from typing import Any, Final
 import numpy as np
 
 from repaudit.errors import CorruptStoreError, ForeignPathError, LeaseError
-from repaudit.names import ATTRS, CHECKSUM, LAYER, MODELS, PROBE, STEP, decode_name
+from repaudit.names import ATTRS, CHECKSUM, LAYER, MODELS, STEP, decode_name
 from repaudit.store.check.model_inspection import ModelInspection
 from repaudit.store.check.problem import Problem
-from repaudit.store.check.root_inspection import RootInspection
+from repaudit.store.check.root_repair import mend_lease, mend_root
 from repaudit.store.format.documents import DOCUMENT, chunk_key, dump, read_document
 from repaudit.store.format.encoding import COORDINATE_CHUNK, checksum, encode_column
-from repaudit.store.format.layout import LEASE, REPAIR, STEP_COLUMNS, model_document
+from repaudit.store.format.layout import INPUTS_FINGERPRINT, LEASE, REPAIR, STEP_COLUMNS, model_document
 from repaudit.store.format.provenance import now
 from repaudit.store.format.root_document import nothing_there, store_attributes
-from repaudit.store.storage.lease import Holder, Lease, abandoned
+from repaudit.store.storage.lease import Holder, Lease
 from repaudit.store.storage.place import open_storage
-from repaudit.store.storage.storage import TEMPORARY, Parts, Storage
+from repaudit.store.storage.storage import Parts, Storage
 
 _UNKNOWN: Final[Mapping[str, Any]] = {"epoch": float("nan"), "wall_time": 0, "trigger": "", "loss": float("nan")}
 
@@ -73,11 +73,13 @@ def repair(
     []
     """
     storage = url if isinstance(url, Storage) else open_storage(url, storage_options)
-    if store_attributes(storage) is None:
+    attributes = store_attributes(storage)
+    if attributes is None:
         raise nothing_there(storage)
+    version = int(attributes["version"])
     if not force:
         _refuse_alive(storage)
-    done = list(_mend_root(storage))
+    done = list(mend_root(storage))
     refused: list[str] = []
     for name in storage.children(MODELS):
         if name == DOCUMENT:
@@ -87,12 +89,12 @@ def repair(
             if not storage.children(key):
                 continue
             with_document = storage.size(f"{key}/{DOCUMENT}") is not None
-            model = ModelInspection(storage, key)
+            model = ModelInspection(storage, key, version)
         except ForeignPathError:
             continue
         if with_document or model.layer_keys:
             try:
-                done += _mend_model(storage, key, force)
+                done += _mend_model(storage, key, force, version)
             except _IntactError as error:
                 refused.append(str(error))
     if refused:
@@ -118,38 +120,12 @@ def _refuse_alive(storage: Storage) -> None:
             )
 
 
-def _mend_root(storage: Storage) -> Iterator[Problem]:
-    document = read_document(storage, DOCUMENT) or {}
-    if document.pop("consolidated_metadata", None) is not None:
-        storage.put(DOCUMENT, [dump(document)])
-        yield Problem(DOCUMENT, "misaligned", "the consolidated metadata that hid later steps was removed")
-    attributes, coordinates = document["attributes"][ATTRS], document["attributes"].get("coordinates")
-    for _ in range(2):  # the inputs' documents are repaired after the group that lists them
-        for problem in list(RootInspection(storage, attributes, coordinates).problems()):
-            if problem.remedy is not None:
-                storage.put(problem.location, [dump(problem.remedy)])
-                yield Problem(problem.location, problem.kind, f"{problem.message}; it was rewritten from the store")
-    for name in storage.children(PROBE):
-        if name.endswith(TEMPORARY) and abandoned(name):
-            storage.delete_prefix(f"{PROBE}/{name}")
-            storage.delete(f"{PROBE}/{name}")
-            yield Problem(f"{PROBE}/{name}", "leftover", "a write that never finished was removed")
-    yield from _mend_lease(storage, f"{PROBE}/{LEASE}")
-
-
-def _mend_lease(storage: Storage, key: str) -> Iterator[Problem]:
-    data = storage.get(key)
-    if data is not None and Holder.parse(data).stale:
-        storage.delete(key)
-        yield Problem(key, "leftover", "a lease whose holder is gone was removed")
-
-
-def _mend_model(storage: Storage, key: str, force: bool) -> list[Problem]:
-    done = list(_mend_lease(storage, f"{key}/{LEASE}"))
+def _mend_model(storage: Storage, key: str, force: bool, version: int) -> list[Problem]:
+    done = list(mend_lease(storage, f"{key}/{LEASE}"))
     lease = Lease(storage, f"{key}/{LEASE}", f"the model at {key}", force=force)
     try:
         _replay(storage, key)
-        model = ModelInspection(storage, key)
+        model = ModelInspection(storage, key, version)
         if not model.layer_keys:
             raise CorruptStoreError(f"{storage.url}: nothing is left of {key} to rebuild it from: {model.problems}")
         if model.document is None and model.names_problem:
@@ -166,7 +142,7 @@ def _mend_model(storage: Storage, key: str, force: bool) -> list[Problem]:
             _stage(model, [row for row in rows if not row.problem])
             _replay(storage, key)
             done += _describe(model, rows, rebuilt)
-        model = ModelInspection(storage, key)
+        model = ModelInspection(storage, key, version)
         for problem in list(model.outdated()):
             storage.put(problem.location, [dump(model.arrays[problem.location.split("/")[-2]])])
             done.append(Problem(problem.location, problem.kind, f"{problem.message}; it was rewritten"))
@@ -287,7 +263,9 @@ def _mended_document(model: ModelInspection, rows: list[_Row]) -> dict[str, Any]
     else:
         name = decode_name(model.key.rpartition("/")[2])
         known = {} if model.document is None else model.document["attributes"][ATTRS]
+        read = {array["attributes"].get(INPUTS_FINGERPRINT) for array in model.arrays.values()} - {None}
         facts = {"name": name, "committed": 0, "gaps": [], "created": now()} | copy.deepcopy(known)
+        facts |= {INPUTS_FINGERPRINT: read.pop()} if model.version > 1 and len(read) == 1 else {}
         document = model_document(facts, [], 0)
         arrays = document["consolidated_metadata"]["metadata"]
         arrays |= {key: copy.deepcopy(model.arrays[key]) for key in model.layer_keys.values()}

@@ -11,11 +11,14 @@ import zarr
 from zarr.buffer.cpu import Buffer
 
 from repaudit.errors import CorruptStoreError
-from repaudit.names import LABEL, MODELS, PROBE, SAMPLE, TEXT
+from repaudit.names import FORMAT_VERSION, MODELS, PROBE, SAMPLE, SHA256
 from repaudit.store.check.problem import Problem
 from repaudit.store.format.documents import DOCUMENT, chunk_key, column_document, dump, group_document, read_document
 from repaudit.store.format.encoding import decode_column
+from repaudit.store.format.layout import COLUMNS, INPUTS_FINGERPRINT, LEASE
+from repaudit.store.format.sample_set import inputs_key
 from repaudit.store.format.schema import MOST_SAMPLES, unbelievable, violations
+from repaudit.store.storage.lease import Holder
 from repaudit.store.storage.storage import Storage
 
 _CHECKSUM_BYTES = 4
@@ -42,7 +45,7 @@ def differences(document: Mapping[str, Any], expected: Mapping[str, Any]) -> lis
 
 
 def _path(key: str) -> str:
-    """Return the key of an input's document."""
+    """Return the key of the document of an input, or of a group of them."""
     return f"{PROBE}/{key}/{DOCUMENT}"
 
 
@@ -60,10 +63,12 @@ class RootInspection:
 
     def __init__(self, storage: Storage, attributes: Mapping[str, Any], coordinates: Any) -> None:
         self.storage = storage
+        self.version = 1 if attributes.get("version") == 1 else FORMAT_VERSION
         samples = attributes.get("samples")
         self.samples = samples if type(samples) is int and 0 < samples <= MOST_SAMPLES else None
         named = coordinates.split() if isinstance(coordinates, str) else ()
-        self.coordinates = [SAMPLE, *(n for n in (LABEL, TEXT) if n in named or storage.children(n))]
+        optional = [name for name in COLUMNS if name != SAMPLE and (self.version > 1 or name != SHA256)]
+        self.coordinates = [SAMPLE, *(n for n in optional if n in named or storage.children(n))]
         self._documents: dict[str, dict[str, Any] | str] = {}
 
     def read(self, path: str) -> dict[str, Any] | str:
@@ -102,7 +107,7 @@ class RootInspection:
 
     def _coordinate_problems(self, name: str, samples: int) -> Iterator[Problem]:
         path = f"{name}/{DOCUMENT}"
-        expected = column_document((samples,), "string", (samples,), (SAMPLE,), "", {"long_name": name})
+        expected = column_document((samples,), "string", (samples,), (SAMPLE,), "", {"long_name": COLUMNS[name]})
         document = self.read(path)
         wrong = [] if isinstance(document, str) else differences(document, expected)
         if isinstance(document, str) or wrong:
@@ -122,13 +127,14 @@ class RootInspection:
     def _probe_problems(self, samples: int) -> Iterator[Problem]:
         path = f"{PROBE}/{DOCUMENT}"
         group = self.read(path)
-        reasons = [group] if isinstance(group, str) else violations("probe", group)
+        reasons = [group] if isinstance(group, str) else violations("probe", group, self.version)
         if not reasons and not isinstance(group, str):
             listed = group["consolidated_metadata"]["metadata"]
+            arrays = {key: document for key, document in listed.items() if document["node_type"] == "array"}
             reasons += [
-                f"impossible metadata of {key}" for key, array in listed.items() if not self._sound(array, samples)
+                f"impossible metadata of {key}" for key, array in arrays.items() if not self._sound(array, samples)
             ]
-            reasons += [f"no metadata of {key}" for key in self.input_keys() if key not in listed]
+            reasons += [f"no metadata of {key}" for key in self._complete_keys(arrays, samples)]
         if reasons:
             yield Problem(path, "damaged_metadata", f"{path}: {'; '.join(reasons)}", remedy=self._mended_probe(samples))
 
@@ -136,9 +142,53 @@ class RootInspection:
         """Return the probe's group rebuilt from the documents of its inputs, if their chunks confirm all of them."""
         arrays = {key: self._sound(self.read(_path(key)), samples) for key in self.input_keys()}
         sound = {key: array for key, array in arrays.items() if array is not None and self._confirmed(key, array)}
+        groups = {key: self._group(key) for key in self._group_keys()}
+        whole = {key: document for key, document in groups.items() if document is not None}
+        if self.version > 1:  # inputs that were being added are listed when they are whole, and not before
+            sound = {key: array for key, array in sound.items() if key.partition("/")[0] in whole}
+            return group_document({}, whole | sound) if whole else None
         return group_document({}, sound) if len(sound) == len(arrays) else None
 
+    def _complete_keys(self, listed: Mapping[str, Any], samples: int) -> list[str]:
+        """Return the inputs that are not listed although they are whole: of version 1, those that have a folder."""
+        unlisted = [key for key in self.input_keys() if key not in listed]
+        if self.version == 1:
+            return unlisted
+        complete = []
+        for key in unlisted:
+            array = self._sound(self.read(_path(key)), samples)
+            if array is not None and self._confirmed(key, array) and self._group(key.partition("/")[0]) is not None:
+                complete.append(key)
+        return complete
+
+    def _group_keys(self) -> list[str]:
+        names = [key for key in self.storage.children(PROBE) if not key.startswith(".") and key != DOCUMENT]
+        return names if self.version > 1 else []
+
+    def _group(self, key: str) -> dict[str, Any] | None:
+        """Return the document of one encoding as the list of all holds it, if all its inputs are whole."""
+        document = self.read(_path(key))
+        fingerprint = None if isinstance(document, str) else document.get("attributes", {}).get(INPUTS_FINGERPRINT)
+        if not isinstance(fingerprint, str) or inputs_key(fingerprint) != key or isinstance(document, str):
+            return None
+        named = document.get("consolidated_metadata", {}).get("metadata", {})
+        arrays = {name: self._sound(self.read(_path(f"{key}/{name}")), self.samples or 0) for name in named}
+        whole = all(array is not None and self._confirmed(f"{key}/{name}", array) for name, array in arrays.items())
+        return group_document({INPUTS_FINGERPRINT: fingerprint}) if whole else None
+
+    def leftover_inputs(self) -> list[str]:
+        """Return the encodings that were being added and that no list has."""
+        lease = self.storage.get(f"{PROBE}/{LEASE}")
+        if lease is not None and not Holder.parse(lease).stale:  # another process is adding them
+            return []
+        listed = {key.partition("/")[0] for key in self.listed_inputs()}
+        return [f"{PROBE}/{key}" for key in self._group_keys() if listed and key not in listed and not self._group(key)]
+
     def _own_input_problems(self) -> Iterator[Problem]:
+        for key, group in self._listed_groups().items():
+            if self.read(_path(key)) != group:
+                message = f"{_path(key)} is missing, or is not what {PROBE}/{DOCUMENT} lists"
+                yield Problem(_path(key), "damaged_metadata", message, remedy=group)
         for key, array in self.listed_inputs().items():
             path = _path(key)
             document = self.read(path)
@@ -146,17 +196,41 @@ class RootInspection:
                 message = document if isinstance(document, str) else f"{path} and {PROBE}/{DOCUMENT} differ"
                 yield Problem(path, "damaged_metadata", message, remedy=array if self._confirmed(key, array) else None)
 
+    def _listed_groups(self) -> dict[str, dict[str, Any]]:
+        """Return the documents that the listed encodings have, each with its own inputs."""
+        own: dict[str, dict[str, Any]] = {}
+        for key, array in self.listed_inputs().items():
+            group, below, name = key.partition("/")
+            if below:
+                own.setdefault(group, {})[name] = array
+        listed: Any = self.read(f"{PROBE}/{DOCUMENT}")
+        metadata = listed["consolidated_metadata"]["metadata"] if own else {}
+        return {
+            key: group_document(metadata[key]["attributes"], arrays) for key, arrays in own.items() if key in metadata
+        }
+
     def input_keys(self) -> list[str]:
-        """Return the keys of the inputs that have a folder."""
-        return [key for key in self.storage.children(PROBE) if not key.startswith(".") and key != DOCUMENT]
+        """Return the keys of the inputs that have a folder; since version 2, below that of their encoding."""
+        if self.version == 1:
+            return [key for key in self.storage.children(PROBE) if not key.startswith(".") and key != DOCUMENT]
+        return [
+            f"{group}/{key}"
+            for group in self._group_keys()
+            for key in self.storage.children(f"{PROBE}/{group}")
+            if not key.startswith(".") and key != DOCUMENT
+        ]
 
     def listed_inputs(self) -> dict[str, dict[str, Any]]:
         """Return the metadata of the inputs that the probe's group lists and that can be right."""
         group = self.read(f"{PROBE}/{DOCUMENT}")
-        if isinstance(group, str) or self.samples is None or violations("probe", group):
+        if isinstance(group, str) or self.samples is None or violations("probe", group, self.version):
             return {}
         listed = group["consolidated_metadata"]["metadata"]
-        return {key: array for key, array in listed.items() if self._sound(array, self.samples)}
+        return {
+            key: array
+            for key, array in listed.items()
+            if array["node_type"] == "array" and self._sound(array, self.samples)
+        }
 
     @staticmethod
     def _sound(document: dict[str, Any] | str, samples: int) -> dict[str, Any] | None:
@@ -164,7 +238,7 @@ class RootInspection:
         if isinstance(document, str) or unbelievable(document) is not None:
             return None
         wrapped = group_document({}, {"input": document})
-        if violations("probe", wrapped) or document["shape"][0] != samples or refused_by_zarr(document) is not None:
+        if violations("probe", wrapped, 1) or document["shape"][0] != samples or refused_by_zarr(document) is not None:
             return None
         return document if document["codecs"][-1].get("name") == "crc32c" else None
 

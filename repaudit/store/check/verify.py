@@ -8,14 +8,15 @@ from itertools import islice, pairwise
 from typing import Any, Final
 
 from repaudit.errors import CorruptStoreError, UnknownVersionError
-from repaudit.names import CHECKSUM, LABEL, LAYER, MODELS, PROBE, SAMPLE, STEP, TEXT
+from repaudit.names import ATTRS, CHECKSUM, LAYER, MODELS, PROBE, STEP
 from repaudit.store.check.model_inspection import ModelInspection
 from repaudit.store.check.problem import Kind, Problem
 from repaudit.store.check.root_inspection import RootInspection
 from repaudit.store.format.documents import DOCUMENT, chunk_key, read_document
 from repaudit.store.format.encoding import COORDINATE_CHUNK, checksum
-from repaudit.store.format.layout import LEASE, STEP_COLUMNS
+from repaudit.store.format.layout import COLUMNS, INPUTS_FINGERPRINT, LEASE, STEP_COLUMNS
 from repaudit.store.format.root_document import nothing_there, store_attributes
+from repaudit.store.format.sample_set import inputs_key
 from repaudit.store.format.schema import violations
 from repaudit.store.storage.lease import Holder, abandoned
 from repaudit.store.storage.place import open_storage
@@ -76,12 +77,13 @@ def verify(
         raise nothing_there(storage)
     problems = [*_links(storage), *_root(storage, attributes, data)]
     linked = {problem.location for problem in problems if problem.kind == "foreign"}
+    listed = RootInspection(storage, attributes, None).listed_inputs()
     names: dict[str, str] = {}
     for name in [name for name in storage.children(MODELS) if name != DOCUMENT]:
         key = f"{MODELS}/{name}"
         if not any(link == key or link.startswith(f"{key}/") for link in linked):
-            model = ModelInspection(storage, key)
-            problems += _model(model, data)
+            model = ModelInspection(storage, key, attributes["version"])
+            problems += [*_model(model, data), *_unlisted(model, listed)]
             if names.setdefault(model.name or key, key) != key:
                 message = (
                     f"{key} and {names[model.name or key]} are both model {model.name!r}: move one out of the store"
@@ -97,12 +99,12 @@ def _links(storage: Storage) -> Iterator[Problem]:
 
 def _root(storage: Storage, attributes: Mapping[str, Any], data: bool) -> Iterator[Problem]:
     document = read_document(storage, DOCUMENT) or {}
-    for violation in violations("root", document):
+    for violation in violations("root", document, attributes["version"]):
         yield Problem(DOCUMENT, "damaged_metadata", f"{DOCUMENT}: {violation}")
     if "consolidated_metadata" in document:
         message = "the root has consolidated metadata, which hides steps committed later from every reader"
         yield Problem(DOCUMENT, "misaligned", message)
-    expected = {DOCUMENT, SAMPLE, LABEL, TEXT, PROBE, MODELS}
+    expected = {DOCUMENT, *COLUMNS, PROBE, MODELS}
     for name in storage.children():
         if name not in expected:
             yield Problem(name, "foreign", f"{name} does not belong to a repaudit store")
@@ -112,6 +114,8 @@ def _root(storage: Storage, attributes: Mapping[str, Any], data: bool) -> Iterat
     yield from _lease(storage, f"{PROBE}/{LEASE}")
     root = RootInspection(storage, attributes, document["attributes"].get("coordinates"))
     yield from root.problems()
+    for key in root.leftover_inputs():
+        yield Problem(key, "leftover", "inputs that were never added whole")
     yield from _coordinates(root, data)
     yield from _inputs(root, data)
 
@@ -177,6 +181,15 @@ def _model(model: ModelInspection, data: bool) -> Iterator[Problem]:
         for chunk in model.leftovers():
             yield Problem(chunk, "leftover", f"a chunk beyond the {model.committed} committed steps")
     yield from _lease(storage, f"{key}/{LEASE}")
+
+
+def _unlisted(model: ModelInspection, listed: Iterable[str]) -> Iterator[Problem]:
+    """Find a model that read inputs which the store does not have; version 1 has one encoding for all."""
+    facts = {} if model.document is None else model.document["attributes"][ATTRS]
+    fingerprint = facts.get(INPUTS_FINGERPRINT)
+    if fingerprint is not None and inputs_key(fingerprint) not in {key.partition("/")[0] for key in listed}:
+        message = f"the inputs {fingerprint} of model {model.name!r} are not among those of the store"
+        yield Problem(f"{PROBE}/{inputs_key(fingerprint)}", "damaged_metadata", message)
 
 
 def _shapes(model: ModelInspection) -> Iterator[Problem]:

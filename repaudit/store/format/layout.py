@@ -18,6 +18,7 @@ from repaudit.names import (
     EPOCH,
     FEATURE,
     KIND,
+    LABEL,
     LAYER,
     LOSS,
     MODELS,
@@ -26,7 +27,9 @@ from repaudit.names import (
     OPERATOR_OF,
     PROBE,
     SAMPLE,
+    SHA256,
     STEP,
+    TEXT,
     TOKEN,
     TRIGGER,
     WALL_TIME,
@@ -36,9 +39,23 @@ from repaudit.store.format.documents import array_document, chunk_key, column_do
 from repaudit.store.format.encoding import COORDINATE_CHUNK, STORED_DTYPES, Codec, CodecName, StepGrid
 from repaudit.store.format.schema import unbelievable, violations
 
+COLUMNS: Final[Mapping[str, str]] = {
+    SAMPLE: "sample",
+    LABEL: "label",
+    TEXT: "text",
+    SHA256: "SHA-256 of the raw sample",
+}
+"""What a store knows of each sample, and its long name."""
+
 LEASE: Final = ".lease"
 REPAIR: Final = f"{PROBE}/.repair"
 """Where a repair prepares what it will put: in the consolidated probe group, which no reader lists."""
+
+INPUTS_FINGERPRINT: Final = "inputs_fingerprint"
+"""The attribute of a model, and of a group of inputs, that says which encoding of the samples the model read."""
+
+ENCODING: Final = ("tokenizer", "tokenizer_sha256", "max_length", "truncated")
+"""Attributes of a model that say how its texts became inputs: its tokenizer, and how many it cut at what length."""
 
 _LONGEST_KEY: Final = 180
 
@@ -50,7 +67,11 @@ _DECODING_ATTRIBUTES: Final = frozenset(
 
 
 class ProbeSetLike(Protocol):
-    """What the store needs of a probe set."""
+    """What the store needs of a probe set.
+
+    It may also have ``text_hashes``, the SHA-256 of each sample's text, without which the inputs themselves tell one
+    sample from another; and ``encoding``, facts about how the texts became inputs, which each model's attributes keep.
+    """
 
     @property
     def fingerprint(self) -> str:
@@ -66,7 +87,7 @@ class ProbeSetLike(Protocol):
 
     @property
     def texts(self) -> Sequence[str] | None:
-        """One text preview per sample, or None."""
+        """One text per sample, or None."""
 
     def arrays(self) -> Mapping[str, NDArray[Any]]:
         """Return the inputs by name, samples along the first dim."""

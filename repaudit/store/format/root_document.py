@@ -29,10 +29,10 @@ def store_attributes(storage: Storage) -> dict[str, Any] | None:
     local = attributes.get(ATTRS) if isinstance(attributes, dict) else None
     if document.get("node_type") != "group" or not isinstance(local, dict) or "version" not in local:
         raise NotAStoreError(f"{storage.url} is a Zarr hierarchy, not a repaudit store: expected attribute {ATTRS!r}")
-    if local["version"] != FORMAT_VERSION:
+    if type(local["version"]) is not int or not 1 <= local["version"] <= FORMAT_VERSION:
         raise UnknownVersionError(
-            f"{storage.url} has format version {local['version']!r}, this repaudit reads version {FORMAT_VERSION}: "
-            "use a repaudit that knows it"
+            f"{storage.url} has format version {local['version']!r}, this repaudit reads versions up to "
+            f"{FORMAT_VERSION}: use a repaudit that knows it"
         )
     return local
 

@@ -78,22 +78,27 @@ def _inner_chunk(document: Mapping[str, Any]) -> list[int] | None:
 
 
 @cache
-def _schemas() -> dict[str, dict[str, Any]]:
-    """Read the JSON Schemas of the format: inside the package in a wheel, at the root of a checkout."""
+def _schemas() -> dict[tuple[int, str], dict[str, Any]]:
+    """Read the JSON Schemas of all versions: inside the package in a wheel, at the root of a checkout."""
     packaged = files("repaudit") / "schemas"
     folder = packaged if packaged.is_dir() else Path(__file__).parents[3] / "schemas"
-    paths = [file for file in (folder / f"v{FORMAT_VERSION}").iterdir() if file.name.endswith(_ENDING)]
-    return {file.name.removesuffix(_ENDING): json.loads(file.read_text(encoding="utf-8")) for file in paths}
+    found = {}
+    for version in range(1, FORMAT_VERSION + 1):
+        for file in (folder / f"v{version}").iterdir():
+            if file.name.endswith(_ENDING):
+                found[version, file.name.removesuffix(_ENDING)] = json.loads(file.read_text(encoding="utf-8"))
+    return found
 
 
 @cache
-def _validator(kind: str) -> Draft202012Validator:
+def _validator(kind: str, version: int) -> Draft202012Validator:
     schemas = _schemas()
     registry = Registry().with_resources((schema["$id"], Resource.from_contents(schema)) for schema in schemas.values())
-    return Draft202012Validator(schemas[kind], registry=registry)
+    latest = max(number for number, name in schemas if name == kind and number <= version)
+    return Draft202012Validator(schemas[latest, kind], registry=registry)
 
 
-def violations(kind: str, document: Mapping[str, Any]) -> list[str]:
+def violations(kind: str, document: Mapping[str, Any], version: int = FORMAT_VERSION) -> list[str]:
     """List every way in which a document breaks the format, each with the path within the document.
 
     Parameters
@@ -101,6 +106,8 @@ def violations(kind: str, document: Mapping[str, Any]) -> list[str]:
     kind : {"root", "model", "layer", "probe", "summary", "results"}
     document : mapping
         Parsed JSON.
+    version : int
+        Of the store. A kind of document that a version did not change keeps to the version before.
 
     Examples
     --------
@@ -108,7 +115,7 @@ def violations(kind: str, document: Mapping[str, Any]) -> list[str]:
     ["attributes: 'repaudit' is a required property"]
     """
     errors = sorted(
-        _validator(kind).iter_errors(document), key=lambda error: [str(part) for part in error.absolute_path]
+        _validator(kind, version).iter_errors(document), key=lambda error: [str(part) for part in error.absolute_path]
     )
     return [f"{'/'.join(map(str, error.absolute_path)) or 'document'}: {_brief(error.message)}" for error in errors]
 

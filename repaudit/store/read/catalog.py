@@ -7,7 +7,9 @@ from typing import Any
 import xarray as xr
 
 from repaudit.errors import NotInStoreError
-from repaudit.names import ATTRS, KIND, LABEL, LAYER, MODELS, OPERATOR, SAMPLE, STEP
+from repaudit.names import ATTRS, KIND, LABEL, LAYER, MODELS, OPERATOR, PROBE, SAMPLE, STEP
+from repaudit.store.format.layout import ENCODING, INPUTS_FINGERPRINT
+from repaudit.store.format.sample_set import inputs_key
 
 
 def models(tree: xr.DataTree) -> list[str]:
@@ -72,6 +74,41 @@ def model_dataset(tree: xr.DataTree, model: str) -> xr.Dataset:
     return groups[model].to_dataset()
 
 
+def inputs(tree: xr.DataTree, model: str | None = None) -> xr.Dataset:
+    """Return the encoded inputs that a model read, samples along the first dim; by default the first encoding.
+
+    Raises
+    ------
+    NotInStoreError
+        If the store has no such model, or not its inputs.
+    """
+    probe = tree.children[PROBE]
+    if not probe.children:  # format version 1: one encoding
+        return probe.to_dataset(inherit=False)
+    wanted = str(tree.attrs[ATTRS]["fingerprint"])
+    if model is not None:
+        wanted = str(model_dataset(tree, model).attrs[ATTRS][INPUTS_FINGERPRINT])
+    key = inputs_key(wanted)
+    if key not in probe.children:
+        raise NotInStoreError(f"the store lacks the inputs {wanted} of model {model!r}: run `repaudit verify`")
+    return probe.children[key].to_dataset(inherit=False)
+
+
+def all_inputs(tree: xr.DataTree) -> dict[str, xr.Dataset]:
+    """Return every encoding of the samples that the store has, by its fingerprint."""
+    probe = tree.children[PROBE]
+    if not probe.children:
+        return {str(tree.attrs[ATTRS]["fingerprint"]): probe.to_dataset(inherit=False)}
+    datasets = [probe.children[key].to_dataset(inherit=False) for key in sorted(probe.children)]
+    return {str(dataset.attrs[INPUTS_FINGERPRINT]): dataset for dataset in datasets}
+
+
+def encoding(tree: xr.DataTree, model: str) -> dict[str, Any]:
+    """Return how a model's texts were encoded, as far as it was recorded: tokenizer, length, number of cut texts."""
+    facts = model_dataset(tree, model).attrs[ATTRS]
+    return {name: facts[name] for name in ENCODING if name in facts}
+
+
 def _groups(tree: xr.DataTree) -> dict[str, xr.DataTree]:
     if MODELS not in tree.children:
         return {}
@@ -89,6 +126,7 @@ def describe(tree: xr.DataTree) -> dict[str, Any]:
     return {
         "version": attributes["version"],
         "fingerprint": attributes["fingerprint"],
+        "samples_fingerprint": attributes.get("samples_fingerprint"),
         "created": attributes.get("created"),
         "samples": tree.sizes.get(SAMPLE, 0),
         "labels": sorted({str(label) for label in labels}),
@@ -102,6 +140,7 @@ def _describe_model(tree: xr.DataTree, model: str) -> dict[str, Any]:
         "name": model,
         "steps": steps(tree, model),
         "gaps": gaps(tree, model),
+        "encoding": encoding(tree, model),
         "layers": [
             {"name": layer, "dims": list(array.dims), "shape": list(array.shape), "dtype": str(array.dtype)}
             for layer, array in arrays.items()

@@ -11,9 +11,10 @@ import xarray as xr
 from zarr.storage import FsspecStore
 
 from repaudit.errors import CorruptStoreError
-from repaudit.names import ATTRS, CHECKSUM, MODELS, STEP
+from repaudit.names import ATTRS, CHECKSUM, MODELS, STEP, TEXT
 from repaudit.store.check.root_inspection import RootInspection
 from repaudit.store.format.documents import DOCUMENT, read_document
+from repaudit.store.format.layout import COLUMNS
 from repaudit.store.format.root_document import nothing_there, store_attributes
 from repaudit.store.format.schema import unbelievable, violations
 from repaudit.store.storage.local import LocalStorage
@@ -25,7 +26,7 @@ def open_store(url: str | os.PathLike[str], storage_options: Mapping[str, Any] |
     """Open a trajectory store as a lazy tree of datasets.
 
     ``tree["models/seed0"]["model.layers.3"]`` is a DataArray (step, sample[, token], feature) over dask chunks of one
-    step each; sample ids, labels and text previews are at the root.
+    step each; sample ids, labels and texts are at the root, the encoded inputs in ``probe``.
 
     Parameters
     ----------
@@ -81,7 +82,25 @@ def open_store(url: str | os.PathLike[str], storage_options: Mapping[str, Any] |
             f"{storage.url} cannot be opened ({type(error).__name__}: {error}): run `repaudit verify --data`"
         ) from error
     _keep_checksums(tree)
+    tree.dataset = tree.to_dataset().assign_coords(_plain_texts(tree))
     return tree
+
+
+def _plain_texts(tree: xr.DataTree) -> dict[str, xr.DataArray]:
+    """Return ids, labels and texts as NumPy strings, which every library sorts and compares."""
+    present = {name: tree.variables[name] for name in COLUMNS if name in tree.variables}
+    try:
+        texts = {name: column.values.astype(object) for name, column in present.items()}
+    except (OSError, ValueError) as error:
+        raise CorruptStoreError(
+            f"the ids, labels or texts of the samples cannot be read ({error}): run `repaudit verify --data`"
+        ) from error
+    return {
+        name: xr.DataArray(
+            texts[name] if name == TEXT else texts[name].astype(str), dims=column.dims, attrs=column.attrs
+        )
+        for name, column in present.items()
+    }
 
 
 def _keep_checksums(tree: xr.DataTree) -> None:
@@ -109,8 +128,8 @@ def check_documents(storage: Storage) -> None:
         Naming the document and what is wrong with it.
     """
     document = read_document(storage, DOCUMENT) or {}
-    _refuse(storage, DOCUMENT, violations("root", document))
-    attributes = document["attributes"]
+    attributes = document.get("attributes", {})
+    _refuse(storage, DOCUMENT, violations("root", document, version := attributes[ATTRS]["version"]))
     root = RootInspection(storage, attributes[ATTRS], attributes.get("coordinates"))
     for problem in root.visible_problems():
         _refuse(storage, problem.location, [problem.message])
@@ -121,7 +140,7 @@ def check_documents(storage: Storage) -> None:
             lost = child != DOCUMENT and storage.size(f"{key}/{STEP}/{DOCUMENT}") is not None
             _refuse(storage, key, ["its document is missing, and with it the record of its steps"] * lost)
             continue
-        _check_model(storage, key, model)
+        _check_model(storage, key, model, version)
         name = model["attributes"][ATTRS]["name"]
         if name in names:
             raise CorruptStoreError(
@@ -131,9 +150,9 @@ def check_documents(storage: Storage) -> None:
         names[name] = key
 
 
-def _check_model(storage: Storage, key: str, document: Mapping[str, Any]) -> None:
+def _check_model(storage: Storage, key: str, document: Mapping[str, Any], version: int) -> None:
     path = f"{key}/{DOCUMENT}"
-    _refuse(storage, path, violations("model", document))
+    _refuse(storage, path, violations("model", document, version))
     arrays = document["consolidated_metadata"]["metadata"]
     for name, array in arrays.items():
         reason = unbelievable(array)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from numpy.typing import NDArray
@@ -11,7 +11,9 @@ from numpy.typing import NDArray
 
 @dataclass(frozen=True)
 class StoredProbeSet:
-    """Inputs, ids, labels and previews of the samples of a store, with the fingerprint they were recorded under.
+    """Inputs, ids, labels and texts of the samples of a store, with the fingerprint they were recorded under.
+
+    ``text_hashes`` and ``encoding`` are those of :class:`repaudit.store.format.layout.ProbeSetLike`.
 
     Examples
     --------
@@ -25,6 +27,8 @@ class StoredProbeSet:
     inputs: Mapping[str, NDArray[Any]]
     labels: Sequence[str] | None = None
     texts: Sequence[str] | None = None
+    text_hashes: Sequence[str] | None = None
+    encoding: Mapping[str, Any] = field(default_factory=dict)
 
     def arrays(self) -> Mapping[str, NDArray[Any]]:
         """Return the inputs by name, samples along the first dim."""

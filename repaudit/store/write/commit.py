@@ -9,11 +9,19 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from repaudit.errors import CorruptStoreError, LayoutError, ModelExistsError, StepOrderError
+from repaudit.errors import CorruptStoreError, FingerprintError, LayoutError, ModelExistsError, StepOrderError
 from repaudit.names import ATTRS, CHECKSUM, LAYER, STEP
 from repaudit.store.format.documents import DOCUMENT, chunk_key, dump, read_document
 from repaudit.store.format.encoding import COORDINATE_CHUNK, decode_column, encode_column, encode_step
-from repaudit.store.format.layout import LEASE, REPAIR, STEP_COLUMNS, LayerLayout, model_document, model_key
+from repaudit.store.format.layout import (
+    INPUTS_FINGERPRINT,
+    LEASE,
+    REPAIR,
+    STEP_COLUMNS,
+    LayerLayout,
+    model_document,
+    model_key,
+)
 from repaudit.store.format.provenance import now, package_versions
 from repaudit.store.format.schema import unbelievable
 from repaudit.store.storage.lease import Lease
@@ -100,6 +108,7 @@ class ModelRecord:
         if self.committed == 0:
             self._reset(fresh)
         else:
+            self._check_inputs(fresh["attributes"][ATTRS].get(INPUTS_FINGERPRINT))
             self._check_layout()
             self._follow_up(only_larger=True)
 
@@ -151,6 +160,15 @@ class ModelRecord:
         if data is None:
             raise ValueError(f"{key} is missing")
         return data
+
+    def _check_inputs(self, fingerprint: str | None) -> None:
+        recorded = self.document["attributes"][ATTRS].get(INPUTS_FINGERPRINT)
+        if recorded != fingerprint:
+            raise FingerprintError(
+                f"model {self.model_name!r} in {self.storage.url} was recorded with inputs of the fingerprint "
+                f"{recorded}, these are {fingerprint}: encode the samples as before (tokenizer, max_length), or use "
+                "another model name"
+            )
 
     def _check_layout(self) -> None:
         arrays = self.document["consolidated_metadata"]["metadata"]

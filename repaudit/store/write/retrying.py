@@ -4,9 +4,19 @@ from __future__ import annotations
 
 from typing import Final, Literal, TypeAlias
 
-from tenacity import Retrying, retry_if_exception, stop_after_attempt, wait_random_exponential
+from tenacity import (
+    Retrying,
+    retry_if_exception,
+    retry_if_exception_type,
+    stop_after_attempt,
+    stop_after_delay,
+    wait_fixed,
+    wait_random_exponential,
+)
 
-from repaudit.errors import RepauditError, StoreError
+from repaudit.errors import LeaseError, RepauditError, StoreError
+from repaudit.store.storage.lease import Lease
+from repaudit.store.storage.storage import Storage
 
 ATTEMPTS: Final = 5
 """Attempts at one step before it counts as lost."""
@@ -37,3 +47,17 @@ def retrying() -> Retrying:
         retry=retry_if_exception(lambda error: isinstance(error, Exception) and not isinstance(error, RepauditError)),
         reraise=True,
     )
+
+
+def lease_within(seconds: float, storage: Storage, key: str, what: str) -> Lease:
+    """Take a lease, waiting for the one who has it now.
+
+    Raises
+    ------
+    LeaseError
+        It is still held after so many seconds.
+    """
+    policy = Retrying(
+        stop=stop_after_delay(seconds), wait=wait_fixed(0.05), retry=retry_if_exception_type(LeaseError), reraise=True
+    )
+    return policy(Lease, storage, key, what)

@@ -13,7 +13,7 @@ from typing import Any, Self
 from repaudit.errors import LayoutError, StepOrderError, StoreWarning, WriterClosedError
 from repaudit.names import EPOCH, LOSS, STEP, TRIGGER, WALL_TIME
 from repaudit.store.format.encoding import CodecName, checksum
-from repaudit.store.format.layout import ProbeSetLike, check_name, lay_out_layers
+from repaudit.store.format.layout import INPUTS_FINGERPRINT, ProbeSetLike, check_name, lay_out_layers
 from repaudit.store.format.values import finite_number, number, step_number, stored_values
 from repaudit.store.storage.place import open_storage
 from repaudit.store.storage.storage import Storage
@@ -39,7 +39,7 @@ class TrajectoryWriter:
     model_name : str
         The model's name in the store; one writer per model at a time.
     probe_set : ProbeSetLike
-        The inputs that were forwarded; one probe set per store.
+        The inputs that were forwarded. A store holds one sample set; models may read it in encodings of their own.
     layers : mapping
         Layer name to ``((sample[, token], feature), dtype)`` of one step.
     durable : bool
@@ -67,7 +67,7 @@ class TrajectoryWriter:
     LeaseError
         If another writer holds the model.
     FingerprintError
-        If the store was created with another probe set.
+        If the store is about other samples, or the model was recorded with other inputs.
     LayoutError
         If layers or options are invalid, or differ from those of the model in the store.
     ModelExistsError
@@ -124,12 +124,14 @@ class TrajectoryWriter:
             raise LayoutError(f"on_store_error={on_store_error!r}: expected 'raise' or 'warn'")
         self.on_store_error = on_store_error
         self.model_name = check_name(model_name, "model")
-        laid_out = lay_out_layers(layers, len(probe_set), codec=codec, keepbits=keepbits, attributes=layer_attrs)
+        read = {INPUTS_FINGERPRINT: probe_set.fingerprint}
+        attrs = {name: {**(layer_attrs or {}).get(name, {}), **read} for name in layers}
+        laid_out = lay_out_layers(layers, len(probe_set), codec=codec, keepbits=keepbits, attributes=attrs)
         storage = store if isinstance(store, Storage) else open_storage(store, storage_options, durable=durable)
-        ensure_root(storage, probe_set)
-        self._record = ModelRecord.claim(
-            storage, model_name, laid_out, model_attrs or {}, if_exists=if_exists, force=force
-        )
+        attributes = dict(model_attrs or {})
+        if ensure_root(storage, probe_set)["version"] > 1:
+            attributes |= {**(getattr(probe_set, "encoding", None) or {}), **read}
+        self._record = ModelRecord.claim(storage, model_name, laid_out, attributes, if_exists=if_exists, force=force)
         self._layers = {layer.name: layer for layer in self._record.layers}
         try:
             if truncate_after is not None:

@@ -1,0 +1,118 @@
+"""The encoded inputs of a store: one group per encoding of its samples, added while models are being written."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from repaudit.errors import CorruptStoreError, FingerprintError, ProbeSetError
+from repaudit.names import PROBE, SAMPLE, TOKEN, encode_name
+from repaudit.store.format.documents import DOCUMENT, chunk_key, column_document, dump, group_document, read_document
+from repaudit.store.format.encoding import CHUNK_BYTES, encode_column
+from repaudit.store.format.layout import INPUTS_FINGERPRINT, LEASE, ProbeSetLike
+from repaudit.store.format.sample_set import inputs_key
+from repaudit.store.storage.storage import Parts, Storage
+from repaudit.store.write.retrying import lease_within
+
+_KINDS: Final = {"f": "NaN", "i": 0, "u": 0, "b": False}
+
+
+def ensure_inputs(storage: Storage, probe_set: ProbeSetLike, wait: float) -> None:
+    """Add a probe set's inputs to a store of the same samples, unless it has them.
+
+    The arrays come first; the commit is one put of the group that lists all inputs.
+    """
+    if _has(storage, probe_set.fingerprint):
+        return
+    lease = lease_within(wait, storage, f"{PROBE}/{LEASE}", f"the inputs of {storage.url}")
+    try:
+        if not _has(storage, probe_set.fingerprint):
+            objects, documents = encoded_inputs(probe_set)
+            storage.put_many(objects)
+            lease.check()
+            storage.put(f"{PROBE}/{DOCUMENT}", [dump(group_document({}, {**_listed(storage), **documents}))])
+    finally:
+        lease.release()
+
+
+def encoded_inputs(probe_set: ProbeSetLike) -> tuple[dict[str, Parts], dict[str, dict[str, Any]]]:
+    """Return the objects of a probe set's inputs by key, and their documents by key below the group of all inputs."""
+    arrays = {name: np.asarray(values) for name, values in probe_set.arrays().items()}
+    group = inputs_key(probe_set.fingerprint)
+    objects: dict[str, Parts] = {}
+    documents = {group: group_document({INPUTS_FINGERPRINT: probe_set.fingerprint})}
+    for name, values in arrays.items():
+        key, attributes = f"{group}/{encode_name(name)}", {"long_name": name, "input": name}
+        documents[key] = add_array(objects, f"{PROBE}/{key}", values, probe_dimensions(name, arrays), attributes)
+    own = {key.partition("/")[2]: document for key, document in documents.items() if key != group}
+    objects[f"{PROBE}/{group}/{DOCUMENT}"] = [dump(group_document(documents[group]["attributes"], own))]
+    return objects, documents
+
+
+def _listed(storage: Storage) -> dict[str, Any]:
+    try:
+        document = read_document(storage, f"{PROBE}/{DOCUMENT}")
+        return dict(document["consolidated_metadata"]["metadata"])  # type: ignore[index]
+    except (KeyError, TypeError, ValueError) as error:
+        raise CorruptStoreError(
+            f"{storage.url}: the list of its inputs cannot be read ({error}): run `repaudit repair`"
+        ) from error
+
+
+def _has(storage: Storage, fingerprint: str) -> bool:
+    listed = _listed(storage).get(inputs_key(fingerprint))
+    if listed is None:
+        return False
+    if listed["attributes"].get(INPUTS_FINGERPRINT) != fingerprint:
+        raise FingerprintError(
+            f"{storage.url}: expected inputs with the fingerprint {fingerprint} under {inputs_key(fingerprint)!r}, "
+            f"found {listed['attributes'].get(INPUTS_FINGERPRINT)}; record into another store"
+        )
+    return True
+
+
+def add_array(
+    objects: dict[str, Parts], key: str, values: NDArray[Any], dimensions: tuple[str, ...], attributes: dict[str, Any]
+) -> dict[str, Any]:
+    """Add a whole array with its document, in chunks of whole samples; return the document."""
+    text = values.dtype.kind == "O"
+    if not text:
+        values = _storable(key, values)
+    fill = "" if text else _KINDS[values.dtype.kind]
+    data_type = "string" if text else values.dtype.name
+    rows = len(values) if text else min(len(values), max(1, CHUNK_BYTES // max(1, values[:1].nbytes)))
+    document = column_document(values.shape, data_type, (rows, *values.shape[1:]), dimensions, fill, attributes)
+    objects[f"{key}/{DOCUMENT}"] = [dump(document)]
+    for start in range(0, len(values), rows):
+        chunk = f"{key}/{chunk_key(start // rows, *(0 for _ in values.shape[1:]))}"
+        objects[chunk] = encode_column(values[start : start + rows], rows, "" if text else 0)
+    return document
+
+
+def _storable(key: str, values: NDArray[Any]) -> NDArray[Any]:
+    """Return an input as Zarr can hold it; bfloat16 as float32, exactly."""
+    if values.dtype.name == "bfloat16":
+        values = values.astype(np.float32)
+    if values.dtype.kind not in _KINDS or 0 in values.shape:
+        raise ProbeSetError(
+            f"{key} has dtype {values.dtype} and shape {values.shape}: expected numbers, one or more per sample"
+        )
+    return np.ascontiguousarray(values, dtype=values.dtype.newbyteorder("<"))
+
+
+def probe_dimensions(name: str, arrays: Mapping[str, NDArray[Any]]) -> tuple[str, ...]:
+    """Return the dimensions of one input: `token` where all two-dimensional integer inputs share one length.
+
+    Examples
+    --------
+    >>> probe_dimensions("input_ids", {"input_ids": np.zeros((2, 5), int)})
+    ('sample', 'token')
+    """
+    values = arrays[name]
+    lengths = {other.shape[1] for other in arrays.values() if other.ndim == 2 and other.dtype.kind in "iub"}
+    if values.ndim == 2 and lengths == {values.shape[1]}:
+        return (SAMPLE, TOKEN)
+    return (SAMPLE, *(f"{encode_name(name)}_{axis}" for axis in range(1, values.ndim)))
