@@ -32,7 +32,6 @@ from repaudit.results import (
     SPREAD,
     bounds,
 )
-from repaudit.store.read.activations import read_step
 
 Array = NDArray[np.float64]
 
@@ -172,7 +171,7 @@ def _mean_halves(operators: LayerOperators, study: Study) -> float:
 
 
 def _halves(study: Study, model: str, operators: LayerOperators, step: int) -> dict[str, float]:
-    values = read_step(study.tree, model, operators.layer, step)
+    values = study.sources.read(model, operators.layer, step)
     try:
         return {"distance": feature_halves(values, operators.scale.gauge, seed=study.settings.seed)}
     except ActivationError:  # too few features to be halved

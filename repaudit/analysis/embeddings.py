@@ -37,7 +37,6 @@ from repaudit.results import (
     TRAJECTORY,
     UNIT,
 )
-from repaudit.store.read.activations import read_step
 
 METRIC: Final = "calibrated"
 """The distance of trajectories: unlike the raw one it does not grow as operators sharpen."""
@@ -186,9 +185,9 @@ def _frames(operators: LayerOperators, steps: Sequence[int], study: Study) -> di
 
 
 def _units(model: str, layer: str, steps: Sequence[int], study: Study) -> dict[str, Any]:
-    first = read_step(study.tree, model, layer, steps[0])
+    first = study.sources.read(model, layer, steps[0])
     units = _evenly(range(first.shape[1]), study.settings.units)
-    values = [read_step(study.tree, model, layer, step).values[:, units] for step in steps]
+    values = [study.sources.read(model, layer, step).values[:, units] for step in steps]
     try:
         points = unit_trajectories(np.stack(values).astype(np.float32), seed=study.settings.seed)
     except ActivationError:  # fewer than two units

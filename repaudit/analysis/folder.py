@@ -9,7 +9,7 @@ import os
 import shutil
 import tempfile
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
@@ -51,15 +51,16 @@ def default_folder(url: str | os.PathLike[str]) -> Path:
 
 
 @contextmanager
-def analysis_folder(folder: Path, store: str | os.PathLike[str]) -> Iterator[Path]:
+def analysis_folder(folder: Path, stores: Sequence[str | os.PathLike[str]]) -> Iterator[Path]:
     """Create the folder of an analysis, remove what crashed runs left in it, and remove it again if it stays empty.
 
     Raises
     ------
     AnalysisError
-        The folder is in the store, or has files of the same names that no analysis wrote.
+        The folder is in a store, or has files of the same names that no analysis wrote.
     """
-    _refuse_store(folder, store)
+    for store in stores:
+        _refuse_store(folder, store)
     _refuse_foreign(folder)
     existed = folder.exists()
     folder.mkdir(parents=True, exist_ok=True)

@@ -16,6 +16,7 @@ from dask.utils import format_bytes
 from repaudit.analysis.cache import StoredOperator, digest
 from repaudit.analysis.execution import Workplace
 from repaudit.analysis.scales import Scale
+from repaudit.analysis.sources import Source
 from repaudit.analysis.study import Study
 from repaudit.errors import ActivationError, AnalysisError, CorruptStoreError
 from repaudit.gauge.gauge import DiffusionGauge
@@ -25,7 +26,7 @@ from repaudit.operators.operator import DiffusionOperator
 from repaudit.operators.sparse import SparseDiffusionOperator
 from repaudit.results import ENTROPY
 from repaudit.store.read import catalog
-from repaudit.store.read.activations import read_step, step_checksums
+from repaudit.store.read.activations import read_step
 from repaudit.store.read.reader import open_store
 
 MOST_EIGENVALUES: Final = 512
@@ -73,7 +74,7 @@ class LayerOperators:
 class Task:
     """The operators of some activations at all scales, by name: what a worker needs, without arrays."""
 
-    url: str
+    source: Source
     model: str
     layer: str
     step: int
@@ -87,9 +88,9 @@ class Task:
         """Model and step."""
         return self.model, self.step
 
-    def digests(self, fingerprint: str) -> list[str]:
-        """Return the digest of what determines each operator: probe set, activations' checksum, and parameters."""
-        made_of = (fingerprint, self.model, self.layer, self.step, self.checksum)
+    def digests(self) -> list[str]:
+        """Return the digest of what determines each operator: inputs, activations' checksum, and parameters."""
+        made_of = (*self.source.identity(self.layer), self.step, self.checksum)
         return [digest("operator", *made_of, asdict(gauge), torch.device(self.device).type) for gauge in self.gauges]
 
 
@@ -115,7 +116,7 @@ def layer_operators(
     """
     keys = study.selection.keys(layer)
     tasks = {key: _task(study, layer, key, checksum) for key, checksum in _checksums(study, layer, keys).items()}
-    names = {key: task.digests(study.fingerprint) for key, task in tasks.items()}
+    names = {key: task.digests() for key, task in tasks.items()}
     stored = {key: [study.cache.operator(name) for name in names[key]] for key in keys}
     missing = [tasks[key] for key in keys if None in stored[key]]
     for _ in range(len(keys) - len(missing)):
@@ -142,9 +143,10 @@ def layer_operators(
 def compute(task: Task) -> list[Computed]:
     """Read the activations and compute P at every scale; those without an operator give a reason, not an error."""
     try:
-        values = _on(
-            read_step(_store(task.url, task.run), task.model, task.layer, task.step, task.checksum), task.device
-        )
+        source = task.source
+        store = _store(source.url, task.run)
+        values = read_step(store, source.model, source.recorded(task.layer), task.step, task.checksum)
+        values = _on(source.take(values), task.device)
         if len(task.gauges) > 1:
             operators = task.gauges[0].operators(values, [gauge.perplexity or 0.0 for gauge in task.gauges])
         else:
@@ -188,16 +190,18 @@ def threads(study: Study) -> int:
 
 
 def _checksums(study: Study, layer: str, keys: Sequence[Key]) -> dict[Key, int]:
-    sums = {model: step_checksums(study.tree, model, layer) for model in dict.fromkeys(model for model, _ in keys)}
+    sums = {model: study.sources.checksums(model, layer) for model in dict.fromkeys(model for model, _ in keys)}
     return {(model, step): sums[model][step] for model, step in keys}
 
 
 def _task(study: Study, layer: str, key: Key, checksum: int) -> Task:
     gauges = tuple(scale.gauge for scale in study.scales)
-    return Task(study.url, key[0], layer, key[1], checksum, gauges, study.settings.device, study.run)
+    return Task(
+        study.sources.of_model[key[0]], key[0], layer, key[1], checksum, gauges, study.settings.device, study.run
+    )
 
 
-@lru_cache(maxsize=2)
+@lru_cache(maxsize=16)
 def _store(url: str, run: str) -> xr.DataTree:
     """Open the store once per run in every process that works for it."""
     return open_store(url)

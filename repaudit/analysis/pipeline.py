@@ -18,11 +18,13 @@ from repaudit.analysis.contract import labelled
 from repaudit.analysis.convergence import refuse_too_large
 from repaudit.analysis.execution import workplace
 from repaudit.analysis.folder import CACHE, analysis_folder, default_folder, nulls_for_nan, scratch, write_results
+from repaudit.analysis.layer_names import Match
 from repaudit.analysis.layer_operators import LayerOperators, layer_operators, threads
 from repaudit.analysis.parts import Margins, Progress, compute_parts
 from repaudit.analysis.scales import resolve_scales
 from repaudit.analysis.selection import select
 from repaudit.analysis.settings import Settings, StoreStrategy
+from repaudit.analysis.sources import open_sources
 from repaudit.analysis.study import Study
 from repaudit.analysis.summary import summarize
 from repaudit.errors import AnalysisError
@@ -30,21 +32,21 @@ from repaudit.gauge.gauge import DiffusionGauge
 from repaudit.measure.similarity import Measure
 from repaudit.names import SAMPLE
 from repaudit.results import DIAGNOSTICS, FINGERPRINT, PARAMETERS, SUMMARY, VERSIONS
-from repaudit.store.read.reader import open_store
 
 PACKAGES: Final = ("repaudit", "torch", "numpy", "xarray", "zarr", "phate", "pot")
 
 
 def analyze(
-    url: str | os.PathLike[str],
+    url: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
     out: str | os.PathLike[str] | None = None,
     models: Sequence[str] | None = None,
-    layers: Sequence[str] | None = None,
+    layers: Sequence[str] | Mapping[str, Mapping[str, str]] | None = None,
     steps: Sequence[int] | None = None,
     merge: StoreStrategy = "frobenius",
     memory: str = "2GB",
     scheduler: str | None = None,
     *,
+    match: Match = "name",
     workers: int | None = None,
     device: str = "cpu",
     gauge: DiffusionGauge | Mapping[str, Any] | None = None,
@@ -69,12 +71,17 @@ def analyze(
     Parameters
     ----------
     url
-        The store: a path or an fsspec URL.
+        The store: a path or an fsspec URL. Or several stores of the same samples, whose models are analysed together on
+        the samples that all of them have; a model whose name is in two of them is called ``<store>:<model>``.
     out
         Folder for ``results.zarr``, ``summary.json``, ``report.html``, ``figures/`` and ``cache/``;
-        ``<store>.analysis`` by default.
+        ``<store>.analysis`` by default. Of several stores it has to be given.
     models, layers, steps
-        What to analyse; everything by default.
+        What to analyse; everything by default. Layers that models call differently get one name by a mapping:
+        ``{"penultimate": {"bert": "encoder.layer.4", "smol-*": "model.layers.28"}}``.
+    match
+        ``"depth"`` compares layers of models of different depth by their relative depth, among those recorded of each,
+        at as many depths as the model with the fewest has layers.
     merge
         Merge strategy; see :class:`repaudit.DiffusionMerging`.
     memory
@@ -155,27 +162,30 @@ def analyze(
 
 
 def run(
-    url: str | os.PathLike[str],
+    url: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
     out: str | os.PathLike[str] | None,
     settings: Settings,
     progress: Progress | None = None,
 ) -> xr.DataTree:
     """Run :func:`analyze` with its choices in one object."""
     report = progress or (lambda _what, _done, _total: None)
-    tree = open_store(url)
-    selection = select(tree, settings.models, settings.layers, settings.steps)
+    urls = [url] if isinstance(url, str | os.PathLike) else list(url)
+    if len(urls) > 1 and out is None:
+        raise AnalysisError(f"out: expected a folder for the results of {len(urls)} stores, found none (--out)")
+    sources = open_sources(urls, settings)
+    selection = select(sources.tree, settings.models, settings.chosen_layers, settings.steps)
     settings.group_of(selection.models)
     settings.check_similarity_steps(selection.all_steps())
     with (
-        analysis_folder(Path(out) if out is not None else default_folder(url), url) as folder,
+        analysis_folder(Path(out) if out is not None else default_folder(urls[0]), urls) as folder,
         _cache(folder, settings) as cache,
     ):
-        scales = resolve_scales(settings.scales, settings.gauge, tree.sizes[SAMPLE])
-        study = Study(_everywhere(url), tree, selection, settings, cache, tuple(scales))
+        scales = resolve_scales(settings.scales, settings.gauge, sources.tree.sizes[SAMPLE])
+        study = Study(sources, selection, settings, cache, tuple(scales))
         refuse_too_large(study)
         layers, failed = _operators(study, report)
         parts, margins, notes = compute_parts(layers, study, report)
-        summary = _summary(parts, margins, study, [*selection.left_out, *failed, *notes])
+        summary = _summary(parts, margins, study, [*sources.notes, *selection.left_out, *failed, *notes])
         results = _labelled(parts, summary)
         report("writing", 0, 1)
         write_results(results, summary, folder)
@@ -190,12 +200,6 @@ def _cache(folder: Path, settings: Settings) -> Iterator[Cache]:
         return
     with scratch(folder) as temporary:
         yield Cache(temporary)
-
-
-def _everywhere(url: str | os.PathLike[str]) -> str:
-    """Return the URL for other processes: a path becomes absolute."""
-    text = os.fspath(url)
-    return text if "://" in text else str(Path(text).absolute())
 
 
 def _operators(study: Study, report: Progress) -> tuple[list[list[LayerOperators]], list[str]]:
@@ -223,10 +227,11 @@ def _operators(study: Study, report: Progress) -> tuple[list[list[LayerOperators
 def _summary(
     parts: Mapping[str, xr.Dataset], margins: Margins, study: Study, left_out: Sequence[str]
 ) -> dict[str, Any]:
-    parameters = {"url": study.url, **study.settings.model_dump(mode="json")}
+    parameters = {"url": study.sources.urls, **study.settings.model_dump(mode="json")}
     parameters["gauge"] = json.loads(parts[DIAGNOSTICS].attrs["gauge"])
     return {
         **summarize(parts, margins),
+        "alone": study.selection.alone(),
         "left_out": list(left_out),
         PARAMETERS: parameters,
         FINGERPRINT: study.fingerprint,

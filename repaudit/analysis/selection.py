@@ -29,6 +29,13 @@ class Selection:
         """Return (model, step) of every operator of one layer, model by model."""
         return [(model, step) for model in self.models if layer in self.layers_of[model] for step in self.steps[model]]
 
+    def alone(self) -> dict[str, str]:
+        """Return the layers that one of several models has, each with that model: nothing is compared in them."""
+        if len(self.models) < 2:
+            return {}
+        having = {layer: [model for model in self.models if layer in self.layers_of[model]] for layer in self.layers}
+        return {layer: models[0] for layer, models in having.items() if len(models) == 1}
+
     def all_steps(self) -> list[int]:
         """Return every step that at least one model has, increasing."""
         return sorted({step for steps in self.steps.values() for step in steps})

@@ -17,6 +17,7 @@ import yaml
 from dask.utils import parse_bytes
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
+from repaudit.analysis.layer_names import Match
 from repaudit.errors import AnalysisError
 from repaudit.gauge.gauge import DiffusionGauge
 from repaudit.measure.similarity import Measure
@@ -74,7 +75,8 @@ class Settings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     models: Names = None
-    layers: Names = None
+    layers: Annotated[tuple[str, ...] | dict[str, dict[str, str]] | None, BeforeValidator(_several)] = None
+    match: Match = "name"
     steps: Steps = None
     merge: StoreStrategy = "frobenius"
     memory: Annotated[str, AfterValidator(_bytes)] = "2GB"
@@ -96,6 +98,8 @@ class Settings(BaseModel):
     def _one_place(self) -> Self:
         if self.scheduler is not None and self.workers is not None:
             raise ValueError("scheduler names running workers, workers starts some here; give one of them")
+        if self.match == "depth" and self.layers_by_model:
+            raise ValueError("layers names the layers of each model, match='depth' finds them; give one of them")
         return self
 
     @classmethod
@@ -111,6 +115,16 @@ class Settings(BaseModel):
             return cls.model_validate(dict(choices))
         except ValidationError as error:
             raise AnalysisError("; ".join(_said(failure) for failure in error.errors())) from None
+
+    @property
+    def layers_by_model(self) -> dict[str, dict[str, str]]:
+        """A name to the recorded layer of each model, where ``layers`` says so."""
+        return self.layers if isinstance(self.layers, dict) else {}
+
+    @property
+    def chosen_layers(self) -> tuple[str, ...] | None:
+        """Names of the layers to analyse; None for all."""
+        return self.layers if isinstance(self.layers, tuple) else None
 
     @property
     def budget(self) -> int:

@@ -15,7 +15,6 @@ from repaudit.analysis.study import Study
 from repaudit.measure.similarity import Measure, similarity_map
 from repaudit.names import LAYER, MODEL, SAMPLE, STEP
 from repaudit.results import MEASURE, NULL, OTHER, REPRESENTATION, SIMILARITY
-from repaudit.store.read.activations import read_step
 
 FEWEST = 4
 NEIGHBORS = 10
@@ -81,7 +80,7 @@ class _Activations(Mapping[str, Any]):
 
     def __getitem__(self, name: str) -> Any:
         model, layer = self._names[name]
-        return read_step(self._study.tree, model, layer, self._step).values
+        return self._study.sources.read(model, layer, self._step).values
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._names)

@@ -11,6 +11,7 @@ from repaudit.analysis.cache import Cache
 from repaudit.analysis.scales import Scale
 from repaudit.analysis.selection import Selection
 from repaudit.analysis.settings import Settings
+from repaudit.analysis.sources import Sources
 from repaudit.names import ATTRS
 from repaudit.store.read import catalog
 
@@ -19,8 +20,7 @@ from repaudit.store.read import catalog
 class Study:
     """What every part of an analysis uses."""
 
-    url: str
-    tree: xr.DataTree
+    sources: Sources
     selection: Selection
     settings: Settings
     cache: Cache
@@ -32,8 +32,13 @@ class Study:
         object.__setattr__(self, "run", self.run or uuid4().hex)
 
     @property
+    def tree(self) -> xr.DataTree:
+        """The models and samples, as of one store."""
+        return self.sources.tree
+
+    @property
     def fingerprint(self) -> str:
-        """Fingerprint of the inputs that the store was created with."""
+        """Fingerprint of the inputs that the store was created with; of several stores, of the samples they share."""
         return str(self.tree.attrs[ATTRS]["fingerprint"])
 
     @property

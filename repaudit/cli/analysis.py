@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from shlex import quote
 from typing import Annotated, Any
 
 import typer
@@ -12,11 +13,12 @@ from rich.console import Console
 from rich.markup import escape
 
 from repaudit.cli.console import (
+    PROBLEMS,
     AsJson,
     Layers,
     Models,
     Steps,
-    Store,
+    Stores,
     one_line_errors,
     parse_names,
     parse_steps,
@@ -27,16 +29,21 @@ MOST_LEFT_OUT = 8
 
 
 def analyze(
-    store: Store,
+    stores: Stores,
     out: Annotated[
         Path | None,
-        typer.Option(help="Folder for the results; earlier ones are replaced; <store>.analysis by default."),
+        typer.Option(
+            help="Folder for the results; earlier ones are replaced; <store>.analysis by default, needed for several."
+        ),
     ] = None,
     config: Annotated[
         Path | None, typer.Option(help="YAML file with any of the settings of repaudit.analyze; flags override it.")
     ] = None,
     models: Models = None,
     layers: Layers = None,
+    match: Annotated[
+        str | None, typer.Option(help="How layers of models are paired: by name, the default, or by relative depth.")
+    ] = None,
     steps: Steps = None,
     merge: Annotated[
         str | None, typer.Option(help="Merge strategy: frobenius, weighted, reversible or ot_barycenter.")
@@ -81,11 +88,12 @@ def analyze(
         flags: dict[str, Any] = {
             "models": parse_names(models),
             "layers": parse_names(layers),
-            "steps": parse_steps(steps, store),
+            "match": match,
+            "steps": parse_steps(steps, stores),
             "merge": merge,
             "groups": _parse_groups(groups),
             "similarity": parse_names(similarity),
-            "similarity_steps": parse_steps(similarity_steps, store),
+            "similarity_steps": parse_steps(similarity_steps, stores),
             "scales": parse_names(scales),
             "keep_merged": keep_merged,
             "frames": frames,
@@ -107,13 +115,19 @@ def analyze(
         if gauge:
             choices["gauge"] = _parse_parameters(gauge, choices.get("gauge") or {})
         settings = Settings.of(choices)
-        folder = out or default_folder(store)
+        if out is None and len(stores) > 1:
+            raise typer.BadParameter("several stores need --out, the folder for their results")
+        folder = out or default_folder(stores[0])
         with progress_bars(quiet=as_json) as report:
-            results = run(store, folder, settings, report)
-        if as_json:
-            typer.echo((folder / "summary.json").read_text(encoding="utf-8"))
-            return
-        _print_summary(json.loads(results.attrs[SUMMARY]), folder)
+            results = run(stores, folder, settings, report)
+    summary = json.loads(results.attrs[SUMMARY])
+    if as_json:
+        typer.echo((folder / "summary.json").read_text(encoding="utf-8"))
+    else:
+        _print_alone(summary["alone"], [*stores, *(("--out", str(out)) if out else ())])
+        _print_summary(summary, folder)
+    if len(summary["models"]) > 1 and len(summary["alone"]) == len(summary["layers"]):
+        raise typer.Exit(PROBLEMS)
 
 
 def _parse_parameters(parameters: list[str], configured: Any) -> dict[str, Any]:
@@ -141,6 +155,25 @@ def _parse_groups(groups: list[str] | None) -> dict[str, list[str]] | None:
             raise typer.BadParameter(f"expected groups like small=seed0,seed1, each once, found {text!r}")
         parsed[name.strip()] = [model.strip() for model in models.split(",")]
     return parsed or None
+
+
+def _print_alone(alone: dict[str, str], arguments: list[str]) -> None:
+    """Say which layers were compared with none, and what would pair them."""
+    if not alone:
+        return
+    console = Console(soft_wrap=True)
+    shown = ", ".join(f"{layer} ({model})" for layer, model in list(alone.items())[:MOST_LEFT_OUT])
+    more = f" and {len(alone) - MOST_LEFT_OUT} more" if len(alone) > MOST_LEFT_OUT else ""
+    console.print(f"[bold yellow]compared with no other model:[/] {escape(shown)}{more}", highlight=False)
+    last = {model: layer for layer, model in alone.items()}
+    named = yaml.safe_dump({"layers": {"last": last}}, default_flow_style=True, width=10_000).strip()
+    command = f"repaudit analyze {' '.join(map(quote, arguments))}"
+    console.print("  to pair layers by relative depth:", highlight=False)
+    console.print(f"    {escape(command)} --match depth", highlight=False)
+    console.print("  to give one name to a layer of each model:", highlight=False)
+    console.print(
+        f"    echo {escape(quote(named))} > layers.yaml; {escape(command)} --config layers.yaml", highlight=False
+    )
 
 
 def _print_summary(summary: dict[str, Any], folder: Path) -> None:

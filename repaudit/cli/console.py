@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Annotated, Any
 
@@ -16,6 +16,9 @@ from repaudit.errors import CorruptStoreError, NotAStoreError, RepauditError, Un
 PROBLEMS, USAGE, BAD_STORE = 1, 2, 3
 
 Store = Annotated[str, typer.Argument(metavar="STORE", help="Path or URL of the store.")]
+Stores = Annotated[
+    list[str], typer.Argument(metavar="STORE...", help="Path or URL of the store, or several of the same samples.")
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Machine-readable result on stdout.")]
 Models = Annotated[str | None, typer.Option(help="Models, separated by commas.")]
 Layers = Annotated[str | None, typer.Option(help="Layer names as `repaudit info` shows them, separated by commas.")]
@@ -42,15 +45,15 @@ def _fail(error: object, code: int) -> None:
     raise typer.Exit(code)
 
 
-def parse_steps(text: str | None, store: str) -> list[int] | None:
-    """Parse ``0,10,100:200``: single steps and inclusive ranges of recorded steps."""
+def parse_steps(text: str | None, stores: Sequence[str]) -> list[int] | None:
+    """Parse ``0,10,100:200``: single steps and inclusive ranges of the steps recorded in some stores."""
     if text is None:
         return None
     from repaudit.store.read import catalog
     from repaudit.store.read.reader import open_store
 
-    tree = open_store(store)
-    recorded = sorted({step for model in catalog.models(tree) for step in catalog.steps(tree, model)})
+    trees = [open_store(store) for store in stores]
+    recorded = sorted({step for tree in trees for model in catalog.models(tree) for step in catalog.steps(tree, model)})
     chosen: list[int] = []
     for part in text.split(","):
         first, colon, last = part.strip().partition(":")

@@ -129,7 +129,7 @@ def copy(
     with one_line_errors():
         from repaudit.store.copying import copy_store
 
-        chosen = parse_steps(steps, source)
+        chosen = parse_steps(steps, [source])
         copied = copy_store(
             source, destination, models=parse_names(models), layers=parse_names(layers), steps=chosen,
             codec=cast("CodecName", codec), keepbits=keepbits,
@@ -152,5 +152,5 @@ def export(
     with one_line_errors():
         from repaudit.store.copying import export_layer
 
-        shape = export_layer(store, model, layer, path, steps=parse_steps(steps, store))
+        shape = export_layer(store, model, layer, path, steps=parse_steps(steps, [store]))
     typer.echo(f"{path}: {' x '.join(map(str, shape))}")

@@ -249,7 +249,7 @@ def test_scratch_of_a_dead_process_is_swept(planted_store, tmp_path):
 
 def test_scratch_of_a_process_that_another_namespace_cannot_see_stays(tmp_path):
     tmp_path.joinpath(f".repaudit-{'0' * 12}-1-1-1-x").mkdir()
-    with scratch(tmp_path) as mine, analysis_folder(tmp_path, tmp_path / "store.zarr"):
+    with scratch(tmp_path) as mine, analysis_folder(tmp_path, [tmp_path / "store.zarr"]):
         assert mine.is_dir()
         assert len(list(tmp_path.iterdir())) == 2
 

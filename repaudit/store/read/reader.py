@@ -11,7 +11,7 @@ import xarray as xr
 from zarr.storage import FsspecStore
 
 from repaudit.errors import CorruptStoreError
-from repaudit.names import ATTRS, CHECKSUM, MODELS, STEP, TEXT
+from repaudit.names import ATTRS, CHECKSUM, MODELS, STEP
 from repaudit.store.check.root_inspection import RootInspection
 from repaudit.store.format.documents import DOCUMENT, read_document
 from repaudit.store.format.layout import COLUMNS
@@ -87,20 +87,17 @@ def open_store(url: str | os.PathLike[str], storage_options: Mapping[str, Any] |
 
 
 def _plain_texts(tree: xr.DataTree) -> dict[str, xr.DataArray]:
-    """Return ids, labels and texts as NumPy strings, which every library sorts and compares."""
+    """Return ids, labels and texts as arrays of ``str``: other libraries do not know NumPy's own type of strings."""
     present = {name: tree.variables[name] for name in COLUMNS if name in tree.variables}
     try:
-        texts = {name: column.values.astype(object) for name, column in present.items()}
+        return {
+            name: xr.DataArray(column.values.astype(object), dims=column.dims, attrs=column.attrs)
+            for name, column in present.items()
+        }
     except (OSError, ValueError) as error:
         raise CorruptStoreError(
             f"the ids, labels or texts of the samples cannot be read ({error}): run `repaudit verify --data`"
         ) from error
-    return {
-        name: xr.DataArray(
-            texts[name] if name == TEXT else texts[name].astype(str), dims=column.dims, attrs=column.attrs
-        )
-        for name, column in present.items()
-    }
 
 
 def _keep_checksums(tree: xr.DataTree) -> None:

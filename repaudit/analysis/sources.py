@@ -1,0 +1,184 @@
+"""Where each model's activations come from: which store, which of its samples, which of its layers."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import xarray as xr
+from numpy.typing import NDArray
+
+from repaudit.analysis.layer_names import LayerNames
+from repaudit.analysis.settings import Settings
+from repaudit.analysis.shared_samples import SharedSamples, share_samples
+from repaudit.errors import AnalysisError
+from repaudit.names import ATTRS, CHECKSUM, LAYER, MODELS, PROBE, SAMPLE, encode_name
+from repaudit.store.format.layout import INPUTS_FINGERPRINT
+from repaudit.store.format.sample_set import inputs_key
+from repaudit.store.read import catalog
+from repaudit.store.read.activations import read_step, step_checksums
+from repaudit.store.read.reader import open_store
+
+
+@dataclass(frozen=True)
+class Source:
+    """One model as an analysis shows it: its store and its name there, the rows of the samples, its layers' names."""
+
+    url: str
+    fingerprint: str
+    model: str
+    layers: Mapping[str, str] | None = None
+    rows: NDArray[np.int64] | None = None
+
+    def recorded(self, layer: str) -> str:
+        """Return the name under which a layer was recorded."""
+        return layer if self.layers is None else self.layers[layer]
+
+    def take(self, values: xr.DataArray) -> xr.DataArray:
+        """Return the rows of the samples that are analysed, of values with a dim over all samples of the store."""
+        return values if self.rows is None else values.isel({SAMPLE: self.rows})
+
+    def identity(self, layer: str) -> tuple[Any, ...]:
+        """Return what, beside a step's checksum, determines activations: the inputs, model, layer and rows."""
+        chosen = () if self.rows is None else (hashlib.sha256(self.rows.tobytes()).hexdigest(),)
+        return (self.fingerprint, self.model, self.recorded(layer), *chosen)
+
+
+@dataclass(frozen=True)
+class Sources:
+    """All models of an analysis, in one tree of the samples that they share.
+
+    Attributes
+    ----------
+    tree : DataTree
+        As of one store, with the models and layers under the names that the analysis gives them.
+    of_model : dict of model name to Source
+    notes : what was left out
+    """
+
+    tree: xr.DataTree
+    trees: Mapping[str, xr.DataTree]
+    of_model: Mapping[str, Source]
+    notes: tuple[str, ...] = ()
+
+    def read(self, model: str, layer: str, step: int) -> xr.DataArray:
+        """Read the activations (sample, feature) of one step, checked by their checksum."""
+        source = self.of_model[model]
+        return source.take(read_step(self.trees[source.url], source.model, source.recorded(layer), step))
+
+    def checksums(self, model: str, layer: str) -> dict[int, int]:
+        """Return the checksum of a layer's stored activations at every step."""
+        source = self.of_model[model]
+        return step_checksums(self.trees[source.url], source.model, source.recorded(layer))
+
+    @property
+    def urls(self) -> str:
+        """The stores, as a text."""
+        return ", ".join(self.trees)
+
+
+def open_sources(urls: Sequence[str | os.PathLike[str]], settings: Settings) -> Sources:
+    """Open stores of the same samples as one, with the names that the settings give to layers.
+
+    Models of one name in several stores get the name of their store in front: ``a:seed0``. Samples that not all stores
+    have are left out, and the notes say so.
+
+    Raises
+    ------
+    AnalysisError
+        Stores without common samples, or where samples of one id differ; or a layer that no model has.
+    StoreError
+        A store cannot be opened.
+    """
+    given = [_everywhere(url) for url in urls]
+    if not given or len(set(given)) < len(given):
+        raise AnalysisError(f"expected one or more stores, each once, found {', '.join(given) or 'none'}")
+    trees = {url: open_store(url) for url in given}
+    shared = share_samples(trees) if len(trees) > 1 else SharedSamples({})
+    shown = _shown_names(trees)
+    recorded = {name: _recorded(trees[url], model) for name, (url, model) in shown.items()}
+    analysed = [len(layers) for name, layers in recorded.items() if name in (settings.models or shown)]
+    names = LayerNames(settings.layers_by_model, analysed if settings.match == "depth" else ())
+    names.refuse_unused(shown)
+    of_model = {
+        name: Source(url, _fingerprint(trees[url]), model, names.of_model(name, recorded[name]), shared.rows.get(url))
+        for name, (url, model) in shown.items()
+    }
+    if len(trees) == 1 and not names.renames:
+        return Sources(trees[given[0]], trees, of_model)
+    return Sources(_view(trees, of_model, shared), trees, of_model, shared.notes)
+
+
+def _recorded(tree: xr.DataTree, model: str) -> list[str]:
+    """Return the layers of a model that hold activations."""
+    layers = catalog.layers(tree, model)
+    return [layer for layer in layers if not catalog.holds_operators(catalog.activations(tree, model, layer))]
+
+
+def _fingerprint(tree: xr.DataTree) -> str:
+    return str(tree.attrs[ATTRS]["fingerprint"])
+
+
+def _shown_names(trees: Mapping[str, xr.DataTree]) -> dict[str, tuple[str, str]]:
+    """Return store and recorded name of every model by a name that is its own."""
+    found = [(url, model) for url, tree in trees.items() for model in catalog.models(tree)]
+    counts: dict[str, int] = {}
+    for _, model in found:
+        counts[model] = counts.get(model, 0) + 1
+    shown = {model if counts[model] == 1 else f"{_stem(url)}:{model}": (url, model) for url, model in found}
+    if len(shown) < len(found):
+        raise AnalysisError(
+            f"expected stores of different names where models have the same, found {', '.join(trees)}: rename one"
+        )
+    return shown
+
+
+def _stem(url: str) -> str:
+    return Path(url.rstrip("/").rpartition("/")[2]).name.removesuffix(".zarr")
+
+
+def _view(trees: Mapping[str, xr.DataTree], of_model: Mapping[str, Source], shared: SharedSamples) -> xr.DataTree:
+    """Return one tree with the shared samples, every encoding of them, and the models under their shown names."""
+    first = next(iter(trees))
+    root = trees[first].to_dataset()
+    attrs = {**root.attrs, ATTRS: {**root.attrs[ATTRS], "version": 2}}
+    if shared.rows:
+        root = root.isel({SAMPLE: shared.rows[first]})
+        attrs[ATTRS]["fingerprint"] = shared.fingerprint
+    groups: dict[str, xr.Dataset] = {"/": root.assign_attrs(attrs), PROBE: xr.Dataset(), MODELS: xr.Dataset()}
+    for url, tree in trees.items():
+        rows = shared.rows.get(url)
+        for fingerprint, encoded in catalog.all_inputs(tree).items():
+            some = encoded if rows is None else encoded.isel({SAMPLE: rows})
+            some = some.assign_attrs({INPUTS_FINGERPRINT: fingerprint}).drop_vars(SAMPLE, errors="ignore")
+            groups[f"{PROBE}/{inputs_key(fingerprint)}"] = some
+    for shown, source in of_model.items():
+        groups[f"{MODELS}/{encode_name(shown)}"] = _renamed(trees[source.url], shown, source)
+    return xr.DataTree.from_dict(groups)
+
+
+def _renamed(tree: xr.DataTree, shown: str, source: Source) -> xr.Dataset:
+    """Return a model's layers by the names that the analysis gives them, in its order."""
+    dataset = catalog.model_dataset(tree, source.model)
+    layers = source.layers
+    layers = {layer: layer for layer in catalog.layers(tree, source.model)} if layers is None else layers
+    arrays = {
+        encode_name(name): source.take(catalog.activations(tree, source.model, layer)).assign_attrs({LAYER: name})
+        for name, layer in layers.items()
+    }
+    steps = {name: array for name, array in dataset.coords.items() if LAYER not in array.dims and name != CHECKSUM}
+    steps.pop(SAMPLE, None)
+    attrs = {**dataset.attrs, ATTRS: {**dataset.attrs[ATTRS], "name": shown}}
+    bare = {key: array.drop_vars([name for name in array.coords if name not in steps]) for key, array in arrays.items()}
+    return xr.Dataset(bare, coords={**steps, LAYER: np.array(list(layers), dtype=object)}, attrs=attrs)
+
+
+def _everywhere(url: str | os.PathLike[str]) -> str:
+    """Return the URL for other processes: a path becomes absolute."""
+    text = os.fspath(url)
+    return text if "://" in text else str(Path(text).absolute())
