@@ -93,6 +93,7 @@ class RootInspection:
             for name in self.coordinates:
                 yield from self._coordinate_problems(name, self.samples)
             yield from self._probe_problems(self.samples)
+            yield from self._group_problems()
 
     def _models_problems(self) -> Iterator[Problem]:
         path, empty = f"{MODELS}/{DOCUMENT}", group_document({})
@@ -184,11 +185,13 @@ class RootInspection:
         listed = {key.partition("/")[0] for key in self.listed_inputs()}
         return [f"{PROBE}/{key}" for key in self._group_keys() if listed and key not in listed and not self._group(key)]
 
-    def _own_input_problems(self) -> Iterator[Problem]:
+    def _group_problems(self) -> Iterator[Problem]:
         for key, group in self._listed_groups().items():
             if self.read(_path(key)) != group:
                 message = f"{_path(key)} is missing, or is not what {PROBE}/{DOCUMENT} lists"
                 yield Problem(_path(key), "damaged_metadata", message, remedy=group)
+
+    def _own_input_problems(self) -> Iterator[Problem]:
         for key, array in self.listed_inputs().items():
             path = _path(key)
             document = self.read(path)
