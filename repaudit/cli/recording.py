@@ -19,7 +19,13 @@ def record(
     probe: Annotated[
         Path, typer.Option(help="Probe file: .txt (one text per line), .jsonl or .csv (text, label, id).")
     ],
-    layers: Annotated[str, typer.Option(help="Layer paths separated by commas, e.g. 'layers[*],norm'.")],
+    layers: Annotated[
+        list[str],
+        typer.Option(
+            help="Layers separated by commas, e.g. 'layers[*],norm', 'last=layers[-1]', 'depth:0.5'; "
+            "'MODEL:last=...' for one model alone; repeatable."
+        ),
+    ],
     store: Annotated[str, typer.Option(help="Path or URL of the store; created if missing.")],
     revision: Annotated[list[str] | None, typer.Option(help="Revision to record, e.g. step1000; repeatable.")] = None,
     name: Annotated[list[str] | None, typer.Option(help="Name in the store, one per model; repeatable.")] = None,
@@ -38,19 +44,16 @@ def record(
 ) -> None:
     """Record pretrained models, or series of their checkpoints, without training."""
     with one_line_errors():
+        from repaudit.capture.extract.layer_text import split_layer_texts
         from repaudit.capture.pretrained.record_pretrained import record_pretrained
 
+        texts = [text for several in layers for text in split_layer_texts(several)]
         recorded = record_pretrained(
-            models, probe, split_paths(layers), store, revisions=revision or (), names=name, config=config,
-            tokenizer=tokenizer, max_length=max_length, batch_size=batch_size, trust_remote_code=trust_remote_code,
+            models, probe, texts, store, revisions=revision or (), names=name, config=config, tokenizer=tokenizer,
+            max_length=max_length, batch_size=batch_size, trust_remote_code=trust_remote_code,
         )  # fmt: skip
     if as_json:
         typer.echo(json.dumps(recorded, indent=2))
         return
     for model, steps in recorded.items():
         typer.echo(f"{model}: recorded at step {', '.join(map(str, steps))}")
-
-
-def split_paths(text: str) -> list[str]:
-    """Split layer paths at commas."""
-    return [path.strip() for path in text.split(",") if path.strip()]

@@ -12,7 +12,7 @@ from torch import nn
 
 from repaudit.capture.extract.forward_inputs import ForwardInputs
 from repaudit.capture.extract.hidden_states import HiddenStates
-from repaudit.capture.extract.layer_paths import Layer
+from repaudit.capture.extract.layer import Layer
 from repaudit.capture.extract.pooling import pool, tokens_before_features
 from repaudit.capture.extract.wrappers import config_of, layers_root, n_virtual_tokens, network
 from repaudit.capture.probe_set.probe_set import ATTENTION_MASK
@@ -31,9 +31,7 @@ class Recording:
         self.net = network(model)
         self._arguments = ForwardInputs(self.net)
         self.source_dtypes: dict[str, str] = {}
-        self._hidden = HiddenStates(
-            layers_root(model), [x for x in layers if x.spec.extraction_point == "hidden_states"]
-        )
+        self._hidden = HiddenStates(layers_root(model), [x for x in layers if x.point == "hidden_states"])
         self._decoder = _decoder_parts(self.net)
         self._n_virtual = n_virtual_tokens(self.net)
         self._stop_early = False
@@ -50,9 +48,9 @@ class Recording:
     def __enter__(self) -> Recording:
         self._stack = ExitStack()
         for layer in self.layers:
-            if layer.spec.extraction_point == "output":
+            if layer.point == "output":
                 handle = layer.module.register_forward_hook(self._on_output(layer))
-            elif layer.spec.extraction_point == "input":
+            elif layer.point == "input":
                 handle = layer.module.register_forward_pre_hook(self._on_input(layer), with_kwargs=True)
             else:
                 continue

@@ -14,6 +14,7 @@ from torch import nn
 from repaudit.capture.extract.layer_spec import LayerSpec
 from repaudit.capture.isolate.isolation import shape_sum_norm
 from repaudit.capture.pretrained.loading import Loader
+from repaudit.capture.pretrained.model_layers import layers_of_models
 from repaudit.capture.pretrained.sources import Source, find_sources
 from repaudit.capture.probe_set.files import read_probe_file
 from repaudit.capture.probe_set.probe_set import ATTENTION_MASK, ProbeSet
@@ -53,7 +54,9 @@ def record_pretrained(
         A ``.txt``, ``.jsonl`` or ``.csv`` file, or a probe set. All models of a store share one; texts are cut to
         ``max_length`` tokens by the models' tokenizer, which must be the same for all.
     layers
-        Layer specs, or plain paths.
+        Layer specs, or plain texts ``[MODEL:][NAME=]PATH``. A text with a model (its name in the store) is for that one
+        alone; the others are for every model that has none of the same name: ``"penultimate=encoder.layer[-2]",
+        "smol:penultimate=model.layers[-2]"``. Names that hold ``:``, ``=`` or ``,`` go in quotes.
     store
         Path or URL.
     revisions
@@ -83,6 +86,8 @@ def record_pretrained(
     PretrainedError
         When a path or id holds no model, when checkpoints have no steps or the same ones, when the models' tokenizers
         disagree on the texts, or when the store holds another model under a model's name.
+    LayerPathError
+        When a layer is meant for a model that is not recorded, or its path does not resolve.
 
     See Also
     --------
@@ -101,6 +106,7 @@ def record_pretrained(
     {'tiny': [0]}
     """
     chosen = _names(models, names)
+    layers_of = layers_of_models(layers, chosen)
     series = {name: find_sources(model, revisions) for name, model in zip(chosen, models, strict=True)}
     loader = Loader(trust_remote_code, config, tokenizer)
     if isinstance(probe_file, ProbeSet):
@@ -111,7 +117,10 @@ def record_pretrained(
     options: dict[str, Any] = {"batch_size": 32, "on_store_error": "raise"} | recorder_options
     return {
         name: _record_series(
-            Recorder(store, name, probe_set, layers, **options), sources, loader, options.get("storage_options")
+            Recorder(store, name, probe_set, layers_of[name], **options),
+            sources,
+            loader,
+            options.get("storage_options"),
         )
         for name, sources in series.items()
     }
