@@ -41,8 +41,7 @@ class HiddenStates:
                         if _FLAG not in module.__dict__:
                             stack.callback(module.__dict__.pop, _FLAG, None)
                     stack.callback(model.register_forward_pre_hook(_asker(running), with_kwargs=True).remove)
-                    leave = _reader(running, wanted, record)
-                    stack.callback(model.register_forward_hook(leave, always_call=True).remove)
+                    stack.callback(model.register_forward_hook(_reader(running, wanted, record)).remove)
             yield
 
 
@@ -57,12 +56,11 @@ def _asker(running: list[nn.Module]) -> Callable[[nn.Module, Any, dict[str, Any]
 def _reader(
     running: list[nn.Module], wanted: list[tuple[Layer, StatesEntry]], record: Callable[[Layer, Any], None]
 ) -> Callable[[nn.Module, Any, Any], None]:
-    """Return a hook that reads the states of the outermost model; it also runs, without output, after a failure."""
+    """Return a hook that reads the states of the outermost model."""
 
     def hook(model: nn.Module, _args: Any, output: Any) -> None:
-        if model in running:
-            del running[running.index(model) :]
-        if running or output is None:
+        del running[running.index(model) :]  # with what a forward that failed left inside
+        if running:
             return
         states = getattr(output, "hidden_states", None)
         for layer, entry in wanted:

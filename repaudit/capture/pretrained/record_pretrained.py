@@ -9,13 +9,12 @@ from os import PathLike
 from pathlib import Path
 from typing import Any, Final
 
-from torch import nn
-
 from repaudit.capture.extract.layer_spec import LayerSpec
 from repaudit.capture.isolate.isolation import shape_sum_norm
-from repaudit.capture.pretrained.loading import Loader
+from repaudit.capture.pretrained.loading import Loaded, Loader
 from repaudit.capture.pretrained.model_layers import layers_of_models
 from repaudit.capture.pretrained.sources import Source, find_sources
+from repaudit.capture.pretrained.unset_weights import refuse_unset
 from repaudit.capture.probe_set.files import read_probe_file
 from repaudit.capture.probe_set.probe_set import ATTENTION_MASK, ProbeSet
 from repaudit.capture.record.recorder import Recorder
@@ -132,21 +131,32 @@ def _record_series(
     """Record one model's sets of weights, unless the store has another model of its name."""
     with recorder:
         for source in sources:
-            model = loader.model(source)
+            loaded = loader.load(source)
             if source is sources[0]:
-                recorder.model_attrs[SOURCE] = _identity(source, model)
+                recorder.model_attrs[SOURCE] = _identity(source, loaded)
                 _refuse_another(recorder, storage_options)
-                recorder.open(model)
+            _refuse_unset(source, loaded, recorder)
+            if source is sources[0]:
+                recorder.open(loaded.model)
             if not recorder.has(source.step):
-                recorder.audit(model, source.step)
+                recorder.audit(loaded.model, source.step)
     return recorder.steps
 
 
-def _identity(source: Source, model: nn.Module) -> dict[str, Any]:
+def _identity(source: Source, loaded: Loaded) -> dict[str, Any]:
     """Return what distinguishes a model from others of its name: its first weights, and their origin."""
-    values = {name: shape_sum_norm(parameter) for name, parameter in model.named_parameters()}
+    unset = {id(tensor) for tensor in loaded.unset.values()}
+    values = {
+        name: shape_sum_norm(parameter)
+        for name, parameter in loaded.model.named_parameters()
+        if id(parameter) not in unset
+    }
     weights = hashlib.sha256(json.dumps(values).encode()).hexdigest()
     return {"place": source.place, "revision": source.revision, "step": source.step, "weights": weights}
+
+
+def _refuse_unset(source: Source, loaded: Loaded, recorder: Recorder) -> None:
+    refuse_unset(source.place, loaded.model, loaded.unset, recorder.auditor.extractor.layer_specs, recorder.probe_set)
 
 
 def _refuse_another(recorder: Recorder, storage_options: Mapping[str, Any] | None) -> None:
