@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
 from repaudit.cli.console import AsJson, one_line_errors
 
+Pooling = Literal["mean", "last_token", "cls", "all", "own"]
+
 
 def record(
     models: Annotated[
         list[str],
-        typer.Argument(metavar="MODEL...", help="Local folders, hub ids, .gguf files, or folders of checkpoints."),
+        typer.Argument(
+            metavar="MODEL...", help="Folders, hub ids, adapters, .gguf or .ckpt files, folders of checkpoints."
+        ),
     ],
     probe: Annotated[
         Path, typer.Option(help="Probe file: .txt (one text per line), .jsonl or .csv (text, label, id).")
@@ -30,11 +34,17 @@ def record(
     revision: Annotated[list[str] | None, typer.Option(help="Revision to record, e.g. step1000; repeatable.")] = None,
     name: Annotated[list[str] | None, typer.Option(help="Name in the store, one per model; repeatable.")] = None,
     config: Annotated[
-        str | None, typer.Option(help="Path or id with the config (and tokenizer) of Lightning checkpoints.")
+        str | None,
+        typer.Option(
+            help="Path or id with the config (and tokenizer) of Lightning checkpoints, or the base model of an adapter."
+        ),
     ] = None,
     tokenizer: Annotated[
         str | None, typer.Option(help="Path or id of the tokenizer, instead of the models' tokenizers.")
     ] = None,
+    pooling: Annotated[
+        Pooling, typer.Option(help="How tokens are pooled; own: as each sentence-transformers model does itself.")
+    ] = "mean",
     max_length: Annotated[int, typer.Option(min=1, help="Most tokens per text; longer texts are cut.")] = 64,
     batch_size: Annotated[int, typer.Option(min=1, help="Samples per forward.")] = 32,
     trust_remote_code: Annotated[
@@ -50,7 +60,7 @@ def record(
         texts = [text for several in layers for text in split_layer_texts(several)]
         recorded = record_pretrained(
             models, probe, texts, store, revisions=revision or (), names=name, config=config, tokenizer=tokenizer,
-            max_length=max_length, batch_size=batch_size, trust_remote_code=trust_remote_code,
+            max_length=max_length, pooling=pooling, batch_size=batch_size, trust_remote_code=trust_remote_code,
         )  # fmt: skip
     if as_json:
         typer.echo(json.dumps(recorded, indent=2))

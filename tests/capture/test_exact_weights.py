@@ -267,11 +267,28 @@ def test_a_base_that_moved_is_told_and_given(adapters):
     assert steps == {"checkpoint-10": [0]}
     other = save(folder / "other", tf.BertModel, tf.BertConfig(**SMALL))
     assert type(other) is tf.BertModel
-    with pytest.raises(PretrainedError, match="does not fit BertModel"):
+    with pytest.raises(PretrainedError, match=r"cannot be loaded.*AutoModelForCausalLM|does not fit"):
         record_pretrained([place], PROBE, ["encoder.layer[0]"], folder / "t.zarr", config=folder / "other")
     (place / "adapter_config.json").write_text("{}")
     with pytest.raises(PretrainedError, match="names no base model"):
         record_pretrained([place], PROBE, ["model.norm"], folder / "u.zarr")
     (place / "adapter_config.json").write_text("[")
-    with pytest.raises(PretrainedError, match="is not a JSON object"):
+    with pytest.raises(PretrainedError, match="is not JSON"):
         record_pretrained([place], PROBE, ["model.norm"], folder / "v.zarr")
+
+
+@pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")  # PEFT's own call
+@pytest.mark.parametrize("head", [tf.BertForSequenceClassification, tf.RobertaForSequenceClassification])
+def test_an_adapter_brings_the_head_of_its_task(tmp_path, head):
+    peft = pytest.importorskip("peft")
+    bare = tf.BertModel if head is tf.BertForSequenceClassification else tf.RobertaModel
+    save(tmp_path / "base", bare, bare.config_class(**SMALL))
+    config = peft.LoraConfig(target_modules=["query"], init_lora_weights=False, task_type="SEQ_CLS")
+    model = peft.get_peft_model(head.from_pretrained(tmp_path / "base", num_labels=5), config).eval()
+    model.save_pretrained(tmp_path / "adapter")
+    layers = ["classifier", "hidden_states[-1]"]
+    assert record_pretrained([tmp_path / "adapter"], PROBE, layers, tmp_path / "s.zarr") == {"adapter": [0]}
+    found = ra.open_store(tmp_path / "s.zarr").repaudit
+    for layer, value in ra.ActivationExtractor(layers).extract(model, PROBE).items():
+        np.testing.assert_allclose(found.activations("adapter", layer)[0], value, rtol=1e-4, atol=1e-5)
+    assert found.activations("adapter", "classifier").shape[-1] == 5

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from os import PathLike
 from pathlib import Path
@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from repaudit.capture.extract.layer_spec import Reduction
-from repaudit.capture.pretrained.adapters import base_of, with_adapter
+from repaudit.capture.pretrained.adapters import base_class, base_of, n_labels, still_unset, with_adapter
 from repaudit.capture.pretrained.architectures import build, load_fitting, model_classes, quiet
 from repaudit.capture.pretrained.lightning_checkpoint import load_state, read_lightning
 from repaudit.capture.pretrained.sentence_embedding import own_pooling
@@ -59,18 +59,26 @@ class Loader:
         PretrainedError
             When the path or id does not hold such a model, or its code would have to run.
         """
+        if source.adapter is not None:
+            return self._with_adapter(source, source.adapter)
+        with quiet():
+            return Loaded(self._from_lightning(source)) if source.is_lightning else self._from_pretrained(source)
+
+    def _from_pretrained(self, source: Source, model_class: Any = None, **more: Any) -> Loaded:
         from transformers import AutoConfig
 
-        if source.adapter is not None:
-            base = self.load(self._base(source, source.adapter))
-            return replace(base, model=with_adapter(base.model, source.adapter))
-        with quiet():
-            if source.is_lightning:
-                return Loaded(self._from_lightning(source))
-            classes = model_classes(self._load(AutoConfig, source))
-            options: dict[str, Any] = {"dtype": "auto", "output_loading_info": True, **_dequantized(source)}
-            model, unset = load_fitting(classes, partial(self._load, source=source, **options))
+        classes = model_classes(self._load(AutoConfig, source)) if model_class is None else [model_class]
+        options = {"dtype": "auto", "output_loading_info": True, **_dequantized(source), **more}
+        model, unset = load_fitting(classes, partial(self._load, source=source, **options))
         return Loaded(model.eval(), unset)
+
+    def _with_adapter(self, source: Source, folder: Path) -> Loaded:
+        labels = n_labels(folder)
+        more = {} if labels is None else {"num_labels": labels}
+        with quiet():
+            base = self._from_pretrained(self._base(source, folder), base_class(folder), **more)
+            model = with_adapter(base.model, folder)
+        return Loaded(model, still_unset(model, base.unset))
 
     def tokenizer(self, source: Source) -> Any:
         """Return the tokenizer of a set of weights: the one passed, its own, or that of the config or base."""

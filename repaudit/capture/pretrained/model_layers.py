@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from difflib import get_close_matches
 
-from repaudit.capture.extract.layer_spec import LayerSpec
+from repaudit.capture.extract.layer_spec import LayerSpec, Reduction
 from repaudit.capture.extract.layer_text import parse_layer_text
 from repaudit.errors import LayerPathError
 
 
-def layers_of_models(layers: Iterable[LayerSpec | str] | str, names: Sequence[str]) -> dict[str, list[LayerSpec]]:
+def layers_of_models(
+    layers: Iterable[LayerSpec | str] | str, names: Sequence[str], pooling: Mapping[str, Reduction] | None = None
+) -> dict[str, list[LayerSpec]]:
     """Return the layers of each model: its own ``MODEL:...`` and, unless it has one of that name, those of all.
+
+    Parameters
+    ----------
+    pooling
+        How each model's tokens are pooled where a layer is given as a text; the mean by default.
 
     Raises
     ------
@@ -26,8 +34,12 @@ def layers_of_models(layers: Iterable[LayerSpec | str] | str, names: Sequence[st
     >>> [spec.path for spec in layers["bert"]], [spec.path for spec in layers["smol"]]
     (['encoder.layer[-2]'], ['model.layers[-2]'])
     """
-    specs = [_spec_and_model(layer, names) for layer in ([layers] if isinstance(layers, str | LayerSpec) else layers)]
+    given = [layers] if isinstance(layers, str | LayerSpec) else list(layers)
+    specs = [_spec_and_model(layer, names) for layer in given]
+    is_text = {id(spec) for layer, (spec, _) in zip(given, specs, strict=True) if not isinstance(layer, LayerSpec)}
     chosen = {name: _layers_of(name, specs) for name in names}
+    for name, reduce in (pooling or {}).items():
+        chosen[name] = [replace(spec, reduce=reduce) if id(spec) in is_text else spec for spec in chosen[name]]
     for name, found in chosen.items():
         if not found:
             raise LayerPathError(f"model {name!r}: expected at least one layer, found layers for other models alone")

@@ -7,9 +7,9 @@ import json
 from collections.abc import Mapping, Sequence
 from os import PathLike
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Literal
 
-from repaudit.capture.extract.layer_spec import LayerSpec
+from repaudit.capture.extract.layer_spec import LayerSpec, Reduction
 from repaudit.capture.isolate.isolation import shape_sum_norm
 from repaudit.capture.pretrained.loading import Loaded, Loader
 from repaudit.capture.pretrained.model_layers import layers_of_models
@@ -23,6 +23,8 @@ from repaudit.names import ATTRS
 from repaudit.store.format.documents import DOCUMENT, read_document
 from repaudit.store.format.layout import model_key
 from repaudit.store.storage.place import open_storage
+
+Pooling = Reduction | Literal["own"]
 
 SOURCE: Final = "source"
 """The attribute of a model that says where its weights came from."""
@@ -40,6 +42,7 @@ def record_pretrained(
     max_length: int = 64,
     tokenizer: Any = None,
     config: Any = None,
+    pooling: Pooling = "mean",
     **recorder_options: Any,
 ) -> dict[str, list[int]]:
     """Record pretrained models, or series of their checkpoints, into a store.
@@ -47,8 +50,10 @@ def record_pretrained(
     Parameters
     ----------
     models
-        Each a local folder, a hub id, a ``.gguf`` file, a Lightning checkpoint (``.ckpt``), or a folder of checkpoints
-        (Hugging Face's ``checkpoint-N``, or Lightning's).
+        Each a local folder (of transformers, of sentence-transformers, or of a PEFT adapter, which is put onto its base
+        model), a hub id, a ``.gguf`` file, a Lightning checkpoint (``.ckpt``), or a folder of checkpoints (Hugging
+        Face's ``checkpoint-N``, or Lightning's). A model is of the class that its config names, and a layer that
+        depends on weights which its checkpoint does not hold is refused.
     probe_file
         A ``.txt``, ``.jsonl`` or ``.csv`` file, or a probe set. All models of a store share one; texts are cut to
         ``max_length`` tokens by the models' tokenizer, which must be the same for all.
@@ -66,7 +71,10 @@ def record_pretrained(
         Used for all models instead of the ones that come with them: a tokenizer, or a path or hub id.
     config
         For Lightning checkpoints, what their weights are loaded into: a config, a model, or a path or hub id, whose
-        tokenizer is then used.
+        tokenizer is then used. For adapters, the path or hub id of their base model, if it is not where they say.
+    pooling
+        How tokens are pooled in layers given as texts: ``"mean"``, ``"last_token"``, ``"cls"``, ``"all"`` of them, or
+        ``"own"``, as each model of sentence-transformers does itself.
     max_length
         Tokens kept of each text.
     trust_remote_code
@@ -105,9 +113,11 @@ def record_pretrained(
     {'tiny': [0]}
     """
     chosen = _names(models, names)
-    layers_of = layers_of_models(layers, chosen)
+    layers_of_models(layers, chosen)  # what is wrong with them is said first
     series = {name: find_sources(model, revisions) for name, model in zip(chosen, models, strict=True)}
     loader = Loader(trust_remote_code, config, tokenizer)
+    poolings = {name: loader.pooling(sources[0]) if pooling == "own" else pooling for name, sources in series.items()}
+    layers_of = layers_of_models(layers, chosen, poolings)
     if isinstance(probe_file, ProbeSet):
         probe_set = probe_file
     else:
