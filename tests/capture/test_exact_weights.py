@@ -223,6 +223,13 @@ def test_one_gguf_file_in_a_folder_is_the_model(tmp_path):
         find_sources(tmp_path)
 
 
+def test_one_model_in_a_folder_is_the_model(tmp_path):
+    save(tmp_path / "unpacked" / "all-mpnet-base-v2", tf.BertModel, tf.BertConfig(**SMALL))
+    assert [(source.step, source.place[-4:]) for source in find_sources(tmp_path / "unpacked")] == [(0, "e-v2")]
+    save(tmp_path / "run" / "checkpoint-20", tf.BertModel, tf.BertConfig(**SMALL))
+    assert [source.step for source in find_sources(tmp_path / "run")] == [20]
+
+
 @pytest.fixture
 def adapters(tmp_path):
     """A base model, and a Trainer-like series of two LoRA adapters for it."""

@@ -16,6 +16,7 @@ from repaudit.capture.pretrained.sentence_embedding import MODULES, transformer_
 from repaudit.errors import PretrainedError
 
 _NUMBER: Final = re.compile(r"(\d+)(?!.*\d)")
+_CHECKPOINT: Final = re.compile(r"checkpoint|step")
 _STEP: Final = re.compile(r"step[=_\-]?(\d+)")
 _LAST: Final = "last.ckpt"
 _TRAINER_STATE: Final = "trainer_state.json"
@@ -95,6 +96,9 @@ def _checkpoints(folder: Path) -> Iterator[Source]:
             f"{folder}: expected a model (config.json), an adapter ({ADAPTER}), one .gguf file, or checkpoints "
             f"(folders such as checkpoint-500, or *.ckpt), found {held or 'nothing'}"
         )
+    if len(paths) == 1 and paths[0].is_dir() and not _CHECKPOINT.search(paths[0].name):
+        yield Source(str(paths[0]), 0)  # a model in a folder of its own, as archives unpack
+        return
     sources = [
         Source(str(path), _checkpoint_step(path), file=path if path.is_file() else None)
         for path in paths
