@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -20,9 +20,6 @@ def record(
             metavar="MODEL...", help="Folders, hub ids, adapters, .gguf or .ckpt files, folders of checkpoints."
         ),
     ],
-    probe: Annotated[
-        Path, typer.Option(help="Probe file: .txt (one text per line), .jsonl or .csv (text, label, id).")
-    ],
     layers: Annotated[
         list[str],
         typer.Option(
@@ -31,6 +28,17 @@ def record(
         ),
     ],
     store: Annotated[str, typer.Option(help="Path or URL of the store; created if missing.")],
+    probe: Annotated[
+        Path | None, typer.Option(help="Probe file: .txt (one text per line), .jsonl or .csv (text, label, id).")
+    ] = None,
+    images: Annotated[
+        Path | None, typer.Option(help="Folder of images instead; the names of subfolders are their labels.")
+    ] = None,
+    dataset: Annotated[
+        Path | None,
+        typer.Option(help="Data set of images, sounds or texts instead: saved by datasets' save_to_disk, or parquet."),
+    ] = None,
+    label: Annotated[str | None, typer.Option(help="The data set's column of labels, if it is not 'label'.")] = None,
     revision: Annotated[list[str] | None, typer.Option(help="Revision to record, e.g. step1000; repeatable.")] = None,
     name: Annotated[list[str] | None, typer.Option(help="Name in the store, one per model; repeatable.")] = None,
     config: Annotated[
@@ -59,11 +67,32 @@ def record(
 
         texts = [text for several in layers for text in split_layer_texts(several)]
         recorded = record_pretrained(
-            models, probe, texts, store, revisions=revision or (), names=name, config=config, tokenizer=tokenizer,
-            max_length=max_length, pooling=pooling, batch_size=batch_size, trust_remote_code=trust_remote_code,
+            models, _samples(probe, images, dataset, label), texts, store, revisions=revision or (), names=name,
+            config=config, tokenizer=tokenizer, max_length=max_length, pooling=pooling, batch_size=batch_size,
+            trust_remote_code=trust_remote_code,
         )  # fmt: skip
     if as_json:
         typer.echo(json.dumps(recorded, indent=2))
         return
     for model, steps in recorded.items():
         typer.echo(f"{model}: recorded at step {', '.join(map(str, steps))}")
+
+
+def _samples(probe: Path | None, images: Path | None, dataset: Path | None, label: str | None) -> Any:
+    """Return what is recorded of each model: a probe file, or the samples in a folder or a data set."""
+    given = [name for name, value in (("--probe", probe), ("--images", images), ("--dataset", dataset)) if value]
+    if len(given) != 1:
+        raise typer.BadParameter(
+            f"expected one of --probe, --images and --dataset, found {' and '.join(given) or 'none'}"
+        )
+    if label is not None and dataset is None:
+        raise typer.BadParameter(f"--label names a column of a --dataset, found {given[0]}")
+    if images is not None:
+        from repaudit.capture.pretrained.samples import read_images
+
+        return read_images(images)
+    if dataset is not None:
+        from repaudit.capture.pretrained.dataset_files import read_dataset
+
+        return read_dataset(dataset, label)
+    return probe

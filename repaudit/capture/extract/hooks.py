@@ -103,6 +103,7 @@ class Recording:
         if layer.module in self._decoder:
             has_tokens = inputs.get("decoder_input_ids") is not None
             mask = _mask(inputs.get("decoder_attention_mask", None if has_tokens else mask))
+        mask = _of_frames(self.net, mask, value)
         pooled = pool(self._without_prompt(value, inputs), mask, layer.spec.reduce, layer.name)
         return pooled.clone() if _shares_memory(pooled, value) else pooled
 
@@ -153,6 +154,19 @@ class Recording:
 
 def _mask(value: Any) -> torch.Tensor | None:
     return value if isinstance(value, torch.Tensor) and value.ndim == 2 else None
+
+
+def _of_frames(net: nn.Module, mask: torch.Tensor | None, value: torch.Tensor) -> torch.Tensor | None:
+    """Return the mask of a speech model's frames, where the mask is that of the waveform they were made of."""
+    n_frames, to_frames = (
+        getattr(net, f"_get_{name}", None) for name in ("feat_extract_output_lengths", "feature_vector_attention_mask")
+    )
+    if mask is None or n_frames is None or to_frames is None or value.ndim != 3 or value.shape[1] == mask.shape[1]:
+        return mask
+    if value.shape[1] != int(n_frames(torch.tensor(mask.shape[1]))):
+        return mask
+    frames: torch.Tensor = to_frames(value.shape[1], mask)
+    return frames
 
 
 def _shares_memory(first: torch.Tensor, second: torch.Tensor) -> bool:

@@ -16,6 +16,7 @@ from repaudit.capture.extract.layer_spec import Reduction
 from repaudit.capture.pretrained.adapters import base_class, base_of, n_labels, still_unset, with_adapter
 from repaudit.capture.pretrained.architectures import build, load_fitting, model_classes, quiet
 from repaudit.capture.pretrained.lightning_checkpoint import load_state, read_lightning
+from repaudit.capture.pretrained.samples import Kind
 from repaudit.capture.pretrained.sentence_embedding import own_pooling
 from repaudit.capture.pretrained.sources import Source
 from repaudit.errors import PretrainedError
@@ -83,6 +84,12 @@ class Loader:
     def tokenizer(self, source: Source) -> Any:
         """Return the tokenizer of a set of weights: the one passed, its own, or that of the config or base."""
         return self._processor("AutoTokenizer", source, "tokenizer")
+
+    def preprocessor(self, source: Source, kind: Kind) -> Any:
+        """Return what makes a model's inputs of images or sounds: the one passed, its own, or that of the config."""
+        auto = "AutoImageProcessor" if kind == "image" else "AutoFeatureExtractor"
+        with quiet():
+            return self._processor(auto, source, "preprocessor")
 
     def pooling(self, source: Source) -> Reduction:
         """Return how a model of sentence-transformers pools tokens.

@@ -13,6 +13,8 @@ from repaudit.capture.extract.layer_spec import LayerSpec, Reduction
 from repaudit.capture.isolate.isolation import shape_sum_norm
 from repaudit.capture.pretrained.loading import Loaded, Loader
 from repaudit.capture.pretrained.model_layers import layers_of_models
+from repaudit.capture.pretrained.preprocessing import preprocessed
+from repaudit.capture.pretrained.samples import Samples
 from repaudit.capture.pretrained.sources import Source, find_sources
 from repaudit.capture.pretrained.unset_weights import refuse_unset
 from repaudit.capture.probe_set.files import read_probe_file
@@ -32,7 +34,7 @@ SOURCE: Final = "source"
 
 def record_pretrained(
     models: Sequence[str | PathLike[str]],
-    probe_file: str | PathLike[str] | ProbeSet,
+    probe_file: str | PathLike[str] | ProbeSet | Samples,
     layers: Sequence[LayerSpec | str],
     store: str | PathLike[str],
     *,
@@ -55,8 +57,11 @@ def record_pretrained(
         Face's ``checkpoint-N``, or Lightning's). A model is of the class that its config names, and a layer that
         depends on weights which its checkpoint does not hold is refused.
     probe_file
-        A ``.txt``, ``.jsonl`` or ``.csv`` file, or a probe set. All models of a store share one; texts are cut to
-        ``max_length`` tokens by the models' tokenizer, which must be the same for all.
+        A ``.txt``, ``.jsonl`` or ``.csv`` file, a probe set, or samples that
+        :func:`repaudit.capture.pretrained.samples.read_images` or
+        :func:`repaudit.capture.pretrained.dataset_files.read_dataset` read. All models of a store share one; texts are
+        cut to ``max_length`` tokens by the models' tokenizer, which must be the same for all, and so must be the
+        preprocessing of images and sounds, which is the models' own.
     layers
         Layer specs, or plain texts ``[MODEL:][NAME=]PATH``. A text with a model (its name in the store) is for that one
         alone; the others are for every model that has none of the same name: ``"penultimate=encoder.layer[-2]",
@@ -120,6 +125,8 @@ def record_pretrained(
     layers_of = layers_of_models(layers, chosen, poolings)
     if isinstance(probe_file, ProbeSet):
         probe_set = probe_file
+    elif isinstance(probe_file, Samples) and probe_file.kind != "text":
+        probe_set = _preprocessed(probe_file, series, loader)
     else:
         tokenizers = {name: loader.tokenizer(sources[0]) for name, sources in series.items()}
         probe_set = _shared_probe_set(probe_file, tokenizers, max_length)
@@ -200,7 +207,22 @@ def _name_of(model: str | PathLike[str]) -> str:
     return Path(model).resolve().name.removesuffix(".gguf") if Path(model).exists() else str(model).rsplit("/", 1)[-1]
 
 
-def _shared_probe_set(path: str | PathLike[str], tokenizers: Mapping[str, Any], max_length: int) -> ProbeSet:
+def _preprocessed(samples: Samples, series: Mapping[str, Sequence[Source]], loader: Loader) -> ProbeSet:
+    """Return the probe set of models whose own preprocessing agrees on it."""
+    made = {
+        name: preprocessed(samples, loader.preprocessor(sources[0], samples.kind)) for name, sources in series.items()
+    }
+    (first, probe_set), *others = made.items()
+    for name, other in others:
+        if other.fingerprint != probe_set.fingerprint:
+            raise PretrainedError(
+                f"models {first!r} and {name!r} make other inputs of the same samples: {probe_set} and {other}; a "
+                f"store has one probe set: record {name!r} into another store"
+            )
+    return probe_set
+
+
+def _shared_probe_set(path: str | PathLike[str] | Samples, tokenizers: Mapping[str, Any], max_length: int) -> ProbeSet:
     """Return the probe set of models whose tokenizers agree on it; padding, which is masked, may differ."""
     first, *others = tokenizers
     probe_set = _probe_set(path, tokenizers[first], max_length)
@@ -228,6 +250,6 @@ def _brief(ids: list[int], most: int = 6) -> str:
     return f"{len(ids)} tokens ({', '.join(map(str, ids[:most]))}{', ...' if len(ids) > most else ''})"
 
 
-def _probe_set(path: str | PathLike[str], tokenizer: Any, max_length: int) -> ProbeSet:
-    texts, labels, ids = read_probe_file(path)
+def _probe_set(path: str | PathLike[str] | Samples, tokenizer: Any, max_length: int) -> ProbeSet:
+    texts, labels, ids = (path.values, path.labels, path.ids) if isinstance(path, Samples) else read_probe_file(path)
     return ProbeSet.from_texts(texts, tokenizer, max_length=max_length, ids=ids, labels=labels)
