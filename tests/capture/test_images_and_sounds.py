@@ -105,6 +105,28 @@ def test_models_that_preprocess_differently_are_refused(tmp_path, vit, folder):
         )
 
 
+def test_a_model_of_texts_and_images_says_which_part_to_record(tmp_path, folder):
+    text = {
+        "vocab_size": 48,
+        "hidden_size": 16,
+        "intermediate_size": 32,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+    }
+    clip = tf.CLIPModel(tf.CLIPConfig(text_config=text, vision_config=VIT.to_dict(), projection_dim=8))
+    clip.save_pretrained(tmp_path / "clip")
+    processor = tf.CLIPImageProcessorPil(size={"height": 8, "width": 8}, crop_size={"height": 8, "width": 8})
+    processor.save_pretrained(tmp_path / "clip")
+    arguments = (read_images(folder), ["depth:1"], tmp_path / "s.zarr")
+    with pytest.raises(
+        PretrainedError, match="CLIPModel reads input_ids, but the samples are pixel_values: save the part"
+    ):
+        record_pretrained([tmp_path / "clip"], *arguments)
+    tf.CLIPVisionModel.from_pretrained(tmp_path / "clip").save_pretrained(tmp_path / "vision")
+    processor.save_pretrained(tmp_path / "vision")
+    assert record_pretrained([tmp_path / "vision"], *arguments) == {"vision": [0]}
+
+
 def test_folders_without_images_are_told(tmp_path, folder):
     (tmp_path / "empty").mkdir()
     (tmp_path / "empty" / "notes.md").touch()

@@ -11,8 +11,9 @@ import torch
 
 from repaudit.capture.pretrained.samples import Samples
 from repaudit.capture.probe_set.probe_set import ProbeSet
-from repaudit.errors import ProbeSetError
+from repaudit.errors import PretrainedError, ProbeSetError
 
+_MEDIA: Final = frozenset({"pixel_values", "input_values", "input_features"})
 _AT_ONCE: Final = 64
 """Images that are in memory as pixels of full size and as inputs at the same time."""
 
@@ -44,6 +45,23 @@ def preprocessed(samples: Samples, processor: Any) -> ProbeSet:
         batches = [samples.values[i : i + _AT_ONCE] for i in range(0, len(samples.values), _AT_ONCE)]
         pieces = [dict(processor(images=list(batch), return_tensors="pt")) for batch in batches]
     return ProbeSet.from_tensors(_joined(pieces, len(samples.values)), ids=samples.ids, labels=samples.labels)
+
+
+def check_main_input(place: str, model: Any, probe_set: ProbeSet) -> None:
+    """Refuse a model that reads texts, or texts and images, for a probe set of images or sounds alone.
+
+    Raises
+    ------
+    PretrainedError
+        Naming what the model reads, and what there is.
+    """
+    main, given = getattr(model, "main_input_name", None), set(probe_set.inputs)
+    if main == "input_ids" and given & _MEDIA and not given & {main, "inputs_embeds"}:
+        raise PretrainedError(
+            f"{place}: {type(model).__name__} reads {main}, but the samples are {', '.join(sorted(given))}: save the "
+            "part of it that reads them (such as CLIPVisionModel.from_pretrained(...).save_pretrained(folder)) and "
+            "record that"
+        )
 
 
 def _joined(pieces: Sequence[dict[str, Any]], n: int) -> dict[str, torch.Tensor]:

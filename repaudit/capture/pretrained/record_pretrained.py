@@ -13,7 +13,7 @@ from repaudit.capture.extract.layer_spec import LayerSpec, Reduction
 from repaudit.capture.isolate.isolation import shape_sum_norm
 from repaudit.capture.pretrained.loading import Loaded, Loader
 from repaudit.capture.pretrained.model_layers import layers_of_models
-from repaudit.capture.pretrained.preprocessing import preprocessed
+from repaudit.capture.pretrained.preprocessing import check_main_input, preprocessed
 from repaudit.capture.pretrained.samples import Samples
 from repaudit.capture.pretrained.sources import Source, find_sources
 from repaudit.capture.pretrained.unset_weights import refuse_unset
@@ -152,6 +152,7 @@ def _record_series(
             if source is sources[0]:
                 recorder.model_attrs[SOURCE] = _identity(source, loaded)
                 _refuse_another(recorder, storage_options)
+            check_main_input(source.place, loaded.model, recorder.probe_set)
             _refuse_unset(source, loaded, recorder)
             if source is sources[0]:
                 recorder.open(loaded.model)
