@@ -4,31 +4,55 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
 from repaudit.cli.console import AsJson, one_line_errors
 
+Pooling = Literal["mean", "last_token", "cls", "all", "own"]
+
 
 def record(
     models: Annotated[
         list[str],
-        typer.Argument(metavar="MODEL...", help="Local folders, hub ids, .gguf files, or folders of checkpoints."),
+        typer.Argument(
+            metavar="MODEL...", help="Folders, hub ids, adapters, .gguf or .ckpt files, folders of checkpoints."
+        ),
     ],
-    probe: Annotated[
-        Path, typer.Option(help="Probe file: .txt (one text per line), .jsonl or .csv (text, label, id).")
+    layers: Annotated[
+        list[str],
+        typer.Option(
+            help="Layers separated by commas, e.g. 'layers[*],norm', 'last=layers[-1]', 'depth:0.5'; "
+            "'MODEL:last=...' for one model alone; repeatable."
+        ),
     ],
-    layers: Annotated[str, typer.Option(help="Layer paths separated by commas, e.g. 'layers[*],norm'.")],
     store: Annotated[str, typer.Option(help="Path or URL of the store; created if missing.")],
+    probe: Annotated[
+        Path | None, typer.Option(help="Probe file: .txt (one text per line), .jsonl or .csv (text, label, id).")
+    ] = None,
+    images: Annotated[
+        Path | None, typer.Option(help="Folder of images instead; the names of subfolders are their labels.")
+    ] = None,
+    dataset: Annotated[
+        Path | None,
+        typer.Option(help="Data set of images, sounds or texts instead: saved by datasets' save_to_disk, or parquet."),
+    ] = None,
+    label: Annotated[str | None, typer.Option(help="The data set's column of labels, if it is not 'label'.")] = None,
     revision: Annotated[list[str] | None, typer.Option(help="Revision to record, e.g. step1000; repeatable.")] = None,
     name: Annotated[list[str] | None, typer.Option(help="Name in the store, one per model; repeatable.")] = None,
     config: Annotated[
-        str | None, typer.Option(help="Path or id with the config (and tokenizer) of Lightning checkpoints.")
+        str | None,
+        typer.Option(
+            help="Path or id with the config (and tokenizer) of Lightning checkpoints, or the base model of an adapter."
+        ),
     ] = None,
     tokenizer: Annotated[
         str | None, typer.Option(help="Path or id of the tokenizer, instead of the models' tokenizers.")
     ] = None,
+    pooling: Annotated[
+        Pooling, typer.Option(help="How tokens are pooled; own: as each sentence-transformers model does itself.")
+    ] = "mean",
     max_length: Annotated[int, typer.Option(min=1, help="Most tokens per text; longer texts are cut.")] = 64,
     batch_size: Annotated[int, typer.Option(min=1, help="Samples per forward.")] = 32,
     trust_remote_code: Annotated[
@@ -41,12 +65,14 @@ def record(
 ) -> None:
     """Record pretrained models, or series of their checkpoints, without training."""
     with one_line_errors():
+        from repaudit.capture.extract.layer_text import split_layer_texts
         from repaudit.capture.pretrained.record_pretrained import record_pretrained
 
+        texts = [text for several in layers for text in split_layer_texts(several)]
         recorded = record_pretrained(
-            models, probe, split_paths(layers), store, revisions=revision or (), names=name, config=config,
-            tokenizer=tokenizer, max_length=max_length, batch_size=batch_size, trust_remote_code=trust_remote_code,
-            store_texts=store_texts,
+            models, _samples(probe, images, dataset, label), texts, store, revisions=revision or (), names=name,
+            config=config, tokenizer=tokenizer, max_length=max_length, pooling=pooling, batch_size=batch_size,
+            trust_remote_code=trust_remote_code, store_texts=store_texts,
         )  # fmt: skip
         from repaudit.store.read import catalog
         from repaudit.store.read.reader import open_store
@@ -72,6 +98,21 @@ def _encoded(encoding: dict[str, Any]) -> str:
     return f" (tokenizer {Path(encoding.get('tokenizer', '?')).name}, {cut})"
 
 
-def split_paths(text: str) -> list[str]:
-    """Split layer paths at commas."""
-    return [path.strip() for path in text.split(",") if path.strip()]
+def _samples(probe: Path | None, images: Path | None, dataset: Path | None, label: str | None) -> Any:
+    """Return what is recorded of each model: a probe file, or the samples in a folder or a data set."""
+    given = [name for name, value in (("--probe", probe), ("--images", images), ("--dataset", dataset)) if value]
+    if len(given) != 1:
+        raise typer.BadParameter(
+            f"expected one of --probe, --images and --dataset, found {' and '.join(given) or 'none'}"
+        )
+    if label is not None and dataset is None:
+        raise typer.BadParameter(f"--label names a column of a --dataset, found {given[0]}")
+    if images is not None:
+        from repaudit.capture.pretrained.samples import read_images
+
+        return read_images(images)
+    if dataset is not None:
+        from repaudit.capture.pretrained.dataset_files import read_dataset
+
+        return read_dataset(dataset, label)
+    return probe

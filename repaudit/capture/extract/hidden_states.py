@@ -8,7 +8,8 @@ from typing import Any
 
 from torch import nn
 
-from repaudit.capture.extract.layer_paths import Layer
+from repaudit.capture.extract.blocks import is_pretrained
+from repaudit.capture.extract.layer import Layer, StatesEntry
 from repaudit.capture.extract.wrappers import unwrap
 from repaudit.errors import CaptureError, LayerPathError
 
@@ -18,53 +19,65 @@ _FLAG = "_output_capturing_hooks_installed"
 class HiddenStates:
     """Read ``hidden_states`` entries: i + 1 for block i (the last one after the final norm, where the model does so).
 
-    The nearest Hugging Face model above a block is its trunk. While hooks are alive it is asked for its hidden
-    states and read as soon as it is done, so that no head needs to run.
+    A layer that names an entry comes with the models that return it; for a block that is the nearest Hugging Face model
+    above. While hooks are alive the outermost of them that a forward passes through is asked for its hidden states, and
+    read as soon as it is done, so that no head needs to run.
     """
 
     def __init__(self, root: nn.Module, layers: list[Layer]) -> None:
-        self._trunks: dict[nn.Module, list[tuple[Layer, int, int]]] = {}
+        self._wanted: dict[tuple[nn.Module, ...], list[tuple[Layer, StatesEntry]]] = {}
         for layer in layers:
-            trunk, entry, n_blocks = _entry(root, layer)
-            self._trunks.setdefault(trunk, []).append((layer, entry, n_blocks))
+            entry = _entry_of_block(root, layer) if layer.entry is None else layer.entry
+            self._wanted.setdefault(entry.models, []).append((layer, entry))
 
     @contextmanager
     def hooks(self, record: Callable[[Layer, Any], None]) -> Iterator[None]:
         """Keep the hooks alive inside the block; ``record`` is called with each layer and its entry."""
         with ExitStack() as stack:
-            for trunk, wanted in self._trunks.items():
-                for module in trunk.modules():
-                    if _FLAG not in module.__dict__:
-                        stack.callback(module.__dict__.pop, _FLAG, None)
-                stack.callback(trunk.register_forward_pre_hook(_ask, with_kwargs=True).remove)
-                stack.callback(trunk.register_forward_hook(_reader(wanted, record)).remove)
+            for models, wanted in self._wanted.items():
+                running: list[nn.Module] = []
+                for model in models:
+                    for module in model.modules():
+                        if _FLAG not in module.__dict__:
+                            stack.callback(module.__dict__.pop, _FLAG, None)
+                    stack.callback(model.register_forward_pre_hook(_asker(running), with_kwargs=True).remove)
+                    stack.callback(model.register_forward_hook(_reader(running, wanted, record)).remove)
             yield
 
 
-def _ask(_trunk: nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-    return args, kwargs | {"output_hidden_states": True}
-
-
-def _reader(
-    wanted: list[tuple[Layer, int, int]], record: Callable[[Layer, Any], None]
-) -> Callable[[nn.Module, Any, Any], None]:
-    def hook(trunk: nn.Module, _args: Any, output: Any) -> None:
-        states = getattr(output, "hidden_states", None)
-        for layer, entry, n_blocks in wanted:
-            if states is None or len(states) != n_blocks + 1:
-                raise CaptureError(
-                    f"layer {layer.name!r}: expected {n_blocks + 1} hidden_states of {type(trunk).__name__}, found "
-                    f"{'none' if states is None else len(states)}; use extraction_point='output'"
-                )
-            record(layer, states[entry])
+def _asker(running: list[nn.Module]) -> Callable[[nn.Module, Any, dict[str, Any]], tuple[Any, dict[str, Any]]]:
+    def hook(model: nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+        running.append(model)
+        return args, kwargs | {"output_hidden_states": True}
 
     return hook
 
 
-def _entry(root: nn.Module, layer: Layer) -> tuple[nn.Module, int, int]:
-    """Return the trunk of a layer, the index of its entry, and the number of the trunk's blocks."""
+def _reader(
+    running: list[nn.Module], wanted: list[tuple[Layer, StatesEntry]], record: Callable[[Layer, Any], None]
+) -> Callable[[nn.Module, Any, Any], None]:
+    """Return a hook that reads the states of the outermost model."""
+
+    def hook(model: nn.Module, _args: Any, output: Any) -> None:
+        del running[running.index(model) :]  # with what a forward that failed left inside
+        if running:
+            return
+        states = getattr(output, "hidden_states", None)
+        for layer, entry in wanted:
+            if states is None or not entry.fits(len(states)):
+                raise CaptureError(
+                    f"layer {layer.name!r}: expected {entry} hidden_states of {type(model).__name__}, found "
+                    f"{'none' if states is None else len(states)}; name the layer by its path"
+                )
+            record(layer, states[entry.index])
+
+    return hook
+
+
+def _entry_of_block(root: nn.Module, layer: Layer) -> StatesEntry:
+    """Return a block's entry in the hidden states of its trunk."""
     chain = _chain(root, layer.path)
-    trunks = [k for k, module in enumerate(chain[:-1]) if _is_pretrained(module)]
+    trunks = [k for k, module in enumerate(chain[:-1]) if is_pretrained(module)]
     if not trunks:
         raise LayerPathError(
             f"layer {layer.name!r}: hidden_states exist below a Hugging Face model, but none holds {layer.path!r}: "
@@ -75,9 +88,9 @@ def _entry(root: nn.Module, layer: Layer) -> tuple[nn.Module, int, int]:
     for k in range(trunks[-1], len(chain) - 1):
         if isinstance(chain[k], nn.ModuleList) and k + 1 == len(chain) - 1:
             blocks = list(chain[k]._modules)
-            return trunk, blocks.index(names[k]) + 1, len(blocks)
+            return StatesEntry(blocks.index(names[k]) + 1, len(blocks) + 1, (trunk,))
     if _is_embedding(layer.module, names[-1]):
-        return trunk, 0, _n_blocks(trunk)
+        return StatesEntry(0, _n_blocks(trunk) + 1, (trunk,))
     raise LayerPathError(
         f"layer {layer.name!r}: hidden_states belong to blocks (such as 'model.layers[3]') and to the embedding layer; "
         f"{layer.path!r} is a {type(layer.module).__name__}: use extraction_point='output'"
@@ -91,10 +104,6 @@ def _chain(root: nn.Module, path: str) -> list[nn.Module]:
         child = chain[-1]._modules[name]
         chain.append(unwrap(child) if child is not None else chain[-1])
     return chain
-
-
-def _is_pretrained(module: nn.Module) -> bool:
-    return any(base.__name__ == "PreTrainedModel" for base in type(module).__mro__)
 
 
 def _is_embedding(module: nn.Module, name: str) -> bool:

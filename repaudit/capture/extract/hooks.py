@@ -12,7 +12,7 @@ from torch import nn
 
 from repaudit.capture.extract.forward_inputs import ForwardInputs
 from repaudit.capture.extract.hidden_states import HiddenStates
-from repaudit.capture.extract.layer_paths import Layer
+from repaudit.capture.extract.layer import Layer
 from repaudit.capture.extract.pooling import pool, tokens_before_features
 from repaudit.capture.extract.wrappers import config_of, layers_root, n_virtual_tokens, network
 from repaudit.capture.probe_set.probe_set import ATTENTION_MASK
@@ -31,9 +31,7 @@ class Recording:
         self.net = network(model)
         self._arguments = ForwardInputs(self.net)
         self.source_dtypes: dict[str, str] = {}
-        self._hidden = HiddenStates(
-            layers_root(model), [x for x in layers if x.spec.extraction_point == "hidden_states"]
-        )
+        self._hidden = HiddenStates(layers_root(model), [x for x in layers if x.point == "hidden_states"])
         self._decoder = _decoder_parts(self.net)
         self._n_virtual = n_virtual_tokens(self.net)
         self._stop_early = False
@@ -50,9 +48,9 @@ class Recording:
     def __enter__(self) -> Recording:
         self._stack = ExitStack()
         for layer in self.layers:
-            if layer.spec.extraction_point == "output":
+            if layer.point == "output":
                 handle = layer.module.register_forward_hook(self._on_output(layer))
-            elif layer.spec.extraction_point == "input":
+            elif layer.point == "input":
                 handle = layer.module.register_forward_pre_hook(self._on_input(layer), with_kwargs=True)
             else:
                 continue
@@ -105,6 +103,7 @@ class Recording:
         if layer.module in self._decoder:
             has_tokens = inputs.get("decoder_input_ids") is not None
             mask = _mask(inputs.get("decoder_attention_mask", None if has_tokens else mask))
+        mask = _of_frames(self.net, mask, value)
         pooled = pool(self._without_prompt(value, inputs), mask, layer.spec.reduce, layer.name)
         return pooled.clone() if _shares_memory(pooled, value) else pooled
 
@@ -155,6 +154,19 @@ class Recording:
 
 def _mask(value: Any) -> torch.Tensor | None:
     return value if isinstance(value, torch.Tensor) and value.ndim == 2 else None
+
+
+def _of_frames(net: nn.Module, mask: torch.Tensor | None, value: torch.Tensor) -> torch.Tensor | None:
+    """Return the mask of a speech model's frames, where the mask is that of the waveform they were made of."""
+    n_frames, to_frames = (
+        getattr(net, f"_get_{name}", None) for name in ("feat_extract_output_lengths", "feature_vector_attention_mask")
+    )
+    if mask is None or n_frames is None or to_frames is None or value.ndim != 3 or value.shape[1] == mask.shape[1]:
+        return mask
+    if value.shape[1] != int(n_frames(torch.tensor(mask.shape[1]))):
+        return mask
+    frames: torch.Tensor = to_frames(value.shape[1], mask)
+    return frames
 
 
 def _shares_memory(first: torch.Tensor, second: torch.Tensor) -> bool:

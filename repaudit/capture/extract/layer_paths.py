@@ -3,28 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from typing import Final
 
 from torch import nn
 
+from repaudit.capture.extract.layer import Layer
+from repaudit.capture.extract.layer_roles import in_role, split_role
 from repaudit.capture.extract.layer_spec import LayerSpec, as_spec
-from repaudit.capture.extract.path_grammar import parse_path
-from repaudit.capture.extract.wrappers import WRAPPER_NAMES, layers_root, unwrap
+from repaudit.capture.extract.module_tree import children, join, leads_somewhere, matches_several, matching
+from repaudit.capture.extract.path_grammar import Part, index_text, parse_path
+from repaudit.capture.extract.path_hints import did_you_mean
+from repaudit.capture.extract.wrappers import WRAPPER_NAMES, layers_root
 from repaudit.errors import LayerPathError
 
 _SHOWN: Final = 12
-
-
-@dataclass(frozen=True)
-class Layer:
-    """A resolved layer: its name in the record, its path, the module there, and the spec that asked for it."""
-
-    name: str
-    path: str
-    module: nn.Module
-    spec: LayerSpec
 
 
 def resolve_layers(model: nn.Module, specs: Iterable[LayerSpec | str]) -> list[Layer]:
@@ -38,8 +30,8 @@ def resolve_layers(model: nn.Module, specs: Iterable[LayerSpec | str]) -> list[L
     Raises
     ------
     LayerPathError
-        When a part of a path does not resolve (it is quoted, with the children at that point), when no layer was given,
-        or when two different layers would have one name.
+        When a part of a path does not resolve (it is quoted, with the children at that point and what may have been
+        meant), when no layer was given, or when two different layers would have one name.
 
     Examples
     --------
@@ -63,19 +55,33 @@ def resolve_layers(model: nn.Module, specs: Iterable[LayerSpec | str]) -> list[L
 
 
 def _key(layer: Layer) -> tuple[str, str, str]:
-    return layer.path, layer.spec.extraction_point, layer.spec.reduce
+    return layer.path, layer.point, layer.spec.reduce
 
 
 def _resolve(root: nn.Module, spec: LayerSpec) -> list[Layer]:
+    parts = _without_wrappers(parse_path(spec.path), root)
+    path, role = split_role(parts)
+    if not role or leads_somewhere(root, parts):
+        matches = _matches(root, parts, (), spec.path)
+        return [Layer(spec.name_for(path), path, module, spec, spec.extraction_point) for path, module in matches]
+    matches = _matches(root, path, role, spec.path)
+    return [layer for where, module in matches for layer in in_role(where, module, role, spec)]
+
+
+def _matches(root: nn.Module, parts: Sequence[Part], role: Sequence[Part], whole: str) -> list[tuple[str, nn.Module]]:
     matches: list[tuple[str, nn.Module]] = [("", root)]
-    for part in _without_wrappers(parse_path(spec.path), root):
-        matches = [m for path, module in matches for m in _children(path, module, part, spec.path, len(matches))]
-        if not matches:
-            raise LayerPathError(f"layer path {spec.path!r} matches no layer: no module has a child {part!r}")
-    return [Layer(spec.name_for(path), path, module, spec) for path, module in matches]
+    for part in parts:
+        several = len(matches) > 1 or matches_several(part)
+        found = [(path, module, matching(module, part)) for path, module in matches]
+        if not any(names for _, _, names in found):
+            hint = did_you_mean(root, parts, role)
+            what = f" matches no layer: no module has a child {part!r}" if several else _unresolved(*matches[0], part)
+            raise LayerPathError(f"layer path {whole!r}{what}{hint}")
+        matches = [(join(path, name), children(module)[name]) for path, module, names in found for name in names]
+    return matches
 
 
-def _without_wrappers(parts: Sequence[str | int | slice], root: nn.Module) -> list[str | int | slice]:
+def _without_wrappers(parts: Sequence[Part], root: nn.Module) -> list[Part]:
     kept = [part for part in parts if not (isinstance(part, str) and part in WRAPPER_NAMES)]
     if kept[:2] == ["base_model", "model"] and "base_model" not in root._modules:
         kept = kept[2:]  # a path as PEFT writes it
@@ -86,37 +92,9 @@ def _without_wrappers(parts: Sequence[str | int | slice], root: nn.Module) -> li
     return kept
 
 
-def _children(
-    path: str, module: nn.Module, part: str | int | slice, whole: str, n_matches: int
-) -> list[tuple[str, nn.Module]]:
-    children = {name: unwrap(child) for name, child in module._modules.items() if child is not None}
-    if isinstance(part, str):
-        names = [name for name in children if fnmatchcase(name, part)]
-        several = n_matches > 1 or "*" in part or "?" in part
-    else:
-        names = _indexed(module, part, list(children))
-        several = n_matches > 1 or isinstance(part, slice)
-    if not names and not several:
-        raise LayerPathError(_unresolved(path, module, part, whole, list(children)))
-    return [(f"{path}.{name}" if path else name, children[name]) for name in names]
-
-
-def _indexed(module: nn.Module, part: int | slice, names: list[str]) -> list[str]:
-    if not isinstance(module, nn.ModuleList | nn.Sequential) and [str(i) for i in range(len(names))] != names:
-        return []
-    if isinstance(part, slice):
-        return names[part]
-    return [names[part]] if -len(names) <= part < len(names) else []
-
-
-def _unresolved(path: str, module: nn.Module, part: str | int | slice, whole: str, children: list[str]) -> str:
-    text = part if isinstance(part, str) else f"[{_index_text(part)}]"
+def _unresolved(path: str, module: nn.Module, part: Part) -> str:
+    text = f"[{index_text(part)}]" if isinstance(part, int | slice) else str(part)
     parent = f"{path!r} ({type(module).__name__})" if path else f"the top ({type(module).__name__})"
-    shown = ", ".join(children[:_SHOWN]) + (f" and {len(children) - _SHOWN} more" if len(children) > _SHOWN else "")
-    return f"layer path {whole!r}: {text!r} not found at {parent}; its children: {shown or 'none'}"
-
-
-def _index_text(part: int | slice) -> str:
-    if isinstance(part, int):
-        return str(part)
-    return ":".join("" if n is None else str(n) for n in (part.start, part.stop, part.step))
+    names = list(children(module))
+    shown = ", ".join(names[:_SHOWN]) + (f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else "")
+    return f": {text!r} not found at {parent}; its children: {shown or 'none'}"

@@ -5,7 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, get_args
 
+from repaudit.capture.extract.layer_text import parse_layer_text
 from repaudit.capture.extract.path_grammar import parse_path
+from repaudit.errors import LayerPathError
 
 ExtractionPoint = Literal["output", "input", "hidden_states"]
 Reduction = Literal["mean", "last_token", "cls", "all"]
@@ -18,7 +20,12 @@ class LayerSpec:
     Parameters
     ----------
     path
-        Dotted path from the network: names, ``[i]``, ``[-1]``, slices ``[::4]`` and globs (``layers[*]``, ``layer_*``).
+        Dotted path from the network: names, ``[i]``, ``[-1]``, slices ``[::4]`` and globs (``layers[*]``, ``layer_*``);
+        names with other characters go in brackets and quotes (``experts['en -> de']``). In any Hugging Face model
+        ``hidden_states[i]`` is that entry of what it returns itself. In any network ``depth:x`` is what the block at
+        that relative depth puts out: of L blocks the one numbered x L, rounded, counting from 1; ``depth:0`` is what
+        the first block gets. Where there are several lists of blocks, the path before it tells which one is meant:
+        ``encoder.depth:0.5``.
     extraction_point
         ``"output"`` of the layer, its ``"input"``, or the entry of the model's own ``"hidden_states"`` that belongs to
         it: entry i + 1 for block i, entry 0 for the embedding layer.
@@ -57,10 +64,10 @@ class LayerSpec:
     >>> names(LayerSpec("norm"))
     ['norm']
 
-    Wherever a spec is expected, a plain string means the spec of that path:
+    Wherever a spec is expected, a plain string means the spec of that path, with a name before ``=`` if there is one:
 
-    >>> names("norm")
-    ['norm']
+    >>> names("norm", "last=norm")
+    ['norm', 'last']
 
     Lists of modules take an index, which may count from the end:
 
@@ -80,6 +87,11 @@ class LayerSpec:
     ['embed', 'norm']
     >>> names("layers[1:][0]")
     ['layers.1.0', 'layers.2.0']
+
+    Models of different depths and architectures have the middle, and the last but one block, under one name:
+
+    >>> names("depth:0.5", "penultimate=layers[-2]")
+    ['depth:0.5', 'penultimate']
 
     By default the output of a layer is recorded; its input is recorded under a name that says so:
 
@@ -102,7 +114,7 @@ class LayerSpec:
     Traceback (most recent call last):
         ...
     repaudit.errors.LayerPathError: layer path 'layer[0]': 'layer' not found at the top (Sequential); its children: \
-embed, layers, norm
+embed, layers, norm; did you mean 'layers[0]'?
 
     Specs decide the shapes of activations: with ``"mean"`` one row per sample, with ``"all"`` one per token.
 
@@ -146,5 +158,24 @@ embed, layers, norm
 
 
 def as_spec(spec: LayerSpec | str) -> LayerSpec:
-    """Take a plain string for the spec of that path."""
-    return LayerSpec(spec) if isinstance(spec, str) else spec
+    """Take a plain string for the spec of that path, named if it says ``NAME=PATH``.
+
+    Raises
+    ------
+    LayerPathError
+        When it does not parse, or is meant for one of several models.
+
+    Examples
+    --------
+    >>> as_spec("penultimate=layers[-2]") == LayerSpec("layers[-2]", name="penultimate")
+    True
+    """
+    if isinstance(spec, LayerSpec):
+        return spec
+    text = parse_layer_text(spec)
+    if text.model is not None:
+        raise LayerPathError(
+            f"layer {spec!r} is meant for the model {text.model!r}, but there is one model here: leave {text.model!r} "
+            "out, or put a name that holds a colon in quotes"
+        )
+    return LayerSpec(text.path, name=text.name)

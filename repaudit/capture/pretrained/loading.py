@@ -1,18 +1,33 @@
-"""Loading models and tokenizers: Hugging Face folders and ids, GGUF files, Lightning checkpoints."""
+"""Loading models and tokenizers: Hugging Face folders and ids, GGUF files, adapters, Lightning checkpoints."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import partial
 from os import PathLike
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
+import torch
 from torch import nn
 
-from repaudit.capture.pretrained.sources import Source, read_lightning
+from repaudit.capture.extract.layer_spec import Reduction
+from repaudit.capture.pretrained.adapters import base_class, base_of, n_labels, still_unset, with_adapter
+from repaudit.capture.pretrained.architectures import build, load_fitting, model_classes, quiet
+from repaudit.capture.pretrained.lightning_checkpoint import load_state, read_lightning
+from repaudit.capture.pretrained.samples import Kind
+from repaudit.capture.pretrained.sentence_embedding import own_pooling
+from repaudit.capture.pretrained.sources import Source
 from repaudit.errors import PretrainedError
 
-_PREFIX: Final = "network."
+
+@dataclass(frozen=True)
+class Loaded:
+    """A model, and those of its tensors that were not among the weights it was loaded from, by name."""
+
+    model: nn.Module
+    unset: Mapping[str, torch.Tensor] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -24,7 +39,8 @@ class Loader:
     trust_remote_code
         Whether a model may run code that comes with it.
     config
-        What a Lightning checkpoint's weights are loaded into: a config, a model, or a path or hub id of a config.
+        What a Lightning checkpoint's weights are loaded into: a config, a model, or a path or hub id of a config. For
+        an adapter, the model that it was trained on, in place of the one that it names: a path or hub id.
     stand_in
         A tokenizer, or a path or hub id of one, instead of those of the models.
     """
@@ -33,39 +49,79 @@ class Loader:
     config: Any = None
     stand_in: Any = None
 
-    def model(self, source: Source) -> nn.Module:
+    def load(self, source: Source) -> Loaded:
         """Load one set of weights, in the dtype it is stored in, ready to be forwarded.
+
+        The class is the one that the config names; where the weights lack some of it, the bare model if that lacks
+        fewer (a sentence encoder whose config still names a masked language model).
 
         Raises
         ------
         PretrainedError
             When the path or id does not hold such a model, or its code would have to run.
         """
-        from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
+        if source.adapter is not None:
+            return self._with_adapter(source, source.adapter)
+        with quiet():
+            return Loaded(self._from_lightning(source)) if source.is_lightning else self._from_pretrained(source)
 
-        if source.is_lightning:
-            return self._from_lightning(source)
-        architectures = getattr(self._load(AutoConfig, source), "architectures", None) or []
-        is_gguf = source.file is not None  # the format of language models, which names no class
-        causal = is_gguf or any("CausalLM" in name or "LMHead" in name for name in architectures)
-        loaded: nn.Module = self._load(AutoModelForCausalLM if causal else AutoModel, source, dtype="auto")
-        return loaded.eval()
+    def _from_pretrained(self, source: Source, model_class: Any = None, **more: Any) -> Loaded:
+        from transformers import AutoConfig
+
+        classes = model_classes(self._load(AutoConfig, source)) if model_class is None else [model_class]
+        options = {"dtype": "auto", "output_loading_info": True, **_dequantized(source), **more}
+        model, unset = load_fitting(classes, partial(self._load, source=source, **options))
+        return Loaded(model.eval(), unset)
+
+    def _with_adapter(self, source: Source, folder: Path) -> Loaded:
+        labels = n_labels(folder)
+        more = {} if labels is None else {"num_labels": labels}
+        with quiet():
+            base = self._from_pretrained(self._base(source, folder), base_class(folder), **more)
+            model = with_adapter(base.model, folder)
+        return Loaded(model, still_unset(model, base.unset))
 
     def tokenizer(self, source: Source) -> Any:
-        """Return the tokenizer of a set of weights: the one passed, its own, or that of the config."""
-        from transformers import AutoTokenizer
+        """Return the tokenizer of a set of weights: the one passed, its own, or that of the config or base."""
+        return self._processor("AutoTokenizer", source, "tokenizer")
 
+    def preprocessor(self, source: Source, kind: Kind) -> Any:
+        """Return what makes a model's inputs of images or sounds: the one passed, its own, or that of the config."""
+        auto = "AutoImageProcessor" if kind == "image" else "AutoFeatureExtractor"
+        with quiet():
+            return self._processor(auto, source, "preprocessor")
+
+    def pooling(self, source: Source) -> Reduction:
+        """Return how a model of sentence-transformers pools tokens.
+
+        Raises
+        ------
+        PretrainedError
+            When it is none, or its pooling cannot be recorded.
+        """
+        return own_pooling(Path(source.place))
+
+    def _processor(self, auto: str, source: Source, what: str) -> Any:
+        import transformers
+
+        if self.stand_in is not None and not isinstance(self.stand_in, str | PathLike):
+            return self.stand_in
         origin = self.config if self.stand_in is None and source.is_lightning else self.stand_in
         if isinstance(origin, str | PathLike):
-            return self._load(AutoTokenizer, Source(str(origin), 0))
-        if self.stand_in is not None:
-            return self.stand_in
-        if source.is_lightning:
+            source = Source(str(origin), 0)
+        elif source.is_lightning:
             raise PretrainedError(
-                f"{source.place}: a Lightning checkpoint holds no tokenizer: pass the one of its model "
+                f"{source.place}: a Lightning checkpoint holds no {what}: pass the one of its model "
                 "(--tokenizer), or the path or id of a config with one (--config)"
             )
-        return self._load(AutoTokenizer, source)
+        elif source.adapter is not None and not any(source.adapter.glob(f"{what}*.json")):
+            source = self._base(source, source.adapter)
+        return self._load(getattr(transformers, auto), source)
+
+    def _base(self, source: Source, adapter: Path) -> Source:
+        if isinstance(self.config, str | PathLike):
+            return Source(str(self.config), source.step)
+        return Source(base_of(adapter), source.step)
 
     def _from_lightning(self, source: Source) -> nn.Module:
         from transformers import AutoConfig, AutoModelForCausalLM
@@ -75,19 +131,18 @@ class Loader:
             raise PretrainedError(f"{source.place}: a Lightning checkpoint holds only weights: pass the model's config")
         if isinstance(config, str | PathLike):
             config = self._load(AutoConfig, Source(str(config), 0))
-        state = read_lightning(Path(source.place))["state_dict"]
-        if all(name.startswith(_PREFIX) for name in state):
-            state = {name.removeprefix(_PREFIX): value for name, value in state.items()}
-        model: nn.Module = config if isinstance(config, nn.Module) else AutoModelForCausalLM.from_config(config)  # type: ignore[no-untyped-call]
-        try:
-            model.load_state_dict(state)
-        except RuntimeError as error:
-            raise PretrainedError(f"{source.place}: its weights do not fit {type(model).__name__}: {error}") from error
-        return model.eval()
+        path = Path(source.place)
+        state = read_lightning(path)["state_dict"]
+        if isinstance(config, nn.Module):
+            return load_state(path, state, [lambda: config]).eval()
+        classes = model_classes(config)
+        if type(config) in AutoModelForCausalLM._model_mapping:
+            classes.insert(1, AutoModelForCausalLM)
+        return load_state(path, state, [partial(build, found, config) for found in classes]).eval()
 
     def _load(self, auto: Any, source: Source, **options: Any) -> Any:
         where = {"revision": source.revision} if source.revision else {}
-        path: str | Path = source.place
+        path: str | Path = source.folder
         if source.file is not None:
             path, where = source.file.parent, {"gguf_file": source.file.name}
         try:
@@ -98,3 +153,12 @@ class Loader:
             at = f" at revision {source.revision}" if source.revision else ""
             lines = str(error).strip().splitlines() or [type(error).__name__]
             raise PretrainedError(f"{source.place}{at}: cannot be loaded{hint}: {lines[0]}") from error
+
+
+def _dequantized(source: Source) -> dict[str, Any]:
+    """Return what makes a GGUF file's weights plain ones; before GgufConfig existed they always were."""
+    import transformers
+
+    if source.file is None or not hasattr(transformers, "GgufConfig"):
+        return {}
+    return {"quantization_config": transformers.GgufConfig(dequantize=True)}

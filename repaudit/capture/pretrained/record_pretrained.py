@@ -7,16 +7,16 @@ import json
 from collections.abc import Mapping, Sequence
 from os import PathLike
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Literal
 
-from torch import nn
-
-from repaudit.capture.extract.layer_spec import LayerSpec
+from repaudit.capture.extract.layer_spec import LayerSpec, Reduction
 from repaudit.capture.isolate.isolation import shape_sum_norm
-from repaudit.capture.pretrained.loading import Loader
+from repaudit.capture.pretrained.loading import Loaded, Loader
+from repaudit.capture.pretrained.model_layers import layers_of_models
+from repaudit.capture.pretrained.own_inputs import ProbeSource, own_probe_sets
+from repaudit.capture.pretrained.preprocessing import check_main_input
 from repaudit.capture.pretrained.sources import Source, find_sources
-from repaudit.capture.probe_set.files import read_probe_file
-from repaudit.capture.probe_set.probe_set import ProbeSet
+from repaudit.capture.pretrained.unset_weights import refuse_unset
 from repaudit.capture.record.recorder import Recorder
 from repaudit.errors import PretrainedError
 from repaudit.names import ATTRS
@@ -24,13 +24,15 @@ from repaudit.store.format.documents import DOCUMENT, read_document
 from repaudit.store.format.layout import model_key
 from repaudit.store.storage.place import open_storage
 
+Pooling = Reduction | Literal["own"]
+
 SOURCE: Final = "source"
 """The attribute of a model that says where its weights came from."""
 
 
 def record_pretrained(
     models: Sequence[str | PathLike[str]],
-    probe_file: str | PathLike[str] | ProbeSet,
+    probe_file: ProbeSource,
     layers: Sequence[LayerSpec | str],
     store: str | PathLike[str],
     *,
@@ -41,6 +43,7 @@ def record_pretrained(
     store_texts: bool = True,
     tokenizer: Any = None,
     config: Any = None,
+    pooling: Pooling = "mean",
     **recorder_options: Any,
 ) -> dict[str, list[int]]:
     """Record pretrained models, or series of their checkpoints, into a store.
@@ -48,13 +51,20 @@ def record_pretrained(
     Parameters
     ----------
     models
-        Each a local folder, a hub id, a ``.gguf`` file, a Lightning checkpoint (``.ckpt``), or a folder of checkpoints
-        (Hugging Face's ``checkpoint-N``, or Lightning's).
+        Each a local folder (of transformers, of sentence-transformers, or of a PEFT adapter, which is put onto its base
+        model), a hub id, a ``.gguf`` file, a Lightning checkpoint (``.ckpt``), or a folder of checkpoints (Hugging
+        Face's ``checkpoint-N``, or Lightning's). A model is of the class that its config names, and a layer that
+        depends on weights which its checkpoint does not hold is refused.
     probe_file
         A ``.txt``, ``.jsonl`` or ``.csv`` file, whose texts each model's own tokenizer reads and cuts to ``max_length``
-        tokens; or a probe set, which all models read as it is.
+        tokens; a probe set, which all models read as it is; or samples that
+        :func:`repaudit.capture.pretrained.samples.read_images` or
+        :func:`repaudit.capture.pretrained.dataset_files.read_dataset` read, which each model's own preprocessing makes
+        inputs of. Images and sounds are known by these inputs: of models in one store they must be the same.
     layers
-        Layer specs, or plain paths.
+        Layer specs, or plain texts ``[MODEL:][NAME=]PATH``. A text with a model (its name in the store) is for that one
+        alone; the others are for every model that has none of the same name: ``"penultimate=encoder.layer[-2]",
+        "smol:penultimate=model.layers[-2]"``. Names that hold ``:``, ``=`` or ``,`` go in quotes.
     store
         Path or URL.
     revisions
@@ -65,7 +75,10 @@ def record_pretrained(
         Used for all models instead of the ones that come with them: a tokenizer, or a path or hub id.
     config
         For Lightning checkpoints, what their weights are loaded into: a config, a model, or a path or hub id, whose
-        tokenizer is then used.
+        tokenizer is then used. For adapters, the path or hub id of their base model, if it is not where they say.
+    pooling
+        How tokens are pooled in layers given as texts: ``"mean"``, ``"last_token"``, ``"cls"``, ``"all"`` of them, or
+        ``"own"``, as each model of sentence-transformers does itself.
     max_length
         Tokens kept of each text.
     store_texts
@@ -88,6 +101,8 @@ def record_pretrained(
         another model under a model's name.
     FingerprintError
         When the store is about other samples, or holds the model with other inputs.
+    LayerPathError
+        When a layer is meant for a model that is not recorded, or its path does not resolve.
 
     See Also
     --------
@@ -106,18 +121,19 @@ def record_pretrained(
     {'tiny': [0]}
     """
     chosen = _names(models, names)
+    layers_of_models(layers, chosen)  # what is wrong with them is said first
     series = {name: find_sources(model, revisions) for name, model in zip(chosen, models, strict=True)}
     loader = Loader(trust_remote_code, config, tokenizer)
-    probe_sets = {
-        name: probe_file
-        if isinstance(probe_file, ProbeSet)
-        else _probe_set(probe_file, loader.tokenizer(sources[0]), max_length, store_texts)
-        for name, sources in series.items()
-    }
+    poolings = {name: loader.pooling(sources[0]) if pooling == "own" else pooling for name, sources in series.items()}
+    layers_of = layers_of_models(layers, chosen, poolings)
+    probe_sets = own_probe_sets(probe_file, series, loader, max_length, store_texts)
     options: dict[str, Any] = {"batch_size": 32, "on_store_error": "raise"} | recorder_options
     return {
         name: _record_series(
-            Recorder(store, name, probe_sets[name], layers, **options), sources, loader, options.get("storage_options")
+            Recorder(store, name, probe_sets[name], layers_of[name], **options),
+            sources,
+            loader,
+            options.get("storage_options"),
         )
         for name, sources in series.items()
     }
@@ -129,21 +145,33 @@ def _record_series(
     """Record one model's sets of weights, unless the store has another model of its name."""
     with recorder:
         for source in sources:
-            model = loader.model(source)
+            loaded = loader.load(source)
             if source is sources[0]:
-                recorder.model_attrs[SOURCE] = _identity(source, model)
+                recorder.model_attrs[SOURCE] = _identity(source, loaded)
                 _refuse_another(recorder, storage_options)
-                recorder.open(model)
+            check_main_input(source.place, loaded.model, recorder.probe_set)
+            _refuse_unset(source, loaded, recorder)
+            if source is sources[0]:
+                recorder.open(loaded.model)
             if not recorder.has(source.step):
-                recorder.audit(model, source.step)
+                recorder.audit(loaded.model, source.step)
     return recorder.steps
 
 
-def _identity(source: Source, model: nn.Module) -> dict[str, Any]:
+def _identity(source: Source, loaded: Loaded) -> dict[str, Any]:
     """Return what distinguishes a model from others of its name: its first weights, and their origin."""
-    values = {name: shape_sum_norm(parameter) for name, parameter in model.named_parameters()}
+    unset = {id(tensor) for tensor in loaded.unset.values()}
+    values = {
+        name: shape_sum_norm(parameter)
+        for name, parameter in loaded.model.named_parameters()
+        if id(parameter) not in unset
+    }
     weights = hashlib.sha256(json.dumps(values).encode()).hexdigest()
     return {"place": source.place, "revision": source.revision, "step": source.step, "weights": weights}
+
+
+def _refuse_unset(source: Source, loaded: Loaded, recorder: Recorder) -> None:
+    refuse_unset(source.place, loaded.model, loaded.unset, recorder.auditor.extractor.layer_specs, recorder.probe_set)
 
 
 def _refuse_another(recorder: Recorder, storage_options: Mapping[str, Any] | None) -> None:
@@ -175,8 +203,3 @@ def _names(models: Sequence[str | PathLike[str]], names: Sequence[str] | None) -
 
 def _name_of(model: str | PathLike[str]) -> str:
     return Path(model).resolve().name.removesuffix(".gguf") if Path(model).exists() else str(model).rsplit("/", 1)[-1]
-
-
-def _probe_set(path: str | PathLike[str], tokenizer: Any, max_length: int, store_texts: bool) -> ProbeSet:
-    texts, labels, ids = read_probe_file(path)
-    return ProbeSet.from_texts(texts, tokenizer, max_length=max_length, ids=ids, labels=labels, store_texts=store_texts)

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import json
 import re
-import zipfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
+from repaudit.capture.pretrained.adapters import ADAPTER
+from repaudit.capture.pretrained.lightning_checkpoint import read_lightning
+from repaudit.capture.pretrained.sentence_embedding import MODULES, transformer_folder
 from repaudit.errors import PretrainedError
 
 _NUMBER: Final = re.compile(r"(\d+)(?!.*\d)")
+_CHECKPOINT: Final = re.compile(r"checkpoint|step")
 _STEP: Final = re.compile(r"step[=_\-]?(\d+)")
 _LAST: Final = "last.ckpt"
 _TRAINER_STATE: Final = "trainer_state.json"
@@ -32,6 +35,19 @@ class Source:
     def is_lightning(self) -> bool:
         """Whether these are the weights of a Lightning checkpoint."""
         return _is_lightning(Path(self.place))
+
+    @property
+    def adapter(self) -> Path | None:
+        """The folder, where it holds an adapter for another model."""
+        folder = Path(self.place)
+        return folder if (folder / ADAPTER).exists() else None
+
+    @property
+    def folder(self) -> str:
+        """Where the model's config is: the place, or the transformer inside a sentence-transformers folder."""
+        folder = Path(self.place)
+        inside = (folder / MODULES).exists() and not (folder / "config.json").exists()
+        return str(transformer_folder(folder)) if inside else self.place
 
 
 def find_sources(place: str | PathLike[str], revisions: Sequence[str] = ()) -> list[Source]:
@@ -57,7 +73,7 @@ def find_sources(place: str | PathLike[str], revisions: Sequence[str] = ()) -> l
         sources = [Source(str(place), _number(revision), revision=revision) for revision in revisions]
     elif path.is_file():
         sources = [Source(str(path), _checkpoint_step(path) if _is_lightning(path) else 0, file=path)]
-    elif path.is_dir() and (not _is_model(path) or any(path.glob("checkpoint-*/config.json"))):
+    elif path.is_dir() and (not _is_model(path) or any(_is_model(part) for part in path.glob("checkpoint-*"))):
         sources = list(_checkpoints(path))
     else:
         sources = [Source(str(place), 0)]
@@ -70,11 +86,19 @@ def find_sources(place: str | PathLike[str], revisions: Sequence[str] = ()) -> l
 def _checkpoints(folder: Path) -> Iterator[Source]:
     """Yield the checkpoints in a folder, and the model in the folder itself if its trainer saved the step."""
     paths = [path for path in sorted(folder.iterdir()) if _is_lightning(path) or _is_model(path)]
+    packed = sorted(folder.glob("*.gguf"))
+    if len(packed) == 1 and not paths:
+        yield Source(str(packed[0]), 0, file=packed[0])
+        return
     if not paths:
+        held = ", ".join(sorted(path.name for path in folder.iterdir())[:8])
         raise PretrainedError(
-            f"{folder}: expected a model (config.json) or checkpoints (folders such as checkpoint-500, or *.ckpt), "
-            f"found {', '.join(sorted(path.name for path in folder.iterdir())[:8]) or 'nothing'}"
+            f"{folder}: expected a model (config.json), an adapter ({ADAPTER}), one .gguf file, or checkpoints "
+            f"(folders such as checkpoint-500, or *.ckpt), found {held or 'nothing'}"
         )
+    if len(paths) == 1 and paths[0].is_dir() and not _CHECKPOINT.search(paths[0].name):
+        yield Source(str(paths[0]), 0)  # a model in a folder of its own, as archives unpack
+        return
     sources = [
         Source(str(path), _checkpoint_step(path), file=path if path.is_file() else None)
         for path in paths
@@ -88,7 +112,7 @@ def _checkpoints(folder: Path) -> Iterator[Source]:
 
 
 def _is_model(path: Path) -> bool:
-    return (path / "config.json").exists()
+    return any((path / name).exists() for name in ("config.json", ADAPTER, MODULES))
 
 
 def _is_lightning(path: Path) -> bool:
@@ -101,32 +125,6 @@ def _checkpoint_step(path: Path) -> int:
         return _number(path.stem)
     step = read_lightning(path).get("global_step")
     return _number(path.stem) if step is None else int(step)
-
-
-def read_lightning(path: Path) -> dict[str, Any]:
-    """Read a Lightning checkpoint; only tensors and plain values are unpickled.
-
-    Raises
-    ------
-    PretrainedError
-        When it is damaged, something else, or holds other objects.
-    """
-    import torch
-
-    try:
-        loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
-    except OSError:
-        raise
-    except Exception as error:  # whatever damage makes the unpickler raise
-        raise PretrainedError(
-            f"{path}: expected a Lightning checkpoint of tensors and plain values, but it cannot be read as one "
-            f"({str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__}): save one with "
-            "save_weights_only=True, whose hyperparameters are plain values"
-        ) from error
-    if not isinstance(loaded, dict) or "state_dict" not in loaded:
-        held = ", ".join(map(str, list(loaded)[:8])) if isinstance(loaded, dict) else type(loaded).__name__
-        raise PretrainedError(f"{path}: expected a Lightning checkpoint with a 'state_dict', found {held}")
-    return loaded
 
 
 def _number(text: str) -> int:

@@ -80,7 +80,7 @@ class Auditor:
         attrs: dict[str, Mapping[str, Any]] = {
             layer.name: {
                 "module_path": layer.path,
-                "extraction_point": layer.spec.extraction_point,
+                "extraction_point": layer.point,
                 "reduction": layer.spec.reduce,
                 "source_dtype": self.extractor.source_dtypes[layer.name],
             }
