@@ -12,6 +12,7 @@ import repaudit as ra
 from repaudit.measure.distances import calibrated_distances
 
 BARE = {"frames": 2, "units": 3, "similarity": ("mutual_knn",)}
+pytestmark = pytest.mark.usefixtures("undrawn")
 
 
 def operators_in(out):

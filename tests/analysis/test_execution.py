@@ -15,6 +15,7 @@ from repaudit.analysis import execution
 from repaudit.errors import AnalysisError
 
 BARE = {"frames": 0, "units": 0, "similarity": ()}
+pytestmark = pytest.mark.usefixtures("undrawn")
 distributed = pytest.importorskip("distributed", reason="the extra `distributed` is not installed")
 
 
