@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import json
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import hypothesis
 import numpy as np
 import pytest
 import torch
+import xarray as xr
 
 import repaudit as ra
 
@@ -57,3 +60,19 @@ def planted_store(tmp_path: Path, probe_set: ra.ProbeSet) -> Callable[..., Path]
         return url
 
     return make
+
+
+@pytest.fixture
+def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leave out the drawing of an analysis, half of its time, where a test looks at numbers alone."""
+
+    def no_figures(_results: xr.DataTree, folder: Path) -> list[Path]:
+        folder.mkdir()
+        return []
+
+    def no_report(_results: xr.DataTree, summary: Mapping[str, Any], path: Path) -> Path:
+        path.write_text(json.dumps(summary["headline"]))
+        return path
+
+    monkeypatch.setattr("repaudit.analysis.folder.save_figures", no_figures)
+    monkeypatch.setattr("repaudit.analysis.folder.write_report", no_report)
