@@ -26,7 +26,7 @@ def assert_same_spread(first, second):
 
 
 def test_a_scheduler_gives_what_threads_give(planted_store, tmp_path):
-    url = planted_store()
+    url = planted_store(layers=("only",))
     local = ra.analyze(url, tmp_path / "local", **BARE)
     cluster = distributed.LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None)
     with cluster:
@@ -35,7 +35,7 @@ def test_a_scheduler_gives_what_threads_give(planted_store, tmp_path):
 
 
 def test_a_killed_worker_costs_time_and_nothing_else(planted_store, tmp_path):
-    url = planted_store()
+    url = planted_store(layers=("only",))
     local = ra.analyze(url, tmp_path / "local", **BARE)
     killed = []
 
