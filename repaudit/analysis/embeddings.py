@@ -44,6 +44,8 @@ MOST_TOGETHER: Final = 1000
 """Most operators in the picture of all layers; of more, steps are chosen evenly, two at least."""
 MOST_UNIT_STEPS: Final = 24
 """Most steps, chosen evenly, at which units are drawn."""
+MOST_MOVING: Final = 500
+"""Most samples, chosen evenly, that are laid out at every step."""
 PREVIEW: Final = 200
 """Characters of each text that results show."""
 GRID: Final = (MODEL, STEP, COMPONENT)
@@ -104,13 +106,19 @@ def merged_dataset(operators: LayerOperators, study: Study) -> xr.Dataset:
 
 
 def frames_dataset(operators: LayerOperators, study: Study) -> xr.Dataset | None:
-    """Compute PHATE of P* and of every model's P at some of the steps that all models share, in one frame."""
+    """Compute PHATE of P* and of every model's P at some of the steps that all models share, in one frame.
+
+    Of many samples some are laid out, chosen evenly: the layouts would take longer than everything else.
+    """
     settings, models = study.settings, operators.models()
     steps = _evenly(operators.shared_steps(), settings.frames)
     if not steps:
         return None
+    every = study.tree.sizes[SAMPLE]
+    shown = _evenly(range(every), MOST_MOVING)
     content = ["frames", settings.merge, settings.seed, [operators.content(step) for step in steps]]
-    embedded = study.cache.recall(content, partial(_frames, operators, steps, study))
+    content += [len(shown)] if len(shown) < every else []
+    embedded = study.cache.recall(content, partial(_frames, operators, steps, shown, study))
     return xr.Dataset(
         {
             MERGED: ((LAYER, STEP, SAMPLE, COMPONENT), embedded[MERGED][None]),
@@ -118,7 +126,7 @@ def frames_dataset(operators: LayerOperators, study: Study) -> xr.Dataset | None
             STRESS: ((LAYER, STEP), embedded[STRESS][None]),
             DIFFUSION_TIME: ((LAYER,), [int(embedded[DIFFUSION_TIME])]),
         },
-        coords={LAYER: _names([operators.layer]), MODEL: _names(models), STEP: steps, **_samples(study)},
+        coords={LAYER: _names([operators.layer]), MODEL: _names(models), STEP: steps, **_samples(study, shown)},
         attrs={"merge": settings.merge, "seed": settings.seed},
     )
 
@@ -176,10 +184,12 @@ def _embedding(operators: LayerOperators, step: int, study: Study) -> dict[str, 
     return {EMBEDDING: points.values, STRESS: points.attrs["stress"]}
 
 
-def _frames(operators: LayerOperators, steps: Sequence[int], study: Study) -> dict[str, Any]:
+def _frames(operators: LayerOperators, steps: Sequence[int], shown: Sequence[int], study: Study) -> dict[str, Any]:
     seed, models = study.settings.seed, operators.models()
-    merged = phate_frames([merge(study, operators, step) for step in steps], seed=seed)
-    of_models = [phate_onto([operators.at(step)[model] for step in steps], merged, seed) for model in models]
+    merged = phate_frames([merge(study, operators, step) for step in steps], seed=seed, samples=shown)
+    of_models = [
+        phate_onto([operators.at(step)[model] for step in steps], merged, seed, samples=shown) for model in models
+    ]
     about = {name: merged.attrs[name] for name in ("stress", "t")}
     return {MERGED: merged.values, OF_MODELS: np.stack(of_models), **about}
 
@@ -214,9 +224,10 @@ def _grid_coords(study: Study) -> dict[str, Any]:
     return {MODEL: _names(study.selection.models), STEP: study.selection.all_steps(), COMPONENT: [0, 1]}
 
 
-def _samples(study: Study) -> dict[str, Any]:
-    """Return sample ids, with labels and the beginnings of texts if there are any."""
+def _samples(study: Study, shown: Sequence[int] | None = None) -> dict[str, Any]:
+    """Return sample ids, with labels and the beginnings of texts if there are any; of all, or of some."""
     samples = study.tree.to_dataset()
+    samples = samples if shown is None else samples.isel({SAMPLE: list(shown)})
     others = {LABEL: (SAMPLE, samples[LABEL].values)} if LABEL in samples else {}
     if TEXT in samples:
         others[TEXT] = (SAMPLE, _names([str(text)[:PREVIEW] for text in samples[TEXT].values]))

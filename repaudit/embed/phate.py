@@ -80,7 +80,13 @@ def phate_embedding(operator: Operator, n_components: int = 2, t: int | str = "a
 
 
 def phate_frames(
-    operators: Sequence[Operator], n_components: int = 2, t: int | str = "auto", seed: int = 0, *, dim: str = "frame"
+    operators: Sequence[Operator],
+    n_components: int = 2,
+    t: int | str = "auto",
+    seed: int = 0,
+    *,
+    dim: str = "frame",
+    samples: Sequence[int] | None = None,
 ) -> xr.DataArray:
     """Compute PHATE coordinates of the samples at several steps in one frame, so that an animation does not jump.
 
@@ -95,6 +101,9 @@ def phate_frames(
         As in :func:`phate_embedding`.
     dim : str
         Name of the dimension of length T.
+    samples : sequence of int, optional
+        Indices of the samples to lay out, all by default: a layout of N samples takes time of the order of N². Their
+        distances are those of walks over all samples.
 
     Returns
     -------
@@ -117,7 +126,7 @@ def phate_frames(
     stresses = []
     for index in range(len(operators)):
         before = frames[-1] if frames else None
-        distances = _potential_distances(dense(operators[index]), time)
+        distances = _potential_distances(dense(operators[index]), time, samples)
         if before is not None and len(before) != len(distances):
             raise OperatorError(f"expected the same {len(before)} samples in operator {index}, found {len(distances)}")
         points, stress = metric_mds(distances, n_components, seed, start=before)
@@ -127,7 +136,9 @@ def phate_frames(
     return xr.DataArray(np.stack(frames), dims=(dim, SAMPLE, COMPONENT), attrs=attrs)
 
 
-def phate_onto(operators: Sequence[Operator], frames: xr.DataArray, seed: int = 0) -> xr.DataArray:
+def phate_onto(
+    operators: Sequence[Operator], frames: xr.DataArray, seed: int = 0, *, samples: Sequence[int] | None = None
+) -> xr.DataArray:
     """Compute PHATE coordinates of further operators, each on the layout of its step.
 
     As :func:`phate_frames`, at its diffusion time, but every layout starts from the frame of the same index and is
@@ -137,8 +148,9 @@ def phate_onto(operators: Sequence[Operator], frames: xr.DataArray, seed: int = 
     ----------
     operators : sequence of T operators (sample, neighbor)
     frames : DataArray (frame, sample, component)
-        Result of :func:`phate_frames` for the same steps.
+        Result of :func:`phate_frames` for the same steps and samples.
     seed : int
+    samples : sequence of int, optional
 
     Returns
     -------
@@ -146,7 +158,7 @@ def phate_onto(operators: Sequence[Operator], frames: xr.DataArray, seed: int = 
     """
     points, stresses = [], []
     for operator, frame in zip(operators, frames.values, strict=True):
-        distances = _potential_distances(dense(operator), frames.attrs["t"])
+        distances = _potential_distances(dense(operator), frames.attrs["t"], samples)
         laid_out, stress = metric_mds(distances, frame.shape[1], seed, start=frame)
         points.append(procrustes_align(laid_out, frame))
         stresses.append(stress)
@@ -264,11 +276,11 @@ def _phate_of_operator(operator: Operator, n_components: int, t: int | str, seed
     return points, stress, time
 
 
-def _potential_distances(matrix: Array, time: int) -> Array:
+def _potential_distances(matrix: Array, time: int, samples: Sequence[int] | None = None) -> Array:
     if (matrix < 0).any():
         raise OperatorError("expected transition probabilities, found negative entries in the operator")
     potential = -np.log(np.linalg.matrix_power(matrix, time) + POTENTIAL_FLOOR)
-    distances: Array = squareform(pdist(potential))
+    distances: Array = squareform(pdist(potential if samples is None else potential[list(samples)]))
     return distances
 
 

@@ -256,3 +256,15 @@ def test_frames_of_one_are_the_last_and_the_picture_of_many_operators_keeps_both
     assert results["frames"]["step"].values.tolist() == [4]
     shown = results["trajectories"]["together"].dropna("step", how="all")
     assert shown["step"].values.tolist() == [0, 4]
+
+
+def test_of_many_samples_some_move(planted_store, tmp_path, monkeypatch):
+    monkeypatch.setattr("repaudit.analysis.embeddings.MOST_MOVING", 20)
+    url = planted_store(models=2, layers=("only",), steps=(0, 1))
+    results = ra.analyze(url, tmp_path / "out", units=0, similarity=())
+    assert results["frames"].sizes["sample"] == 20
+    assert results["merged"].sizes["sample"] == 48
+    chosen = results["frames"]["sample"].values
+    label = results["merged"]["label"].to_series()
+    assert results["frames"]["label"].values.tolist() == label.loc[chosen].tolist()
+    assert (tmp_path / "out/report.html").exists()

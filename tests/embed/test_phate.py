@@ -9,8 +9,15 @@ from scipy.spatial.distance import pdist, squareform
 from scipy.stats import spearmanr
 
 from repaudit import DiffusionGauge
-from repaudit.embed.mds import mds_embedding, procrustes_align
-from repaudit.embed.phate import phate_embedding, phate_frames, phate_trajectories, unit_trajectories
+from repaudit.embed.mds import kruskal_stress, mds_embedding, procrustes_align
+from repaudit.embed.phate import (
+    POTENTIAL_FLOOR,
+    phate_embedding,
+    phate_frames,
+    phate_onto,
+    phate_trajectories,
+    unit_trajectories,
+)
 from repaudit.errors import ActivationError, OperatorError
 
 
@@ -145,6 +152,21 @@ def test_frames_do_not_jump() -> None:
     moved = np.linalg.norm(np.diff(found.values, axis=0), axis=2).mean(1)
     assert (moved < 0.25 * size).all()
     np.testing.assert_allclose(found.values[0], phate_embedding(operators[0], t=found.attrs["t"]).values)
+
+
+def test_some_samples_are_laid_out_by_walks_over_all() -> None:
+    rng = np.random.default_rng(0)
+    start, drift = rng.standard_normal((2, 60, 5))
+    operators = [DiffusionGauge(knn=5)(start + 0.1 * k * drift).to_numpy() for k in range(2)]
+    every, chosen = phate_frames(operators, t=4), list(range(0, 60, 3))
+    np.testing.assert_array_equal(phate_frames(operators, t=4, samples=range(60)).values, every.values)
+    some = phate_frames(operators, t=4, samples=chosen)
+    potential = -np.log(np.linalg.matrix_power(operators[1], 4) + POTENTIAL_FLOOR)[chosen]
+    assert some.attrs["stress"][1] == pytest.approx(
+        kruskal_stress(distances(potential), distances(some.values[1])), rel=1e-9
+    )
+    onto = phate_onto(operators, some, samples=chosen)
+    assert onto.shape == some.shape
 
 
 def test_a_collapsed_frame_does_not_collapse_those_that_follow() -> None:

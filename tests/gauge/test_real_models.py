@@ -1,4 +1,4 @@
-"""What the default gauge makes of real activations: two sets of text and one of images, four models each."""
+"""What the default gauge makes of real activations: three sets of text and one of images, four models each."""
 
 from __future__ import annotations
 
@@ -12,7 +12,9 @@ from scipy.stats import spearmanr
 
 import repaudit as ra
 
-SETS = ("source", "docstrings", "digits")
+SETS = ("emails", "source", "docstrings", "digits")
+ALIKE = ("emails", "docstrings", "digits")
+"""Sets on which no model is much better than the others."""
 FILE = Path(__file__).parents[1] / "data" / "activations.npz"
 
 
@@ -47,21 +49,23 @@ def test_distances_of_models_are_ordered_as_their_neighbours_agree(k):
 @pytest.mark.parametrize("name", SETS)
 def test_models_look_at_one_scale_and_the_earlier_kernel_at_half_of_the_samples(name):
     seen = [operator.diagnostics["effective_neighbors"] for operator in operators(name).values()]
-    assert 12 < min(seen) <= max(seen) < 19
-    assert max(seen) / min(seen) < 1.35
+    assert max(seen) <= 1.15 * min(seen)
     earlier = [operator.diagnostics["effective_neighbors"] for operator in operators(name, knn=15).values()]
     assert min(earlier) > 5 * max(seen)
 
 
 @pytest.mark.parametrize("name", SETS)
-def test_a_walk_of_the_merged_operator_stays_in_its_class_more_often_than_with_the_earlier_kernel(name):
-    labels = activations(name)[1]
-    P = operators(name)
-    merged = same_class(ra.DiffusionMerging().merge(P), labels)
+def test_the_barycenter_knows_the_classes_better_than_the_mean_of_the_operators(name):
+    """The mean's walk stays in its class exactly as often as the models' walks do on average."""
+    labels, P = activations(name)[1], operators(name)
     single = [same_class(operator, labels) for operator in P.values()]
-    assert merged >= np.mean(single) - 1e-6
-    earlier = same_class(ra.DiffusionMerging().merge(operators(name, knn=15)), labels)
-    assert merged > earlier + 0.3
+    mean = same_class(ra.DiffusionMerging().merge(P), labels)
+    assert mean == pytest.approx(np.mean(single), abs=1e-6)
+    assert mean > same_class(ra.DiffusionMerging().merge(operators(name, knn=15)), labels) + 0.3
+    merged = same_class(ra.DiffusionMerging("ot_barycenter", tolerance=1e-2).merge(P), labels)
+    assert merged > mean
+    if name in ALIKE:
+        assert merged >= max(single) - 0.01
 
 
 @pytest.mark.parametrize("name", SETS)
