@@ -18,7 +18,7 @@ from repaudit.embed.mds import mds_embedding, scaled_stress
 from repaudit.embed.phate import phate_embedding, phate_frames, phate_onto, phate_trajectories, unit_trajectories
 from repaudit.errors import ActivationError
 from repaudit.measure.distances import calibrated_distances
-from repaudit.names import COMPONENT, FEATURE, LABEL, LAYER, MODEL, SAMPLE, STEP, TEXT
+from repaudit.names import COMPONENT, FEATURE, LABEL, LAYER, MODEL, OF_SAMPLE, POSITION, SAMPLE, STEP, TEXT
 from repaudit.operators.files import AnyOperatorFile
 from repaudit.operators.stack import OperatorStack
 from repaudit.results import (
@@ -215,9 +215,9 @@ def _grid_coords(study: Study) -> dict[str, Any]:
 
 
 def _samples(study: Study) -> dict[str, Any]:
-    """Return sample ids, with labels and the beginnings of texts if there are any."""
-    samples = study.tree.to_dataset()
-    others = {LABEL: (SAMPLE, samples[LABEL].values)} if LABEL in samples else {}
+    """Return sample ids, with what else is known of each, and the beginnings of texts if there are any."""
+    samples = study.samples
+    others = {name: (SAMPLE, samples[name].values) for name in (LABEL, OF_SAMPLE, POSITION) if name in samples}
     if TEXT in samples:
         others[TEXT] = (SAMPLE, _names([str(text)[:PREVIEW] for text in samples[TEXT].values]))
     return {SAMPLE: samples[SAMPLE].values, **others}
