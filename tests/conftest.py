@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import json
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import hypothesis
 import numpy as np
 import pytest
 import torch
+import xarray as xr
 
 import repaudit as ra
 
@@ -23,25 +27,37 @@ def pytest_configure(config: pytest.Config) -> None:
     hypothesis.settings.load_profile("same" if config.option.markexpr == "not slow" else "random")
 
 
-@pytest.fixture
-def probe_set() -> ra.ProbeSet:
-    """48 samples of 5 tokens in 4 labelled groups."""
+def labelled_probe_set() -> ra.ProbeSet:
     ids = torch.arange(SAMPLES * 5).reshape(SAMPLES, 5) % 17
     labels = [f"group {i % 4}" for i in range(SAMPLES)]
     return ra.ProbeSet.from_tensors({"input_ids": ids, "attention_mask": torch.ones_like(ids)}, labels=labels)
 
 
 @pytest.fixture
-def planted_store(tmp_path: Path, probe_set: ra.ProbeSet) -> Callable[..., Path]:
+def probe_set() -> ra.ProbeSet:
+    """48 samples of 5 tokens in 4 labelled groups."""
+    return labelled_probe_set()
+
+
+@pytest.fixture
+def planted_store(tmp_path: Path, plant: Callable[..., Path]) -> Callable[..., Path]:
     """Make a store of models whose geometries converge, each in a rotated frame of its own."""
+    return partial(plant, tmp_path)
+
+
+@pytest.fixture(scope="session")
+def plant() -> Callable[..., Path]:
+    """Make the same in a folder that several tests share."""
+    probe_set = labelled_probe_set()
 
     def make(
+        folder: Path,
         models: int = 3,
         steps: tuple[int, ...] = (0, 1, 2, 4, 8, 16),
         layers: tuple[str, ...] = ("first", "second"),
         name: str = "store.zarr",
     ) -> Path:
-        url = tmp_path / name
+        url = folder / name
         common = np.random.default_rng(99).normal(size=(SAMPLES, WIDTH))
         for m in range(models):
             rng = np.random.default_rng(m)
@@ -57,3 +73,19 @@ def planted_store(tmp_path: Path, probe_set: ra.ProbeSet) -> Callable[..., Path]
         return url
 
     return make
+
+
+@pytest.fixture
+def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leave out the drawing of an analysis, half of its time, where a test looks at numbers alone."""
+
+    def no_figures(_results: xr.DataTree, folder: Path) -> list[Path]:
+        folder.mkdir()
+        return []
+
+    def no_report(_results: xr.DataTree, summary: Mapping[str, Any], path: Path) -> Path:
+        path.write_text(json.dumps(summary["headline"]))
+        return path
+
+    monkeypatch.setattr("repaudit.analysis.folder.save_figures", no_figures)
+    monkeypatch.setattr("repaudit.analysis.folder.write_report", no_report)

@@ -1,20 +1,37 @@
-"""The command line as a user meets it: real processes, exit codes, one clear line."""
+"""The command line as a user meets it: exit codes, one clear line, and each command once as a process of its own."""
 
 from __future__ import annotations
 
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import xarray as xr
 
+from repaudit.cli import app
+
 COMMAND = str(Path(sys.executable).with_name("repaudit"))
+Run = Callable[..., "subprocess.CompletedProcess[str]"]
 
 
 def repaudit(*args: object) -> subprocess.CompletedProcess[str]:
     return subprocess.run([COMMAND, *map(str, args)], capture_output=True, text=True, timeout=200, check=False)
+
+
+@pytest.fixture
+def within(capsys: pytest.CaptureFixture[str]) -> Run:
+    """Run what the command runs in this process, which has imported torch already."""
+
+    def run(*args: object) -> subprocess.CompletedProcess[str]:
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as ended:
+            app(list(map(str, args)), prog_name="repaudit")
+        return subprocess.CompletedProcess(args, int(ended.value.code or 0), *capsys.readouterr())
+
+    return run
 
 
 def test_info_names_models_layers_and_steps(planted_store):
@@ -55,10 +72,19 @@ def test_analyze_prints_the_answer_and_the_report(planted_store, tmp_path):
 
 def test_analyze_takes_a_config_that_flags_override(planted_store, tmp_path):
     config = tmp_path / "analysis.yaml"
-    config.write_text("layers: [second]\nseed: 7\nmerge: reversible\nframes: 0\ngauge: {knn: 10}\n")
+    config.write_text("layers: [second]\nseed: 7\nmerge: reversible\nframes: 0\nunits: 0\ngauge: {knn: 10}\n")
     groups = ("--groups", "a=seed0,seed1", "--groups", "b=seed2")
     run = repaudit(
-        "analyze", planted_store(), "--config", config, "--merge", "weighted", *groups, "--workers", "1", "--json"
+        "analyze",
+        planted_store(steps=(0, 1, 2)),
+        "--config",
+        config,
+        "--merge",
+        "weighted",
+        *groups,
+        "--workers",
+        "1",
+        "--json",
     )
     assert run.returncode == 0, run.stderr
     summary = json.loads(run.stdout)
@@ -68,8 +94,9 @@ def test_analyze_takes_a_config_that_flags_override(planted_store, tmp_path):
     assert set(summary["layers"]["second"]["groups"]) == {"a", "a | b"}
 
 
-def test_analyze_json_is_all_there_is_on_stdout(planted_store, tmp_path):
-    run = repaudit("analyze", planted_store(models=1, layers=("only",)), "--json", "--out", tmp_path / "elsewhere")
+def test_analyze_json_is_all_there_is_on_stdout(planted_store, tmp_path, within):
+    url = planted_store(models=1, layers=("only",), steps=(0, 1))
+    run = within("analyze", url, "--json", "--out", tmp_path / "elsewhere")
     assert run.returncode == 0, run.stderr
     assert json.loads(run.stdout)["layers"]["only"]["verdict"] == "undecided"
     assert (tmp_path / "elsewhere" / "report.html").exists()
@@ -82,9 +109,15 @@ def foreign(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("command", ["info", "analyze"])
-def test_bad_places_get_one_line(command, foreign, tmp_path):
-    for place, code in ((tmp_path / "missing.zarr", 2), (foreign, 3), (Path(__file__), 3)):
-        run = repaudit(command, place)
+def test_bad_places_get_one_line(command, foreign, tmp_path, within):
+    missing = tmp_path / "missing.zarr"
+    for how, place, code in (
+        (repaudit, missing, 2),
+        (within, missing, 2),
+        (within, foreign, 3),
+        (within, Path(__file__), 3),
+    ):
+        run = how(command, place)
         assert run.returncode == code, (place, run.stderr)
         assert run.stdout == ""
         assert run.stderr.startswith("error: ")
@@ -107,16 +140,16 @@ def test_bad_places_get_one_line(command, foreign, tmp_path):
         (["--similarity", "cosine"], "cosine"),
     ],
 )
-def test_wrong_usage_exits_with_2(planted_store, flags, said):
-    run = repaudit("analyze", planted_store(models=1), *flags)
+def test_wrong_usage_exits_with_2(planted_store, flags, said, within):
+    run = within("analyze", planted_store(models=1), *flags)
     assert run.returncode == 2, run.stderr
     assert said in run.stderr
     assert "Traceback" not in run.stderr
 
 
-def test_verify_and_repair_find_and_drop_a_lost_step(planted_store):
+def test_verify_and_repair_find_and_drop_a_lost_step(planted_store, within):
     url = planted_store(models=1, layers=("only",))
-    assert repaudit("verify", url, "--data").returncode == 0
+    assert within("verify", url, "--data").returncode == 0
     chunk = next(path for path in sorted((url / "models" / "seed0" / "only").iterdir()) if path.name.startswith("c.3."))
     chunk.unlink()
     found = repaudit("verify", url, "--json")
@@ -124,20 +157,21 @@ def test_verify_and_repair_find_and_drop_a_lost_step(planted_store):
     assert [problem["kind"] for problem in json.loads(found.stdout)] == ["missing_chunk"]
     assert "only" in json.loads(found.stdout)[0]["location"]
     assert repaudit("repair", url).returncode == 0
-    assert repaudit("verify", url, "--data").returncode == 0
-    assert json.loads(repaudit("info", url, "--json").stdout)["models"][0]["steps"] == [0, 1, 2, 8, 16]
+    assert within("verify", url, "--data").returncode == 0
+    assert json.loads(within("info", url, "--json").stdout)["models"][0]["steps"] == [0, 1, 2, 8, 16]
 
 
-def test_report_is_written_again_from_its_results(planted_store, tmp_path):
-    assert repaudit("analyze", planted_store(models=1, layers=("only",))).returncode == 0
+def test_report_is_written_again_from_its_results(planted_store, tmp_path, within):
+    url = planted_store(models=1, layers=("only",), steps=(0, 1))
+    assert within("analyze", url, "--frames", "0", "--units", "0").returncode == 0
     report = tmp_path / "store.analysis" / "report.html"
     report.unlink()
     assert repaudit("report", tmp_path / "store.analysis").returncode == 0
     assert report.stat().st_size > 10_000
-    assert repaudit("report", tmp_path).returncode == 2
+    assert within("report", tmp_path).returncode == 2
 
 
-def test_record_takes_a_saved_model(tmp_path):
+def test_record_takes_a_saved_model(tmp_path, within):
     from tokenizers import ByteLevelBPETokenizer
     from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
@@ -154,18 +188,18 @@ def test_record_takes_a_saved_model(tmp_path):
     run = repaudit("record", tmp_path / "tiny", "--layers", "transformer.h[*]", *place, "--json")
     assert run.returncode == 0, run.stderr
     assert json.loads(run.stdout) == {"tiny": [0]}
-    layers = json.loads(repaudit("info", store, "--json").stdout)["models"][0]["layers"]
+    layers = json.loads(within("info", store, "--json").stdout)["models"][0]["layers"]
     assert [layer["name"] for layer in layers] == ["transformer.h.0", "transformer.h.1"]
-    wrong = repaudit("record", tmp_path / "tiny", "--layers", "transformer.block[*]", *place)
+    wrong = within("record", tmp_path / "tiny", "--layers", "transformer.block[*]", *place)
     assert wrong.returncode == 2
     assert "block" in wrong.stderr
 
 
-def test_the_gauge_frames_and_units_are_flags(planted_store, tmp_path):
+def test_the_gauge_frames_and_units_are_flags(planted_store, tmp_path, within):
     config = tmp_path / "analysis.yaml"
     config.write_text("gauge: {knn: 10, alpha: 0.5}\nframes: 3\n")
     flags = ("--gauge", "knn=7", "--gauge", "metric=cosine", "--frames", "0", "--units", "0")
-    run = repaudit("analyze", planted_store(layers=("only",)), "--config", config, *flags, "--json")
+    run = within("analyze", planted_store(layers=("only",), steps=(0, 1)), "--config", config, *flags, "--json")
     parameters = json.loads(run.stdout)["parameters"]
     assert {name: parameters["gauge"][name] for name in ("knn", "alpha", "metric")} == {
         "knn": 7,
@@ -175,10 +209,10 @@ def test_the_gauge_frames_and_units_are_flags(planted_store, tmp_path):
     assert (parameters["frames"], parameters["units"]) == (0, 0)
 
 
-def test_a_config_whose_gauge_is_a_word_is_told_beside_a_flag(planted_store, tmp_path):
+def test_a_config_whose_gauge_is_a_word_is_told_beside_a_flag(planted_store, tmp_path, within):
     config = tmp_path / "analysis.yaml"
     config.write_text("gauge: cosine\n")
-    run = repaudit("analyze", planted_store(layers=("only",)), "--config", config, "--gauge", "knn=5")
+    run = within("analyze", planted_store(layers=("only",)), "--config", config, "--gauge", "knn=5")
     assert run.returncode == 2, run.stderr
     assert "found 'cosine'" in run.stderr
 
@@ -193,8 +227,8 @@ def test_a_config_whose_gauge_is_a_word_is_told_beside_a_flag(planted_store, tmp
         (["knn=[1"], "for knn, found '[1'"),
     ],
 )
-def test_parameters_of_the_gauge_that_cannot_be_are_told(planted_store, given, told):
+def test_parameters_of_the_gauge_that_cannot_be_are_told(planted_store, given, told, within):
     flags = [word for text in given for word in ("--gauge", text)]
-    run = repaudit("analyze", planted_store(layers=("only",)), *flags)
+    run = within("analyze", planted_store(layers=("only",)), *flags)
     assert run.returncode == 2
     assert told in run.stderr

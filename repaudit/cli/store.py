@@ -47,14 +47,25 @@ def _print_info(description: dict[str, Any]) -> None:
         f"probe set {description['fingerprint'][:12]}",
         highlight=False,
     )
-    table = Table("model", "steps", "first", "last", "layers", box=None, pad_edge=False, header_style="dim")
+    encoded = any(model["encoding"] for model in description["models"])
+    names = ("model", "steps", "first", "last", *(("tokenizer",) if encoded else ()), "layers")
+    table = Table(*names, box=None, pad_edge=False, header_style="dim")
     if description["labels"]:
         console.print(f"labels: {escape(_brief(description['labels']))}", highlight=False)
     for model in description["models"]:
         steps = model["steps"]
         ends = (str(steps[0]), str(steps[-1])) if steps else ("-", "-")
-        table.add_row(escape(model["name"]), str(len(steps)), *ends, escape(_layers(model["layers"])))
+        read = (escape(_tokenizer(model["encoding"])),) if encoded else ()
+        table.add_row(escape(model["name"]), str(len(steps)), *ends, *read, escape(_layers(model["layers"])))
     console.print(table)
+
+
+def _tokenizer(encoding: dict[str, Any]) -> str:
+    if not encoding:
+        return "-"
+    name = Path(encoding.get("tokenizer", "unnamed")).name
+    cut = f", {encoding['truncated']} texts cut to {encoding['max_length']}" if encoding.get("truncated") else ""
+    return f"{name}{cut}"
 
 
 def _layers(layers: list[dict[str, Any]]) -> str:

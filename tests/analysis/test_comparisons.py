@@ -37,6 +37,7 @@ def rotated(rng, values):
     return values @ np.linalg.qr(rng.standard_normal((values.shape[1], values.shape[1])))[0]
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_what_is_inherited_from_the_inputs_is_told_from_what_is_learned(tmp_path, token_probe):
     shares = token_shares(*(token_probe.inputs[name].numpy() for name in ("input_ids", "attention_mask")))
     learned = np.random.default_rng(0).standard_normal((SAMPLES, shares.shape[1]))
@@ -60,6 +61,7 @@ def test_what_is_inherited_from_the_inputs_is_told_from_what_is_learned(tmp_path
     assert early.repaudit.summary["layers"]["layer"]["agreement"] == "inherited"
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_untrained_networks_have_learned_nothing_however_much_they_agree(tmp_path, token_probe):
     architecture = np.random.default_rng(0).standard_normal((SAMPLES, 12))
     for model in range(3):
@@ -71,6 +73,7 @@ def test_untrained_networks_have_learned_nothing_however_much_they_agree(tmp_pat
     assert layer["agreement"] == "inherited"
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_without_an_audit_at_step_0_there_is_nothing_untrained(planted_store, tmp_path):
     results = ra.analyze(planted_store(steps=(3, 5), layers=("only",)), tmp_path / "out", **BARE)
     assert "from_untrained" not in results["comparison"]
@@ -79,6 +82,7 @@ def test_without_an_audit_at_step_0_there_is_nothing_untrained(planted_store, tm
     assert layer["agreement"] is None
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_groups_are_near_themselves_and_far_from_each_other(tmp_path, probe_set):
     own = {name: np.random.default_rng(i).standard_normal((48, 8)) for i, name in enumerate(("small", "large"))}
     for name, values in own.items():
@@ -137,6 +141,7 @@ def test_one_model_at_one_step_is_not_said_to_move(tmp_path, probe_set):
     assert sentence == "One model at one step: nothing to compare it with."
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_models_that_end_earlier_do_not_make_the_others_settle(tmp_path, probe_set):
     common = np.random.default_rng(9).standard_normal((48, 12))
     for model in range(6):
@@ -158,6 +163,7 @@ def test_few_samples_leave_out_the_similarity_and_nothing_else(tmp_path):
     assert "similarity: expected at least 4 samples, found 3" in results.repaudit.summary["left_out"]
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_layers_are_listed_as_they_settle(tmp_path, probe_set):
     common = np.random.default_rng(9).standard_normal((48, 12))
     schedule = {"late": [0, 0, 0.2, 0.6, 1, 1, 1], "early": [0, 0.6, 1, 1, 1, 1, 1]}
@@ -179,6 +185,7 @@ def test_layers_are_listed_as_they_settle(tmp_path, probe_set):
     assert (order[0]["settled"], order[1]["settled"]) == (2, 4)
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_similarities_are_those_of_the_stored_activations(planted_store, tmp_path):
     url = planted_store(models=2)
     results = ra.analyze(
@@ -202,6 +209,7 @@ def test_similarities_are_those_of_the_stored_activations(planted_store, tmp_pat
         ra.analyze(url, tmp_path / "out", similarity_steps=[3])
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_frames_are_phate_of_the_merged_operators_in_one_frame(planted_store, tmp_path):
     url = planted_store(layers=("only",))
     frames = ra.analyze(url, tmp_path / "out", frames=3, units=0, similarity=())["frames"]

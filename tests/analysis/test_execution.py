@@ -15,6 +15,7 @@ from repaudit.analysis import execution
 from repaudit.errors import AnalysisError
 
 BARE = {"frames": 0, "units": 0, "similarity": ()}
+pytestmark = pytest.mark.usefixtures("undrawn")
 distributed = pytest.importorskip("distributed", reason="the extra `distributed` is not installed")
 
 
@@ -25,7 +26,7 @@ def assert_same_spread(first, second):
 
 
 def test_a_scheduler_gives_what_threads_give(planted_store, tmp_path):
-    url = planted_store()
+    url = planted_store(layers=("only",))
     local = ra.analyze(url, tmp_path / "local", **BARE)
     cluster = distributed.LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None)
     with cluster:
@@ -34,7 +35,7 @@ def test_a_scheduler_gives_what_threads_give(planted_store, tmp_path):
 
 
 def test_a_killed_worker_costs_time_and_nothing_else(planted_store, tmp_path):
-    url = planted_store()
+    url = planted_store(layers=("only",))
     local = ra.analyze(url, tmp_path / "local", **BARE)
     killed = []
 

@@ -56,6 +56,7 @@ def test_planted_convergence_is_found_and_everything_is_written(planted_store, t
         assert (stored["diagnostics"]["components"] >= 1).all()
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_spread_is_the_formula_on_the_stored_activations(planted_store):
     url = planted_store(layers=("only",))
     results = ra.analyze(url)
@@ -74,6 +75,7 @@ def test_spread_is_the_formula_on_the_stored_activations(planted_store):
     )
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_the_same_seed_gives_the_same_results(planted_store, tmp_path):
     url = planted_store(layers=("only",))
     first, second = (ra.analyze(url, tmp_path / name, seed=3) for name in ("a", "b"))
@@ -97,6 +99,7 @@ def test_one_model_one_step(planted_store, tmp_path):
     assert json.loads((tmp_path / "out" / "summary.json").read_text())["steps"] == [7]
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_selection_keeps_what_was_asked_for(planted_store, tmp_path):
     url = planted_store()
     results = ra.analyze(url, tmp_path / "out", models=["seed2", "seed0"], layers=["second"], steps=[0, 16])
@@ -236,6 +239,7 @@ def test_nothing_is_written_into_the_store_or_over_foreign_files(planted_store, 
         ra.analyze(url, tmp_path / "other")
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_scratch_of_a_dead_process_is_swept(planted_store, tmp_path):
     url = planted_store(models=1, layers=("only",), steps=(0, 1))
     dead = subprocess.run(

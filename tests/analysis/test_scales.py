@@ -94,6 +94,7 @@ def test_the_bands_hold_the_values_and_are_no_narrower_than_one_interval(results
     assert (spread["band_high"] - spread["spread"] >= (spread["high"] - spread["spread"]) * 0.99).all()
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_merged_operators_are_kept_and_read_back(store, results, tmp_path):
     tree = ra.open_store(store)
     expected = ra.DiffusionMerging().merge(tree.repaudit.operators("layer", 20))

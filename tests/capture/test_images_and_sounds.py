@@ -17,7 +17,7 @@ from repaudit.capture.pretrained.preprocessing import preprocessed
 from repaudit.capture.pretrained.record_pretrained import record_pretrained
 from repaudit.capture.pretrained.samples import Samples, read_images
 from repaudit.cli import app
-from repaudit.errors import PretrainedError, ProbeSetError
+from repaudit.errors import FingerprintError, PretrainedError, ProbeSetError
 
 VIT = tf.ViTConfig(
     image_size=8, patch_size=4, hidden_size=16, intermediate_size=32, num_hidden_layers=3, num_attention_heads=2
@@ -99,7 +99,7 @@ def test_images_come_in_chunks_and_must_have_one_shape(monkeypatch):
 def test_models_that_preprocess_differently_are_refused(tmp_path, vit, folder):
     vit.save_pretrained(tmp_path / "other")
     tf.ViTImageProcessorPil(size={"height": 8, "width": 8}, do_rescale=False).save_pretrained(tmp_path / "other")
-    with pytest.raises(PretrainedError, match="'vit' and 'other' make other inputs of the same samples"):
+    with pytest.raises(FingerprintError, match="holds another input there than here"):
         record_pretrained(
             [tmp_path / "vit", tmp_path / "other"], read_images(folder), ["classifier"], tmp_path / "s.zarr"
         )

@@ -61,7 +61,7 @@ def open_tree(url, options):
 
 def test_four_processes_with_a_model_each(place):
     url, options = place
-    steps = 12
+    steps = 5
     processes = [start(url, f"seed{seed}", seed, steps, options) for seed in range(4)]
     results = [finish(process) for process in processes]
     assert [code for code, _ in results] == [0] * 4, results

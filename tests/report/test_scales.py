@@ -179,7 +179,7 @@ def test_two_models_get_a_line_for_each_scale_and_no_map(make_results, written):
 
 @pytest.mark.parametrize("group", ["spread", "pairs", "diagnostics", "trajectories", "merged", "frames", "comparison"])
 def test_a_group_known_at_one_scale_only_is_shown_there(make_results, written, group):
-    tree, summary = make_results(scales=True, more=True)
+    tree, summary = make_results(layers=("a", "b"), scales=True, more=True)
     dataset = tree[group].to_dataset()
     numeric = {name: values for name, values in dataset.data_vars.items() if values.dtype.kind == "f"}
     kept = {name: values.where(values["scale"] == 30.0) for name, values in numeric.items() if "scale" in values.dims}

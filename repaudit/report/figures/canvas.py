@@ -23,12 +23,13 @@ GREY: Final = "rgba(128,134,140,0.55)"
 
 def figure() -> go.Figure:
     """Return an empty figure, transparent, without plotly's template."""
-    made = go.Figure()
-    made.update_layout(
-        template=None, showlegend=False, paper_bgcolor="rgba(0,0,0,0)", plot_bgcolor="rgba(0,0,0,0)",
-        margin={"l": 48, "r": 12, "t": 12, "b": 40}, hovermode="closest",
+    # with a template of its own, plotly does not copy its large default one into every figure
+    return go.Figure(
+        layout={
+            "template": {}, "showlegend": False, "paper_bgcolor": "rgba(0,0,0,0)", "plot_bgcolor": "rgba(0,0,0,0)",
+            "margin": {"l": 48, "r": 12, "t": 12, "b": 40}, "hovermode": "closest",
+        }
     )  # fmt: skip
-    return made
 
 
 def literal(text: str, limit: int = 40) -> str:
