@@ -140,10 +140,11 @@ def test_every_unmasked_token_is_a_sample(pair):
 
 
 def test_one_tokenizer_that_pads_on_either_side_reads_the_same_tokens(tmp_path):
-    url = record(tmp_path / "s.zarr", "a", without_characters(encoded(words())))
-    sources = shown(record(url, "b", without_characters(encoded(words("left")))))
+    url = record(tmp_path / "s.zarr", "a", without_characters(encoded(words("left"))))
+    sources = shown(record(url, "b", without_characters(encoded(words()))))
     for model in ("a", "b"):
         np.testing.assert_array_equal(read(sources, model), np.concatenate(own(model, encoded(words()))))
+    assert sources.samples["position"].values.tolist() == [k for length in range(12, 6, -1) for k in range(length)]
     assert "text" not in sources.samples, "nobody knows the characters"
 
 
@@ -208,6 +209,7 @@ def test_tokens_of_several_stores_are_those_of_the_samples_they_share(tmp_path):
         np.testing.assert_array_equal(read(both, model), read(same, model))
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_operators_within_samples_are_averaged_position_by_position(tmp_path):
     word_set = encoded(words())
     url = record(record(tmp_path / "s.zarr", "a", word_set), "b", encoded(words("left")))
@@ -260,6 +262,17 @@ def test_what_cannot_be_compared_is_refused(tmp_path):
     assert not (tmp_path / "s.analysis").exists()
 
 
+def test_as_many_tokens_are_not_the_same_tokens(tmp_path):
+    first, known = without_characters(encoded(words())), without_characters(encoded(words()))
+    inputs = {name: values + (name == "input_ids") for name, values in first.inputs.items()}
+    others = ra.ProbeSet(inputs, ids=first.ids, labels=first.labels, texts=first.texts), known
+    known.encoding |= {"tokenizer_sha256": "of other words in the same places"}
+    for index, other in enumerate(others):
+        url = record(record(tmp_path / f"{index}.zarr", "a", first), "b", other)
+        with pytest.raises(AnalysisError, match="models a, b read the samples as other tokens"):
+            shown(url)
+
+
 def test_a_layer_with_other_tokens_than_its_inputs_is_named(tmp_path):
     probe_set, url = encoded(words()), tmp_path / "s.zarr"
     shape = {"frames": ((6, 5, WIDTH), "float32")}
@@ -282,6 +295,7 @@ def test_patches_of_images_are_tokens(tmp_path):
     assert sources.samples["sample"].values[:5].tolist() == ["0@0", "0@1", "0@2", "0@3", "1@0"]
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_models_recorded_with_all_their_tokens_are_compared_from_the_shell(tmp_path):
     url = tmp_path / "s.zarr"
     for name, tokenizer in (("words", words()), ("letters", letters())):
