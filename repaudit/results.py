@@ -19,6 +19,8 @@ from repaudit.names import (
     LABEL,
     LAYER,
     MODEL,
+    OF_SAMPLE,
+    POSITION,
     SAMPLE,
     SCALE,
     SCALE_NAME,
@@ -153,10 +155,13 @@ def _interval(variable: str, dims: tuple[str, ...], long_name: str, required: bo
 
 
 def _coords(*names: str, on: str | None = None) -> dict[str, Variable]:
-    return {name: Variable((on or _ON.get(name, name),), *_COORDS[name], name not in (LABEL, TEXT)) for name in names}
+    return {name: Variable((on or _ON.get(name, name),), *_COORDS[name], name not in OF_SAMPLES) for name in names}
 
 
-_ON: Final = {LABEL: SAMPLE, TEXT: SAMPLE, SCALE_NAME: SCALE}
+OF_SAMPLES: Final = (LABEL, TEXT, OF_SAMPLE, POSITION)
+"""Coordinates on the samples that are there where something is known of these."""
+
+_ON: Final = dict.fromkeys(OF_SAMPLES, SAMPLE) | {SCALE_NAME: SCALE}
 _COORDS: Final = {
     LAYER: ("layer", "text"),
     MODEL: ("model", "text"),
@@ -166,6 +171,8 @@ _COORDS: Final = {
     SAMPLE: ("sample", "text"),
     LABEL: ("label of the sample", "text"),
     TEXT: ("preview of the sample", "text"),
+    OF_SAMPLE: ("sample that the token is of", "text"),
+    POSITION: ("place of the token in its sample", "integer"),
     COMPONENT: ("component of the embedding", "integer"),
     GROUP: ("group of models", "text"),
     OTHER: ("what it is compared with", "text"),
@@ -243,7 +250,7 @@ CONTRACT: Final[Mapping[str, Group]] = {
             MERGED_STEP: Variable(_LAYERS, "step whose operators are merged", "integer"),
             MERGED_MODELS: Variable(_LAYERS, "number of models merged", "integer"),
         },
-        _coords(*_LAYERS, SAMPLE, COMPONENT, LABEL, TEXT, SCALE_NAME),
+        _coords(*_LAYERS, SAMPLE, COMPONENT, *OF_SAMPLES, SCALE_NAME),
         ("merge", "seed"),
     ),
     MERGED_OPERATOR: Group(
@@ -265,7 +272,7 @@ CONTRACT: Final[Mapping[str, Group]] = {
             STRESS: Variable(_CURVE, "stress against PHATE's potential distances"),
             DIFFUSION_TIME: Variable(_LAYERS, "diffusion time", "integer"),
         },
-        _coords(*_GRID, SAMPLE, LABEL, TEXT, SCALE_NAME),
+        _coords(*_GRID, SAMPLE, *OF_SAMPLES, SCALE_NAME),
         ("merge", "seed"),
         required=False,
     ),

@@ -15,11 +15,15 @@ from numpy.typing import NDArray
 
 from repaudit.analysis.input_geometry import InputGeometry
 from repaudit.analysis.layer_operators import LayerOperators
+from repaudit.analysis.row_operators import row_operators
+from repaudit.analysis.sources import Source
 from repaudit.analysis.study import Study
 from repaudit.errors import ActivationError, AnalysisError
+from repaudit.gauge.gauge import DiffusionGauge
 from repaudit.measure.comparison import departure, feature_halves, group_spread
 from repaudit.measure.spread import Spread, spread
 from repaudit.names import LAYER, MODEL, SAMPLE, STEP
+from repaudit.operators.operator import DiffusionOperator
 from repaudit.results import (
     APPROACH,
     FEATURE_HALVES,
@@ -126,7 +130,7 @@ def refuse_too_large(study: Study) -> None:
     AnalysisError
         They do not fit in the memory budget.
     """
-    samples = study.tree.sizes[SAMPLE]
+    samples = study.samples.sizes[SAMPLE]
     need = 10 * 8 * samples**2
     if need > study.settings.budget:
         raise AnalysisError(
@@ -171,11 +175,16 @@ def _mean_halves(operators: LayerOperators, study: Study) -> float:
 
 
 def _halves(study: Study, model: str, operators: LayerOperators, step: int) -> dict[str, float]:
-    values = study.sources.read(model, operators.layer, step)
+    values, source = study.sources.read(model, operators.layer, step), study.sources.of_model[model]
     try:
-        return {"distance": feature_halves(values, operators.scale.gauge, seed=study.settings.seed)}
+        of_half = partial(_operator, source, operators.scale.gauge)
+        return {"distance": feature_halves(values, of_half, seed=study.settings.seed)}
     except ActivationError:  # too few features to be halved
         return {"distance": np.nan}
+
+
+def _operator(source: Source, gauge: DiffusionGauge, values: Any) -> DiffusionOperator:
+    return row_operators(source, values, [gauge])[0]
 
 
 def _by_pairs(

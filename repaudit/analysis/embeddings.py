@@ -18,7 +18,7 @@ from repaudit.embed.mds import mds_embedding, scaled_stress
 from repaudit.embed.phate import phate_embedding, phate_frames, phate_onto, phate_trajectories, unit_trajectories
 from repaudit.errors import ActivationError
 from repaudit.measure.distances import calibrated_distances
-from repaudit.names import COMPONENT, FEATURE, LABEL, LAYER, MODEL, SAMPLE, STEP, TEXT
+from repaudit.names import COMPONENT, FEATURE, LABEL, LAYER, MODEL, OF_SAMPLE, POSITION, SAMPLE, STEP, TEXT
 from repaudit.operators.files import AnyOperatorFile
 from repaudit.operators.stack import OperatorStack
 from repaudit.results import (
@@ -114,7 +114,7 @@ def frames_dataset(operators: LayerOperators, study: Study) -> xr.Dataset | None
     steps = _evenly(operators.shared_steps(), settings.frames)
     if not steps:
         return None
-    every = study.tree.sizes[SAMPLE]
+    every = study.samples.sizes[SAMPLE]
     shown = _evenly(range(every), MOST_MOVING)
     content = ["frames", settings.merge, settings.seed, [operators.content(step) for step in steps]]
     content += [len(shown)] if len(shown) < every else []
@@ -225,10 +225,9 @@ def _grid_coords(study: Study) -> dict[str, Any]:
 
 
 def _samples(study: Study, shown: Sequence[int] | None = None) -> dict[str, Any]:
-    """Return sample ids, with labels and the beginnings of texts if there are any; of all, or of some."""
-    samples = study.tree.to_dataset()
-    samples = samples if shown is None else samples.isel({SAMPLE: list(shown)})
-    others = {LABEL: (SAMPLE, samples[LABEL].values)} if LABEL in samples else {}
+    """Return ids of all or some samples, with what else is known of each, and the beginnings of texts if there are."""
+    samples = study.samples if shown is None else study.samples.isel({SAMPLE: list(shown)})
+    others = {name: (SAMPLE, samples[name].values) for name in (LABEL, OF_SAMPLE, POSITION) if name in samples}
     if TEXT in samples:
         others[TEXT] = (SAMPLE, _names([str(text)[:PREVIEW] for text in samples[TEXT].values]))
     return {SAMPLE: samples[SAMPLE].values, **others}

@@ -15,12 +15,13 @@ from dask.utils import format_bytes
 
 from repaudit.analysis.cache import StoredOperator, digest
 from repaudit.analysis.execution import Workplace
+from repaudit.analysis.row_operators import row_operators
 from repaudit.analysis.scales import Scale
 from repaudit.analysis.sources import Source
 from repaudit.analysis.study import Study
 from repaudit.errors import ActivationError, AnalysisError, CorruptStoreError
 from repaudit.gauge.gauge import DiffusionGauge
-from repaudit.names import STEP
+from repaudit.names import SAMPLE, STEP
 from repaudit.operators.files import AnyOperatorFile
 from repaudit.operators.operator import DiffusionOperator
 from repaudit.operators.sparse import SparseDiffusionOperator
@@ -146,11 +147,7 @@ def compute(task: Task) -> list[Computed]:
         source = task.source
         store = _store(source.url, task.run)
         values = read_step(store, source.model, source.recorded(task.layer), task.step, task.checksum)
-        values = _on(source.take(values), task.device)
-        if len(task.gauges) > 1:
-            operators = task.gauges[0].operators(values, [gauge.perplexity or 0.0 for gauge in task.gauges])
-        else:
-            operators = [task.gauges[0](values)]
+        operators = row_operators(source, _on(source.take(values), task.device), task.gauges)
     except (ActivationError, CorruptStoreError) as error:
         return [Computed(None, {}, {}, str(error)) for _ in task.gauges]
     return [_computed(operator, gauge) for operator, gauge in zip(operators, task.gauges, strict=True)]
@@ -178,8 +175,9 @@ def threads(study: Study) -> int:
     n, need, layer = 0, 0, ""
     every = {(name, model) for name in study.selection.layers for model, _ in study.selection.keys(name)}
     for name, model in sorted(every):
-        samples, width = catalog.activations(study.tree, model, name).isel({STEP: 0}).shape
-        this = samples * samples * (4 + 3 * 8) + 3 * samples * width * 8
+        stored = catalog.activations(study.tree, model, name).isel({STEP: 0})
+        samples = study.samples.sizes[SAMPLE]
+        this = samples * samples * (4 + 3 * 8) + 3 * stored.size * 8
         n, need, layer = max((n, need, layer), (samples, this, name), key=lambda candidate: candidate[1])
     if need > study.settings.budget:
         raise AnalysisError(

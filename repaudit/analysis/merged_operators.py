@@ -34,7 +34,7 @@ def merged_operators(layers: Sequence[Sequence[LayerOperators]], study: Study) -
         SCALE: [scale.value for scale in study.scales],
         SCALE_NAME: (SCALE, np.array([scale.name for scale in study.scales], dtype=object)),
         STEP: steps,
-        SAMPLE: study.tree.to_dataset()[SAMPLE].values,
+        SAMPLE: study.samples[SAMPLE].values,
     }
     return entries_of(matrices, coords).assign_attrs(merge=study.settings.merge)
 

@@ -28,7 +28,7 @@ from repaudit.analysis.input_geometry import InputGeometry, input_geometry
 from repaudit.analysis.layer_operators import LayerOperators
 from repaudit.analysis.merged_operators import merged_operators
 from repaudit.analysis.scales import Scale
-from repaudit.analysis.similarities import similarity_dataset, too_few_samples
+from repaudit.analysis.similarities import no_similarity, similarity_dataset
 from repaudit.analysis.spreads import spread_curve
 from repaudit.analysis.study import Study
 from repaudit.errors import ActivationError
@@ -108,7 +108,7 @@ def compute_parts(
     report("results", total, total)
     if similar is not None:
         groups[SIMILARITY] = similar
-    return groups, margins, [*dict.fromkeys(notes), *too_few_samples(study)]
+    return groups, margins, [*dict.fromkeys(notes), *no_similarity(study)]
 
 
 def _concat(datasets: Sequence[xr.Dataset], dim: str) -> xr.Dataset:
@@ -125,6 +125,8 @@ def _at_scale(dataset: xr.Dataset, scale: Scale) -> xr.Dataset:
 
 
 def _inputs(study: Study, gauge: DiffusionGauge) -> tuple[InputGeometry | None, list[str]]:
+    if study.settings.tokens is not None:
+        return None, ["comparison with the geometry of the inputs: the input of a token is its id, which has none"]
     try:
         return input_geometry(study.tree, gauge), []
     except ActivationError as error:

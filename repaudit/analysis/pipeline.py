@@ -21,16 +21,15 @@ from repaudit.analysis.folder import CACHE, analysis_folder, default_folder, nul
 from repaudit.analysis.layer_names import Match
 from repaudit.analysis.layer_operators import LayerOperators, layer_operators, threads
 from repaudit.analysis.parts import Margins, Progress, compute_parts
-from repaudit.analysis.scales import resolve_scales
 from repaudit.analysis.selection import select
-from repaudit.analysis.settings import Settings, StoreStrategy
+from repaudit.analysis.settings import MAX_TOKENS, Settings, StoreStrategy
 from repaudit.analysis.sources import open_sources
 from repaudit.analysis.study import Study
 from repaudit.analysis.summary import summarize
+from repaudit.analysis.token_samples import rows_and_scales
 from repaudit.errors import AnalysisError
 from repaudit.gauge.gauge import DiffusionGauge
 from repaudit.measure.similarity import Measure
-from repaudit.names import SAMPLE
 from repaudit.results import DIAGNOSTICS, FINGERPRINT, PARAMETERS, SUMMARY, VERSIONS
 
 PACKAGES: Final = ("repaudit", "torch", "numpy", "xarray", "zarr", "phate", "pot")
@@ -47,6 +46,8 @@ def analyze(
     scheduler: str | None = None,
     *,
     match: Match = "name",
+    tokens: Literal["samples", "within"] | None = None,
+    max_tokens: int = MAX_TOKENS,
     workers: int | None = None,
     device: str = "cpu",
     gauge: DiffusionGauge | Mapping[str, Any] | None = None,
@@ -82,6 +83,13 @@ def analyze(
     match
         ``"depth"`` compares layers of models of different depth by their relative depth, among those recorded of each,
         at as many depths as the model with the fewest has layers.
+    tokens
+        Analyse the layers recorded with ``reduce="all"`` instead of the pooled ones. ``"samples"``: every unmasked
+        token is a sample of its own. Models of one tokenizer are compared on the same tokens. Others are compared on
+        those of the first model: a row of another is the mean of its tokens that share characters with that token,
+        weighted by how many. ``"within"``: an operator over each sample's own tokens, averaged position by position.
+    max_tokens
+        Most tokens analysed as samples; of more, the seed draws which.
     merge
         Merge strategy; see :class:`repaudit.DiffusionMerging`.
     memory
@@ -173,14 +181,15 @@ def run(
     if len(urls) > 1 and out is None:
         raise AnalysisError(f"out: expected a folder for the results of {len(urls)} stores, found none (--out)")
     sources = open_sources(urls, settings)
-    selection = select(sources.tree, settings.models, settings.chosen_layers, settings.steps)
+    tokens = settings.tokens is not None
+    selection = select(sources.tree, settings.models, settings.chosen_layers, settings.steps, tokens=tokens)
+    sources, scales = rows_and_scales(sources, selection, settings)
     settings.group_of(selection.models)
     settings.check_similarity_steps(selection.all_steps())
     with (
         analysis_folder(Path(out) if out is not None else default_folder(urls[0]), urls) as folder,
         _cache(folder, settings) as cache,
     ):
-        scales = resolve_scales(settings.scales, settings.gauge, sources.tree.sizes[SAMPLE])
         study = Study(sources, selection, settings, cache, tuple(scales))
         refuse_too_large(study)
         layers, failed = _operators(study, report)

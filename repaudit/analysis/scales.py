@@ -12,6 +12,8 @@ from repaudit.gauge.gauge import DiffusionGauge
 NEIGHBOURHOODS: Final = "neighbourhoods"
 SHAPE: Final = "shape"
 DEFAULT: Final[tuple[float | str, ...]] = (15.0, "N/4")
+SHAPE_ALONE: Final[tuple[float | str, ...]] = ("N/4",)
+"""The default within samples, whose tokens are too few for two scales."""
 
 
 @dataclass(frozen=True)
@@ -23,7 +25,12 @@ class Scale:
     gauge: DiffusionGauge
 
 
-def resolve_scales(scales: Sequence[float | str] | None, gauge: DiffusionGauge, samples: int) -> list[Scale]:
+def resolve_scales(
+    scales: Sequence[float | str] | None,
+    gauge: DiffusionGauge,
+    samples: int,
+    default: Sequence[float | str] = DEFAULT,
+) -> list[Scale]:
     """Return the scales of an analysis on so many samples.
 
     By default *neighbourhoods*, the gauge's perplexity of 15, and *shape*, a quarter of the samples, where that is
@@ -50,7 +57,7 @@ def resolve_scales(scales: Sequence[float | str] | None, gauge: DiffusionGauge, 
         raise AnalysisError(
             f"scales: the gauge has perplexity={gauge.perplexity:g}, which scales would override; give one of them"
         )
-    chosen = scales or ((gauge.perplexity, "N/4") if gauge.perplexity == DEFAULT[0] else (gauge.perplexity,))
+    chosen = scales or (default if gauge.perplexity == DEFAULT[0] else (gauge.perplexity,))
     found: list[Scale] = []
     for text in chosen:
         value = samples / float(str(text).partition("/")[2]) if str(text).startswith("N/") else float(text)
@@ -61,6 +68,8 @@ def resolve_scales(scales: Sequence[float | str] | None, gauge: DiffusionGauge, 
         wider = not found or value > found[-1].value
         if value not in [scale.value for scale in found] and (scales is not None or wider):
             found.append(Scale(value, _name(value, samples), replace(gauge, perplexity=value)))
+    if not found:
+        raise AnalysisError(f"scales: expected a perplexity of more than 1, found none for {samples} samples")
     return found
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Final, TypeVar
 
 import xarray as xr
 
@@ -13,6 +13,17 @@ from repaudit.names import TOKEN
 from repaudit.store.read import catalog
 
 T = TypeVar("T", str, int)
+
+_UNFITTING: Final = {
+    False: "keeps its tokens; operators need one row per sample: analyse its tokens (tokens='samples', --tokens)",
+    True: "has its tokens pooled",
+}
+_NO_LAYER: Final = {
+    False: "expected at least one pooled layer (sample, feature), found only layers with a token dimension or of "
+    "operators; record activations with reduce='mean', or analyse tokens (tokens='samples', --tokens)",
+    True: "expected at least one layer (sample, token, feature), found only pooled ones or of operators; record "
+    "activations with reduce='all' (--pooling all)",
+}
 
 
 @dataclass(frozen=True)
@@ -46,8 +57,10 @@ def select(
     models: Sequence[str] | None = None,
     layers: Sequence[str] | None = None,
     steps: Sequence[int] | None = None,
+    *,
+    tokens: bool = False,
 ) -> Selection:
-    """Choose what to analyse; ``None`` means everything.
+    """Choose what to analyse; ``None`` means everything. Layers are those that pooled their tokens, or that kept them.
 
     Raises
     ------
@@ -73,21 +86,16 @@ def select(
         f"layer {name}: has operators computed during training, which are not computed again" for name in operators
     ]
     names = [name for name in names if name not in operators]
-    pooled = [name for name in names if not _keeps_tokens(tree, name, layers_of)]
-    left_out += [
-        f"layer {name}: keeps its tokens; operators need one row per sample" for name in names if name not in pooled
-    ]
-    if not pooled:
-        raise AnalysisError(
-            "expected at least one pooled layer (sample, feature), found only layers with a token dimension or of "
-            "operators; record activations with reduce='mean'"
-        )
-    empty = [name for name in pooled if not any(wanted[model] for model in chosen if name in layers_of[model])]
+    fitting = [name for name in names if _keep_tokens(tree, name, layers_of) == {tokens}]
+    left_out += [f"layer {name}: {_UNFITTING[tokens]}" for name in names if name not in fitting]
+    if not fitting:
+        raise AnalysisError(_NO_LAYER[tokens])
+    empty = [name for name in fitting if not any(wanted[model] for model in chosen if name in layers_of[model])]
     left_out += [f"layer {name}: no model with this layer has one of these steps" for name in empty]
-    pooled = [name for name in pooled if name not in empty]
-    left_out += _mismatches(chosen, pooled, layers_of, wanted)
+    fitting = [name for name in fitting if name not in empty]
+    left_out += _mismatches(chosen, fitting, layers_of, wanted)
     return Selection(
-        tuple(chosen), tuple(pooled), wanted, {m: frozenset(layers_of[m]) for m in chosen}, tuple(left_out)
+        tuple(chosen), tuple(fitting), wanted, {m: frozenset(layers_of[m]) for m in chosen}, tuple(left_out)
     )
 
 
@@ -109,8 +117,10 @@ def _wanted(recorded: Sequence[int], steps: Sequence[int] | None) -> tuple[int, 
     return tuple(recorded) if steps is None else tuple(step for step in recorded if step in set(steps))
 
 
-def _keeps_tokens(tree: xr.DataTree, layer: str, layers_of: Mapping[str, list[str]]) -> bool:
-    return TOKEN in _first(tree, layer, layers_of).dims
+def _keep_tokens(tree: xr.DataTree, layer: str, layers_of: Mapping[str, list[str]]) -> set[bool]:
+    """Return whether the models' activations in a layer have a token dim: of one kind of layer it is one answer."""
+    having = [model for model, layers in layers_of.items() if layer in layers]
+    return {TOKEN in catalog.activations(tree, model, layer).dims for model in having}
 
 
 def _first(tree: xr.DataTree, layer: str, layers_of: Mapping[str, list[str]]) -> xr.DataArray:

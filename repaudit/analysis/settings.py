@@ -9,7 +9,7 @@ from dataclasses import fields
 from fnmatch import fnmatchcase
 from numbers import Real
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Final, Literal, Self
 
 import numpy as np
 import torch
@@ -18,9 +18,13 @@ from dask.utils import parse_bytes
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from repaudit.analysis.layer_names import Match
+from repaudit.analysis.shared_samples import FEWEST
 from repaudit.errors import AnalysisError
 from repaudit.gauge.gauge import DiffusionGauge
 from repaudit.measure.similarity import Measure
+
+MAX_TOKENS: Final = 2000
+"""Tokens analysed as samples, unless more are asked for."""
 
 StoreStrategy = Literal["weighted", "frobenius", "reversible", "ot_barycenter"]
 """Merge strategies whose P* is over the samples of the store; that of gromov is not."""
@@ -78,6 +82,8 @@ class Settings(BaseModel):
     layers: Annotated[tuple[str, ...] | dict[str, dict[str, str]] | None, BeforeValidator(_several)] = None
     match: Match = "name"
     steps: Steps = None
+    tokens: Literal["samples", "within"] | None = None
+    max_tokens: Annotated[int, Field(ge=FEWEST)] = MAX_TOKENS
     merge: StoreStrategy = "frobenius"
     memory: Annotated[str, AfterValidator(_bytes)] = "2GB"
     scheduler: str | None = None
@@ -100,6 +106,8 @@ class Settings(BaseModel):
             raise ValueError("scheduler names running workers, workers starts some here; give one of them")
         if self.match == "depth" and self.layers_by_model:
             raise ValueError("layers names the layers of each model, match='depth' finds them; give one of them")
+        if self.tokens != "samples" and self.max_tokens != MAX_TOKENS:
+            raise ValueError("max_tokens bounds the tokens that are analysed as samples; it needs tokens='samples'")
         return self
 
     @classmethod

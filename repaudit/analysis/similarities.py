@@ -25,7 +25,7 @@ def similarity_dataset(layers: Sequence[LayerOperators], study: Study) -> xr.Dat
     """Compute the measures asked for, of all pairs of (model, layer) at the steps asked for; None if there are none."""
     measures, steps = study.settings.similarity, _steps(layers, study)
     names = [(model, one.layer) for model in study.selection.models for one in layers if model in one.models()]
-    if not measures or len(names) < 2 or too_few_samples(study):
+    if not measures or len(names) < 2 or no_similarity(study):
         return None
     shape = (len(measures), len(steps), len(names), len(names))
     values = np.full((2, *shape), np.nan)
@@ -54,11 +54,12 @@ def similarity_dataset(layers: Sequence[LayerOperators], study: Study) -> xr.Dat
     return xr.Dataset({name: (dims, value) for name, value in zip((SIMILARITY, NULL), values, strict=True)}, coords)
 
 
-def too_few_samples(study: Study) -> list[str]:
-    """Say so if the store has too few samples for any similarity."""
-    return [f"similarity: expected at least {FEWEST} samples, found {study.tree.sizes[SAMPLE]}"] * (
-        study.tree.sizes[SAMPLE] < FEWEST
-    )
+def no_similarity(study: Study) -> list[str]:
+    """Say why there is no similarity: too few samples, or operators within these, which have no activations."""
+    if study.settings.tokens == "within":
+        return ["similarity: a position within samples has no activations of its own (see tokens='samples')"]
+    count = study.samples.sizes[SAMPLE]
+    return [f"similarity: expected at least {FEWEST} samples, found {count}"] * (count < FEWEST)
 
 
 def _texts(names: Iterable[str]) -> NDArray[Any]:
@@ -66,7 +67,7 @@ def _texts(names: Iterable[str]) -> NDArray[Any]:
 
 
 def _compare(study: Study, views: Mapping[str, Any], measure: Measure) -> dict[str, Any]:
-    k = min(NEIGHBORS, (study.tree.sizes[SAMPLE] - 1) // 2)
+    k = min(NEIGHBORS, (study.samples.sizes[SAMPLE] - 1) // 2)
     dataset = similarity_map(views, measure, k=k, seed=study.settings.seed, memory=study.settings.budget)
     return {name: dataset[name].values for name in (SIMILARITY, NULL)}
 

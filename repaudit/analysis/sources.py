@@ -7,7 +7,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import xarray as xr
@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from repaudit.analysis.layer_names import LayerNames
 from repaudit.analysis.settings import Settings
 from repaudit.analysis.shared_samples import SharedSamples, share_samples
+from repaudit.analysis.token_rows import TokenRows
 from repaudit.errors import AnalysisError
 from repaudit.names import ATTRS, CHECKSUM, LAYER, MODELS, PROBE, SAMPLE, encode_name
 from repaudit.store.format.layout import INPUTS_FINGERPRINT
@@ -23,6 +24,8 @@ from repaudit.store.format.sample_set import inputs_key
 from repaudit.store.read import catalog
 from repaudit.store.read.activations import read_step, step_checksums
 from repaudit.store.read.reader import open_store
+
+Labelled = TypeVar("Labelled", xr.DataArray, xr.Dataset)
 
 
 @dataclass(frozen=True)
@@ -34,19 +37,28 @@ class Source:
     model: str
     layers: Mapping[str, str] | None = None
     rows: NDArray[np.int64] | None = None
+    tokens: TokenRows | None = None
+    """Which stored tokens make the rows, where tokens are analysed; ``within``: sample by sample."""
+    within: bool = False
 
     def recorded(self, layer: str) -> str:
         """Return the name under which a layer was recorded."""
         return layer if self.layers is None else self.layers[layer]
 
-    def take(self, values: xr.DataArray) -> xr.DataArray:
-        """Return the rows of the samples that are analysed, of values with a dim over all samples of the store."""
+    def take_samples(self, values: Labelled) -> Labelled:
+        """Return the samples that are analysed, of values with a dim over all samples of the store."""
         return values if self.rows is None else values.isel({SAMPLE: self.rows})
 
+    def take(self, values: xr.DataArray) -> xr.DataArray:
+        """Return the rows that are analysed: samples, or tokens of them, in the place of dim ``sample``."""
+        samples = self.take_samples(values)
+        return samples if self.tokens is None else self.tokens.of(samples)
+
     def identity(self, layer: str) -> tuple[Any, ...]:
-        """Return what, beside a step's checksum, determines activations: the inputs, model, layer and rows."""
+        """Return what, beside a step's checksum, determines operators: the inputs, model, layer and rows."""
         chosen = () if self.rows is None else (hashlib.sha256(self.rows.tobytes()).hexdigest(),)
-        return (self.fingerprint, self.model, self.recorded(layer), *chosen)
+        tokens = () if self.tokens is None else (self.tokens.identity(), self.within)
+        return (self.fingerprint, self.model, self.recorded(layer), *chosen, *tokens)
 
 
 @dataclass(frozen=True)
@@ -59,15 +71,22 @@ class Sources:
         As of one store, with the models and layers under the names that the analysis gives them.
     of_model : dict of model name to Source
     notes : what was left out
+    rows : Dataset, with the coordinates of the rows of operators where these are not the samples
     """
 
     tree: xr.DataTree
     trees: Mapping[str, xr.DataTree]
     of_model: Mapping[str, Source]
     notes: tuple[str, ...] = ()
+    rows: xr.Dataset | None = None
+
+    @property
+    def samples(self) -> xr.Dataset:
+        """What the rows of operators are along dim ``sample``: ids, and labels and texts where there are any."""
+        return self.tree.to_dataset() if self.rows is None else self.rows
 
     def read(self, model: str, layer: str, step: int) -> xr.DataArray:
-        """Read the activations (sample, feature) of one step, checked by their checksum."""
+        """Read the activations (sample, feature) of one step, checked by their checksum; or those of tokens."""
         source = self.of_model[model]
         return source.take(read_step(self.trees[source.url], source.model, source.recorded(layer), step))
 
@@ -167,9 +186,9 @@ def _renamed(tree: xr.DataTree, shown: str, source: Source) -> xr.Dataset:
     dataset = catalog.model_dataset(tree, source.model)
     layers = source.layers
     layers = {layer: layer for layer in catalog.layers(tree, source.model)} if layers is None else layers
+    recorded = {name: catalog.activations(tree, source.model, layer) for name, layer in layers.items()}
     arrays = {
-        encode_name(name): source.take(catalog.activations(tree, source.model, layer)).assign_attrs({LAYER: name})
-        for name, layer in layers.items()
+        encode_name(name): source.take_samples(array).assign_attrs({LAYER: name}) for name, array in recorded.items()
     }
     steps = {name: array for name, array in dataset.coords.items() if LAYER not in array.dims and name != CHECKSUM}
     steps.pop(SAMPLE, None)

@@ -112,7 +112,7 @@ def _band(found: list[dict[str, Array]], present: list[list[str]], models: list[
 def _spread_dataset(operators: LayerOperators, study: Study, found: Mapping[int, dict[str, Array]]) -> xr.Dataset:
     steps = study.selection.all_steps()
     values = {name: np.full(len(steps), np.nan) for name in NUMBERS}
-    samples = study.tree.to_dataset()[SAMPLE].values
+    samples = study.samples[SAMPLE].values
     largest = np.full(len(steps), "", dtype=object)
     for index, step in enumerate(steps):
         if step in found:

@@ -37,6 +37,11 @@ class Study:
         return self.sources.tree
 
     @property
+    def samples(self) -> xr.Dataset:
+        """What the rows of operators are: the samples, or tokens in their place."""
+        return self.sources.samples
+
+    @property
     def fingerprint(self) -> str:
         """Fingerprint of the inputs that the store was created with; of several stores, of the samples they share."""
         return str(self.tree.attrs[ATTRS]["fingerprint"])

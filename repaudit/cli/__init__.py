@@ -24,7 +24,7 @@ for _command in (
     store.copy,
     store.export,
 ):
-    app.command()(_command)
+    app.command(cls=analysis.AnalyzeCommand if _command is analysis.analyze else None)(_command)
 
 
 @app.callback(invoke_without_command=True)

@@ -11,6 +11,7 @@ import typer
 import yaml
 from rich.console import Console
 from rich.markup import escape
+from typer.core import TyperCommand
 
 from repaudit.cli.console import (
     PROBLEMS,
@@ -26,6 +27,18 @@ from repaudit.cli.console import (
 )
 
 MOST_LEFT_OUT = 8
+
+
+class AnalyzeCommand(TyperCommand):
+    """The command whose option ``--tokens`` may stand alone."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Parse the arguments, with ``samples`` behind a ``--tokens`` that has no value."""
+        named = [*args, ""]
+        alone = [arg == "--tokens" and named[index + 1] not in ("samples", "within") for index, arg in enumerate(args)]
+        return super().parse_args(
+            ctx, [f"{arg}=samples" if bare else arg for arg, bare in zip(args, alone, strict=True)]
+        )
 
 
 def analyze(
@@ -45,6 +58,14 @@ def analyze(
         str | None, typer.Option(help="How layers of models are paired: by name, the default, or by relative depth.")
     ] = None,
     steps: Steps = None,
+    tokens: Annotated[
+        str | None,
+        typer.Option(
+            metavar="[samples|within]",
+            help="Analyse tokens: each as a sample of its own, the default, or those within samples.",
+        ),
+    ] = None,
+    max_tokens: Annotated[int | None, typer.Option(help="Most tokens that are samples, 2000 by default.")] = None,
     merge: Annotated[
         str | None, typer.Option(help="Merge strategy: frobenius, weighted, reversible or ot_barycenter.")
     ] = None,
@@ -90,6 +111,8 @@ def analyze(
             "layers": parse_names(layers),
             "match": match,
             "steps": parse_steps(steps, stores),
+            "tokens": tokens,
+            "max_tokens": max_tokens,
             "merge": merge,
             "groups": _parse_groups(groups),
             "similarity": parse_names(similarity),

@@ -10,7 +10,7 @@ import numpy as np
 import xarray as xr
 from markupsafe import Markup
 
-from repaudit.names import LABEL, LAYER, MODEL, SAMPLE, STEP, TEXT
+from repaudit.names import LAYER, MODEL, SAMPLE, STEP
 from repaudit.plots import style
 from repaudit.plots.lines import distances, line_of, pairs, varying
 from repaudit.plots.pairs import pair_distances
@@ -32,6 +32,7 @@ from repaudit.results import (
     HIGH,
     MDS,
     MERGED,
+    OF_SAMPLES,
     PAIRS,
     SIMILARITY,
     SPREAD,
@@ -160,7 +161,7 @@ def _labelled(frames: xr.Dataset | None, merged: xr.Dataset | None) -> xr.Datase
     """Add the merged embedding's labels and texts to the frames of the same samples, so that both are grouped alike."""
     if frames is None or merged is None or frames.sizes[SAMPLE] != merged.sizes[SAMPLE]:
         return frames
-    return frames.assign_coords({name: merged[name].variable for name in (LABEL, TEXT) if name in merged.variables})
+    return frames.assign_coords({name: merged[name].variable for name in OF_SAMPLES if name in merged.variables})
 
 
 def layer_views(every: Sequence[AtScale], summary: Mapping[str, Any]) -> list[LayerView]:

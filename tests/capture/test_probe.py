@@ -22,6 +22,29 @@ def make_tokenizer(**options):
     return PreTrainedTokenizerFast(tokenizer_object=backend, **options)
 
 
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_the_characters_of_tokens_are_kept_beside_the_inputs(side):
+    probe_set = ProbeSet.from_texts(["a bb c", "d"], make_tokenizer(pad_token="<pad>", padding_side=side))
+    padding = [[0, 0], [0, 0]]
+    short = [*padding, [0, 1]] if side == "left" else [[0, 1], *padding]
+    assert probe_set.arrays()["offset_mapping"].tolist() == [[[0, 1], [2, 4], [5, 6]], short]
+    names = {"input_ids", "attention_mask", "token_type_ids"}
+    assert set(probe_set.inputs) <= names >= set(next(probe_set.batches(2)))
+    assert ProbeSet.from_tensors(probe_set.inputs).fingerprint == probe_set.fingerprint
+    assert probe_set.select(1, 2).arrays()["offset_mapping"].tolist() == [short]
+    cut = ProbeSet.from_texts(["a bb c"], make_tokenizer(pad_token="<pad>"), max_length=2)
+    assert cut.arrays()["offset_mapping"].tolist() == [[[0, 1], [2, 4]]]
+
+
+def test_a_tokenizer_that_does_not_tell_the_characters_of_its_tokens_is_not_asked():
+    def tokenizer(texts, truncation, max_length=None):
+        return {"input_ids": [[len(word) for word in text.split()] for text in texts]}
+
+    probe_set = ProbeSet.from_texts(["a bb c", "d"], tokenizer)
+    assert (probe_set.offsets, probe_set.select(0, 1).offsets) == (None, None)
+    assert set(probe_set.arrays()) == {"input_ids", "attention_mask"}
+
+
 def test_fingerprint_depends_on_inputs_alone():
     ids, mask = torch.tensor([[1, 2], [3, 4]]), torch.tensor([[1, 1], [1, 0]])
     base = ProbeSet.from_tensors({"input_ids": ids, "attention_mask": mask}).fingerprint

@@ -187,3 +187,16 @@ def test_models_are_copied_into_a_store_that_has_others(tmp_path):
     record(tmp_path / "c.zarr", "gpt", encoded("bytes", 9, ["1", "2", "3", "4"]))
     with pytest.raises(FingerprintError, match="mail 0"):
         copy_store(tmp_path / "c.zarr", tmp_path / "a.zarr")
+
+
+def test_the_characters_of_tokens_lie_beside_the_inputs_and_are_copied(tmp_path):
+    plain = encoded("words", 5)
+    offsets = np.arange(len(plain) * 5 * 2, dtype=np.int32).reshape(-1, 5, 2)
+    probe_set = replace(plain, inputs={**plain.inputs, "offset_mapping": offsets})
+    record(tmp_path / "a.zarr", "bert", probe_set)
+    assert ra.verify(tmp_path / "a.zarr", data=True) == []
+    copy_store(tmp_path / "a.zarr", tmp_path / "b.zarr")
+    for name in ("a.zarr", "b.zarr"):
+        found = catalog.inputs(ra.open_store(tmp_path / name), "bert")["offset_mapping"]
+        assert (found.dims, found.dtype) == (("sample", "token", "start_end"), np.int32)
+        np.testing.assert_array_equal(found, offsets)

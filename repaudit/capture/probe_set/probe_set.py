@@ -12,11 +12,12 @@ import torch
 from repaudit.capture.probe_set.sample_names import as_texts
 from repaudit.capture.probe_set.tokenizers import tokenizer_facts, truncated
 from repaudit.errors import ProbeSetError
+from repaudit.store.format.layout import OFFSETS
 from repaudit.store.format.sample_set import text_hash
 
 ATTENTION_MASK: Final = "attention_mask"
 
-_PADDING: Final = {ATTENTION_MASK: 0, "token_type_ids": 0}
+_PADDING: Final[dict[str, Any]] = {ATTENTION_MASK: 0, "token_type_ids": 0, OFFSETS: (0, 0)}
 
 
 class ProbeSet:
@@ -46,6 +47,9 @@ class ProbeSet:
     encoding
         How :meth:`from_texts` made inputs of the texts: the tokenizer's name and hash, the length, and the number of
         texts cut.
+    offsets
+        ``(sample, token, 2)``: from which to which character of its text each token goes, where a fast tokenizer told
+        :meth:`from_texts`; (0, 0) for padding and special tokens. A store keeps them; no model is given them.
     fingerprint
         SHA-256 of the inputs, in hexadecimal.
 
@@ -92,6 +96,7 @@ class ProbeSet:
         self.text_hashes = None if whole is None else [text_hash(text) for text in whole]
         self.texts = whole if store_texts else None
         self.encoding: dict[str, Any] = {}
+        self.offsets: torch.Tensor | None = None
         for what, values in (("ids", self.ids), ("labels", self.labels), ("texts", whole)):
             if values is not None and len(values) != n:
                 raise ProbeSetError(f"{what}: expected one per sample, {n} in all, found {len(values)}")
@@ -147,7 +152,9 @@ class ProbeSet:
         if max_length < 1:
             raise ProbeSetError(f"max_length: expected at least 1 token, found {max_length}")
         inputs = _tokenized(texts, tokenizer, max_length)
+        offsets = inputs.pop(OFFSETS, None)
         made = cls(inputs, ids=ids, labels=labels, texts=texts, store_texts=store_texts)
+        made.offsets = None if offsets is None else offsets.int()
         made.encoding = {
             **tokenizer_facts(tokenizer),
             "max_length": max_length,
@@ -208,8 +215,9 @@ class ProbeSet:
         return 0 if mask is None else int(mask.to(torch.uint8).argmax(1).argmax())
 
     def arrays(self) -> dict[str, np.ndarray]:
-        """Return the inputs as arrays, for the store; bfloat16 becomes float32, exactly."""
-        return {name: _to_numpy(value) for name, value in self._inputs.items()}
+        """Return what the store keeps: the inputs, where bfloat16 becomes float32, exactly, and the offsets."""
+        offsets = {} if self.offsets is None else {OFFSETS: self.offsets}
+        return {name: _to_numpy(value) for name, value in {**self._inputs, **offsets}.items()}
 
     def batches(self, batch_size: int) -> Iterator[dict[str, torch.Tensor]]:
         """Yield the inputs in order, ``batch_size`` samples at a time (views, the last one may be smaller).
@@ -241,6 +249,7 @@ class ProbeSet:
         part.texts = None if self.texts is None else self.texts[cut]
         part.text_hashes = None if self.text_hashes is None else self.text_hashes[cut]
         part.encoding = dict(self.encoding)
+        part.offsets = None if self.offsets is None else self.offsets[cut]
         return part
 
 
@@ -282,7 +291,8 @@ def _check_mask(mask: torch.Tensor | None) -> None:
 
 
 def _tokenized(texts: list[str], tokenizer: Callable[..., Any], max_length: int) -> dict[str, torch.Tensor]:
-    encoded = dict(tokenizer(texts, truncation=True, max_length=max_length))
+    offsets = {"return_offsets_mapping": True} if getattr(tokenizer, "is_fast", False) else {}
+    encoded = dict(tokenizer(texts, truncation=True, max_length=max_length, **offsets))
     rows = [list(row)[:max_length] for row in encoded["input_ids"]]
     encoded.setdefault(ATTENTION_MASK, [[1] * len(row) for row in rows])
     pad_id = getattr(tokenizer, "pad_token_id", None)
@@ -291,14 +301,14 @@ def _tokenized(texts: list[str], tokenizer: Callable[..., Any], max_length: int)
     left = getattr(tokenizer, "padding_side", "right") == "left"
     length = max(len(row) for row in rows)
     inputs = {}
-    for name in ("input_ids", ATTENTION_MASK, "token_type_ids"):
+    for name in ("input_ids", ATTENTION_MASK, "token_type_ids", OFFSETS):
         if name in encoded:
             filler = _PADDING.get(name, pad_id)
             inputs[name] = _padded([list(row)[:max_length] for row in encoded[name]], length, filler, left=left)
     return inputs
 
 
-def _padded(rows: list[list[int]], length: int, filler: int, *, left: bool) -> torch.Tensor:
+def _padded(rows: list[list[Any]], length: int, filler: Any, *, left: bool) -> torch.Tensor:
     padding = [[filler] * (length - len(row)) for row in rows]
     joined = [p + row if left else row + p for row, p in zip(rows, padding, strict=True)]
     return torch.tensor(joined, dtype=torch.int64)

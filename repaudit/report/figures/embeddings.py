@@ -8,7 +8,7 @@ import numpy as np
 import plotly.graph_objects as go
 import xarray as xr
 
-from repaudit.names import COMPONENT, FEATURE, LAYER, MODEL, SAMPLE, STEP, TEXT
+from repaudit.names import COMPONENT, FEATURE, LAYER, MODEL, OF_SAMPLE, POSITION, SAMPLE, STEP, TEXT
 from repaudit.plots import style
 from repaudit.plots.points import labels_of, path
 from repaudit.report.figures import canvas
@@ -123,15 +123,26 @@ def sample_texts(samples: xr.Dataset) -> list[list[str]]:
     ids = [str(sample) for sample in samples[SAMPLE].values]
     labels = labels_of(samples)
     texts = [str(text) for text in samples[TEXT].values] if TEXT in samples.variables else None
+    tokens = _token_places(samples)
     hover = []
     for index, name in enumerate(ids):
         lines = [f"<b>{canvas.literal(name, 64)}</b>"]
         if labels is not None and labels[index] not in name:
             lines.append(canvas.literal(labels[index], 64))
+        if tokens is not None:
+            lines.append(canvas.literal(tokens[index], 64))
         if texts is not None:
             lines += [canvas.literal(line, 80) for line in style.wrapped(texts[index])]
         hover.append("<br>".join(lines))
     return [[hover[k] for k in group.index] for group in style.label_groups(labels, len(ids))]
+
+
+def _token_places(samples: xr.Dataset) -> list[str] | None:
+    """Return where each token is, where the samples are tokens."""
+    if OF_SAMPLE not in samples.variables or POSITION not in samples.variables:
+        return None
+    places = zip(samples[POSITION].values.tolist(), samples[OF_SAMPLE].values, strict=True)
+    return [f"token {position} of {sample}" for position, sample in places]
 
 
 def _key(made: go.Figure, index: int, model: str) -> None:

@@ -57,6 +57,12 @@ INPUTS_FINGERPRINT: Final = "inputs_fingerprint"
 ENCODING: Final = ("tokenizer", "tokenizer_sha256", "max_length", "truncated")
 """Attributes of a model that say how its texts became inputs: its tokenizer, and how many it cut at what length."""
 
+OFFSETS: Final = "offset_mapping"
+"""Beside the inputs, where a tokenizer tells them: the characters of its text that each token stands for."""
+
+START_END: Final = "start_end"
+"""The dim of the first character of a token and the one behind its last."""
+
 _LONGEST_KEY: Final = 180
 
 _DECODING_ATTRIBUTES: Final = frozenset(
@@ -90,7 +96,7 @@ class ProbeSetLike(Protocol):
         """One text per sample, or None."""
 
     def arrays(self) -> Mapping[str, NDArray[Any]]:
-        """Return the inputs by name, samples along the first dim."""
+        """Return the inputs by name, samples along the first dim; the tokens' characters, if known, among them."""
 
     def __len__(self) -> int: ...
 

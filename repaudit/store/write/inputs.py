@@ -12,7 +12,7 @@ from repaudit.errors import CorruptStoreError, FingerprintError, ProbeSetError
 from repaudit.names import PROBE, SAMPLE, TOKEN, encode_name
 from repaudit.store.format.documents import DOCUMENT, chunk_key, column_document, dump, group_document, read_document
 from repaudit.store.format.encoding import CHUNK_BYTES, encode_column
-from repaudit.store.format.layout import INPUTS_FINGERPRINT, LEASE, ProbeSetLike
+from repaudit.store.format.layout import INPUTS_FINGERPRINT, LEASE, OFFSETS, START_END, ProbeSetLike
 from repaudit.store.format.sample_set import inputs_key
 from repaudit.store.storage.storage import Parts, Storage
 from repaudit.store.write.retrying import lease_within
@@ -115,4 +115,6 @@ def probe_dimensions(name: str, arrays: Mapping[str, NDArray[Any]]) -> tuple[str
     lengths = {other.shape[1] for other in arrays.values() if other.ndim == 2 and other.dtype.kind in "iub"}
     if values.ndim == 2 and lengths == {values.shape[1]}:
         return (SAMPLE, TOKEN)
+    if name == OFFSETS and values.ndim == 3 and lengths == {values.shape[1]}:
+        return (SAMPLE, TOKEN, START_END)
     return (SAMPLE, *(f"{encode_name(name)}_{axis}" for axis in range(1, values.ndim)))
