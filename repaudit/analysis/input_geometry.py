@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +14,7 @@ from numpy.typing import NDArray
 from repaudit.errors import ActivationError
 from repaudit.gauge.gauge import DiffusionGauge
 from repaudit.names import SAMPLE
+from repaudit.store.format.sample_set import row_hashes
 from repaudit.store.read import catalog
 
 IDS, MASK = "input_ids", "attention_mask"
@@ -25,8 +28,8 @@ class InputGeometry:
     words: str
 
 
-def input_geometry(tree: xr.DataTree, gauge: DiffusionGauge) -> InputGeometry:
-    """Compute a diffusion operator of a store's samples as they were encoded, without any network.
+def input_geometry(tree: xr.DataTree, gauge: DiffusionGauge, models: Sequence[str]) -> InputGeometry:
+    """Compute a diffusion operator of the samples as these models read them, without any network.
 
     Token ids become the share of every token among a sample's unmasked ones: where embeddings are random, the mean of
     a sample's embeddings has these distances up to scale and noise. Other inputs (pixels, features) are
@@ -37,8 +40,8 @@ def input_geometry(tree: xr.DataTree, gauge: DiffusionGauge) -> InputGeometry:
     ActivationError
         The samples have no such inputs, or the gauge refuses them.
     """
-    encodings = catalog.all_inputs(tree).values()
-    found = [_values(encoded) for encoded in encodings]
+    encodings = {digest_of(encoded): encoded for encoded in catalog.inputs_of_models(tree, models).values()}
+    found = [_values(encoded) for encoded in encodings.values()]
     operators = [gauge(values.astype(np.float32)).to_numpy() for values, _ in found]
     words = ", ".join(dict.fromkeys(words for _, words in found))
     several = f", mean over {len(found)} encodings" if len(found) > 1 else ""
@@ -56,6 +59,12 @@ def _values(encoded: xr.Dataset) -> tuple[NDArray[Any], str]:
         raise ActivationError(f"expected {IDS} or real-valued inputs in the probe set, found only {present}")
     flat = [encoded[name].values.reshape(encoded.sizes[SAMPLE], -1) for name in real]
     return np.concatenate(flat, axis=1), ", ".join(map(str, real))
+
+
+def digest_of(encoded: xr.Dataset) -> str:
+    """Return what tells encoded inputs from others, whatever store they are in."""
+    arrays = {str(name): array.values for name, array in encoded.data_vars.items()}
+    return hashlib.sha256("".join(row_hashes(arrays, encoded.sizes[SAMPLE])).encode()).hexdigest()
 
 
 def token_shares(ids: NDArray[Any], mask: NDArray[Any]) -> NDArray[np.float64]:

@@ -53,17 +53,14 @@ class LayerNames:
             return None
         if self.counts:
             return self._by_depth(recorded)
-        found = {}
-        for name, layers in self.given.items():
-            for pattern, layer in layers.items():
-                if fnmatchcase(model, pattern):
-                    if layer not in recorded:
-                        raise AnalysisError(
-                            f"layers: {name} of model {model} is to be {layer!r}, which was not recorded; it has "
-                            f"{', '.join(recorded)}"
-                        )
-                    found[name] = layer
-        return found
+        meant = {name: _layer_of(model, layers) for name, layers in self.given.items()}
+        for name, layer in meant.items():
+            if layer is not None and layer not in recorded:
+                raise AnalysisError(
+                    f"layers: {name} of model {model} is to be {layer!r}, which was not recorded; it has "
+                    f"{', '.join(recorded)}"
+                )
+        return {name: layer for name, layer in meant.items() if layer is not None}
 
     def _by_depth(self, recorded: Sequence[str]) -> dict[str, str]:
         fewest, own = min(self.counts), len(recorded) - 1
@@ -80,5 +77,11 @@ class LayerNames:
         """
         for name, layers in self.given.items():
             for pattern in layers:
-                if not any(fnmatchcase(model, pattern) for model in models):
+                if pattern not in models and not any(fnmatchcase(model, pattern) for model in models):
                     raise AnalysisError(f"layers: {name} names model {pattern!r}, expected one of {', '.join(models)}")
+
+
+def _layer_of(model: str, layers: Mapping[str, str]) -> str | None:
+    """Return the layer that is given for a model by its name, or else by the first pattern that it fits."""
+    fitting = (layer for pattern, layer in layers.items() if fnmatchcase(model, pattern))
+    return layers[model] if model in layers else next(fitting, None)

@@ -31,7 +31,7 @@ from repaudit.analysis.scales import Scale
 from repaudit.analysis.similarities import no_similarity, similarity_dataset
 from repaudit.analysis.spreads import spread_curve
 from repaudit.analysis.study import Study
-from repaudit.errors import ActivationError
+from repaudit.errors import ActivationError, CorruptStoreError
 from repaudit.gauge.gauge import DiffusionGauge
 from repaudit.names import LAYER, SCALE, SCALE_NAME
 from repaudit.results import (
@@ -128,6 +128,6 @@ def _inputs(study: Study, gauge: DiffusionGauge) -> tuple[InputGeometry | None, 
     if study.settings.tokens is not None:
         return None, ["comparison with the geometry of the inputs: the input of a token is its id, which has none"]
     try:
-        return input_geometry(study.tree, gauge), []
-    except ActivationError as error:
+        return input_geometry(study.tree, gauge, study.selection.models), []
+    except (ActivationError, CorruptStoreError) as error:
         return None, [f"comparison with the geometry of the inputs: {error}"]

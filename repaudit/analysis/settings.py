@@ -166,7 +166,7 @@ class Settings(BaseModel):
         if not self.groups:
             return {}
         members_of = {
-            name: [model for model in models if any(fnmatchcase(model, pattern) for pattern in patterns)]
+            name: [model for model in models if model in patterns or any(fnmatchcase(model, one) for one in patterns)]
             for name, patterns in self.groups.items()
         }
         for model in models:

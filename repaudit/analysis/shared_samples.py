@@ -11,12 +11,10 @@ from numpy.typing import NDArray
 
 from repaudit.errors import AnalysisError
 from repaudit.names import ATTRS, SAMPLE, SHA256, TEXT
-from repaudit.store.format.sample_set import Raw, SampleSet, row_hashes, text_hash
+from repaudit.store.format.sample_set import PREVIEW_1, Raw, SampleSet, row_hashes, text_hash
 from repaudit.store.read import catalog
 
 FEWEST = 3
-_PREVIEW = 200
-"""Characters of a text that a store of version 1 keeps: a shorter one is whole."""
 
 
 @dataclass(frozen=True)
@@ -79,7 +77,7 @@ def _samples(tree: xr.DataTree) -> list[tuple[str, dict[str, str]]]:
         return [("text", dict(zip(ids, root[SHA256].values.tolist(), strict=True)))]
     found = []
     texts = [str(text) for text in root[TEXT].values] if TEXT in root else []
-    if texts and max(map(len, texts)) < _PREVIEW:
+    if texts and max(map(len, texts)) < PREVIEW_1:
         found.append(("text", dict(zip(ids, map(text_hash, texts), strict=True))))
     inputs = {name: array.values for name, array in catalog.inputs(tree).data_vars.items()}
     return [

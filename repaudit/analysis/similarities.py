@@ -77,7 +77,7 @@ class _Activations(Mapping[str, Any]):
 
     def __init__(self, study: Study, names: Sequence[tuple[str, str]], step: int) -> None:
         self._study, self._step = study, step
-        self._names = {f"{model}/{layer}": (model, layer) for model, layer in names}
+        self._names = {f"{index}: {model}/{layer}": (model, layer) for index, (model, layer) in enumerate(names)}
 
     def __getitem__(self, name: str) -> Any:
         model, layer = self._names[name]

@@ -115,14 +115,15 @@ def open_sources(urls: Sequence[str | os.PathLike[str]], settings: Settings) -> 
         A store cannot be opened.
     """
     given = [_everywhere(url) for url in urls]
-    if not given or len(set(given)) < len(given):
+    if not given or len({os.path.realpath(url) if "://" not in url else url for url in given}) < len(given):
         raise AnalysisError(f"expected one or more stores, each once, found {', '.join(given) or 'none'}")
     trees = {url: open_store(url) for url in given}
     shared = share_samples(trees) if len(trees) > 1 else SharedSamples({})
     shown = _shown_names(trees)
     recorded = {name: _recorded(trees[url], model) for name, (url, model) in shown.items()}
-    analysed = [len(layers) for name, layers in recorded.items() if name in (settings.models or shown)]
-    names = LayerNames(settings.layers_by_model, analysed if settings.match == "depth" else ())
+    chosen = [name for name in shown if name in (settings.models or shown)]
+    counts = [len(recorded[name]) for name in chosen] if settings.match == "depth" else ()
+    names = LayerNames(settings.layers_by_model, counts)
     names.refuse_unused(shown)
     of_model = {
         name: Source(url, _fingerprint(trees[url]), model, names.of_model(name, recorded[name]), shared.rows.get(url))
@@ -130,7 +131,8 @@ def open_sources(urls: Sequence[str | os.PathLike[str]], settings: Settings) -> 
     }
     if len(trees) == 1 and not names.renames:
         return Sources(trees[given[0]], trees, of_model)
-    return Sources(_view(trees, of_model, shared), trees, of_model, shared.notes)
+    notes = [*shared.notes, *(f"depth of {name}: in the order of {', '.join(recorded[name])}" for name in chosen)]
+    return Sources(_view(trees, of_model, shared), trees, of_model, tuple(notes if names.counts else shared.notes))
 
 
 def _recorded(tree: xr.DataTree, model: str) -> list[str]:
@@ -192,7 +194,8 @@ def _renamed(tree: xr.DataTree, shown: str, source: Source) -> xr.Dataset:
     }
     steps = {name: array for name, array in dataset.coords.items() if LAYER not in array.dims and name != CHECKSUM}
     steps.pop(SAMPLE, None)
-    attrs = {**dataset.attrs, ATTRS: {**dataset.attrs[ATTRS], "name": shown}}
+    facts = {INPUTS_FINGERPRINT: source.fingerprint, **dataset.attrs[ATTRS], "name": shown}
+    attrs = {**dataset.attrs, ATTRS: facts}
     bare = {key: array.drop_vars([name for name in array.coords if name not in steps]) for key, array in arrays.items()}
     return xr.Dataset(bare, coords={**steps, LAYER: np.array(list(layers), dtype=object)}, attrs=attrs)
 

@@ -48,5 +48,5 @@ class Study:
 
     @property
     def inputs(self) -> list[str]:
-        """Fingerprints of all encodings of the samples."""
-        return sorted(catalog.all_inputs(self.tree))
+        """Fingerprints of the encodings that the models read."""
+        return sorted({catalog.fingerprint(self.tree, model) for model in self.selection.models})

@@ -84,10 +84,10 @@ class _AtScale:
 def _at_scale(parts: Mapping[str, xr.Dataset], margins: Mapping[str, Any]) -> _AtScale:
     """Summarise all layers at one scale."""
     layers = [str(name) for name in parts[SPREAD][LAYER].values]
-    single = APPROACH in parts
-    curves = {layer: _curve(parts, layer, single, None if single else margins[layer]) for layer in layers}
+    single = set(parts[APPROACH][LAYER].values.tolist()) if APPROACH in parts else set()
+    curves = {layer: _curve(parts, layer, layer in single, margins.get(layer)) for layer in layers}
     said = {layer: layer_summary(parts[SPREAD].sel({LAYER: layer}), margins[layer]) for layer in layers}
-    moving = {name: curve for name, curve in curves.items() if single or said[name]["verdict"] not in UNSETTLED}
+    moving = {name: one for name, one in curves.items() if name in single or said[name]["verdict"] not in UNSETTLED}
     order = settling_order({name: curve for name, curve in moving.items() if len(curve[0])})
     settling = {one.layer: {"settled": one.settled, "below_start": one.below_start} for one in order}
     nothing = {"settled": None, "below_start": None}
@@ -97,7 +97,7 @@ def _at_scale(parts: Mapping[str, xr.Dataset], margins: Mapping[str, Any]) -> _A
         one |= comparisons(parts, name, int(steps[-1]) if len(steps) else None)
         if PAIRS in parts and len(steps) == 1:
             one["sentence"] = of_pairs(parts[PAIRS].sel({LAYER: name, STEP: steps[0]}))
-        summaries[name] = one | {"sentence": with_settling(one, single, len(steps))}
+        summaries[name] = one | {"sentence": with_settling(one, name in single, len(steps))}
     return _AtScale(summaries, [{"layer": name, **when} for name, when in settling.items()])
 
 
@@ -190,7 +190,9 @@ def _curve(parts: Mapping[str, xr.Dataset], layer: str, single: bool, margins: A
     """Return steps, value, low, high and margins of what may settle: the spread, or a model's distance from its end."""
     group, name = (APPROACH, APPROACH) if single else (SPREAD, SPREAD)
     one = parts[group].sel({LAYER: layer})
-    seen = (one.isel({MODEL: 0}) if single else one).dropna(STEP, subset=[name])
+    if single:  # of the models that are alone in some layer, the one of this layer
+        one, margins = one.dropna(MODEL, how="all", subset=[name]).isel({MODEL: 0}), None
+    seen = one.dropna(STEP, subset=[name])
     if N_MODELS in seen and seen.sizes[STEP]:  # another number of models is not a change of a model
         same = (seen[N_MODELS] == seen[N_MODELS][-1]).values
         seen, margins = seen.isel({STEP: same}), margins[np.ix_(same, same)]

@@ -194,9 +194,8 @@ def _print_alone(alone: dict[str, str], arguments: list[str]) -> None:
     console.print("  to pair layers by relative depth:", highlight=False)
     console.print(f"    {escape(command)} --match depth", highlight=False)
     console.print("  to give one name to a layer of each model:", highlight=False)
-    console.print(
-        f"    echo {escape(quote(named))} > layers.yaml; {escape(command)} --config layers.yaml", highlight=False
-    )
+    console.print(f"    printf '%s\\n' {escape(quote(named))} > layers.yaml", highlight=False)
+    console.print(f"    {escape(command)} --config layers.yaml", highlight=False)
 
 
 def _print_summary(summary: dict[str, Any], folder: Path) -> None:

@@ -14,6 +14,7 @@ from repaudit.errors import CorruptStoreError, LayoutError, ModelExistsError, No
 from repaudit.names import ATTRS, EPOCH, LABEL, LAYER, LOSS, SAMPLE, SHA256, STEP, TEXT, TRIGGER, WALL_TIME
 from repaudit.store.format.encoding import CodecName
 from repaudit.store.format.layout import INPUTS_FINGERPRINT
+from repaudit.store.format.sample_set import PREVIEW_1, text_hash
 from repaudit.store.read import catalog
 from repaudit.store.read.activations import read_step, step_checksums
 from repaudit.store.read.reader import open_store
@@ -239,9 +240,20 @@ def _stored_probe_set(tree: xr.DataTree, model: str | None) -> StoredProbeSet:
         arrays,
         known[LABEL],
         known[TEXT],
-        known[SHA256] if facts.get("raw") == "text" else None,
+        _text_hashes(facts, known),
         {} if model is None else catalog.encoding(tree, model),
     )
+
+
+def _text_hashes(facts: Mapping[str, Any], known: Mapping[str, list[str] | None]) -> list[str] | None:
+    """Return the hashes of the samples' texts, if these are what a store knows them by.
+
+    A store of version 1 kept previews of 200 characters: where all are shorter, they are the texts.
+    """
+    texts = known[TEXT]
+    if facts["version"] == 1 and texts is not None and max(map(len, texts)) < PREVIEW_1:
+        return [text_hash(text) for text in texts]
+    return known[SHA256] if facts.get("raw") == "text" else None
 
 
 def export_layer(
@@ -289,7 +301,7 @@ def export_layer(
         else:
             from safetensors.numpy import save
 
-            metadata = {"model": model, "layer": layer, "fingerprint": str(tree.attrs[ATTRS]["fingerprint"])}
+            metadata = {"model": model, "layer": layer, "fingerprint": catalog.fingerprint(tree, model)}
             values = np.empty(shape, array.dtype)
             for index, step in enumerate(chosen):
                 values[index] = read_step(tree, model, layer, step, sums[step]).values

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import subprocess
+
 import numpy as np
 import pytest
 from typer.testing import CliRunner
 
 import repaudit as ra
+from repaudit.analysis.layer_names import LayerNames
 from repaudit.cli import app
 from repaudit.errors import AnalysisError
 from repaudit.store.format.sample_set import text_hash
@@ -90,6 +93,34 @@ def test_stores_of_other_samples_are_refused(tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+def test_a_store_under_two_names_is_one(tmp_path):
+    a = record(tmp_path / "a.zarr", "one")
+    (tmp_path / "link.zarr").symlink_to(a)
+    with pytest.raises(AnalysisError, match="each once"):
+        ra.analyze([a, tmp_path / "link.zarr"], tmp_path / "out")
+
+
+def test_the_inputs_are_those_of_the_models_analysed_each_once(tmp_path):
+    url = record(tmp_path / "s.zarr", "a")
+    record(url, "b")
+    alone = ra.analyze(url, tmp_path / "alone", **BARE)
+    record(url, "llama", tokenizer="bytes!")
+    chosen = ra.analyze(url, tmp_path / "chosen", models=["a", "b"], **BARE)
+    np.testing.assert_array_equal(chosen["comparison"]["from_inputs"], alone["comparison"]["from_inputs"])
+    every = ra.analyze(url, tmp_path / "every", **BARE)
+    assert float(every["comparison"]["from_inputs"].squeeze()) != float(alone["comparison"]["from_inputs"].squeeze())
+
+
+def test_names_that_are_patterns_or_hold_a_slash_are_names_first(tmp_path):
+    url = record(tmp_path / "s.zarr", "run[1]", ["x", "y/z"])
+    record(url, "run[1]/y", ["z", "x"])
+    layers = {"last": {"run*": "x", "run[1]": "y/z"}}
+    assert LayerNames(layers).of_model("run[1]", ["x", "y/z"]) == {"last": "y/z"}
+    LayerNames({"last": {"run[1]": "x"}}).refuse_unused({"run[1]": 0})
+    results = ra.analyze(url, tmp_path / "out", **BARE)
+    assert results["similarity"].sizes["representation"] == 4
+
+
 def test_one_name_for_a_layer_of_each_model(tmp_path):
     url = record(tmp_path / "s.zarr", "bert", ["encoder.layer.4", "encoder.layer.5"])
     record(url, "smol", ["model.layers.27", "model.layers.28", "model.layers.29"], tokenizer="bytes!")
@@ -110,6 +141,9 @@ def test_layers_are_paired_by_relative_depth(tmp_path):
     record(url, "deep", deep, tokenizer="bytes!")
     results = ra.analyze(url, tmp_path / "out", match="depth", **BARE)
     assert results["spread"]["layer"].values.tolist() == ["depth 0", "depth 0.5", "depth 1"]
+    assert any(
+        line == f"depth of deep: in the order of {', '.join(deep)}" for line in results.repaudit.summary["left_out"]
+    )
     for name, one, other in zip(results["spread"]["layer"].values, shallow, ("h.0", "h.3", "h.6"), strict=True):
         expected = distance(activations("shallow", one), activations("deep", other))
         assert float(results["spread"]["spread"].sel(layer=name).squeeze()) == pytest.approx(expected, abs=1e-5)
@@ -123,8 +157,8 @@ def test_nothing_compared_is_an_answer_of_its_own(tmp_path):
     assert run.exit_code == 1, run.output
     assert run.stdout.startswith("compared with no other model: encoder.layer.4 (bert), model.layers.28 (smol)")
     assert f"repaudit analyze {url} --match depth" in run.stdout
-    line = next(line for line in run.stdout.splitlines() if "echo" in line)
-    (tmp_path / "layers.yaml").write_text(line.partition("echo '")[2].partition("'")[0])
+    line = next(line for line in run.stdout.splitlines() if "printf" in line)
+    subprocess.run(["sh", "-c", line], check=True, cwd=tmp_path)
     for more in (["--match", "depth"], ["--config", str(tmp_path / "layers.yaml")]):
         again = CliRunner().invoke(app, [*given, *more])
         assert again.exit_code == 0, again.output

@@ -6,6 +6,7 @@ import transformers as tf
 from torch import nn
 
 from repaudit import ActivationExtractor, LayerSpec, ProbeSet
+from repaudit.capture.extract.blocks import find_blocks
 from repaudit.capture.extract.layer_paths import resolve_layers
 from repaudit.errors import CaptureError, LayerPathError
 
@@ -251,3 +252,9 @@ def test_states_are_read_again_after_a_forward_that_failed():
             model(input_ids=torch.full((1, 3), 99))
         model(**inputs)
     assert extractor.activations["hidden_states.1"].shape == (4, 16)
+
+
+def test_a_model_of_parallel_lists_has_no_list_of_blocks():
+    model = tf.XLMModel(tf.XLMConfig(vocab_size=32, emb_dim=16, n_layers=4, n_heads=2))
+    with pytest.raises(LayerPathError, match=r"several lists.*attentions.*ffns"):
+        find_blocks(model, "depth:0.5")

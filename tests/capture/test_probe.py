@@ -2,6 +2,7 @@
 
 import copy
 import hashlib
+from decimal import Decimal
 
 import numpy as np
 import pandas as pd
@@ -78,11 +79,20 @@ def test_labels_and_ids_of_any_kind_are_the_texts_they_stand_for(labels):
     assert probe_set.ids == probe_set.labels == ["0", "1"]
 
 
-@pytest.mark.parametrize("missing", [None, float("nan"), np.float64("nan"), torch.tensor(float("nan")), pd.NA, pd.NaT])
+@pytest.mark.parametrize(
+    "missing", [None, float("nan"), np.float64("nan"), torch.tensor(float("nan")), Decimal("nan"), pd.NA, pd.NaT]
+)
 @pytest.mark.parametrize("what", ["ids", "labels"])
 def test_a_missing_label_is_no_class(what, missing):
     with pytest.raises(ProbeSetError, match=f"{what}: sample 1 has none"):
         ProbeSet.from_tensors({"x": torch.eye(2)}, **{what: ["a", missing]})
+
+
+@pytest.mark.parametrize("what", ["ids", "labels", "texts"])
+def test_half_a_surrogate_pair_is_refused_by_its_sample(what):
+    given = {"ids": ["0", "1"], "texts": ["a", "b"], what: ["a", "b\ud800"]}
+    with pytest.raises(ProbeSetError, match=f"{what}: sample 1: character 1"):
+        ProbeSet({"x": torch.eye(2)}, **given)
 
 
 @pytest.mark.parametrize("wrong", [torch.zeros(2), np.zeros((1, 3)), b"\xff\xfe"])

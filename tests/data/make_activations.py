@@ -1,14 +1,13 @@
-"""Makes activations.npz: small activations of four models on each of four labelled sets, three of text, one of images.
+"""Makes activations.npz: small activations of four models on each of three labelled sets, two of text, one of images.
 
 Run it by hand from the project's root (``PYTHONPATH=scripts python tests/data/make_activations.py``); the tests read
-what it wrote. Source of the data: e-mails of the SpamAssassin corpus, the standard library's own source and
-docstrings, labelled by module, and scikit-learn's digits. The text models are those of ``scripts/pretrained.py``; the
-image models are pixels and three trained networks.
+what it wrote. Source of the data: e-mails of the SpamAssassin corpus, the standard library's own source, labelled by
+module, and scikit-learn's digits. The text models are those of ``scripts/pretrained.py``; the image models are pixels
+and three trained networks.
 """
 
 from __future__ import annotations
 
-import ast
 import importlib
 import inspect
 import warnings
@@ -27,7 +26,6 @@ from repaudit.capture.pretrained.record_pretrained import record_pretrained
 from repaudit.capture.pretrained.samples import Samples
 
 WIDTH, PER_CLASS = 32, 48
-DOCUMENTED = ("email", "http", "asyncio", "unittest", "logging", "concurrent")
 MODULES = ("argparse", "statistics", "tarfile", "typing", "ipaddress", "calendar")
 
 
@@ -38,22 +36,6 @@ def passages() -> tuple[list[str], list[str]]:
         chosen = np.linspace(0, len(lines) - 12, PER_CLASS).astype(int)
         texts += ["\n".join(lines[at : at + 10]) for at in chosen]
         labels += [name] * PER_CLASS
-    return texts, labels
-
-
-def docstrings() -> tuple[list[str], list[str]]:
-    texts, labels = [], []
-    for name in DOCUMENTED:
-        folder = Path(str(importlib.import_module(name).__file__)).parent
-        found = [
-            text
-            for path in sorted(folder.rglob("*.py"))
-            for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
-            if isinstance(node, ast.FunctionDef | ast.ClassDef) and len(text := ast.get_docstring(node) or "") > 60
-        ]
-        chosen = np.linspace(0, len(found) - 1, min(PER_CLASS, len(found))).astype(int)
-        texts += [found[at] for at in chosen]
-        labels += [name] * len(chosen)
     return texts, labels
 
 
@@ -84,11 +66,7 @@ def main() -> None:
     images, digit = load_digits(return_X_y=True)
     images = images / 16
     mails = pretrained.emails(288)
-    sets = {
-        "emails": ([mail["text"] for mail in mails], [mail["label"] for mail in mails]),
-        "source": passages(),
-        "docstrings": docstrings(),
-    }
+    sets = {"emails": ([mail["text"] for mail in mails], [mail["label"] for mail in mails]), "source": passages()}
     models = {name: (text_models(texts), labels) for name, (texts, labels) in sets.items()}
     models["digits"] = image_models(images[:288], (images[400:], digit[400:])), list(map(str, digit[:288]))
     for name, (activations, labels) in models.items():

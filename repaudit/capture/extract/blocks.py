@@ -199,8 +199,15 @@ def _count(models: Sequence[nn.Module]) -> int | None:
 def _largest(trunk: Trunk) -> list[_List]:
     """Return the largest list of the right length, or of any length; several where they are equally large."""
     fitting = [part for part in trunk.lists if len(part.modules) == trunk.count] or trunk.lists
-    largest = max(part.size for part in fitting)
-    return [part for part in fitting if part.size == largest]
+    largest = max(fitting, key=lambda part: part.size)
+    beside = [part for part in fitting if _parent(part) == _parent(largest) and part.size >= largest.size / 4]
+    if len(beside) > 1:  # attentions beside feed-forward layers: a block has some of each
+        return beside
+    return [part for part in fitting if part.size == largest.size]
+
+
+def _parent(part: _List) -> str:
+    return part.path.rpartition(".")[0]
 
 
 def _runs(trunk: Trunk, blocks: _List) -> int:

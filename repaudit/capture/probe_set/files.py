@@ -79,7 +79,7 @@ def _text(path: Path, line: int, row: dict[str, Any]) -> str:
 
 
 def _column(path: Path, rows: list[tuple[int, dict[str, Any]]], name: str) -> list[str] | None:
-    lacking = [line for line, row in rows if row.get(name) is None]
+    lacking = [line for line, row in rows if row.get(name) is None or row[name] != row[name]]  # NaN is no value
     if len(lacking) == len(rows):
         return None
     if lacking:

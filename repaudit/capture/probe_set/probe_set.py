@@ -9,7 +9,7 @@ from typing import Any, Final
 import numpy as np
 import torch
 
-from repaudit.capture.probe_set.sample_names import as_texts
+from repaudit.capture.probe_set.sample_names import as_texts, as_unicode
 from repaudit.capture.probe_set.tokenizers import tokenizer_facts, truncated
 from repaudit.errors import ProbeSetError
 from repaudit.store.format.layout import OFFSETS
@@ -92,7 +92,7 @@ class ProbeSet:
         _check_mask(self._inputs.get(ATTENTION_MASK))
         self.ids = as_texts(range(n) if ids is None else ids, "ids")
         self.labels = None if labels is None else as_texts(labels, "labels")
-        whole = None if texts is None else list(texts)
+        whole = None if texts is None else [as_unicode(text, f"texts: sample {i}") for i, text in enumerate(texts)]
         self.text_hashes = None if whole is None else [text_hash(text) for text in whole]
         self.texts = whole if store_texts else None
         self.encoding: dict[str, Any] = {}
@@ -146,7 +146,7 @@ class ProbeSet:
         """
         if isinstance(texts, str) or not all(isinstance(text, str) for text in texts):
             raise ProbeSetError("texts: expected a sequence of strings, one per sample")
-        texts = list(texts)
+        texts = [as_unicode(text, f"texts: sample {index}") for index, text in enumerate(texts)]
         if not texts:
             raise ProbeSetError("texts: expected at least one sample, found no texts")
         if max_length < 1:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from decimal import Decimal
 from typing import Any, Final
 
 import numpy as np
@@ -35,11 +36,29 @@ def _as_text(value: Any, where: str) -> str:
         if math.prod(value.shape) != 1:
             raise ProbeSetError(f"{where}: expected one value, found one of shape {tuple(value.shape)}")
         value = value.item()
-    if type(value).__name__ in _MISSING or (isinstance(value, float) and math.isnan(value)):
+    if type(value).__name__ in _MISSING or (isinstance(value, float | Decimal) and math.isnan(value)):
         raise ProbeSetError(f"{where} has none ({value}): give every sample one, or leave that sample out")
     if not isinstance(value, bytes):
-        return str(value)
+        return as_unicode(str(value), where)
     try:
         return value.decode()
     except UnicodeDecodeError as error:
         raise ProbeSetError(f"{where}: expected a text or bytes in UTF-8, found {value[:40]!r}") from error
+
+
+def as_unicode(text: str, where: str) -> str:
+    """Return a text that can be written, which one with half of a surrogate pair cannot.
+
+    Raises
+    ------
+    ProbeSetError
+        Where it has one.
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ProbeSetError(
+            f"{where}: character {error.start} is {text[error.start]!r}, half of a surrogate pair, which no Unicode "
+            "text has: leave it out"
+        ) from error
+    return text

@@ -84,6 +84,7 @@ class RootInspection:
     def problems(self) -> Iterator[Problem]:
         """Find what is wrong with the documents that readers use, then with those of the inputs."""
         yield from self.visible_problems()
+        yield from self._unlisted_problems()
         yield from self._own_input_problems()
 
     def visible_problems(self) -> Iterator[Problem]:
@@ -135,7 +136,8 @@ class RootInspection:
             reasons += [
                 f"impossible metadata of {key}" for key, array in arrays.items() if not self._sound(array, samples)
             ]
-            reasons += [f"no metadata of {key}" for key in self._complete_keys(arrays, samples)]
+            if self.version == 1:
+                reasons += [f"no metadata of {key}" for key in self.input_keys() if key not in arrays]
         if reasons:
             yield Problem(path, "damaged_metadata", f"{path}: {'; '.join(reasons)}", remedy=self._mended_probe(samples))
 
@@ -149,18 +151,6 @@ class RootInspection:
             sound = {key: array for key, array in sound.items() if key.partition("/")[0] in whole}
             return group_document({}, whole | sound) if whole else None
         return group_document({}, sound) if len(sound) == len(arrays) else None
-
-    def _complete_keys(self, listed: Mapping[str, Any], samples: int) -> list[str]:
-        """Return the inputs that are not listed although they are whole: of version 1, those that have a folder."""
-        unlisted = [key for key in self.input_keys() if key not in listed]
-        if self.version == 1:
-            return unlisted
-        complete = []
-        for key in unlisted:
-            array = self._sound(self.read(_path(key)), samples)
-            if array is not None and self._confirmed(key, array) and self._group(key.partition("/")[0]) is not None:
-                complete.append(key)
-        return complete
 
     def _group_keys(self) -> list[str]:
         names = [key for key in self.storage.children(PROBE) if not key.startswith(".") and key != DOCUMENT]
@@ -177,13 +167,33 @@ class RootInspection:
         whole = all(array is not None and self._confirmed(f"{key}/{name}", array) for name, array in arrays.items())
         return group_document({INPUTS_FINGERPRINT: fingerprint}) if whole else None
 
-    def leftover_inputs(self) -> list[str]:
-        """Return the encodings that were being added and that no list has."""
+    def _unlisted(self) -> list[str]:
+        """Return the encodings that no list has, and that no living process is adding."""
         lease = self.storage.get(f"{PROBE}/{LEASE}")
-        if lease is not None and not Holder.parse(lease).stale:  # another process is adding them
+        if lease is not None and not Holder.parse(lease).stale:
             return []
         listed = {key.partition("/")[0] for key in self.listed_inputs()}
-        return [f"{PROBE}/{key}" for key in self._group_keys() if listed and key not in listed and not self._group(key)]
+        return [key for key in self._group_keys() if listed and key not in listed]
+
+    def leftover_inputs(self) -> list[str]:
+        """Return the encodings whose adding was interrupted before they were whole."""
+        return [f"{PROBE}/{key}" for key in self._unlisted() if not self._group(key)]
+
+    def _unlisted_problems(self) -> Iterator[Problem]:
+        whole = [key for key in self._unlisted() if self._group(key)]
+        if whole:
+            path = f"{PROBE}/{DOCUMENT}"
+            message = f"{path} does not list the inputs {', '.join(whole)}, which are whole"
+            yield Problem(path, "misaligned", message, remedy=self._mended_probe(self.samples or 0))
+
+    def absent_chunks(self) -> dict[str, int]:
+        """Return how many chunks are missing of each listed input and of each coordinate of the samples."""
+        absent = {name: int(self.storage.size(f"{name}/{chunk_key(0)}") is None) for name in self.coordinates}
+        for key, array in self.listed_inputs().items():
+            expected = -(-array["shape"][0] // array["chunk_grid"]["configuration"]["chunk_shape"][0])
+            present = [name for name in self.storage.children(f"{PROBE}/{key}") if name.startswith("c.")]
+            absent[f"{PROBE}/{key}"] = max(0, expected - len(present))
+        return {key: count for key, count in absent.items() if count}
 
     def _group_problems(self) -> Iterator[Problem]:
         for key, group in self._listed_groups().items():

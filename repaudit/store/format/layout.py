@@ -54,6 +54,9 @@ REPAIR: Final = f"{PROBE}/.repair"
 INPUTS_FINGERPRINT: Final = "inputs_fingerprint"
 """The attribute of a model, and of a group of inputs, that says which encoding of the samples the model read."""
 
+ABSENT: Final = "absent_inputs"
+"""The attribute, in memory, of opened inputs that names those of which chunks are missing."""
+
 ENCODING: Final = ("tokenizer", "tokenizer_sha256", "max_length", "truncated")
 """Attributes of a model that say how its texts became inputs: its tokenizer, and how many it cut at what length."""
 

@@ -6,13 +6,16 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, TypeAlias
+from typing import Any, Final, Literal, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from repaudit.names import encode_name
 from repaudit.store.format.layout import ProbeSetLike
+
+PREVIEW_1: Final = 200
+"""Characters of a text that a store of version 1 keeps: a shorter one is whole."""
 
 Raw: TypeAlias = Literal["text", "inputs"]
 """What a sample is before any model reads it: a text, or where there is none the inputs themselves."""

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import xarray as xr
 
-from repaudit.errors import NotInStoreError
+from repaudit.errors import CorruptStoreError, NotInStoreError
 from repaudit.names import ATTRS, KIND, LABEL, LAYER, MODELS, OPERATOR, PROBE, SAMPLE, STEP
-from repaudit.store.format.layout import ENCODING, INPUTS_FINGERPRINT
+from repaudit.store.format.layout import ABSENT, ENCODING, INPUTS_FINGERPRINT
 from repaudit.store.format.sample_set import inputs_key
 
 
@@ -81,17 +82,27 @@ def inputs(tree: xr.DataTree, model: str | None = None) -> xr.Dataset:
     ------
     NotInStoreError
         If the store has no such model, or not its inputs.
+    CorruptStoreError
+        If a part of them is missing.
     """
     probe = tree.children[PROBE]
     if not probe.children:  # format version 1: one encoding
-        return probe.to_dataset(inherit=False)
-    wanted = str(tree.attrs[ATTRS]["fingerprint"])
-    if model is not None:
-        wanted = str(model_dataset(tree, model).attrs[ATTRS][INPUTS_FINGERPRINT])
+        return _whole(probe)
+    wanted = str(tree.attrs[ATTRS]["fingerprint"]) if model is None else fingerprint(tree, model)
     key = inputs_key(wanted)
     if key not in probe.children:
         raise NotInStoreError(f"the store lacks the inputs {wanted} of model {model!r}: run `repaudit verify`")
-    return probe.children[key].to_dataset(inherit=False)
+    return _whole(probe.children[key])
+
+
+def _whole(inputs: xr.DataTree) -> xr.Dataset:
+    absent = inputs.attrs.get(ABSENT)
+    if absent:
+        raise CorruptStoreError(
+            f"chunks of the inputs {', '.join(absent)} in {inputs.path} are missing: restore them from a backup "
+            "(`repaudit verify` lists them)"
+        )
+    return inputs.to_dataset(inherit=False)
 
 
 def all_inputs(tree: xr.DataTree) -> dict[str, xr.Dataset]:
@@ -101,6 +112,23 @@ def all_inputs(tree: xr.DataTree) -> dict[str, xr.Dataset]:
         return {str(tree.attrs[ATTRS]["fingerprint"]): probe.to_dataset(inherit=False)}
     datasets = [probe.children[key].to_dataset(inherit=False) for key in sorted(probe.children)]
     return {str(dataset.attrs[INPUTS_FINGERPRINT]): dataset for dataset in datasets}
+
+
+def inputs_of_models(tree: xr.DataTree, models: Sequence[str]) -> dict[str, xr.Dataset]:
+    """Return the encodings that some models read, each once, by fingerprint.
+
+    Raises
+    ------
+    NotInStoreError, CorruptStoreError
+        As :func:`inputs`.
+    """
+    names = {fingerprint(tree, model): model for model in models}
+    return {read: inputs(tree, model) for read, model in names.items()}
+
+
+def fingerprint(tree: xr.DataTree, model: str) -> str:
+    """Return the fingerprint of the inputs that a model read."""
+    return str(model_dataset(tree, model).attrs[ATTRS].get(INPUTS_FINGERPRINT, tree.attrs[ATTRS]["fingerprint"]))
 
 
 def encoding(tree: xr.DataTree, model: str) -> dict[str, Any]:

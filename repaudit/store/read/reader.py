@@ -14,7 +14,7 @@ from repaudit.errors import CorruptStoreError
 from repaudit.names import ATTRS, CHECKSUM, MODELS, STEP
 from repaudit.store.check.root_inspection import RootInspection
 from repaudit.store.format.documents import DOCUMENT, read_document
-from repaudit.store.format.layout import COLUMNS
+from repaudit.store.format.layout import ABSENT, COLUMNS
 from repaudit.store.format.root_document import nothing_there, store_attributes
 from repaudit.store.format.schema import unbelievable, violations
 from repaudit.store.storage.local import LocalStorage
@@ -71,7 +71,7 @@ def open_store(url: str | os.PathLike[str], storage_options: Mapping[str, Any] |
     storage = open_storage(url, storage_options)
     if store_attributes(storage) is None:
         raise nothing_there(storage)
-    check_documents(storage)
+    absent = check_documents(storage)
     try:
         zarr_store = _zarr_store(storage, url, storage_options)
         tree = xr.open_datatree(zarr_store, engine="zarr", consolidated=False, chunks={})
@@ -83,6 +83,9 @@ def open_store(url: str | os.PathLike[str], storage_options: Mapping[str, Any] |
         ) from error
     _keep_checksums(tree)
     tree.dataset = tree.to_dataset().assign_coords(_plain_texts(tree))
+    for key in absent:  # where they are read, they would be zeros
+        group, _, name = key.rpartition("/")
+        tree[group].attrs.setdefault(ABSENT, []).append(name)
     return tree
 
 
@@ -116,8 +119,13 @@ def _zarr_store(storage: Storage, url: str | os.PathLike[str], storage_options: 
     return store
 
 
-def check_documents(storage: Storage) -> None:
+def check_documents(storage: Storage) -> list[str]:
     """Refuse metadata that breaks the format, or would make a reader allocate absurd amounts, before anything is read.
+
+    Returns
+    -------
+    list of str
+        The keys of the inputs of which chunks are missing.
 
     Raises
     ------
@@ -130,6 +138,9 @@ def check_documents(storage: Storage) -> None:
     root = RootInspection(storage, attributes[ATTRS], attributes.get("coordinates"))
     for problem in root.visible_problems():
         _refuse(storage, problem.location, [problem.message])
+    absent = root.absent_chunks()
+    for name in absent.keys() & COLUMNS.keys():
+        _refuse(storage, name, [f"the {COLUMNS[name]} of every sample is missing"])
     names: dict[str, str] = {}
     for child in storage.children(MODELS):
         key = f"{MODELS}/{child}"
@@ -145,6 +156,7 @@ def check_documents(storage: Storage) -> None:
                 f"move one of them out of the store"
             )
         names[name] = key
+    return sorted(absent)
 
 
 def _check_model(storage: Storage, key: str, document: Mapping[str, Any], version: int) -> None:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any, Final
 
 import numpy as np
 
-from repaudit.errors import FingerprintError, NotAStoreError
+from repaudit.errors import FingerprintError, NotAStoreError, StoreWarning
 from repaudit.names import ATTRS, FORMAT_VERSION, LABEL, MODELS, PROBE, SAMPLE, SHA256, TEXT
 from repaudit.store.format.documents import DOCUMENT, chunk_key, dump, group_document
 from repaudit.store.format.encoding import decode_column
@@ -70,13 +71,32 @@ def _refuse_other_inputs(storage: Storage, attributes: dict[str, Any], probe_set
 def _refuse_other_samples(storage: Storage, attributes: dict[str, Any], probe_set: ProbeSetLike) -> None:
     here = SampleSet.of(probe_set)
     if attributes.get("samples_fingerprint") == here.fingerprint:
+        _warn_of_other_labels(storage, probe_set)
         return
     ids, hashes = (_column(storage, name) for name in (SAMPLE, SHA256))
+    if attributes.get("raw") == "inputs" and attributes.get("fingerprint") == probe_set.fingerprint and ids == here.ids:
+        return  # the same inputs, which this probe set knows the texts of
     there = SampleSet(ids, hashes, attributes.get("raw", "inputs"), str(attributes.get("fingerprint")))
     raise FingerprintError(
         f"{storage.url} holds other samples: {there.difference(here)} (it was created with the probe set "
         f"{attributes.get('fingerprint')}, this one is {probe_set.fingerprint}); one store holds one sample set: "
         "record the same samples, or use another store"
+    )
+
+
+def _warn_of_other_labels(storage: Storage, probe_set: ProbeSetLike) -> None:
+    if probe_set.labels is None:
+        return
+    there, here = _column(storage, LABEL), [str(label) for label in probe_set.labels]
+    if there == here:
+        return
+    first = next((index for index, (a, b) in enumerate(zip(there, here, strict=False)) if a != b), 0)
+    has = f"{there[first]!r}" if there else "none"
+    warnings.warn(
+        f"{storage.url} keeps its own labels: the one of sample {probe_set.ids[first]!r} is {has} there and "
+        f"{here[first]!r} here",
+        StoreWarning,
+        stacklevel=4,
     )
 
 
