@@ -168,6 +168,8 @@ def test_lost_inputs_cost_what_needs_them_and_nothing_else(url, tmp_path):
         copy_store(url, tmp_path / "copy.zarr")
     results = ra.analyze(url, tmp_path / "out", gauge={"knn": 2}, frames=0, units=0, similarity=())
     assert any("geometry of the inputs" in line and "missing" in line for line in results.repaudit.summary["left_out"])
+    record(url, "again", encoded("words", 5))  # whoever has the inputs writes what was lost
+    assert ra.verify(url, data=True) == []
 
 
 def test_the_same_inputs_are_the_same_samples_with_or_without_their_texts(url):

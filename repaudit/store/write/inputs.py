@@ -21,7 +21,7 @@ _KINDS: Final = {"f": "NaN", "i": 0, "u": 0, "b": False}
 
 
 def ensure_inputs(storage: Storage, probe_set: ProbeSetLike, wait: float) -> None:
-    """Add a probe set's inputs to a store of the same samples, unless it has them.
+    """Add a probe set's inputs to a store of the same samples, unless it has them whole.
 
     The arrays come first; the commit is one put of the group that lists all inputs.
     """
@@ -63,15 +63,27 @@ def _listed(storage: Storage) -> dict[str, Any]:
 
 
 def _has(storage: Storage, fingerprint: str) -> bool:
-    listed = _listed(storage).get(inputs_key(fingerprint))
-    if listed is None:
+    """Return whether a store has inputs, whole: lost chunks of them can be written again by who has the inputs."""
+    listed, group = _listed(storage), inputs_key(fingerprint)
+    if group not in listed:
         return False
-    if listed["attributes"].get(INPUTS_FINGERPRINT) != fingerprint:
+    found = listed[group]["attributes"].get(INPUTS_FINGERPRINT)
+    if found != fingerprint:
         raise FingerprintError(
-            f"{storage.url}: expected inputs with the fingerprint {fingerprint} under {inputs_key(fingerprint)!r}, "
-            f"found {listed['attributes'].get(INPUTS_FINGERPRINT)}; record into another store"
+            f"{storage.url}: expected inputs with the fingerprint {fingerprint} under {group!r}, found {found}; record "
+            "into another store"
         )
-    return True
+    arrays = {key: document for key, document in listed.items() if key.startswith(f"{group}/")}
+    return all(_chunks(document) == _present(storage, key) for key, document in arrays.items())
+
+
+def _chunks(document: Mapping[str, Any]) -> int:
+    rows: int = document["chunk_grid"]["configuration"]["chunk_shape"][0]
+    return int(-(-document["shape"][0] // rows))
+
+
+def _present(storage: Storage, key: str) -> int:
+    return sum(name.startswith("c.") for name in storage.children(f"{PROBE}/{key}"))
 
 
 def add_array(
