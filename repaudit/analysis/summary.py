@@ -191,7 +191,7 @@ def _curve(parts: Mapping[str, xr.Dataset], layer: str, single: bool, margins: A
     group, name = (APPROACH, APPROACH) if single else (SPREAD, SPREAD)
     one = parts[group].sel({LAYER: layer})
     if single:  # of the models that are alone in some layer, the one of this layer
-        one, margins = one.isel({MODEL: int(one[name].notnull().any(STEP).argmax())}), None
+        one, margins = one.isel({MODEL: int(one[name].notnull().any(STEP).values.argmax())}), None
     seen = one.dropna(STEP, subset=[name])
     if N_MODELS in seen and seen.sizes[STEP]:  # another number of models is not a change of a model
         same = (seen[N_MODELS] == seen[N_MODELS][-1]).values
