@@ -40,6 +40,9 @@ ENTRY_INDICES: Final = {
 }
 """How the merged operators of an analysis are kept: where, and the columns of the list of their entries."""
 
+SOURCE: Final = "source"
+"""The attribute of a model that was not in training: where its weights came from."""
+
 EPOCH: Final = "epoch"
 WALL_TIME: Final = "wall_time"
 TRIGGER: Final = "trigger"

@@ -22,7 +22,7 @@ from repaudit.errors import ActivationError, AnalysisError
 from repaudit.gauge.gauge import DiffusionGauge
 from repaudit.measure.comparison import departure, feature_halves, group_spread
 from repaudit.measure.spread import Spread, spread
-from repaudit.names import LAYER, MODEL, SAMPLE, STEP
+from repaudit.names import ATTRS, LAYER, MODEL, SAMPLE, SOURCE, STEP
 from repaudit.operators.operator import DiffusionOperator
 from repaudit.results import (
     APPROACH,
@@ -36,6 +36,7 @@ from repaudit.results import (
     SPREAD,
     bounds,
 )
+from repaudit.store.read import catalog
 
 Array = NDArray[np.float64]
 
@@ -67,13 +68,20 @@ def comparison_dataset(operators: LayerOperators, study: Study, inputs: InputGeo
     steps = study.selection.all_steps()
     dataset = xr.Dataset(coords={LAYER: _names(operators.layer), STEP: steps})
     start = operators.at(0)
-    if start and set(start) == set(operators.models()):
+    untrained = not any(_only_recorded(study, model) for model in start)
+    if start and untrained and set(start) == set(operators.models()):
         dataset = dataset.assign(_departures(operators, study, FROM_UNTRAINED, start, [*operators.content(0).values()]))
         dataset[FROM_UNTRAINED].attrs["reference_step"] = 0
     if inputs is not None:
         dataset = dataset.assign(_departures(operators, study, FROM_INPUTS, inputs.operator, [inputs.words]))
         dataset[FROM_INPUTS].attrs["inputs"] = inputs.words
     return dataset.assign({FEATURE_HALVES: ((LAYER,), [_mean_halves(operators, study)])})
+
+
+def _only_recorded(study: Study, model: str) -> bool:
+    """Whether a model is one set of weights that was not in training: step 0 is then not an untrained network."""
+    facts = catalog.model_dataset(study.tree, model).attrs[ATTRS]
+    return SOURCE in facts and study.selection.steps[model] == (0,)
 
 
 def approach_dataset(operators: LayerOperators, study: Study) -> xr.Dataset | None:

@@ -147,7 +147,7 @@ def analyze(
     if as_json:
         typer.echo((folder / "summary.json").read_text(encoding="utf-8"))
     else:
-        _print_alone(summary["alone"], [*stores, *(("--out", str(out)) if out else ())])
+        _print_alone(summary["alone"], summary["models"], [*stores, *(("--out", str(out)) if out else ())])
         _print_summary(summary, folder)
     if len(summary["models"]) > 1 and len(summary["alone"]) == len(summary["layers"]):
         raise typer.Exit(PROBLEMS)
@@ -180,7 +180,7 @@ def _parse_groups(groups: list[str] | None) -> dict[str, list[str]] | None:
     return parsed or None
 
 
-def _print_alone(alone: dict[str, str], arguments: list[str]) -> None:
+def _print_alone(alone: dict[str, str], models: list[str], arguments: list[str]) -> None:
     """Say which layers were compared with none, and what would pair them."""
     if not alone:
         return
@@ -188,7 +188,7 @@ def _print_alone(alone: dict[str, str], arguments: list[str]) -> None:
     shown = ", ".join(f"{layer} ({model})" for layer, model in list(alone.items())[:MOST_LEFT_OUT])
     more = f" and {len(alone) - MOST_LEFT_OUT} more" if len(alone) > MOST_LEFT_OUT else ""
     console.print(f"[bold yellow]compared with no other model:[/] {escape(shown)}{more}", highlight=False)
-    last = {model: layer for layer, model in alone.items()}
+    last = dict.fromkeys(models, "ITS-LAYER") | {model: layer for layer, model in alone.items()}
     named = yaml.safe_dump({"layers": {"last": last}}, default_flow_style=True, width=10_000).strip()
     command = f"repaudit analyze {' '.join(map(quote, arguments))}"
     console.print("  to pair layers by relative depth:", highlight=False)
@@ -204,7 +204,8 @@ def _print_summary(summary: dict[str, Any], folder: Path) -> None:
     for name, layer in summary["layers"].items():
         console.print(f"  [cyan]{escape(name)}[/]  {escape(layer['sentence'])}", highlight=False)
     if len(summary["models"]) > 1:
-        console.print("  [dim]spread: 0 identical, 1 unrelated; 95% intervals in brackets[/]", highlight=False)
+        what = "the spread is the mean of the squared distances of pairs"
+        console.print(f"  [dim]0 identical, 1 unrelated; {what}; 95% intervals in brackets[/]", highlight=False)
     for line in summary["left_out"][:MOST_LEFT_OUT]:
         console.print(f"  left out: {escape(line)}", highlight=False)
     if len(summary["left_out"]) > MOST_LEFT_OUT:

@@ -81,6 +81,9 @@ def test_two_architectures_of_two_tokenizers_from_the_command_to_the_numbers(tmp
     assert "bert: recorded at step 0 (tokenizer bert, no text cut)" in run.stdout
     results = ra.analyze(store, out, scales=(10,), frames=1, units=0)
     assert (out / "report.html").exists()
+    assert "from_untrained" not in results["comparison"]  # step 0 is all there is of them, and they are trained
+    entry = results.repaudit.summary["layers"]["penultimate"]
+    assert (entry["untrained"], entry["agreement"]) == (None, None)
     assert results["merged"]["sample"].values.tolist() == [line["id"] for line in lines]
     texts, activations = [line["text"] for line in lines], {}
     for place, layer in ((bert, "encoder.layer[-2]"), (llama, "model.layers[-2]")):

@@ -14,7 +14,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 import repaudit as ra
 from repaudit.capture.pretrained.record_pretrained import find_sources, record_pretrained
 from repaudit.capture.probe_set.files import read_probe_file
-from repaudit.errors import FingerprintError, PretrainedError, ProbeSetError
+from repaudit.errors import FingerprintError, LayerPathError, PretrainedError, ProbeSetError
 from repaudit.store.read import catalog
 
 CONFIG = tf.LlamaConfig(
@@ -86,6 +86,12 @@ def test_each_model_reads_the_texts_with_its_own_tokenizer(tmp_path, texts):
     texts.write_text(texts.read_text().replace("d e", "d d"))
     with pytest.raises(FingerprintError, match="sample '1' holds another text"):
         record_pretrained(places[:1], texts, ["model.norm"], tmp_path / "s.zarr", names=["third"])
+
+
+def test_a_layer_that_one_model_lacks_is_refused_with_its_name(tmp_path, texts):
+    save(tmp_path / "one")
+    with pytest.raises(LayerPathError, match=r"model 'one': .*layers\[7\]"):
+        record_pretrained([tmp_path / "one"], texts, ["model.layers[7]"], tmp_path / "s.zarr")
 
 
 def test_one_tokenizer_for_all_by_choice(tmp_path, texts):

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from os import PathLike
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, Literal
 
 from repaudit.capture.extract.layer_spec import LayerSpec, Reduction
 from repaudit.capture.isolate.isolation import shape_sum_norm
@@ -18,16 +19,13 @@ from repaudit.capture.pretrained.preprocessing import check_main_input
 from repaudit.capture.pretrained.sources import Source, find_sources
 from repaudit.capture.pretrained.unset_weights import refuse_unset
 from repaudit.capture.record.recorder import Recorder
-from repaudit.errors import PretrainedError
-from repaudit.names import ATTRS
+from repaudit.errors import CaptureError, LayerPathError, PretrainedError
+from repaudit.names import ATTRS, SOURCE
 from repaudit.store.format.documents import DOCUMENT, read_document
 from repaudit.store.format.layout import model_key
 from repaudit.store.storage.place import open_storage
 
 Pooling = Reduction | Literal["own"]
-
-SOURCE: Final = "source"
-"""The attribute of a model that says where its weights came from."""
 
 
 def record_pretrained(
@@ -152,10 +150,20 @@ def _record_series(
             check_main_input(source.place, loaded.model, recorder.probe_set)
             _refuse_unset(source, loaded, recorder)
             if source is sources[0]:
-                recorder.open(loaded.model)
+                with _naming(recorder.model_name):
+                    recorder.open(loaded.model)
             if not recorder.has(source.step):
                 recorder.audit(loaded.model, source.step)
     return recorder.steps
+
+
+@contextmanager
+def _naming(model: str) -> Iterator[None]:
+    """Say which of several models has no such layer."""
+    try:
+        yield
+    except (LayerPathError, CaptureError) as error:
+        raise type(error)(f"model {model!r}: {error}") from error
 
 
 def _identity(source: Source, loaded: Loaded) -> dict[str, Any]:
