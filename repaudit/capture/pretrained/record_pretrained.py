@@ -110,11 +110,12 @@ def record_pretrained(
     Examples
     --------
     >>> import tempfile, torch
+    >>> import repaudit as ra
     >>> from transformers import GPT2Config, GPT2LMHeadModel
     >>> folder = Path(tempfile.mkdtemp(), "tiny")
     >>> config = GPT2Config(n_layer=2, n_embd=8, n_head=2, vocab_size=16, n_positions=8)
     >>> GPT2LMHeadModel(config).save_pretrained(folder)
-    >>> probe_set = ProbeSet.from_tensors({"input_ids": torch.tensor([[1, 2, 3], [4, 5, 6]])})
+    >>> probe_set = ra.ProbeSet.from_tensors({"input_ids": torch.tensor([[1, 2, 3], [4, 5, 6]])})
     >>> record_pretrained([folder], probe_set, ["transformer.h[*]"], "memory://pretrained.zarr")
     {'tiny': [0]}
     """
