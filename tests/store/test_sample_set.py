@@ -179,6 +179,22 @@ def test_the_same_inputs_are_the_same_samples_with_or_without_their_texts(url):
     assert catalog.models(ra.open_store(url)) == ["a", "b"]
 
 
+def test_a_repair_drops_no_inputs_that_a_model_names(url):
+    record(url, "bert", encoded("words", 5))
+    record(url, "llama", encoded("bytes", 9))
+    group, listing = Path(url, "probe", inputs_key(encoded("bytes", 9).fingerprint)), Path(url, "probe/zarr.json")
+    (group / "input_ids/c.0.0").unlink()
+    before = listing.read_bytes()
+    record(url, "third", encoded("more", 4))
+    shutil.rmtree(Path(url, "models/third"))
+    listing.write_bytes(before)
+    ra.repair(url)
+    assert len(ra.open_store(url)["probe"].children) == 3
+    listing.unlink()
+    ra.repair(url)
+    assert (group / "input_ids/zarr.json").exists()
+
+
 def test_other_labels_are_told(url):
     record(url, "a", encoded("words", 5))
     with pytest.warns(StoreWarning, match=r"sample 'mail 1' is 'spam' there and 'ham' here"):

@@ -11,7 +11,7 @@ import zarr
 from zarr.buffer.cpu import Buffer
 
 from repaudit.errors import CorruptStoreError
-from repaudit.names import FORMAT_VERSION, MODELS, PROBE, SAMPLE, SHA256
+from repaudit.names import ATTRS, FORMAT_VERSION, MODELS, PROBE, SAMPLE, SHA256
 from repaudit.store.check.problem import Problem
 from repaudit.store.format.documents import DOCUMENT, chunk_key, column_document, dump, group_document, read_document
 from repaudit.store.format.encoding import decode_column
@@ -149,7 +149,7 @@ class RootInspection:
         whole = {key: document for key, document in groups.items() if document is not None}
         if self.version > 1:  # inputs that were being added are listed when they are whole, and not before
             sound = {key: array for key, array in sound.items() if key.partition("/")[0] in whole}
-            return group_document({}, whole | sound) if whole else None
+            return group_document({}, whole | sound) if whole and self._read_by_models() <= whole.keys() else None
         return group_document({}, sound) if len(sound) == len(arrays) else None
 
     def _group_keys(self) -> list[str]:
@@ -175,16 +175,34 @@ class RootInspection:
         listed = {key.partition("/")[0] for key in self.listed_inputs()}
         return [key for key in self._group_keys() if listed and key not in listed]
 
+    def _read_by_models(self) -> set[str]:
+        """Return the encodings that models name, which nothing may drop."""
+        keys = set()
+        for name in self.storage.children(MODELS):
+            document = self.read(f"{MODELS}/{name}/{DOCUMENT}")
+            facts = {} if isinstance(document, str) else document.get("attributes", {}).get(ATTRS, {})
+            fingerprint = facts.get(INPUTS_FINGERPRINT) if isinstance(facts, dict) else None
+            keys |= {inputs_key(fingerprint)} if isinstance(fingerprint, str) else set()
+        return keys
+
     def leftover_inputs(self) -> list[str]:
-        """Return the encodings whose adding was interrupted before they were whole."""
-        return [f"{PROBE}/{key}" for key in self._unlisted() if not self._group(key)]
+        """Return the encodings whose adding was interrupted before they were whole, and that no model names."""
+        kept = self._read_by_models()
+        return [f"{PROBE}/{key}" for key in self._unlisted() if key not in kept and not self._group(key)]
 
     def _unlisted_problems(self) -> Iterator[Problem]:
         whole = [key for key in self._unlisted() if self._group(key)]
         if whole:
             path = f"{PROBE}/{DOCUMENT}"
             message = f"{path} does not list the inputs {', '.join(whole)}, which are whole"
-            yield Problem(path, "misaligned", message, remedy=self._mended_probe(self.samples or 0))
+            yield Problem(path, "misaligned", message, remedy=self._with_listed(whole))
+
+    def _with_listed(self, groups: list[str]) -> dict[str, Any]:
+        """Return the probe's group with further encodings; what it lists stays, also where chunks of it are lost."""
+        listed: Any = self.read(f"{PROBE}/{DOCUMENT}")
+        added = {group: self._group(group) for group in groups}
+        arrays = {key: self.read(_path(key)) for key in self.input_keys() if key.partition("/")[0] in added}
+        return group_document({}, {**listed["consolidated_metadata"]["metadata"], **added, **arrays})  # type: ignore[dict-item]
 
     def absent_chunks(self) -> dict[str, int]:
         """Return how many chunks are missing of each listed input and of each coordinate of the samples."""
