@@ -3,6 +3,7 @@
 import io
 import json
 
+import datasets
 import numpy as np
 import pytest
 import torch
@@ -168,7 +169,6 @@ def cells(images):
 
 @pytest.fixture
 def saved_images(tmp_path):
-    datasets = pytest.importorskip("datasets", reason="the datasets library is not installed")
     features = {
         "picture": datasets.Image(),
         "label": datasets.ClassLabel(names=["cat", "dog"]),
@@ -213,7 +213,6 @@ def test_a_data_set_is_recorded_from_the_shell(saved_images, vit):
 
 
 def test_data_sets_that_cannot_be_used_are_told(saved_images):
-    datasets = pytest.importorskip("datasets")
     with pytest.raises(ProbeSetError, match=r"holds 2 parts, expected one: pass one of \S+two/train, \S+two/test"):
         read_dataset(saved_images / "two")
     with pytest.raises(ProbeSetError, match="expected a column 'race' of labels, found picture, label, kind"):
@@ -234,7 +233,6 @@ def test_data_sets_that_cannot_be_used_are_told(saved_images):
 
 
 def test_data_sets_of_texts(tmp_path):
-    datasets = pytest.importorskip("datasets")
     data = datasets.Dataset.from_dict({"text": ["a b", "c"], "labels": ["x", "y"], "id": [3, 4]})
     data.to_parquet(tmp_path / "texts.parquet")
     assert read_dataset(tmp_path / "texts.parquet") == Samples("text", ["a b", "c"], ["3", "4"], ["x", "y"])
@@ -276,7 +274,6 @@ def test_a_sound_of_another_rate_is_resampled():
 
 @pytest.mark.parametrize(("dtype", "scale"), [(np.int16, 32768), (np.uint8, 128), (np.float32, 1)])
 def test_data_sets_of_sounds(tmp_path, dtype, scale):
-    datasets = pytest.importorskip("datasets")
     wave = waves()[0].clip(-0.9, 0.9)
     stored = np.stack([wave, wave], 1) * scale + (128 if dtype is np.uint8 else 0)
     content = io.BytesIO()

@@ -10,7 +10,7 @@ import numpy as np
 import zarr
 from zarr.buffer.cpu import Buffer
 
-from repaudit.errors import CorruptStoreError
+from repaudit.errors import CorruptStoreError, ForeignPathError
 from repaudit.names import ATTRS, FORMAT_VERSION, MODELS, PROBE, SAMPLE, SHA256
 from repaudit.store.check.problem import Problem
 from repaudit.store.format.documents import DOCUMENT, chunk_key, column_document, dump, group_document, read_document
@@ -77,7 +77,7 @@ class RootInspection:
             try:
                 document = read_document(self.storage, path)
                 self._documents[path] = f"{path} is missing" if document is None else document
-            except CorruptStoreError as error:
+            except (CorruptStoreError, ForeignPathError) as error:
                 self._documents[path] = str(error)
         return self._documents[path]
 
