@@ -5,10 +5,11 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
+from threading import Lock
 from typing import Any, Final
 
 import numpy as np
@@ -59,6 +60,7 @@ class Cache:
     """
 
     folder: Path
+    _busy: dict[Path, Lock] = field(default_factory=dict, repr=False, compare=False)
 
     def operator(self, name: str) -> StoredOperator | None:
         """Return the operator of this digest; None if it is missing or its checksum is wrong."""
@@ -96,11 +98,12 @@ class Cache:
     def recall(self, content: Sequence[Any], compute: Callable[[], Mapping[str, Any]]) -> dict[str, Array]:
         """Return the named arrays that `content` determines: from an earlier run, or computed and kept."""
         path = self._path("results", digest(_versions(), *content), ".npz")
-        arrays = _read(path)
-        if arrays is None:
-            arrays = {key: np.asarray(value) for key, value in compute().items()}
-            with replacing(path) as stream:
-                np.savez(stream, **arrays)  # type: ignore[arg-type]  # no array is called allow_pickle
+        with self._busy.setdefault(path, Lock()):  # who comes second waits, and reads what the first one has computed
+            arrays = _read(path)
+            if arrays is None:
+                arrays = {key: np.asarray(value) for key, value in compute().items()}
+                with replacing(path) as stream:
+                    np.savez(stream, **arrays)  # type: ignore[arg-type]  # no array is called allow_pickle
         return arrays
 
     def distances(

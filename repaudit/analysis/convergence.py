@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
+from os import cpu_count
 from typing import Any, Final
 
 import numpy as np
@@ -22,6 +23,7 @@ from repaudit.errors import ActivationError, AnalysisError
 from repaudit.gauge.gauge import DiffusionGauge
 from repaudit.measure.comparison import departure, feature_halves, group_spread
 from repaudit.measure.spread import Spread, spread
+from repaudit.measure.tally import Tallies
 from repaudit.names import ATTRS, LAYER, MODEL, SAMPLE, SOURCE, STEP
 from repaudit.operators.operator import DiffusionOperator
 from repaudit.results import (
@@ -65,17 +67,22 @@ def missing_starts(operators: LayerOperators) -> list[str]:
 
 def comparison_dataset(operators: LayerOperators, study: Study, inputs: InputGeometry | None) -> xr.Dataset:
     """Compute the distances of the models from the untrained networks and the inputs, and of halves of the features."""
-    steps = study.selection.all_steps()
-    dataset = xr.Dataset(coords={LAYER: _names(operators.layer), STEP: steps})
+    references: dict[str, tuple[Any, Sequence[str]]] = {}
     start = operators.at(0)
     untrained = not any(_only_recorded(study, model) for model in start)
     if start and untrained and set(start) == set(operators.models()):
-        dataset = dataset.assign(_departures(operators, study, FROM_UNTRAINED, start, [*operators.content(0).values()]))
+        references[FROM_UNTRAINED] = start, [*operators.content(0).values()]
+    if inputs is not None:
+        references[FROM_INPUTS] = inputs.operator, [inputs.words]
+    dataset = xr.Dataset(
+        {**_departures(operators, study, references), FEATURE_HALVES: ((LAYER,), [_mean_halves(operators, study)])},
+        coords={LAYER: _names(operators.layer), STEP: study.selection.all_steps()},
+    )
+    if FROM_UNTRAINED in dataset:
         dataset[FROM_UNTRAINED].attrs["reference_step"] = 0
     if inputs is not None:
-        dataset = dataset.assign(_departures(operators, study, FROM_INPUTS, inputs.operator, [inputs.words]))
         dataset[FROM_INPUTS].attrs["inputs"] = inputs.words
-    return dataset.assign({FEATURE_HALVES: ((LAYER,), [_mean_halves(operators, study)])})
+    return dataset
 
 
 def _only_recorded(study: Study, model: str) -> bool:
@@ -130,13 +137,13 @@ def groups_dataset(operators: LayerOperators, study: Study) -> xr.Dataset | None
     return xr.Dataset({name: ((LAYER, STEP, GROUP, OTHER), value[None]) for name, value in variables}, coords=coords)
 
 
-def refuse_too_large(study: Study) -> None:
-    """Refuse a store of which two operators with their roots, in float64, do not fit in memory.
+def at_once(study: Study) -> int:
+    """Return how many comparisons run at once: two operators with their roots, in float64, must fit for each.
 
     Raises
     ------
     AnalysisError
-        They do not fit in the memory budget.
+        Not even one fits in the memory budget.
     """
     samples = study.samples.sizes[SAMPLE]
     need = 10 * 8 * samples**2
@@ -145,6 +152,7 @@ def refuse_too_large(study: Study) -> None:
             f"expected a memory budget of about {format_bytes(need)} for distances of operators on {samples} samples, "
             f"found {format_bytes(study.settings.budget)}: raise `memory`"
         )
+    return int(min(cpu_count() or 1, study.settings.budget // need))
 
 
 def _recalled(study: Study, kind: str, content: Mapping[str, str], compute: Callable[[], Spread]) -> dict[str, float]:
@@ -157,19 +165,23 @@ def _recalled(study: Study, kind: str, content: Mapping[str, str], compute: Call
 
 
 def _departures(
-    operators: LayerOperators, study: Study, variable: str, reference: Any, named: Sequence[str]
+    operators: LayerOperators, study: Study, references: Mapping[str, tuple[Any, Sequence[str]]]
 ) -> dict[str, Any]:
-    steps, settings = study.selection.all_steps(), study.settings
-    how = [f"departure {variable.replace('_', ' ')}", *named, study.inputs, asdict(operators.scale.gauge)]
-    values = np.full((3, len(steps)), np.nan)
+    """Return the distance of the models from each reference at every step; a reference has a name of its content."""
+    steps, settings, tallies = study.selection.all_steps(), study.settings, Tallies()
+    values = {name: np.full((3, len(steps)), np.nan) for name in references}
     for index, step in enumerate(steps):
         here = operators.content(step)
-        if here:
-            compute = partial(departure, operators.at(step), reference, seed=settings.seed)
+        for variable, (reference, named) in references.items() if here else ():
+            how = [f"departure {variable.replace('_', ' ')}", *named, study.inputs, asdict(operators.scale.gauge)]
+            compute = partial(departure, operators.at(step), reference, seed=settings.seed, tallies=tallies)
             result = _recalled(study, json.dumps(how), here, compute)
-            values[:, index] = [result[name] for name in NUMBERS]
-    names = (variable, *bounds(variable))
-    return {name: ((LAYER, STEP), value[None]) for name, value in zip(names, values, strict=True)}
+            values[variable][:, index] = [result[name] for name in NUMBERS]
+    return {
+        name: ((LAYER, STEP), value[None])
+        for variable, triple in values.items()
+        for name, value in zip((variable, *bounds(variable)), triple, strict=True)
+    }
 
 
 def _mean_halves(operators: LayerOperators, study: Study) -> float:

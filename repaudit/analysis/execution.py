@@ -6,9 +6,13 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from importlib import import_module
 from itertools import islice
 from typing import Any, Final, TypeVar
+
+import torch
+from threadpoolctl import threadpool_limits
 
 from repaudit.analysis.settings import Settings
 from repaudit.errors import AnalysisError
@@ -65,6 +69,15 @@ def workplace(settings: Settings, threads: int) -> Iterator[Workplace]:
                 f"scheduler: expected workers at {settings.scheduler}, found none; start some with `dask worker`"
             )
         yield Workplace(client.get_executor(pure=False, retries=RETRIES), slots)
+
+
+@contextmanager
+def side_by_side(most: int) -> Iterator[Workplace]:
+    """Provide threads of this process, which share the threads that BLAS and torch may use."""
+    own = max(1, torch.get_num_threads() // most)
+    of_torch = partial(threadpool_limits, own, "openmp")  # OpenMP counts for each thread, BLAS for the process
+    with threadpool_limits(own, "blas"), ThreadPoolExecutor(most, initializer=of_torch) as executor:
+        yield Workplace(executor, most)
 
 
 @contextmanager

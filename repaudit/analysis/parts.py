@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Final, TypeAlias
+from functools import partial
+from typing import Any, Final, TypeAlias
 
 import numpy as np
 import xarray as xr
@@ -24,12 +25,13 @@ from repaudit.analysis.embeddings import (
     trajectory_dataset,
     units_dataset,
 )
+from repaudit.analysis.execution import side_by_side
 from repaudit.analysis.input_geometry import InputGeometry, input_geometry
 from repaudit.analysis.layer_operators import LayerOperators
 from repaudit.analysis.merged_operators import merged_operators
 from repaudit.analysis.scales import Scale
 from repaudit.analysis.similarities import no_similarity, similarity_dataset
-from repaudit.analysis.spreads import spread_curve
+from repaudit.analysis.spreads import SpreadCurve, spread_curve
 from repaudit.analysis.study import Study
 from repaudit.errors import ActivationError, CorruptStoreError
 from repaudit.gauge.gauge import DiffusionGauge
@@ -45,6 +47,7 @@ from repaudit.results import (
     PAIRS,
     SIMILARITY,
     SPREAD,
+    TOGETHER,
     TRAJECTORIES,
     UNITS,
 )
@@ -54,6 +57,9 @@ Margins: TypeAlias = dict[tuple[str, str], NDArray[np.float64]]
 
 Progress = Callable[[str, int, int], None]
 """Called with what is being done, how much of it is done, and how much there is."""
+
+Piece: TypeAlias = tuple[int | None, int | None, str]
+"""A group of the results: indices of its scale and layer, None where it has all of them, and its name."""
 
 Part = Callable[[LayerOperators, Study], xr.Dataset | None]
 
@@ -69,46 +75,68 @@ PARTS: Final[dict[str, Part]] = {
 
 
 def compute_parts(
-    layers: Sequence[Sequence[LayerOperators]], study: Study, report: Progress
+    layers: Sequence[Sequence[LayerOperators]], study: Study, slots: int, report: Progress
 ) -> tuple[dict[str, xr.Dataset], Margins, list[str]]:
-    """Return the groups of the results, the margins of every curve, and a line for what could not be computed."""
-    notes: list[str] = []
-    margins: Margins = {}
+    """Return the groups of the results, the margins of every curve, and a line for what could not be computed.
+
+    Every group of every layer and scale is a piece of work of its own, of which `slots` run at once.
+    """
+    geometries = [_inputs(study, scale.gauge) for scale in study.scales]
+    pieces = _pieces(layers, study, [inputs for inputs, _ in geometries])
+    made: dict[Piece, Any] = {}
+    with side_by_side(slots) as workplace:
+        for piece, result in workplace.run(lambda piece: pieces[piece](), pieces):
+            made[piece] = result
+            report("results", len(made), len(pieces))
+    notes, margins = list(geometries[0][1]), {}
     at_scales = []
-    total, done = sum(map(len, layers)) * (len(PARTS) + 2) + 2, 0
     for index, scale in enumerate(study.scales):
-        inputs, complaint = _inputs(study, scale.gauge)
-        notes += complaint if not index else []
         datasets: dict[str, list[xr.Dataset]] = {}
-        for operators in (scales[index] for scales in layers):
-            curve = spread_curve(operators, study)
+        for place, operators in enumerate(scales[index] for scales in layers):
+            curve: SpreadCurve = made[index, place, SPREAD]
             margins[operators.layer, scale.name] = curve.margins
-            made = {SPREAD: curve.spread, PAIRS: curve.pairs, COMPARISON: comparison_dataset(operators, study, inputs)}
-            for name, part in PARTS.items():
-                made[name] = part(operators, study)
-                done += 1
-                report("results", done, total)
-            for name, dataset in made.items():
+            groups = {SPREAD: curve.spread, PAIRS: curve.pairs}
+            groups |= {name: made[index, place, name] for name in (COMPARISON, *PARTS)}
+            for name, dataset in groups.items():
                 datasets.setdefault(name, []).extend([dataset] if dataset is not None else [])
             notes += undefined_spreads(curve.spread, operators)
             notes += missing_starts(operators) if not index else []
-            done += 2
         joined = {name: _concat(some, LAYER) for name, some in datasets.items() if some}
-        every = [scales[index] for scales in layers]
-        joined[TRAJECTORIES] = joined[TRAJECTORIES].merge(together_dataset(every, study))
+        joined[TRAJECTORIES] = joined[TRAJECTORIES].merge(made[index, None, TOGETHER])
         at_scales.append({name: _at_scale(dataset, scale) for name, dataset in joined.items()})
-    groups = {name: _concat([scale[name] for scale in at_scales if name in scale], SCALE) for name in at_scales[0]}
-    first = [scales[0] for scales in layers]
-    units = [dataset for one in first if (dataset := units_dataset(one, study)) is not None]
-    if units:
-        groups[UNITS] = _concat(units, LAYER)
-    groups[MERGED_OPERATOR] = merged_operators(layers, study)
-    report("results", total - 1, total)
-    similar = similarity_dataset(first, study)
-    report("results", total, total)
-    if similar is not None:
-        groups[SIMILARITY] = similar
-    return groups, margins, [*dict.fromkeys(notes), *no_similarity(study)]
+    found = {name: _concat([scale[name] for scale in at_scales if name in scale], SCALE) for name in at_scales[0]}
+    units = [made[0, place, UNITS] for place in range(len(layers))]
+    alone = {
+        UNITS: _concat([one for one in units if one is not None], LAYER)
+        if any(one is not None for one in units)
+        else None
+    }
+    alone |= {name: made[None, None, name] for name in (MERGED_OPERATOR, SIMILARITY)}
+    found |= {name: dataset for name, dataset in alone.items() if dataset is not None}
+    return found, margins, [*dict.fromkeys(notes), *no_similarity(study)]
+
+
+def _pieces(
+    layers: Sequence[Sequence[LayerOperators]], study: Study, geometries: Sequence[InputGeometry | None]
+) -> dict[Piece, Callable[[], Any]]:
+    """Return what computes each group, by its scale and layer where it has them; the answer comes first."""
+    places = [
+        (scale, place, scales[scale]) for scale in range(len(study.scales)) for place, scales in enumerate(layers)
+    ]
+    pieces: dict[Piece, Callable[[], Any]] = {
+        (scale, place, SPREAD): partial(spread_curve, operators, study) for scale, place, operators in places
+    }
+    for scale, place, operators in places:
+        pieces[scale, place, COMPARISON] = partial(comparison_dataset, operators, study, geometries[scale])
+    for scale, place, operators in places:
+        pieces |= {(scale, place, name): partial(part, operators, study) for name, part in PARTS.items()}
+        if not scale:
+            pieces[scale, place, UNITS] = partial(units_dataset, operators, study)
+    for scale in range(len(study.scales)):
+        pieces[scale, None, TOGETHER] = partial(together_dataset, [scales[scale] for scales in layers], study)
+    pieces[None, None, MERGED_OPERATOR] = partial(merged_operators, layers, study)
+    pieces[None, None, SIMILARITY] = partial(similarity_dataset, [scales[0] for scales in layers], study)
+    return pieces
 
 
 def _concat(datasets: Sequence[xr.Dataset], dim: str) -> xr.Dataset:

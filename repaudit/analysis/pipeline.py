@@ -15,7 +15,7 @@ import xarray as xr
 
 from repaudit.analysis.cache import Cache
 from repaudit.analysis.contract import labelled
-from repaudit.analysis.convergence import refuse_too_large
+from repaudit.analysis.convergence import at_once
 from repaudit.analysis.execution import workplace
 from repaudit.analysis.folder import CACHE, analysis_folder, default_folder, nulls_for_nan, scratch, write_results
 from repaudit.analysis.layer_names import Match
@@ -191,9 +191,9 @@ def run(
         _cache(folder, settings) as cache,
     ):
         study = Study(sources, selection, settings, cache, tuple(scales))
-        refuse_too_large(study)
+        slots = at_once(study)
         layers, failed = _operators(study, report)
-        parts, margins, notes = compute_parts(layers, study, report)
+        parts, margins, notes = compute_parts(layers, study, slots, report)
         summary = _summary(parts, margins, study, [*sources.notes, *selection.left_out, *failed, *notes])
         results = _labelled(parts, summary)
         report("writing", 0, 1)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
-from typing import Final
+from threading import Lock
+from typing import Any, Final
 
 import numpy as np
 import xarray as xr
@@ -24,17 +25,21 @@ T_MAX: Final = 100
 """Longest diffusion time at which the von Neumann entropy is computed."""
 POTENTIAL_FLOOR: Final = 1e-7
 """Added to transition probabilities before the logarithm, as PHATE does."""
+ROUNDING: Final = 1e-5
+"""What float32 leaves uncertain of the logarithm of a probability after many steps."""
 SAME: Final = 1e-9
 """Operators closer than this share of the largest distance are one point."""
 FEWEST_FOR_PHATE: Final = 5
 """Fewer points have no neighbourhoods: they are laid out by their distances only."""
 KNN: Final = 5
+_FILTERS: Final = Lock()
+"""The filters of warnings belong to the process: who changes them for a while must be alone."""
 
 
 def phate_embedding(operator: Operator, n_components: int = 2, t: int | str = "auto", seed: int = 0) -> xr.DataArray:
     """Compute PHATE coordinates of the samples of one diffusion operator.
 
-    Metric MDS (SMACOF, started from classical MDS) of the distances between rows of the potential
+    Metric MDS (started from classical MDS) of the distances between rows of the potential
     ``U = -log(P^t + 1e-7)``, built from P itself: neither renormalised nor made symmetric.
 
     Parameters
@@ -74,7 +79,7 @@ def phate_embedding(operator: Operator, n_components: int = 2, t: int | str = "a
     ----------
     Moon et al. (2019), Visualizing structure and transitions in high-dimensional biological data, Nat. Biotechnol. 37.
     """
-    points, stress, time = _phate_of_operator(operator, n_components, t, seed)
+    points, stress, time = _phate_of_operator(operator, n_components, t)
     attrs = {"stress": stress, "t": time, "seed": seed, "method": "phate"}
     return xr.DataArray(points, dims=(SAMPLE, COMPONENT), attrs=attrs)
 
@@ -129,7 +134,7 @@ def phate_frames(
         distances = _potential_distances(dense(operators[index]), time, samples)
         if before is not None and len(before) != len(distances):
             raise OperatorError(f"expected the same {len(before)} samples in operator {index}, found {len(distances)}")
-        points, stress = metric_mds(distances, n_components, seed, start=before)
+        points, stress = metric_mds(distances, n_components, start=before)
         frames.append(points if before is None else procrustes_align(points, before))
         stresses.append(stress)
     attrs = {"stress": stresses, "t": time, "seed": seed, "method": "phate"}
@@ -159,7 +164,7 @@ def phate_onto(
     points, stresses = [], []
     for operator, frame in zip(operators, frames.values, strict=True):
         distances = _potential_distances(dense(operator), frames.attrs["t"], samples)
-        laid_out, stress = metric_mds(distances, frame.shape[1], seed, start=frame)
+        laid_out, stress = metric_mds(distances, frame.shape[1], start=frame)
         points.append(procrustes_align(laid_out, frame))
         stresses.append(stress)
     return xr.DataArray(np.stack(points), dims=frames.dims, attrs={**frames.attrs, "stress": stresses, "seed": seed})
@@ -208,7 +213,7 @@ def unit_trajectories(
     units, constant = standardised_units(activations)
     steps, features = units.shape[:2]
     operator = multislice_operator(units, knn=knn, step_knn=step_knn, decay=decay)
-    points, stress, time = _phate_of_operator(operator, n_components, t, seed)
+    points, stress, time = _phate_of_operator(operator, n_components, t)
     attrs = {"stress": stress, "t": time, "seed": seed, "method": "m-phate", "constant": constant}
     return xr.DataArray(points.reshape(steps, features, -1), dims=(STEP, FEATURE, COMPONENT), attrs=attrs)
 
@@ -266,22 +271,39 @@ def phate_trajectories(
     if len(distinct) >= FEWEST_FOR_PHATE:
         potential, time, knn = _phate_potential(target, seed)
         target, attrs = squareform(pdist(potential)), {"t": time, "knn": knn, "seed": seed, "method": "phate"}
-    points, stress = metric_mds(target, n_components, seed)
+    points, stress = metric_mds(target, n_components)
     return xr.DataArray(points[which], dims=(dim, COMPONENT), attrs={"stress": stress, **attrs})
 
 
-def _phate_of_operator(operator: Operator, n_components: int, t: int | str, seed: int) -> tuple[Array, float, int]:
+def _phate_of_operator(operator: Operator, n_components: int, t: int | str) -> tuple[Array, float, int]:
     time = _diffusion_time(operator, t)
-    points, stress = metric_mds(_potential_distances(dense(operator), time), n_components, seed)
+    points, stress = metric_mds(_potential_distances(dense(operator), time), n_components)
     return points, stress, time
 
 
 def _potential_distances(matrix: Array, time: int, samples: Sequence[int] | None = None) -> Array:
+    """Return the distances between rows of ``-log(P^t + 1e-7)``, all or some of them; 0 of those rounding tells apart.
+
+    Products of probabilities lose no digits in float32, which is twice as fast.
+    """
+    from sklearn.metrics import euclidean_distances
+
     if (matrix < 0).any():
         raise OperatorError("expected transition probabilities, found negative entries in the operator")
-    potential = -np.log(np.linalg.matrix_power(matrix, time) + POTENTIAL_FLOOR)
-    distances: Array = squareform(pdist(potential if samples is None else potential[list(samples)]))
+    walked = _rows_of_power(matrix.astype(np.float32), time, samples).astype(np.float64)
+    distances: Array = euclidean_distances(-np.log(walked + POTENTIAL_FLOOR))
+    distances[distances < ROUNDING * np.sqrt(len(matrix))] = 0
     return distances
+
+
+def _rows_of_power(matrix: NDArray[Any], time: int, samples: Sequence[int] | None) -> NDArray[Any]:
+    """Return rows of ``matrix^time``: squarings of the matrix, and products of the rows alone."""
+    rows, time = matrix if samples is None else matrix[list(samples)], time - 1
+    while time:
+        rows = rows @ matrix if time % 2 else rows
+        time //= 2
+        matrix = matrix @ matrix if time else matrix
+    return rows
 
 
 def _diffusion_time(operator: Operator, t: int | str) -> int:
@@ -313,7 +335,7 @@ def _phate_potential(distances: Array, seed: int) -> tuple[Array, int, int]:
             verbose=0,
         )
         # The loop handles disconnected graphs, and (d / s)^40 may be infinite: its kernel is 0.
-        with warnings.catch_warnings(), np.errstate(over="ignore"):
+        with _FILTERS, warnings.catch_warnings(), np.errstate(over="ignore"):
             warnings.filterwarnings("ignore", message="Graph is disconnected", category=RuntimeWarning)
             estimator.fit(distances.copy())
         if estimator.graph.is_connected or knn >= len(distances) - 2:

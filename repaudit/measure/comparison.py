@@ -12,6 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from repaudit.errors import ActivationError, OperatorError
 from repaudit.measure.spread import Spread, named_operators, spread, spread_of_pairs
+from repaudit.measure.tally import Tallies
 from repaudit.operators.stack import Operator
 
 
@@ -66,7 +67,11 @@ def spread_between(first: Mapping[str, Operator], second: Mapping[str, Operator]
 
 
 def departure(
-    operators: Mapping[str, Operator], reference: Operator | Mapping[str, Operator], *, seed: int = 0
+    operators: Mapping[str, Operator],
+    reference: Operator | Mapping[str, Operator],
+    *,
+    seed: int = 0,
+    tallies: Tallies | None = None,
 ) -> Spread:
     """Compute the mean calibrated squared distance of models from a reference: 0 is the reference, 1 unrelated to it.
 
@@ -79,6 +84,8 @@ def departure(
     operators : mapping of model name to operator (sample, neighbor)
     reference : operator, or mapping of model name to operator
     seed : int
+    tallies : Tallies, optional
+        Keeps what was summed over the reference for the next call.
 
     Raises
     ------
@@ -102,7 +109,7 @@ def departure(
             raise OperatorError(f"expected a reference for every model, found none for {missing}")
         others = named_operators({model: reference[model] for model in models})
         pairs = [(k, len(models) + k) for k in range(len(models))]
-    return spread_of_pairs([*models.items(), *others.items()], pairs, len(models), seed)
+    return spread_of_pairs([*models.items(), *others.items()], pairs, len(models), seed, tallies)
 
 
 def approach(operators: Sequence[Operator], *, seed: int = 0) -> list[Spread]:

@@ -13,7 +13,7 @@ from scipy.sparse import issparse
 
 from repaudit.measure.null import NO_STRUCTURE, null_inner
 from repaudit.measure.relabelling import inner_moments
-from repaudit.measure.tally import Halves, Matrix, Tally
+from repaudit.measure.tally import Halves, Tally
 
 Array = NDArray[np.float64]
 
@@ -62,10 +62,12 @@ def compare(p: Tally, q: Tally, halves: Halves) -> Pair:
     """Compare two operators on the same samples."""
     size = p.matrix.shape[0]
     difference = p.matrix - q.matrix
-    squared = difference.multiply(difference).tocsr() if issparse(difference) else np.square(_plain(difference))
-    by_row = np.asarray(squared.sum(axis=1)).ravel()
-    distance = float(by_row.sum())
-    squares, apart = p.squares + q.squares, halves.table(squared)
+    if issparse(difference):
+        difference.data **= 2
+    else:
+        np.square(difference, out=difference)
+    by_row, apart = halves.sums(difference)
+    distance, squares = float(by_row.sum()), p.squares + q.squares
     totals = (p.diagonal.sum(), p.entries.sum(), q.diagonal.sum(), q.entries.sum())
     inner = float(null_inner(*totals, size))
     null = float(squares.sum() - 2 * inner)
@@ -83,7 +85,7 @@ def compare(p: Tally, q: Tally, halves: Halves) -> Pair:
         rows=_row_wise(p, q, by_row),
         distance=math.sqrt(distance),
         null=null,
-        hellinger=_hellinger(p.root, q.root),
+        hellinger=_hellinger(p, q),
         pvalue=pvalue(p, q, distance),
         shares=by_row / distance if distance > 0 else np.zeros(size),
         halves=_ratio(halves.of_table(apart), nulls),
@@ -132,8 +134,7 @@ def _row_wise(p: Tally, q: Tally, by_row: Array) -> float:
 
     ``null_n = |p_n|^2 + |q_n|^2 - 2 (p_nn q_nn + (Σ p_n - p_nn) (Σ q_n - q_nn) / (N - 1))``.
     """
-    sums = [np.asarray(one.matrix.sum(axis=1)).ravel() for one in (p, q)]
-    apart = (sums[0] - p.kept) * (sums[1] - q.kept) / (len(by_row) - 1)
+    apart = (p.sums - p.kept) * (q.sums - q.kept) / (len(by_row) - 1)
     ratios = _ratio(by_row, p.norms + q.norms - 2 * (p.kept * q.kept + apart))
     known = np.isfinite(ratios)
     return float(ratios[known].mean()) if known.any() else math.nan
@@ -156,20 +157,13 @@ def pvalue(p: Tally, q: Tally, distance: float) -> float:
     return float(stats.norm.sf((inner - mean) / math.sqrt(variance)))
 
 
-def _hellinger(p: Matrix, q: Matrix) -> float:
+def _hellinger(p: Tally, q: Tally) -> float:
     """Return the squared row-Hellinger distance of two operators over its expected value under relabelling."""
-    traces = [float(np.asarray(root.diagonal()).sum()) for root in (p, q)]
-    totals = [float(root.sum()) for root in (p, q)]
-    squares = sum(float(root.data @ root.data) if issparse(root) else float(np.vdot(root, root)) for root in (p, q))
-    null = squares - 2 * float(null_inner(traces[0], totals[0], traces[1], totals[1], p.shape[0]))
-    difference = p - q
-    apart = float(difference.data @ difference.data) if issparse(difference) else float(np.square(difference).sum())
-    return float(_ratio(apart, null))
-
-
-def _plain(matrix: Any) -> Array:
-    array: Array = np.asarray(matrix)
-    return array
+    (trace, total, squares), (other_trace, other_total, other_squares) = p.root_sums, q.root_sums
+    null = squares + other_squares - 2 * float(null_inner(trace, total, other_trace, other_total, len(p.kept)))
+    difference = p.root - q.root
+    entries = difference.data if issparse(difference) else difference.ravel()
+    return float(_ratio(float(entries @ entries), null))
 
 
 def _ratio(distance: Any, null: Any) -> Array:

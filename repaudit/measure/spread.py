@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
 from itertools import combinations
 
 import numpy as np
@@ -14,7 +13,7 @@ from scipy import stats
 
 from repaudit.errors import OperatorError
 from repaudit.measure.pairs import Pair, compare, sampling_error
-from repaudit.measure.tally import GROUPS, Halves, Tally
+from repaudit.measure.tally import GROUPS, Halves, Tallies, Tally
 from repaudit.operators.stack import Operator, side_of
 
 LEVEL = 0.95
@@ -137,22 +136,27 @@ def spread(operators: Mapping[str, Operator] | Sequence[Operator], *, seed: int 
 
 
 def spread_of_pairs(
-    operators: Sequence[tuple[str, Operator]], pairs: Sequence[tuple[int, int]], models: int, seed: int
+    operators: Sequence[tuple[str, Operator]],
+    pairs: Sequence[tuple[int, int]],
+    models: int,
+    seed: int,
+    tallies: Tallies | None = None,
 ) -> Spread:
     """Compute the spread over chosen pairs of named operators, the first `models` of which are models; see `spread`.
 
-    Operators beyond the models (references) are fixed: the jackknife does not leave them out. Two are held at a time.
+    Operators beyond the models (references) are fixed: the jackknife does not leave them out. As many are held at a
+    time as `tallies` keeps.
     """
     sides = {side_of(operator) for _, operator in operators}
     if len(sides) > 1:
         raise OperatorError(f"expected operators on the same samples, found sizes {sorted(sides)}")
     halves = Halves.of(sides.pop(), seed) if sides else Halves.of(2, seed)
+    tallies = tallies or Tallies()
 
-    @lru_cache(maxsize=2)
     def tally(index: int) -> Tally:
         name, operator = operators[index]
         try:
-            return Tally.of(operator, halves)
+            return tallies(operator, halves)
         except OperatorError as error:
             raise OperatorError(f"model {name!r}: {error}") from error
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Any, Final, TypeAlias
 
 import numpy as np
@@ -24,6 +25,9 @@ GROUPS: Final = 20
 
 HALVES: Final = 400
 
+MEMORY: Final = 2**28
+"""Bytes of the tallies that a comparison of several operators keeps."""
+
 
 @dataclass(frozen=True)
 class Halves:
@@ -41,6 +45,7 @@ class Halves:
     picks: Array
 
     @classmethod
+    @lru_cache(maxsize=16)
     def of(cls, samples: int, seed: int) -> Halves:
         """Deal samples into groups, and draw halves of the groups without replacement."""
         rng = np.random.default_rng(seed)
@@ -55,16 +60,21 @@ class Halves:
             row[rng.choice(count, count // 2, replace=False)] = 1
         return cls(group, sizes, picks)
 
-    def table(self, matrix: Matrix) -> Array:
-        """Return the sums of a matrix's entries by the groups of their row and column, (G, G)."""
+    def sums(self, matrix: Matrix) -> tuple[Array, Array]:
+        """Return the sums of a matrix's entries by row, (N), and by the groups of their row and column, (G, G)."""
         count = len(self.sizes)
         if issparse(matrix):
-            rows = np.repeat(self.group, np.diff(matrix.indptr))
-            flat = np.bincount(rows * count + self.group[matrix.indices], matrix.data, count * count)
-            return np.asarray(flat.reshape(count, count), dtype=np.float64)
-        indicator = np.eye(count)[self.group]
-        table: Array = indicator.T @ (matrix @ indicator)
-        return table
+            rows = np.repeat(np.arange(len(self.group)) * count, np.diff(matrix.indptr))
+            flat = np.bincount(rows + self.group[matrix.indices], matrix.data, len(self.group) * count)
+            by_group = flat.reshape(-1, count)
+        else:
+            by_group = matrix @ self._indicator
+        table: Array = self._indicator.T @ by_group
+        return by_group.sum(1), table
+
+    @cached_property
+    def _indicator(self) -> Array:
+        return np.eye(len(self.sizes))[self.group]
 
     def along(self, values: Array) -> Array:
         """Return the sums of values (sample) by group, (G)."""
@@ -89,24 +99,35 @@ class Tally:
     ----------
     matrix, root : (N, N)
         Entries and their square roots, dense or sparse.
-    norms : (N), squared norm of each row
+    sums, norms : (N), sum and squared norm of each row
     kept : (N), the diagonal
     diagonal : (G); entries, squares : (G, G)
         Sums by groups.
+    root_sums : sum of the diagonal, of all entries, and of the squares of the root
     """
 
     matrix: Matrix
     root: Matrix
+    sums: Array
     norms: Array
     kept: Array
     diagonal: Array
     entries: Array
     squares: Array
+    root_sums: tuple[float, float, float]
 
     @cached_property
     def moments(self) -> dict[str, float]:
         """Sums over patterns of entries less ``1 / N``, which the chance of a distance is made of."""
         return pattern_sums(self.matrix, 1 / self.matrix.shape[0])
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of both matrices."""
+        return sum(
+            one.data.nbytes + one.indices.nbytes + one.indptr.nbytes if issparse(one) else one.nbytes
+            for one in (self.matrix, self.root)
+        )
 
     @classmethod
     def of(cls, operator: Operator, halves: Halves) -> Tally:
@@ -118,16 +139,44 @@ class Tally:
             The operator is not square, or not finite.
         """
         matrix = as_float64(operator)
-        squared = matrix.multiply(matrix) if issparse(matrix) else matrix**2
-        root = matrix.copy()
         if issparse(matrix):
-            squared = csr_array(squared)
-            root.data = np.sqrt(np.clip(matrix.data, 0, None))
+            root, squared = (
+                csr_array((data, matrix.indices, matrix.indptr), matrix.shape)
+                for data in (np.sqrt(np.clip(matrix.data, 0, None)), matrix.data**2)
+            )
+            entries_of_root = root.data
         else:
             root = np.sqrt(np.clip(matrix, 0, None))
+            squared, entries_of_root = matrix**2, root.ravel()
         kept = np.asarray(matrix.diagonal(), dtype=np.float64)
-        tables = halves.along(kept), halves.table(matrix), halves.table(squared)
-        return cls(matrix, root, np.asarray(squared.sum(axis=1)).ravel(), kept, *tables)
+        (sums, entries), (norms, squares) = halves.sums(matrix), halves.sums(squared)
+        trace = float(np.sqrt(np.clip(kept, 0, None)).sum())
+        root_sums = trace, float(entries_of_root.sum()), float(entries_of_root @ entries_of_root)
+        return cls(matrix, root, sums, norms, kept, halves.along(kept), entries, squares, root_sums)
+
+
+class Tallies:
+    """Tallies of operators that come again and again: the last ones are kept, two of them at least.
+
+    Parameters
+    ----------
+    memory : int
+        Bytes of the tallies that are kept.
+    """
+
+    def __init__(self, memory: int = MEMORY) -> None:
+        self.memory = memory
+        self._kept: OrderedDict[tuple[int, int], tuple[Operator, Halves, Tally]] = OrderedDict()
+
+    def __call__(self, operator: Operator, halves: Halves) -> Tally:
+        """Return the tally of an operator, computed or kept."""
+        key = id(operator), id(halves)  # of objects that are held beside it, so that no other gets their address
+        if key not in self._kept:
+            self._kept[key] = operator, halves, Tally.of(operator, halves)
+            while len(self._kept) > 2 and sum(tally.nbytes for *_, tally in self._kept.values()) > self.memory:
+                self._kept.popitem(last=False)
+        self._kept.move_to_end(key)
+        return self._kept[key][2]
 
 
 def as_float64(operator: Operator) -> Matrix:

@@ -3,7 +3,8 @@
 Each row is measured in a process of its own, so that the peak is its own. The bare product is ``F @ F.T`` of the
 flattened operators, in memory and in their precision; the distances read the same operators from a file. The whole
 analysis runs on a store of synthetic replicas: threads, two Dask workers, again with all its operators kept, and again
-after the store has grown by one step a model.
+after the store has grown by one step a model. ``--default 5 12 50`` measures instead one analysis with all defaults, of
+that many models, layers and steps: its operators, and everything else over them.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -96,19 +97,29 @@ def measure(path: Path, repeats: int, memory: str) -> dict[str, float]:
     }
 
 
-def write_store(url: Path, steps: range, samples: int, models: int = 3, width: int = 768) -> None:
-    """Replicas that converge, in one layer; later steps join a store that exists."""
+def write_store(
+    url: Path,
+    steps: range,
+    samples: int,
+    models: int = 3,
+    width: int = 768,
+    names: Sequence[str] = ("layer",),
+    pace: float = 4,
+) -> None:
+    """Replicas that converge; later steps join a store that exists."""
     rng = np.random.default_rng(0)
     common = rng.standard_normal((samples, width))
     inputs = {"pixels": torch.zeros(samples, 4).copy_(torch.from_numpy(rng.standard_normal((samples, 4))))}
     probe_set = ra.ProbeSet.from_tensors(inputs)
     for model in range(models):
-        own, layers = rng.standard_normal((samples, width)), {"layer": ((samples, width), "float32")}
+        own = {layer: rng.standard_normal((samples, width)) for layer in names}
+        layers = dict.fromkeys(names, ((samples, width), "float32"))
         name = f"seed{model}"
         with ra.TrajectoryWriter(url, model_name=name, probe_set=probe_set, layers=layers, durable=False) as writer:
             for step in steps:
-                share = 1 - np.exp(-step / 4)
-                writer.append(step, {"layer": (share * common + (1 - share) * own).astype(np.float32)})
+                share = 1 - np.exp(-step / pace)
+                found = {layer: share * common + (1 - share) * own[layer] for layer in names}
+                writer.append(step, {layer: values.astype(np.float32) for layer, values in found.items()})
 
 
 def whole(samples: int, steps: int, memory: str) -> None:
@@ -132,8 +143,28 @@ def whole(samples: int, steps: int, memory: str) -> None:
     print(f"largest difference of the spread, workers against threads: {np.abs(spreads[0] - spreads[1]).max():.1e}")
 
 
+def default(samples: int, models: int, layers: int, steps: int, width: int = 256) -> None:
+    """Print the time of one analysis with all defaults: its operators, and everything else over them."""
+    ends: dict[str, float] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        url = Path(folder, "store.zarr")
+        for store, count in ((Path(folder, "warm.zarr"), 2), (url, steps)):
+            names = [f"layer{index}" for index in range(layers if store == url else 1)]
+            write_store(store, range(count), samples, models, width, names, pace=steps / 4)
+        ra.analyze(Path(folder, "warm.zarr"), Path(folder, "warm"))
+        with Peak() as peak:
+            start = time.perf_counter()
+            ra.analyze(url, Path(folder, "out"), progress=lambda what, *_: ends.update({what: time.perf_counter()}))
+            end = time.perf_counter()
+    operators, results, writing = ends["operators"] - start, ends["results"] - ends["operators"], end - ends["results"]
+    print(f"{models} models x {layers} layers x {steps} steps, {samples} samples x {width}, {os.cpu_count()} cores")
+    print(f"reading and operators {operators:.1f} s, results {results:.1f} s, figures and files {writing:.1f} s;")
+    print(f"everything else over the operators {(results + writing) / operators:.2f}; peak {peak.megabytes:.0f} MB")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(prog="analyze", description=__doc__)
+    parser.add_argument("--default", type=int, nargs=3, metavar=("MODELS", "LAYERS", "STEPS"))
     parser.add_argument("--operators", type=int, nargs="+", default=[50, 200, 1000])
     parser.add_argument("--samples", type=int, default=1000)
     parser.add_argument("--repeats", type=int, default=5)
@@ -141,6 +172,9 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=24, help="of the whole analysis; 0 to leave it out")
     parser.add_argument("--one", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
+    if options.default:
+        default(options.samples, *options.default)
+        return
     if options.one:
         print(json.dumps(measure(options.one, options.repeats, options.memory)))
         return

@@ -264,6 +264,35 @@ def test_adapters_are_put_onto_their_base(adapters):
 
 
 @pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")  # PEFT's own call
+def test_checkpoints_of_a_real_training_of_an_adapter(tmp_path):
+    peft = pytest.importorskip("peft")
+    save(tmp_path / "base", tf.LlamaForCausalLM, CONFIG)
+    config = peft.LoraConfig(target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM")
+    model = peft.get_peft_model(tf.LlamaForCausalLM.from_pretrained(tmp_path / "base"), config)
+    row = torch.arange(8) % 40
+    options = {"max_steps": 4, "save_steps": 2, "learning_rate": 0.05, "report_to": [], "use_cpu": True}
+    options |= {"disable_tqdm": True, "dataloader_pin_memory": False, "logging_strategy": "no"}
+    trainer = tf.Trainer(
+        model=model,
+        args=tf.TrainingArguments(output_dir=str(tmp_path / "run"), **options),
+        train_dataset=[{"input_ids": row + k, "labels": row + k} for k in range(8)],
+    )
+    seen = {}
+
+    class Watch(tf.TrainerCallback):
+        def on_save(self, args, state, control, **kwargs):
+            seen[state.global_step] = ra.ActivationExtractor("model.layers[*]").extract(kwargs["model"], PROBE)
+
+    trainer.add_callback(Watch())
+    trainer.train()
+    assert record_pretrained([tmp_path / "run"], PROBE, ["model.layers[*]"], tmp_path / "s.zarr") == {"run": [2, 4]}
+    found = ra.open_store(tmp_path / "s.zarr").repaudit.activations("run", "model.layers.1")
+    for step, expected in seen.items():
+        np.testing.assert_allclose(found.sel(step=step), expected["model.layers.1"], rtol=1e-4, atol=1e-5)
+    assert not np.allclose(seen[4]["model.layers.1"], seen[2]["model.layers.1"], atol=1e-3)
+
+
+@pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")  # PEFT's own call
 def test_a_base_that_moved_is_told_and_given(adapters):
     folder, _ = adapters
     place = folder / "run" / "checkpoint-10"

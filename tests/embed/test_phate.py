@@ -163,7 +163,7 @@ def test_some_samples_are_laid_out_by_walks_over_all() -> None:
     some = phate_frames(operators, t=4, samples=chosen)
     potential = -np.log(np.linalg.matrix_power(operators[1], 4) + POTENTIAL_FLOOR)[chosen]
     assert some.attrs["stress"][1] == pytest.approx(
-        kruskal_stress(distances(potential), distances(some.values[1])), rel=1e-9
+        kruskal_stress(distances(potential), distances(some.values[1])), rel=1e-6
     )
     onto = phate_onto(operators, some, samples=chosen)
     assert onto.shape == some.shape

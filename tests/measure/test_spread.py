@@ -13,7 +13,8 @@ from scipy.spatial.distance import pdist, squareform
 
 from repaudit.errors import OperatorError
 from repaudit.measure.null import null_squared_distance
-from repaudit.measure.spread import jackknife_error, leave_one_out, spread
+from repaudit.measure.spread import jackknife_error, leave_one_out, spread, spread_of_pairs
+from repaudit.measure.tally import Halves, Tallies, Tally
 
 
 def gauge(points: np.ndarray, knn: int = 10) -> np.ndarray:
@@ -124,16 +125,27 @@ def test_bad_operators_are_named_by_model() -> None:
         spread({"seed0": np.eye(4), "seed1": np.eye(5)})
 
 
-def test_two_operators_are_held_at_a_time_whatever_their_number() -> None:
+def test_what_is_held_of_operators_does_not_grow_with_their_number() -> None:
     side, rng = 200, np.random.default_rng(0)
     kernels = rng.random((16, side, side)).astype(np.float32)
-    operators = list(kernels / kernels.sum(2, keepdims=True))
-    spread(operators[:3])
-    peaks = []
-    for count in (3, 16):
-        tracemalloc.start()
-        spread(operators[:count])
-        peaks.append(tracemalloc.get_traced_memory()[1])
-        tracemalloc.stop()
-    kept = (len(list(combinations(range(16), 2))) - 3) * 8 * (400 + 400 + side)  # resamples and shares of every pair
-    assert peaks[1] < 1.3 * peaks[0] + kept
+    named = [(str(k), one) for k, one in enumerate(kernels / kernels.sum(2, keepdims=True))]
+    one = Tally.of(named[0][1], Halves.of(side, 0)).nbytes
+    assert one == 2 * 8 * side**2
+    for held in (2, 5):
+        peaks = []
+        for count in (3, 16):
+            pairs = list(combinations(range(count), 2))
+            tracemalloc.start()
+            spread_of_pairs(named[:count], pairs, count, 0, Tallies(memory=held * one))
+            peaks.append(tracemalloc.get_traced_memory()[1])
+            tracemalloc.stop()
+        kept = (len(pairs) - 3) * 8 * (400 + 400 + side)  # resamples and shares of every pair
+        assert peaks[1] < (held + 4) * one + kept, held
+
+
+def test_kept_tallies_give_the_same_numbers() -> None:
+    operators = list(replicas(0.8, 4, seed=0).items())
+    pairs = list(combinations(range(4), 2))
+    every, two = (spread_of_pairs(operators, pairs, 4, 0, Tallies(memory=memory)) for memory in (2**30, 0))
+    assert every == two
+    np.testing.assert_array_equal(every.halves, two.halves)
