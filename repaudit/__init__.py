@@ -14,6 +14,14 @@ from repaudit.names import __version__
 if TYPE_CHECKING:
     from repaudit import errors as errors
     from repaudit import plots as plots
+    from repaudit.align.coordinate_match import CoordinateMatch as CoordinateMatch
+    from repaudit.align.feature_match import FeatureMatch as FeatureMatch
+    from repaudit.align.joint_objective import JointObjective as JointObjective
+    from repaudit.align.operator_match import OperatorMatch as OperatorMatch
+    from repaudit.align.target import AlignmentTarget as AlignmentTarget
+    from repaudit.align.trainers.aligned_fine_tuning import AlignedFineTuning as AlignedFineTuning
+    from repaudit.align.trainers.aligned_trainer import AlignedTrainerMixin as AlignedTrainerMixin
+    from repaudit.align.trainers.alignment_callback import AlignmentCallback as AlignmentCallback
     from repaudit.analysis.pipeline import analyze as analyze
     from repaudit.capture.extract.extractor import ActivationExtractor as ActivationExtractor
     from repaudit.capture.extract.layer_spec import LayerSpec as LayerSpec
@@ -26,6 +34,7 @@ if TYPE_CHECKING:
     from repaudit.capture.trainers.lightning import RepresentationAuditCallback as RepresentationAuditCallback
     from repaudit.embed.phate import phate_embedding as phate_embedding
     from repaudit.embed.phate import phate_trajectories as phate_trajectories
+    from repaudit.errors import AlignmentWarning as AlignmentWarning
     from repaudit.errors import AuditWarning as AuditWarning
     from repaudit.errors import StoreWarning as StoreWarning
     from repaudit.gauge.gauge import DiffusionGauge as DiffusionGauge
@@ -45,14 +54,23 @@ if TYPE_CHECKING:
 
 _HOMES: Final = {
     "ActivationExtractor": "repaudit.capture.extract.extractor",
+    "AlignedFineTuning": "repaudit.align.trainers.aligned_fine_tuning",
+    "AlignedTrainerMixin": "repaudit.align.trainers.aligned_trainer",
+    "AlignmentCallback": "repaudit.align.trainers.alignment_callback",
+    "AlignmentTarget": "repaudit.align.target",
+    "AlignmentWarning": "repaudit.errors",
     "AuditTrainerCallback": "repaudit.capture.trainers.huggingface",
     "AuditTrigger": "repaudit.capture.record.trigger",
     "AuditWarning": "repaudit.errors",
+    "CoordinateMatch": "repaudit.align.coordinate_match",
     "DiffusionGauge": "repaudit.gauge.gauge",
     "DiffusionMerging": "repaudit.merge.merging",
     "DiffusionOperator": "repaudit.operators.operator",
+    "FeatureMatch": "repaudit.align.feature_match",
     "HFTrainerModule": "repaudit.capture.trainers.hf_trainer_module",
+    "JointObjective": "repaudit.align.joint_objective",
     "LayerSpec": "repaudit.capture.extract.layer_spec",
+    "OperatorMatch": "repaudit.align.operator_match",
     "ProbeSet": "repaudit.capture.probe_set.probe_set",
     "Recorder": "repaudit.capture.record.recorder",
     "RepresentationAuditCallback": "repaudit.capture.trainers.lightning",

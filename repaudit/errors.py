@@ -150,3 +150,21 @@ class AuditWarning(UserWarning):
     >>> caught[0].category.__name__
     'AuditWarning'
     """
+
+
+class AlignmentWarning(UserWarning):
+    """A student's objective is biased or has no effect; the training goes on.
+
+    See Also
+    --------
+    repaudit.OperatorMatch : Emits it for batches that are too small for their gauge.
+
+    Examples
+    --------
+    >>> import warnings
+    >>> with warnings.catch_warnings(record=True) as caught:
+    ...     warnings.simplefilter("always", AlignmentWarning)
+    ...     warnings.warn("rows='minibatch': a batch of 16 is too small", AlignmentWarning)
+    >>> caught[0].category.__name__
+    'AlignmentWarning'
+    """

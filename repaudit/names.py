@@ -29,6 +29,7 @@ SCALE: Final = "scale"
 SCALE_NAME: Final = "scale_name"
 
 KEPT: Final = "merged/operator"
+GAUGES: Final = "gauges"
 ENTRY: Final = "entry"
 VALUE: Final = "value"
 ENTRY_INDICES: Final = {

@@ -15,6 +15,7 @@ from repaudit.names import (
     ENTRY,
     ENTRY_INDICES,
     FEATURE,
+    GAUGES,
     KEPT,
     LABEL,
     LAYER,
@@ -24,6 +25,7 @@ from repaudit.names import (
     SAMPLE,
     SCALE,
     SCALE_NAME,
+    SHA256,
     STEP,
     TEXT,
     VALUE,
@@ -155,13 +157,14 @@ def _interval(variable: str, dims: tuple[str, ...], long_name: str, required: bo
 
 
 def _coords(*names: str, on: str | None = None) -> dict[str, Variable]:
-    return {name: Variable((on or _ON.get(name, name),), *_COORDS[name], name not in OF_SAMPLES) for name in names}
+    known = (*OF_SAMPLES, SHA256)
+    return {name: Variable((on or _ON.get(name, name),), *_COORDS[name], name not in known) for name in names}
 
 
 OF_SAMPLES: Final = (LABEL, TEXT, OF_SAMPLE, POSITION)
 """Coordinates on the samples that are there where something is known of these."""
 
-_ON: Final = dict.fromkeys(OF_SAMPLES, SAMPLE) | {SCALE_NAME: SCALE}
+_ON: Final = dict.fromkeys((*OF_SAMPLES, SHA256), SAMPLE) | {SCALE_NAME: SCALE}
 _COORDS: Final = {
     LAYER: ("layer", "text"),
     MODEL: ("model", "text"),
@@ -171,6 +174,7 @@ _COORDS: Final = {
     SAMPLE: ("sample", "text"),
     LABEL: ("label of the sample", "text"),
     TEXT: ("preview of the sample", "text"),
+    SHA256: ("SHA-256 of the sample's text", "text"),
     OF_SAMPLE: ("sample that the token is of", "text"),
     POSITION: ("place of the token in its sample", "integer"),
     COMPONENT: ("component of the embedding", "integer"),
@@ -258,8 +262,8 @@ CONTRACT: Final[Mapping[str, Group]] = {
             **{name: Variable((ENTRY,), text, "integer") for name, text in ENTRY_INDICES.items()},
             VALUE: Variable((ENTRY,), "transition probability of the merged operator"),
         },
-        _coords(*_LAYERS, STEP, SAMPLE, SCALE_NAME),
-        ("merge",),
+        _coords(*_LAYERS, STEP, SAMPLE, SHA256, SCALE_NAME),
+        ("merge", GAUGES),
     ),
     FRAMES: Group(
         {

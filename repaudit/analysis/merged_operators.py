@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
+from dataclasses import asdict
 from functools import partial
 from typing import Any, cast
 
@@ -13,7 +15,7 @@ from scipy.sparse import csr_array
 from repaudit.analysis.layer_operators import LayerOperators
 from repaudit.analysis.study import Study
 from repaudit.merge.merging import DiffusionMerging, Strategy
-from repaudit.names import LAYER, SAMPLE, SCALE, SCALE_NAME, STEP
+from repaudit.names import ATTRS, GAUGES, LAYER, SAMPLE, SCALE, SCALE_NAME, SHA256, STEP
 from repaudit.operators.kept import entries_of
 from repaudit.operators.operator import DiffusionOperator
 from repaudit.operators.sparse import SparseDiffusionOperator
@@ -36,7 +38,12 @@ def merged_operators(layers: Sequence[Sequence[LayerOperators]], study: Study) -
         STEP: steps,
         SAMPLE: study.samples[SAMPLE].values,
     }
-    return entries_of(matrices, coords).assign_attrs(merge=study.settings.merge)
+    if SHA256 in study.samples and study.tree.attrs[ATTRS].get("raw") == "text":
+        coords[SHA256] = (SAMPLE, study.samples[SHA256].values)
+    # a student is taught by samples, which tokens are not
+    gauges = [] if study.settings.tokens else [asdict(scale.gauge) for scale in study.scales]
+    attrs = {"merge": study.settings.merge, GAUGES: json.dumps(gauges)}
+    return entries_of(matrices, coords).assign_attrs(attrs)
 
 
 def merge(study: Study, operators: LayerOperators, step: int) -> DiffusionOperator:

@@ -126,7 +126,7 @@ def phate_frames(
     """
     if not len(operators):
         raise OperatorError("expected at least one operator, found none")
-    time = _diffusion_time(operators[len(operators) - 1], t)
+    time = diffusion_time(operators[len(operators) - 1], t)
     frames: list[Array] = []
     stresses = []
     for index in range(len(operators)):
@@ -276,7 +276,7 @@ def phate_trajectories(
 
 
 def _phate_of_operator(operator: Operator, n_components: int, t: int | str) -> tuple[Array, float, int]:
-    time = _diffusion_time(operator, t)
+    time = diffusion_time(operator, t)
     points, stress = metric_mds(_potential_distances(dense(operator), time), n_components)
     return points, stress, time
 
@@ -306,7 +306,7 @@ def _rows_of_power(matrix: NDArray[Any], time: int, samples: Sequence[int] | Non
     return rows
 
 
-def _diffusion_time(operator: Operator, t: int | str) -> int:
+def diffusion_time(operator: Operator, t: int | str) -> int:
     """Return `t`, or the knee of the von Neumann entropy ``-sum p log p`` of ``p = |lambda|^t / sum |lambda|^t``."""
     if t == "auto":
         from phate.vne import find_knee_point

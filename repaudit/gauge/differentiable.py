@@ -53,11 +53,7 @@ def differentiable_perplexity_operator(samples: Tensor, comparison: Comparison, 
     """
     with torch.autocast(samples.device.type, enabled=False):
         squared, _ = squared_distances(samples, comparison)
-        alone = torch.eye(len(squared), dtype=torch.bool, device=squared.device)
-        known = squared.detach().masked_fill(alone, math.inf)
-        near = known <= known.kthvalue(scale.neighbors, dim=1, keepdim=True).values * (1 + 1e-12)
-        size = float(known.masked_fill(alone, 0.0).mean().div(2).sqrt())
-        found = spread_over_neighbors(known.masked_fill(~near, math.inf), scale.perplexity, FLOOR * (size or 1.0))
+        near, found = near_neighbors(squared.detach(), scale)
         probability = _with_gradient(squared, near, found, scale.perplexity)
         matrix, degrees = _markov((probability + probability.mT) / 2, alpha)
     counts = {
@@ -67,6 +63,21 @@ def differentiable_perplexity_operator(samples: Tensor, comparison: Comparison, 
         "unheld": found.unheld,
     }
     return Computed(matrix.to(samples.dtype), degrees, counts)
+
+
+def near_neighbors(squared: Tensor, scale: Scale) -> tuple[Tensor, Spreading]:
+    """Return the neighbours of each sample, ties for the last place included, and how it spreads over them.
+
+    Parameters
+    ----------
+    squared : (sample, sample)
+        Squared distances without a gradient.
+    """
+    alone = torch.eye(len(squared), dtype=torch.bool, device=squared.device)
+    known = squared.masked_fill(alone, math.inf)
+    near = known <= known.kthvalue(scale.neighbors, dim=1, keepdim=True).values * (1 + 1e-12)
+    size = float(squared.mean().div(2).sqrt())
+    return near, spread_over_neighbors(known.masked_fill(~near, math.inf), scale.perplexity, FLOOR * (size or 1.0))
 
 
 def _with_gradient(squared: Tensor, near: Tensor, found: Spreading, perplexity: float) -> Tensor:

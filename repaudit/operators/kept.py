@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ from scipy.sparse import coo_array
 from torch import Tensor
 
 from repaudit.errors import OperatorError
-from repaudit.names import ENTRY, ENTRY_INDICES, KEPT, LAYER, SAMPLE, SCALE, SCALE_NAME, STEP, VALUE
+from repaudit.names import ENTRY, ENTRY_INDICES, GAUGES, KEPT, LAYER, SAMPLE, SCALE, SCALE_NAME, SHA256, STEP, VALUE
 
 Key: TypeAlias = tuple[int, int, int]
 """Indices of layer, scale and step."""
@@ -36,11 +37,16 @@ def entries_of(matrices: Mapping[Key, Tensor], coords: Mapping[str, Any]) -> xr.
 
 @dataclass(frozen=True)
 class KeptOperator:
-    """A kept matrix, dense or scipy sparse, float32; where it is from; and its samples' ids."""
+    """A kept matrix, dense or scipy sparse, float32; where it is from; its samples' ids; the gauge of its operators.
+
+    ``gauge`` is None where the rows are not whole samples, ``hashes`` the SHA-256 of the samples' texts if known.
+    """
 
     matrix: Any
     attrs: dict[str, Any]
     samples: NDArray[Any]
+    gauge: dict[str, Any] | None
+    hashes: list[str]
 
 
 def kept_operator(
@@ -69,7 +75,10 @@ def kept_operator(
         STEP: int(kept[STEP].values[index["step_index"]]),
         "merge": kept.attrs.get("merge", ""),
     }
-    return KeptOperator(matrix, attrs, kept[SAMPLE].values)
+    gauges = json.loads(kept.attrs.get(GAUGES, "[]"))
+    hashes = [str(one) for one in kept[SHA256].values] if SHA256 in kept.coords else []
+    gauge = gauges[index["scale_index"]] if gauges else None
+    return KeptOperator(matrix, attrs, kept[SAMPLE].values, gauge, hashes)
 
 
 def _kept(results: str | os.PathLike[str] | xr.DataTree) -> xr.Dataset:

@@ -10,6 +10,8 @@ from scipy.sparse import csr_array, eye_array, issparse
 from scipy.sparse.csgraph import connected_components
 from scipy.sparse.linalg import eigs, spsolve
 
+from repaudit.errors import OperatorError
+
 Array = NDArray[np.float64]
 Transition: TypeAlias = Any
 """A dense array or a scipy sparse one."""
@@ -42,6 +44,33 @@ def stationary_distribution(transition: Transition) -> Array:
         members = np.flatnonzero(labels == label)
         block = transition if len(members) == count else transition[members][:, members]
         result[members] = start[members].sum() * _irreducible(block)
+    return result
+
+
+def reversible_part(transition: Array) -> Array:
+    """Return the mean of a dense chain and its time reversal, ``(π_i P_ij + π_j P_ji) / 2 π_i``, which has the same π.
+
+    Raises
+    ------
+    OperatorError
+        A sample is transient, so that no walk comes back to it: there is no reversal.
+
+    Source: Fill, Eigenvalue bounds on convergence to stationarity for nonreversible Markov chains (1991).
+
+    Examples
+    --------
+    >>> reversible_part(np.roll(np.eye(3), 1, axis=1)).tolist()
+    [[0.0, 0.5, 0.5], [0.5, 0.0, 0.5], [0.5, 0.5, 0.0]]
+    """
+    stationary = stationary_distribution(transition)
+    if not (stationary > 0).all():
+        raise OperatorError(
+            f"expected an operator whose walks come back to every sample, found {int((stationary <= 0).sum())} samples "
+            "that none comes back to: it has no reversible part"
+        )
+    flow = stationary[:, None] * transition
+    found = (flow + flow.T) / 2
+    result: Array = found / found.sum(1, keepdims=True)
     return result
 
 

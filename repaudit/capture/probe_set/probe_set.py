@@ -232,6 +232,17 @@ class ProbeSet:
         for start in range(0, len(self), batch_size):
             yield {name: value[start : start + batch_size] for name, value in self._inputs.items()}
 
+    def inputs_of(self, places: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Return the inputs of the samples at these positions, in this order.
+
+        Examples
+        --------
+        >>> probe_set = ProbeSet.from_tensors({"x": torch.tensor([[1.0], [2.0], [3.0]])})
+        >>> probe_set.inputs_of(torch.tensor([2, 0]))["x"].flatten().tolist()
+        [3.0, 1.0]
+        """
+        return {name: value[places] for name, value in self._inputs.items()}
+
     def select(self, start: int, stop: int) -> ProbeSet:
         """Return the samples from ``start`` up to ``stop`` as another probe set.
 

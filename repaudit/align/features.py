@@ -1,0 +1,65 @@
+"""A batch of a student's features: which of them count, and their scale."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def usable(features: Tensor, sample_index: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """Return the rows that count, and their samples: those of index -1 are left out, and of a repeated one the first.
+
+    Parameters
+    ----------
+    features : (batch, feature)
+    sample_index : (batch), int64
+    count : int
+        Samples that there are.
+
+    Raises
+    ------
+    ValueError
+        Features and indices do not go together, or an index is beyond the samples.
+
+    Examples
+    --------
+    >>> rows, places = usable(torch.eye(4), torch.tensor([2, -1, 2, 0]), 3)
+    >>> rows.shape, places.tolist()
+    (torch.Size([2, 4]), [2, 0])
+    """
+    if features.ndim != 2 or sample_index.ndim != 1 or len(features) != len(sample_index):
+        raise ValueError(
+            f"expected features (batch, feature) and as many indices, found {tuple(features.shape)} and "
+            f"{tuple(sample_index.shape)}"
+        )
+    if sample_index.is_floating_point() or sample_index.dtype == torch.bool:
+        raise ValueError(f"sample_index: expected whole numbers, found {sample_index.dtype}")
+    index = sample_index.to(features.device, torch.int64)
+    outside = (index < -1) | (index >= count)
+    if bool(outside.any()):
+        raise ValueError(f"sample_index: expected -1 to {count - 1}, found {int(index[outside][0])}")
+    once: dict[int, int] = {}
+    for place, sample in enumerate(index.tolist()):
+        if sample >= 0:
+            once.setdefault(sample, place)
+    chosen = torch.tensor(list(once.values()), dtype=torch.int64, device=features.device)
+    return features[chosen], index[chosen]
+
+
+def mean_square(rows: Tensor) -> Tensor:
+    """Return the mean square of all entries, float64."""
+    return rows.double().square().mean()
+
+
+def steady(rows: Tensor) -> Tensor:
+    """Return the rows as they are, without the part of their gradient that would scale all of them.
+
+    Examples
+    --------
+    >>> rows = torch.tensor([[1.0, 2.0]], requires_grad=True)
+    >>> steady(rows).square().sum().backward()
+    >>> rows.grad.abs().max().item() < 1e-6
+    True
+    """
+    size = mean_square(rows).sqrt()
+    return rows * (size.detach() / torch.where(size > 0, size, 1.0)).where(size > 0, 1.0)

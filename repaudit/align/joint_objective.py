@@ -1,0 +1,221 @@
+"""The joint objective: the loss of a task, and the match to what a student is taught."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from repaudit.align.probe_batches import ProbeBatches, gathered, share_of_rank
+from repaudit.align.student import StudentLayer, has_lazy_parameters
+from repaudit.capture.extract.layer_spec import LayerSpec
+from repaudit.capture.probe_set.probe_set import ProbeSet
+
+Result = TypeVar("Result")
+SAMPLE_INDEX = "sample_index"
+"""The key of a task's batch under which each of its samples has its row in the target, or -1."""
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """The share of the weight at a step: rising over `warmup` steps, and 0 from `stop` on.
+
+    Alignment that helps early can hurt late; whether stopping helps is to be tried.
+
+    Examples
+    --------
+    >>> schedule = Schedule(warmup=4, stop=10)
+    >>> [schedule(step) for step in (0, 1, 5, 10)]
+    [0.25, 0.5, 1.0, 0.0]
+    """
+
+    warmup: int = 0
+    stop: int | None = None
+
+    def __call__(self, step: int) -> float:
+        """Return the share at a step."""
+        if self.stop is not None and step >= self.stop:
+            return 0.0
+        return min(1.0, (step + 1) / self.warmup) if self.warmup else 1.0
+
+
+class JointObjective(nn.Module):
+    """Add a match to the loss of a task: ``task + weight * schedule(step) * match``.
+
+    Where the features are from: with a `probe_set`, from a forward of a batch of it beside that of the task, drawn by
+    a generator of its own, so that the task sees the same data and the same random numbers as without. Without one,
+    from the task's own forward, whose batches then have a ``sample_index``: the row of each sample in the target, or
+    -1. With a weight of 0 nothing is done.
+
+    Parameters
+    ----------
+    match : Module
+        :class:`repaudit.OperatorMatch`, :class:`repaudit.CoordinateMatch`, :class:`repaudit.FeatureMatch`, or a module
+        of your own that is called with features ``(batch, feature)`` and the rows of the samples ``(batch)``.
+    weight : float
+        Of a match in units of its range: .3 to 3 for classification, .03 to .1 for language models.
+    layer : LayerSpec or str
+        The student's layer.
+    probe_set : ProbeSet, optional
+        Inputs of the student for the samples of the target, by their ids; others in it are not drawn.
+    batch_size : int
+        Samples of the probe set per step; their forward is most of the cost.
+    schedule : function of the step, optional
+        Share of the weight; see :class:`repaudit.align.joint_objective.Schedule`.
+    seed : int
+        Of the draws, and of heads that take the student's width.
+
+    Raises
+    ------
+    FingerprintError
+        The probe set lacks a sample of the target, or holds another text under its id.
+    ValueError
+        The weight is negative or not finite, or the layer keeps its tokens.
+
+    See Also
+    --------
+    repaudit.AlignedFineTuning : Trains a Hugging Face model with it.
+    repaudit.AlignmentCallback : Adds it to a LightningModule of your own.
+    repaudit.AlignedTrainerMixin : Adds it to a transformers Trainer.
+
+    Examples
+    --------
+    In a loop of one's own:
+
+    >>> from repaudit import AlignmentTarget, DiffusionGauge, OperatorMatch
+    >>> points = torch.randn(40, 3, generator=torch.Generator().manual_seed(0))
+    >>> target = AlignmentTarget.from_operator(DiffusionGauge(perplexity=5)(points))
+    >>> student = nn.Sequential(nn.Linear(3, 8), nn.Tanh(), nn.Linear(8, 2))
+    >>> objective = JointObjective(OperatorMatch(target), layer="[1]", probe_set=ProbeSet.from_tensors({"x": points}))
+    >>> task, match = objective.joined(student, 0, lambda: student(points).square().mean())
+    >>> (task + match).backward()
+    >>> objective.metrics["match_weight"]
+    1.0
+    """
+
+    def __init__(
+        self,
+        match: nn.Module,
+        weight: float = 1.0,
+        *,
+        layer: LayerSpec | str,
+        probe_set: ProbeSet | None = None,
+        batch_size: int = 64,
+        schedule: Callable[[int], float] | None = None,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        if not 0 <= weight < float("inf"):
+            raise ValueError(f"weight: expected a number, 0 or more, found {weight!r}")
+        self.match, self.weight, self.schedule, self.seed = match, weight, schedule, seed
+        self.student, self.probe_set = StudentLayer(layer), probe_set
+        self.metrics: dict[str, float] = {}
+        self._batches: ProbeBatches | None = None
+        if probe_set is not None:
+            rows = _check(match, probe_set)
+            self._positions = (rows >= 0).nonzero()[:, 0]
+            self._rows = rows
+            self._batches = ProbeBatches(len(self._positions), batch_size, seed)
+
+    def weight_at(self, step: int) -> float:
+        """Return the weight of the match at a step."""
+        return self.weight * (1.0 if self.schedule is None else float(self.schedule(step)))
+
+    def joined(
+        self, model: nn.Module, step: int, task: Callable[[], Result], sample_index: Tensor | None = None
+    ) -> tuple[Result, Tensor | None]:
+        """Run the task's forward; return what it returned, and the weighted match, or None where its weight is 0.
+
+        Parameters
+        ----------
+        model : Module
+            The student, wrapped or not.
+        step : int
+            The optimizer step, from 0.
+        task : function
+            Forwards the student.
+        sample_index : (batch), int64, optional
+            Without a probe set: the rows of the task's samples in the target, -1 for others.
+
+        Raises
+        ------
+        ValueError
+            There is neither a probe set nor a sample index.
+        CaptureError, LayerPathError
+            The student's layer is not to be had.
+        """
+        weight = self.weight_at(step)
+        if not weight:
+            self.metrics = {"match_weight": 0.0}
+            return task(), None
+        if self.probe_set is None:
+            if sample_index is None:
+                raise ValueError(
+                    f"expected {SAMPLE_INDEX!r} in the task's batch, the row of each sample in the target or -1, found "
+                    "none: add it to the data set, or give the objective a probe_set"
+                )
+            with self.student.watching(model) as seen:
+                result = task()
+            match = self.match(*gathered(seen[0], sample_index.to(seen[0].device)))
+        else:
+            result = task()
+            match = self.match(*self._probe(model))
+        self.metrics = {"match": float(match.detach()), "match_weight": weight}
+        return result, weight * match
+
+    def note_gradients(self, task: Tensor, match: Tensor, parameters: Sequence[nn.Parameter]) -> None:
+        """Put the ratio of the gradients' norms, of the weighted match over the task's, into :attr:`metrics`."""
+        trained = [one for one in parameters if one.requires_grad]
+        norms = []
+        for loss in (match, task):
+            found = torch.autograd.grad(loss, trained, retain_graph=True, allow_unused=True)
+            squares = [one.detach().double().square().sum() for one in found if one is not None]
+            norms.append(float(torch.stack(squares).sum().sqrt()) if squares else 0.0)
+        self.metrics["gradient_ratio"] = norms[0] / norms[1] if norms[1] else float("inf")
+
+    def prepare(self, model: nn.Module) -> JointObjective:
+        """Find what is wrong before the first step, and give heads without a width the student's.
+
+        Raises
+        ------
+        CaptureError, LayerPathError
+            The student's layer is not to be had.
+        """
+        if self.probe_set is None:
+            if has_lazy_parameters(self.match):
+                raise ValueError("expected heads of a known width where there is no probe_set, found lazy ones")
+            return self
+        with torch.no_grad():
+            few = self._positions[:2]
+            features = self.student.features(model, self.probe_set.inputs_of(few))
+            if has_lazy_parameters(self.match):
+                with torch.random.fork_rng(devices=[]):
+                    torch.manual_seed(self.seed)
+                    self.match(features, self._rows[few].to(features.device))
+        return self
+
+    def _probe(self, model: nn.Module) -> tuple[Tensor, Tensor]:
+        """Forward the next batch of the probe set, and return its features and rows, of all processes."""
+        if self._batches is None or self.probe_set is None:
+            raise ValueError("expected a probe_set, found none")
+        places = share_of_rank(self._positions[self._batches.draw()])
+        features = self.student.features(model, self.probe_set.inputs_of(places))
+        return gathered(features, self._rows[places].to(features.device))
+
+    def get_extra_state(self) -> dict[str, Any]:
+        """Return where the draws stand."""
+        return {} if self._batches is None else self._batches.state_dict()
+
+    def set_extra_state(self, state: Any) -> None:
+        """Go on with the draws of a state."""
+        if self._batches is not None and state:
+            self._batches.load_state_dict(state)
+
+
+def _check(match: nn.Module, probe_set: ProbeSet) -> Tensor:
+    """Return the rows of a probe set's samples in what is taught; of a match that knows no samples their positions."""
+    knows = getattr(match, "check", None) or getattr(getattr(match, "target", None), "check", None)
+    return torch.arange(len(probe_set)) if knows is None else knows(probe_set)

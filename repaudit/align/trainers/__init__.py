@@ -1,0 +1,1 @@
+"""The objective in other trainers: Lightning and transformers."""

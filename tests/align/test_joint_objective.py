@@ -1,0 +1,169 @@
+"""The joint objective: whose features it matches, its own draws, and that it leaves the task alone."""
+
+from __future__ import annotations
+
+import copy
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import repaudit as ra
+from repaudit.align.joint_objective import Schedule
+from repaudit.align.probe_batches import ProbeBatches
+from repaudit.errors import CaptureError, FingerprintError, LayerPathError
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+import students
+
+
+def test_features_are_those_of_an_audit_and_carry_a_slope() -> None:
+    model, objective = students.student().train(), students.objective(batch_size=students.COUNT)
+    seen = []
+    objective.match.register_forward_pre_hook(lambda _, args: seen.append(args))
+    state = torch.get_rng_state()
+    objective.joined(model, 0, lambda: None)[1].backward()
+    assert torch.equal(torch.get_rng_state(), state)
+    assert all(module.training for module in model.modules())
+    (features, index) = seen[0]
+    expected = ra.ActivationExtractor(students.LAYER).extract(model, students.probe_set())["bert.encoder.layer.1"]
+    np.testing.assert_allclose(features.detach(), expected[index], rtol=1e-4, atol=1e-5)
+    assert model.bert.encoder.layer[0].attention.self.query.weight.grad.abs().sum() > 0
+    assert model.classifier.weight.grad is None  # the forward ends at the layer
+    assert not model._forward_hooks
+
+
+def test_draws_see_every_sample_once_and_are_their_own() -> None:
+    batches = ProbeBatches(10, 4, seed=0)
+    drawn = torch.cat([batches.draw() for _ in range(5)])
+    assert sorted(drawn[:10].tolist()) == list(range(10))
+    assert all(len(set(batch.tolist())) == 4 for batch in drawn.split(4))
+    state = batches.state_dict()
+    ahead = [batches.draw().tolist() for _ in range(4)]
+    other = ProbeBatches(10, 4, seed=7)
+    other.load_state_dict(state)
+    assert [other.draw().tolist() for _ in range(4)] == ahead
+    assert sorted(ProbeBatches(3, 8, 0).draw().tolist()) == [0, 1, 2]
+
+
+def test_one_forward_serves_both_where_the_batch_names_its_samples() -> None:
+    model = students.student(dropout=0.0).train()
+    alone = students.objective(batch_size=students.COUNT)
+    joint = students.objective(probe_set=None)
+    inputs = students.inputs()
+    calls = []
+    model.register_forward_hook(lambda *_: calls.append(1))
+    _, apart = alone.joined(model, 0, lambda: None)
+    result, together = joint.joined(model, 0, lambda: model(**inputs).logits, torch.arange(students.COUNT))
+    assert float(together.detach()) == pytest.approx(float(apart.detach()), rel=1e-5)
+    assert result.shape == (students.COUNT, 4)
+    assert len(calls) == 1
+    with pytest.raises(ValueError, match="'sample_index' in the task's batch"):
+        joint.joined(model, 0, lambda: None)
+
+
+def test_a_weight_of_nothing_does_nothing() -> None:
+    objective = students.objective(weight=0.0)
+    before = copy.deepcopy(objective.state_dict())
+    assert objective.joined(nn.Linear(1, 1), 0, lambda: "done") == ("done", None)
+    torch.testing.assert_close(objective.state_dict()["match.bank"], before["match.bank"])
+    stopped = students.objective(schedule=Schedule(warmup=2, stop=3))
+    weights = [stopped.weight_at(step) for step in range(4)]
+    assert weights == [0.5, 1.0, 1.0, 0.0]
+    with pytest.raises(ValueError, match="0 or more"):
+        students.objective(weight=-1.0)
+
+
+def test_the_weight_is_in_the_loss_and_in_the_numbers() -> None:
+    model = students.student()
+    one, two = (students.objective(weight=weight).joined(model, 0, lambda: None)[1] for weight in (1.0, 2.0))
+    assert float(two.detach()) == pytest.approx(2 * float(one.detach()))
+    objective = students.objective(weight=2.0)
+    _, match = objective.joined(model, 0, lambda: None)
+    assert objective.metrics == {"match": pytest.approx(float(match.detach()) / 2), "match_weight": 2.0}
+    task = model(**students.inputs(), labels=torch.zeros(students.COUNT, dtype=torch.int64)).loss
+    parameters = list(model.parameters())
+    objective.note_gradients(task, match, parameters)
+    norms = [
+        torch.cat(
+            [
+                g.flatten()
+                for g in torch.autograd.grad(x, parameters, retain_graph=True, allow_unused=True)
+                if g is not None
+            ]
+        ).norm()
+        for x in (match, task)
+    ]
+    assert objective.metrics["gradient_ratio"] == pytest.approx(float(norms[0] / norms[1]), rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: ra.CoordinateMatch(students.target(), k=3),
+        lambda: ra.FeatureMatch(students.teachers(), [f"s{i}" for i in range(students.COUNT)]),
+    ],
+)
+def test_heads_take_the_width_of_the_student_without_touching_the_randomness(make: object) -> None:
+    found = []
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        state = torch.get_rng_state()
+        objective = students.objective(make()).prepare(students.student())
+        torch.manual_seed(seed)
+        assert torch.equal(torch.get_rng_state(), state)
+        found.append(torch.cat([p.detach().flatten() for p in objective.match.parameters()]))
+        _, match = objective.joined(students.student(), 0, lambda: None)
+        assert 0.3 < float(match.detach()) < 3
+    torch.testing.assert_close(found[0], found[1])  # the objective's own seed
+    with pytest.raises(ValueError, match="known width"):
+        students.objective(make(), probe_set=None).prepare(students.student())
+
+
+def test_feature_match_is_the_mean_cosine_with_centred_teachers() -> None:
+    teachers = students.teachers()
+    match = ra.FeatureMatch(teachers, heads={name: nn.Linear(5, value.shape[1]) for name, value in teachers.items()})
+    features = torch.randn(students.COUNT, 5)
+    places = torch.tensor([3, 8, 30])
+    expected = []
+    for (_, value), head in zip(teachers.items(), match.heads, strict=True):
+        a, b = head(features[:3]).detach().numpy(), (value - value.mean(0))[places].numpy()
+        expected.append(1 - (a * b).sum(1) / np.linalg.norm(a, axis=1) / np.linalg.norm(b, axis=1))
+    assert float(match(features[:3], places).detach()) == pytest.approx(np.mean(expected), rel=1e-5)
+
+
+def test_coordinate_match_is_one_minus_r_squared_of_its_head() -> None:
+    target = students.target()
+    match = ra.CoordinateMatch(target, k=3, head=nn.Identity(), t=1)
+    wanted = target.coordinates(3, t=1)
+    standard = (wanted - wanted.mean(0)) / wanted.std(0)
+    assert float(match(torch.from_numpy(standard), torch.arange(students.COUNT))) < 1e-12
+    assert float(match(torch.zeros(students.COUNT, 3), torch.arange(students.COUNT))) == pytest.approx(1)
+    with pytest.raises(ValueError, match="head: expected coordinates"):
+        match(torch.zeros(4, 2), torch.arange(4))
+
+
+def test_what_is_wrong_is_told_before_the_first_step() -> None:
+    with pytest.raises(LayerPathError, match="no_such"):
+        students.objective(layer="no_such").prepare(students.student())
+    with pytest.raises(CaptureError, match="expected one layer of the student, found 2"):
+        students.objective(layer="bert.encoder.layer[*]").prepare(students.student())
+    with pytest.raises(ValueError, match="reduce='all'"):
+        students.objective(layer=ra.LayerSpec("bert", reduce="all"))
+    with pytest.raises(FingerprintError, match="'s0'"):
+        students.objective(probe_set=ra.ProbeSet.from_tensors(students.inputs()))
+
+
+def test_the_bank_of_an_objective_goes_on_where_it_was() -> None:
+    model = students.student(dropout=0.0)
+    first, second = students.objective(), students.objective(seed=5)
+    for _ in range(3):
+        first.joined(model, 0, lambda: None)
+    second.load_state_dict(first.state_dict())
+    for _ in range(4):
+        values = [float(one.joined(model, 0, lambda: None)[1].detach()) for one in (first, second)]
+        assert values[0] == values[1]
