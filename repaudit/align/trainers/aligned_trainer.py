@@ -56,7 +56,7 @@ class AlignedTrainerMixin:
         self._is_new = True
 
     def training_step(self, *args: Any, **kwargs: Any) -> Any:
-        """Run the Trainer's step; the heads' gradients, which ``model.zero_grad`` forgets, begin anew after an update."""
+        """Run the Trainer's step; heads' gradients, which ``model.zero_grad`` forgets, begin anew after an update."""
         if self._is_new:
             self.objective.zero_grad(set_to_none=True)
         loss = super().training_step(*args, **kwargs)  # type: ignore[misc]
