@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from typing import Any, Literal
@@ -271,6 +271,23 @@ class AlignmentTarget:
             Of all samples, in their order.
         """
         return spread({"student": self.gauge(features), "target": self.operator}).value
+
+    def metrics(
+        self, layer: str, name: str = "held_out_distance"
+    ) -> Callable[[Mapping[str, Tensor]], dict[str, float]]:
+        """Return a function for an audit callback's ``metrics``: the distance of a layer at every audit, by a name.
+
+        The callback's probe set must hold the target's samples in their order.
+
+        Examples
+        --------
+        >>> points = torch.randn(40, 3, generator=torch.Generator().manual_seed(0))
+        >>> target = AlignmentTarget.from_operator(DiffusionGauge(perplexity=5)(points))
+        >>> measured = target.metrics("top")({"top": points})
+        >>> round(measured["held_out_distance"], 6)
+        0.0
+        """
+        return lambda activations: {name: self.distance(activations[layer])}
 
     def check(self, probe_set: ProbeSetLike) -> Tensor:
         """Return the rows of a probe set's samples, ``(len(probe_set))``, -1 for those that are not in the target.

@@ -154,3 +154,19 @@ def test_adapters_are_students(tmp_path: Path) -> None:
     model = peft.get_peft_model(students.student(dropout=0.0), config)
     trainer = train(tmp_path, students.objective(), model, max_steps=3)
     assert trainer.state.global_step == 3
+
+
+def test_the_distance_is_in_the_trainers_history(tmp_path: Path) -> None:
+    target, layer = students.target(), "bert.encoder.layer.1"
+    audit = ra.AuditTrainerCallback(
+        tmp_path / "s.zarr", "student", students.probe_set(), [layer], ra.AuditTrigger(every_n_steps=5),
+        metrics=target.metrics(layer, "distance"),
+    )  # fmt: skip
+    trainer = AlignedTrainer(
+        students.student(), arguments(tmp_path), train_dataset=students.rows(), callbacks=[audit],
+        objective=students.objective(),
+    )  # fmt: skip
+    trainer.train()
+    found = [(entry["step"], entry["distance"]) for entry in trainer.state.log_history if "distance" in entry]
+    assert [step for step, _ in found] == [5, 10]
+    assert all(0 < value < 2 for _, value in found)

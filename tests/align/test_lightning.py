@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import sys
 from pathlib import Path
 from typing import Any
@@ -218,3 +219,19 @@ def test_a_vision_model_or_any_other_is_a_student(tmp_path: Path) -> None:
     fit(module, tmp_path, ra.AlignmentCallback(students.objective(layer="trunk[2]", probe_set=probe_set)))
     # running statistics are those of the task's ten batches alone
     assert int(module.trunk[1].num_batches_tracked) == 10
+
+
+def test_the_held_out_distance_is_logged_by_the_audit(tmp_path: Path) -> None:
+    target, layer = students.target(), "bert.encoder.layer.1"
+    audit = ra.RepresentationAuditCallback(
+        tmp_path / "s.zarr", "student", students.probe_set(), [layer], ra.AuditTrigger(at_start=True, every_n_steps=5),
+        metrics=target.metrics(layer),
+    )  # fmt: skip
+    logger = CSVLogger(tmp_path)
+    module = ra.AlignedFineTuning(students.student(), students.objective())
+    fit(module, tmp_path, audit, logger=logger)
+    recorded = ra.open_store(tmp_path / "s.zarr").repaudit.activations("student", layer)
+    expected = {step: target.distance(recorded.sel(step=step).values) for step in (0, 5, 10)}
+    rows = list(csv.DictReader(Path(logger.log_dir, "metrics.csv").read_text().splitlines()))
+    found = {int(row["step"]): float(row["held_out_distance"]) for row in rows if row["held_out_distance"]}
+    assert found == pytest.approx(expected, rel=1e-4)

@@ -132,7 +132,7 @@ def test_scale_and_rotation_do_not_matter(name: str, rows: str) -> None:
             points = change(cloud(1).double())[batch].requires_grad_()
             value = match(points, batch)
             value.backward()
-            radial = float((points.grad * points.detach()).sum() / points.norm() / points.grad.norm())
+            radial = float((points.grad * points.detach()).sum() / points.detach().norm() / points.grad.norm())
             slopes.append(abs(radial))
             found.append(float(value.detach()))
     first, second = np.split(np.array(found), 2)

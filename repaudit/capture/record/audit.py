@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, TypeAlias
 
 import torch
 from torch import nn
@@ -26,6 +26,8 @@ from repaudit.capture.record.recorded_operators import (
     try_gauge,
 )
 
+Metrics: TypeAlias = Callable[[Mapping[str, torch.Tensor]], Mapping[str, float]]
+
 
 @dataclass(frozen=True)
 class Audit:
@@ -36,6 +38,7 @@ class Audit:
     epoch: float | None
     loss: float | None
     wall_time: float
+    metrics: Mapping[str, float] = field(default_factory=dict)
 
 
 class Auditor:
@@ -49,8 +52,10 @@ class Auditor:
         gauge: Callable[[torch.Tensor], Any] | None,
         record: Record,
         split_across_ranks: bool,
+        metrics: Metrics | None = None,
     ) -> None:
         self.probe_set, self.batch_size, self.gauge, self.record = probe_set, batch_size, gauge, record
+        self.metrics = metrics
         self.extractor = ActivationExtractor(layer_specs)
         self.trajectory: list[tuple[int, dict[str, Any]]] = []
         self.ranks = Ranks()
@@ -104,7 +109,8 @@ class Auditor:
             self.trajectory.append((step, operators))
         layers = to_store(self.record, activations, operators) if self.ranks.writes else {}
         value = float(loss.detach()) if isinstance(loss, torch.Tensor) else loss
-        return Audit(step, layers, epoch, value, time.time())
+        numbers = self.metrics(activations) if self.metrics is not None and self.ranks.writes else {}
+        return Audit(step, layers, epoch, value, time.time(), dict(numbers))
 
     def _activations(self, model: nn.Module) -> dict[str, torch.Tensor]:
         ranks = self.ranks

@@ -26,6 +26,8 @@ class AuditOptions(TypedDict, total=False):
         Samples per forward (64); the result does not depend on it.
     gauge : DiffusionGauge or other callable, optional
         Computes operators at every audit, which are kept in ``trajectory``.
+    metrics : function, optional
+        From the activations of an audit, by layer, to numbers by name, which the trainer's loggers get.
     durable : bool
         Whether each commit is forced to the device (True).
     on_store_error : {"warn", "raise"}
@@ -58,6 +60,7 @@ class AuditOptions(TypedDict, total=False):
 
     batch_size: int
     gauge: Callable[[torch.Tensor], Any] | None
+    metrics: Callable[[Mapping[str, torch.Tensor]], Mapping[str, float]] | None
     durable: bool
     on_store_error: OnStoreError
     record: Record
@@ -73,6 +76,7 @@ class AuditOptions(TypedDict, total=False):
 DEFAULTS: Final[AuditOptions] = {
     "batch_size": 64,
     "gauge": None,
+    "metrics": None,
     "durable": True,
     "on_store_error": "warn",
     "record": ACTIVATIONS,
@@ -109,6 +113,8 @@ def checked_options(model_name: str, trigger: AuditTrigger | None, options: Audi
     gauge = chosen["gauge"]
     if gauge is not None and not callable(gauge):
         raise TypeError(f"gauge: expected a DiffusionGauge or another callable, found {gauge!r}")
+    if chosen["metrics"] is not None and not callable(chosen["metrics"]):
+        raise TypeError(f"metrics: expected a function of the activations, found {chosen['metrics']!r}")
     asked = [name for name in _ONLY_TRAINERS_KNOW if trigger is not None and getattr(trigger, name)]
     if asked:
         raise ValueError(

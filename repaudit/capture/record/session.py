@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -31,6 +31,8 @@ class AuditSession:
         self.last_step: int | None = None
         self._resumed = False
         self._pending: tuple[Audit, list[str]] | None = None
+        self.log: Callable[[Mapping[str, float]], None] = lambda _metrics: None
+        """Called with the metrics of every audit."""
 
     def state_dict(self) -> dict[str, Any]:
         """Return what a checkpoint keeps."""
@@ -123,6 +125,8 @@ class AuditSession:
             audit = self.recorder.take(model, step, epoch=epoch, loss=loss)
         if audit is not None:
             self._pending = (audit, list(triggers))
+            if audit.metrics:
+                self.log(audit.metrics)
 
     def hand_over(self) -> None:
         """Pass the last audit to the store: its step is over."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from functools import partial
 from os import PathLike
 from typing import Any, Unpack
 
@@ -73,6 +74,7 @@ class AuditTrainerCallback(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, *, model: Any = None, **_: Any
     ) -> None:
         """Try everything once, and audit the untrained model if that is due."""
+        self.session.log = partial(_log, state)
         kept: Any = state.stateful_callbacks  # saved with every checkpoint, by the trainer
         if state.global_step > 0:
             self.session.mark_resumed()
@@ -118,6 +120,11 @@ class AuditTrainerCallback(TrainerCallback):
 
     def _event(self, state: TrainerState, model: Any, triggers: tuple[str, ...]) -> None:
         self.session.event(model, state.global_step, triggers, epoch=state.epoch, loss=_last_loss(state))
+
+
+def _log(state: TrainerState, metrics: Mapping[str, float]) -> None:
+    """Put an audit's metrics into the trainer's history."""
+    state.log_history.append({**metrics, "step": state.global_step, "epoch": state.epoch or 0.0})
 
 
 def _last_loss(state: TrainerState) -> float | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
+from functools import partial
 from os import PathLike
 from pathlib import Path
 from typing import Any, Unpack
@@ -91,6 +92,7 @@ class RepresentationAuditCallback(pl.Callback):
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Forget what was loaded before this fit."""
+        self.session.log = partial(_log, trainer)
         if stage == "fit":  # what a validation or a tuner loaded before is not what this fit resumes from
             self.session.forget_resumed()
             self._is_resuming = True
@@ -179,6 +181,13 @@ class RepresentationAuditCallback(pl.Callback):
         """Return the precision context that the model is trained in."""
         context: Callable[[], AbstractContextManager[Any]] = trainer.precision_plugin.forward_context
         return context
+
+
+def _log(trainer: pl.Trainer, metrics: Mapping[str, float]) -> None:
+    """Pass an audit's metrics to the trainer's loggers, and show them beside its own."""
+    trainer.callback_metrics.update({name: torch.tensor(value) for name, value in metrics.items()})
+    for logger in trainer.loggers:
+        logger.log_metrics(dict(metrics), step=trainer.global_step)
 
 
 def _epoch_is_whole(trainer: pl.Trainer) -> bool:
