@@ -57,8 +57,8 @@ class JointObjective(nn.Module):
         of your own that is called with features ``(batch, feature)`` and the rows of the samples ``(batch)``.
     weight : float
         Of a match in units of its range: .3 to 3 for classification, .03 to .1 for language models.
-    layer : LayerSpec or str
-        The student's layer.
+    layer : LayerSpec or str, optional
+        The student's layer; not needed by a loop that passes features itself.
     probe_set : ProbeSet, optional
         Inputs of the student for the samples of the target, by their ids; others in it are not drawn.
     batch_size : int
@@ -101,7 +101,7 @@ class JointObjective(nn.Module):
         match: nn.Module,
         weight: float = 1.0,
         *,
-        layer: LayerSpec | str,
+        layer: LayerSpec | str | None = None,
         probe_set: ProbeSet | None = None,
         batch_size: int = 64,
         schedule: Callable[[int], float] | None = None,
@@ -111,7 +111,7 @@ class JointObjective(nn.Module):
         if not 0 <= weight < float("inf"):
             raise ValueError(f"weight: expected a number, 0 or more, found {weight!r}")
         self.match, self.weight, self.schedule, self.seed = match, weight, schedule, seed
-        self.student, self.probe_set = StudentLayer(layer), probe_set
+        self._student, self.probe_set = None if layer is None else StudentLayer(layer), probe_set
         self.metrics: dict[str, float] = {}
         self._batches: ProbeBatches | None = None
         if probe_set is not None:
@@ -123,6 +123,48 @@ class JointObjective(nn.Module):
     def weight_at(self, step: int) -> float:
         """Return the weight of the match at a step."""
         return self.weight * (1.0 if self.schedule is None else float(self.schedule(step)))
+
+    @property
+    def student(self) -> StudentLayer:
+        """The layer that is taught.
+
+        Raises
+        ------
+        ValueError
+            None was given.
+        """
+        if self._student is None:
+            raise ValueError("layer: expected the student's layer, found none: give JointObjective(..., layer=...)")
+        return self._student
+
+    def forward(self, task: Tensor, features: Tensor, sample_index: Tensor, step: int = 0) -> Tensor:
+        """Return the joint loss of features that a loop has at hand.
+
+        Parameters
+        ----------
+        task : scalar
+        features : (batch, feature)
+        sample_index : (batch), int64
+            The row of each in the target; -1 for what is not in it.
+        step : int
+            The optimizer step, for the schedule.
+
+        Examples
+        --------
+        >>> from repaudit import AlignmentTarget, DiffusionGauge, OperatorMatch
+        >>> points = torch.randn(40, 3, generator=torch.Generator().manual_seed(0))
+        >>> target = AlignmentTarget.from_operator(DiffusionGauge(perplexity=5)(points))
+        >>> objective = JointObjective(OperatorMatch(target))
+        >>> round(objective(torch.tensor(2.0), points, torch.arange(40)).item(), 5)
+        2.0
+        """
+        weight = self.weight_at(step)
+        if not weight:
+            self.metrics = {"match_weight": 0.0}
+            return task
+        match: Tensor = self.match(features, sample_index)
+        self.metrics = {"match": float(match.detach()), "match_weight": weight}
+        return task + weight * match.to(task.dtype)
 
     def joined(
         self, model: nn.Module, step: int, task: Callable[[], Result], sample_index: Tensor | None = None

@@ -56,7 +56,7 @@ class AlignmentTarget:
     >>> gauge = DiffusionGauge(perplexity=5)
     >>> target = AlignmentTarget.from_operator(gauge(points), samples=range(40), gauge=gauge)
     >>> len(target), target.index_of(["3", "x"]).tolist(), round(target.information, 2)
-    (40, [3, -1], 1.91)
+    (40, [3, -1], 1.88)
 
     See Also
     --------

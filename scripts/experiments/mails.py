@@ -35,11 +35,11 @@ class Mails:
     tokenizer: PreTrainedTokenizerFast
 
     @classmethod
-    def load(cls, samples: int, others: int) -> Mails:
-        """Take so many e-mails for each set, and others."""
-        every = pretrained.emails(2 * samples + others)
-        sets = {TRAIN: every[:samples], HELD_OUT: every[samples : 2 * samples]}
-        texts = [mail["text"] for mail in every[2 * samples :]]
+    def load(cls, samples: int, held_out: int, others: int) -> Mails:
+        """Take so many e-mails to teach on, held out, and others."""
+        every = pretrained.emails(samples + held_out + others)
+        sets = {TRAIN: every[:samples], HELD_OUT: every[samples : samples + held_out]}
+        texts = [mail["text"] for mail in every[samples + held_out :]]
         return cls(sets, texts, _tokenizer([mail["text"] for mail in sets[TRAIN]] + texts))
 
     @property
@@ -70,8 +70,8 @@ class Mails:
         rng = np.random.default_rng(seed)
         chosen = np.arange(len(classes))
         if labels_per_class is not None:
-            parts = [rng.choice(np.flatnonzero(classes == one), labels_per_class, replace=False) for one in set(classes)]
-            chosen = np.concatenate(parts)
+            places = [np.flatnonzero(classes == one) for one in range(len(self.classes))]
+            chosen = np.concatenate([rng.choice(some, labels_per_class, replace=False) for some in places])
         inputs = self.inputs([self.sets[TRAIN][index]["text"] for index in chosen])
         rows = _rows({**inputs, "labels": torch.from_numpy(classes[chosen])})
         return _endless(rows, min(batch_size, len(rows)), seed)

@@ -12,52 +12,34 @@ import argparse
 import json
 import logging
 import os
-import platform
 import time
 import warnings
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import replace
-from importlib.metadata import version
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any, TypeAlias
 
-import numpy as np
 import students
 import teachers
 import torch
 import xarray as xr
-from mails import FEW, HELD_OUT, TRAIN, Mails
+from mails import FEW, HELD_OUT, Mails
 from matplotlib.figure import Figure
+from merging_page import Found, page
 from rich.console import Console
-from scipy import stats
 from students import BEST, FEATURES, MERGED, NONE, PERMUTED, WITHIN, Task
 from teachers import LAYER, Teaching
 
 import repaudit as ra
 
-SAMPLES = 288
-OTHERS = 2000
+SAMPLES, HELD, OTHERS = 576, 288, 2000
+"""E-mails to teach on, held out, and to learn language from."""
 ALL_ARMS = (NONE, MERGED, BEST, PERMUTED, WITHIN, FEATURES)
 TASKS = (
     Task("few labels", "bert", FEW, 1.0, 300, ALL_ARMS),
     Task("many labels", "bert", None, 1.0, 300, ALL_ARMS),
-    Task("language", "llama", None, 0.1, 400, (NONE, MERGED, PERMUTED)),
+    Task("language", "llama", None, 0.05, 400, (NONE, MERGED, PERMUTED)),
 )
-BARS = (
-    ("few labels", "held-out distance", MERGED, NONE, "ratio", 0.70),
-    ("few labels", "held-out distance", MERGED, PERMUTED, "ratio", 0.80),
-    ("few labels", "train distance", MERGED, NONE, "ratio", 0.40),
-    ("few labels", "accuracy", MERGED, NONE, "difference", -0.02),
-    ("few labels", "10-NN accuracy", MERGED, PERMUTED, "difference", 0.05),
-    ("language", "held-out distance", MERGED, NONE, "ratio", 0.85),
-    ("language", "validation loss", MERGED, NONE, "ratio", 1.05),
-)
-"""Task, number, arm, what it is compared with, how, and the bar: at most for ratios, at least for differences."""
-
-Found: TypeAlias = dict[str, dict[str, list[dict[str, float]]]]
-"""By task and arm, the numbers of every seed."""
-
 console = Console()
 
 
@@ -66,31 +48,31 @@ def main() -> None:
     default = Path(__file__).resolve().parents[2] / "experiment-merging"
     parser.add_argument("--out", type=Path, default=default, help="folder of stores, analyses and RESULTS.md")
     parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--scale", type=float, default=None, help="perplexity of the target; a quarter of the samples")
+    parser.add_argument("--scale", type=float, default=None, help="perplexity; by default a quarter of the samples")
     parser.add_argument("--quick", action="store_true", help="two small teachers, 2 seeds, few steps")
     options = parser.parse_args()
     _quiet()
     start = time.time()
-    samples, models, seeds, tasks = SAMPLES, list(teachers.pretrained.models()), options.seeds, TASKS
+    sizes, models, seeds, tasks = (SAMPLES, HELD, OTHERS), list(teachers.pretrained.models()), options.seeds, TASKS
     if options.quick:
-        samples, models, seeds = 96, ["minilm-l6", "minilm-l3"], 2
-        tasks = tuple(replace(task, steps=40, arms=(NONE, MERGED, PERMUTED)) for task in TASKS if task.name != "many labels")
+        sizes, models, seeds = (96, 96, 200), ["minilm-l6", "minilm-l3"], 2
+        short = [task for task in TASKS if task.name != "many labels"]
+        tasks = tuple(replace(task, steps=40, arms=(NONE, MERGED, PERMUTED)) for task in short)
     options.out.mkdir(parents=True, exist_ok=True)
-    mails = Mails.load(samples, OTHERS // (10 if options.quick else 1))
+    mails = Mails.load(*sizes)
     with console.status("recording the teachers"):
         stores = teachers.record(mails, options.out, models)
-    scale = options.scale or samples / 4
-    teaching = Teaching.of(stores, mails, scale)
+    teaching = Teaching.of(stores, mails, options.scale)
     with console.status("analysing the teachers"):
         for name, store in stores.items():
             ra.analyze(store, options.out / f"teachers-{name}.analysis", merge="frobenius")
     found = run(tasks, seeds, mails, teaching, stores, options.out)
-    rows = teachers.merges(stores[HELD_OUT], mails.labels(HELD_OUT), scale)
+    rows = teachers.merges(stores[HELD_OUT], mails.labels(HELD_OUT), options.scale)
     draw(options.out)
-    page = write(found, rows, tasks, seeds, mails, teaching, scale, time.time() - start)
-    (options.out / "RESULTS.md").write_text(page, encoding="utf-8")
+    text = page(found, rows, tasks, seeds, mails, teaching, time.time() - start)
+    (options.out / "RESULTS.md").write_text(text, encoding="utf-8")
     (options.out / "results.json").write_text(json.dumps({"students": found, "operators": rows}, indent=1))
-    console.print(page, markup=False)
+    console.print(text, markup=False)
 
 
 def run(
@@ -132,139 +114,9 @@ def draw(folder: Path) -> None:
     figure.savefig(folder / "operators.png", dpi=150)
 
 
-def write(
-    found: dict[str, Any], rows: list[dict[str, object]], tasks: tuple[Task, ...], seeds: int, mails: Mails,
-    teaching: Teaching, scale: float, seconds: float,
-) -> str:  # fmt: skip
-    """Return RESULTS.md."""
-    teachers_named = [str(row["operator"]) for row in rows if "from teachers" not in row]
-    lines = [
-        "# A student taught by the consensus of pretrained models", "",
-        f"{len(teachers_named)} teachers ({', '.join(teachers_named)}), {len(mails.sets[TRAIN])} e-mails to teach on and "
-        f"{len(mails.sets[HELD_OUT])} held out, in {len(mails.classes)} classes ({', '.join(mails.classes)}); perplexity "
-        f"{scale:g}; {seeds} seeds. Distances are squared and calibrated: 0 the same operator, 1 an unrelated one; the "
-        f"teachers' spread among themselves is {teaching.spread:.3f}. Held-out distances are to P* merged anew on the "
-        "held-out e-mails. Numbers are means over seeds; differences are paired by seed, with 95% intervals.", "",
-        *_answers(found, teaching), "", "![PHATE of P* and of every teacher](operators.png)", "", "## What the operators know of the classes (held-out e-mails)", "",
-        *_table(["operator", "same class in one step", "mean distance from the teachers"],
-                [[row["operator"], f"{row['same class']:.3f}", _number(row.get("from teachers"))] for row in rows]),
-    ]  # fmt: skip
-    for task in tasks:
-        lines += ["", f"## {task.name.capitalize()}", "", _about(task), "", *_arms(found[task.name])]
-    lines += ["", "## Against the bars", "", *_bars(found), "", _how(seconds)]
-    return "\n".join(lines) + "\n"
-
-
-def _about(task: Task) -> str:
-    student = f"{task.student.capitalize()}, {students.SIZES['num_hidden_layers']} layers of {students.SIZES['hidden_size']}"
-    if task.student == "llama":
-        learns = "learns the language of other e-mails"
-    else:
-        learns = f"learns the class of {task.labels_per_class or 'all'} e-mails" + " a class" * bool(task.labels_per_class)
-    return f"A {student}, from scratch, {learns} for {task.steps} steps; weight of the match {task.weight:g}."
-
-
-def _arms(arms: dict[str, list[dict[str, float]]]) -> list[str]:
-    names = [name for name in arms[NONE][0]]
-    body = []
-    for arm, runs in arms.items():
-        cells = [arm]
-        for name in names:
-            values = np.array([one[name] for one in runs])
-            cell = f"{values.mean():.3f}"
-            if arm != NONE and name != "cpu_s":
-                cell += f" ({_paired(values - np.array([one[name] for one in arms[NONE]]))})"
-            cells.append(cell if name != "cpu_s" else f"{values.mean():.0f}")
-        body.append(cells)
-    return _table(["arm", *names], body)
-
-
-def _bars(found: dict[str, Any]) -> list[str]:
-    body = []
-    for task, number, arm, other, how, bar in BARS:
-        if task not in found or arm not in found[task] or other not in found[task]:
-            continue
-        one, two = (np.array([run[number] for run in found[task][name]]) for name in (arm, other))
-        values = one / two if how == "ratio" else one - two
-        held = values.mean() <= bar if how == "ratio" else values.mean() >= bar
-        sign = "at most" if how == "ratio" else "at least"
-        said = "yes" if held else "no"
-        body.append([task, f"{number}: {arm} {'/' if how == 'ratio' else '-'} {other}", _interval(values), f"{sign} {bar:g}", said])
-    return _table(["task", "what", "seen", "bar", "held"], body)
-
-
-def _answers(found: dict[str, Any], teaching: Teaching) -> list[str]:
-    """Say in words what came out, whichever way."""
-    lines = []
-    for task, arms in found.items():
-        if PERMUTED not in arms:
-            continue
-        number = "held-out distance"
-        one, none, permuted = (np.array([run[number] for run in arms[name]]) for name in (MERGED, NONE, PERMUTED))
-        real = _sure(one - permuted, less=True)
-        lines.append(
-            f"- **{task}**: the match takes the held-out distance to {one.mean() / none.mean():.2f} of the control's, a "
-            f"relabelled target to {permuted.mean() / none.mean():.2f}; what the target means "
-            f"{'counts' if real else 'is not shown to count'} ({_paired(one - permuted)})."
-        )
-        if BEST in arms:
-            best = np.array([run[number] for run in arms[BEST]])
-            lines.append(
-                f"- *Better than the best teacher alone* ({teaching.best}): {_said(one - best)}, {one.mean():.3f} against "
-                f"{best.mean():.3f} ({_paired(one - best)}); accuracy {_mean(arms, MERGED, 'accuracy')} against "
-                f"{_mean(arms, BEST, 'accuracy')}."
-            )
-    return lines
-
-
-def _said(difference: np.ndarray) -> str:
-    if _sure(difference, less=True):
-        return "yes"
-    return "no, worse" if _sure(-difference, less=True) else "not shown"
-
-
-def _mean(arms: dict[str, Any], arm: str, number: str) -> str:
-    return f"{np.mean([run[number] for run in arms[arm]]):.3f}"
-
-
-def _sure(values: np.ndarray, *, less: bool) -> bool:
-    half = _half(values)
-    return bool(values.mean() + half < 0) if less else bool(values.mean() - half > 0)
-
-
-def _half(values: np.ndarray) -> float:
-    if len(values) < 2:
-        return float("nan")
-    return float(stats.t.ppf(0.975, len(values) - 1) * values.std(ddof=1) / np.sqrt(len(values)))
-
-
-def _paired(values: np.ndarray) -> str:
-    return f"{values.mean():+.3f} ± {_half(values):.3f}"
-
-
-def _interval(values: np.ndarray) -> str:
-    return f"{values.mean():.3f} ± {_half(values):.3f}"
-
-
-def _number(value: object) -> str:
-    return "" if value is None else f"{value:.3f}"
-
-
-def _table(head: list[str], body: list[list[Any]]) -> list[str]:
-    return [f"| {' | '.join(map(str, row))} |" for row in (head, ["---"] * len(head), *body)]
-
-
-def _how(seconds: float) -> str:
-    versions = ", ".join(f"{name} {version(name)}" for name in ("repaudit", "torch", "transformers"))
-    return (
-        f"Python {platform.python_version()}, {versions}; {os.cpu_count()} cores; this run took {seconds / 60:.1f} minutes "
-        "(students and teachers that an earlier run finished are not trained or recorded again)."
-    )
-
-
 def _quiet() -> None:
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
-    for unhelpful in ("does not have many workers", "have no `val_dataloader`", "LeafSpec.* is deprecated", "max_epochs"):
+    for unhelpful in ("does not have many workers", "have no `val_dataloader`", "LeafSpec.* is deprecated"):
         warnings.filterwarnings("ignore", message=f".*{unhelpful}")
 
 

@@ -117,10 +117,8 @@ def _fit(module: Any, loader: Any, task: Task, name: str, mails: Mails, folder: 
 def _measured(
     network: Any, task: Task, name: str, mails: Mails, teaching: Teaching, folder: Path, validation: Any
 ) -> dict[str, float]:
-    features = {
-        samples: ra.open_store(folder / f"students-{samples}.zarr").repaudit.activations(name, "top").isel(step=-1).values
-        for samples in (TRAIN, HELD_OUT)
-    }
+    stores = {samples: ra.open_store(folder / f"students-{samples}.zarr").repaudit for samples in (TRAIN, HELD_OUT)}
+    features = {samples: store.activations(name, "top").isel(step=-1).values for samples, store in stores.items()}
     found = {
         "train distance": teaching.train.distance(features[TRAIN]),
         "held-out distance": teaching.held_out.distance(features[HELD_OUT]),

@@ -38,6 +38,7 @@ class Teaching:
     train, held_out : AlignmentTarget, merged anew on each set
     best : str, the teacher whose walk finds the same class most often on the training e-mails
     alone : AlignmentTarget, that teacher's own operator
+    spread : float, of the teachers on the held-out e-mails
     """
 
     train: ra.AlignmentTarget
@@ -47,30 +48,33 @@ class Teaching:
     spread: float
 
     @classmethod
-    def of(cls, stores: dict[str, Path], mails: Mails, scale: float) -> Teaching:
-        """Merge the teachers on both sets, at a perplexity."""
-        gauge = ra.DiffusionGauge(perplexity=scale)
-        operators = {name: operators_of(store, gauge) for name, store in stores.items()}
+    def of(cls, stores: dict[str, Path], mails: Mails, scale: float | None = None) -> Teaching:
+        """Merge the teachers on both sets, at a perplexity, or a quarter of each set's samples."""
+        gauges = {name: gauge_of(len(mails.sets[name]), scale) for name in stores}
+        operators = {name: operators_of(store, gauges[name]) for name, store in stores.items()}
         ids = {name: [mail["id"] for mail in mails.sets[name]] for name in stores}
         merged = {
             name: ra.AlignmentTarget.from_operator(
-                ra.DiffusionMerging("frobenius").merge(found), samples=ids[name], gauge=gauge
+                ra.DiffusionMerging("frobenius").merge(found), samples=ids[name], gauge=gauges[name]
             )
             for name, found in operators.items()
         }
         classes = mails.labels(TRAIN)
         best = max(operators[TRAIN], key=lambda name: same_class(operators[TRAIN][name], classes))
-        alone = ra.AlignmentTarget.from_operator(operators[TRAIN][best], samples=ids[TRAIN], gauge=gauge)
+        alone = ra.AlignmentTarget.from_operator(operators[TRAIN][best], samples=ids[TRAIN], gauge=gauges[TRAIN])
         spread = ra.spread(operators[HELD_OUT]).value
         return cls(merged[TRAIN], merged[HELD_OUT], best, alone, spread)
+
+
+def gauge_of(samples: int, scale: float | None) -> ra.DiffusionGauge:
+    """Return the gauge at a perplexity, or a quarter of the samples."""
+    return ra.DiffusionGauge(perplexity=scale or samples / 4)
 
 
 def operators_of(store: Path, gauge: ra.DiffusionGauge) -> dict[str, ra.DiffusionOperator]:
     """Return every teacher's operator on a set."""
     tree = ra.open_store(store)
-    return {
-        name: gauge(tree.repaudit.activations(name, LAYER).isel(step=-1).values) for name in tree.repaudit.models
-    }
+    return {name: gauge(tree.repaudit.activations(name, LAYER).isel(step=-1).values) for name in tree.repaudit.models}
 
 
 def same_class(operator: ra.DiffusionOperator, classes: np.ndarray) -> float:
@@ -78,9 +82,9 @@ def same_class(operator: ra.DiffusionOperator, classes: np.ndarray) -> float:
     return float((operator.to_numpy() * np.equal.outer(classes, classes)).sum() / len(classes))
 
 
-def merges(store: Path, classes: np.ndarray, scale: float) -> list[dict[str, object]]:
+def merges(store: Path, classes: np.ndarray, scale: float | None) -> list[dict[str, object]]:
     """Return the same-class rate of every teacher and of every merge, and how far each merge is from the teachers."""
-    operators = operators_of(store, ra.DiffusionGauge(perplexity=scale))
+    operators = operators_of(store, gauge_of(len(classes), scale))
     rows: list[dict[str, object]] = [
         {"operator": name, "same class": same_class(one, classes)} for name, one in operators.items()
     ]
@@ -88,5 +92,6 @@ def merges(store: Path, classes: np.ndarray, scale: float) -> list[dict[str, obj
         options = {"weights": dict.fromkeys(operators, 1 / len(operators))} if merge == "weighted" else {}
         merged = ra.DiffusionMerging(merge, **options).merge(operators)  # type: ignore[arg-type]
         far = np.mean([ra.spread({"teacher": one, "merged": merged}).value for one in operators.values()])
-        rows.append({"operator": f"P*, {merge}", "same class": same_class(merged, classes), "from teachers": float(far)})
+        known = same_class(merged, classes)
+        rows.append({"operator": f"P*, {merge}", "same class": known, "from teachers": float(far)})
     return rows
