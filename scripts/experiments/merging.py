@@ -32,13 +32,13 @@ from teachers import LAYER, Teaching
 
 import repaudit as ra
 
-SAMPLES, HELD, OTHERS = 576, 288, 2000
+SAMPLES, HELD, OTHERS = 288, 288, 2000
 """E-mails to teach on, held out, and to learn language from."""
 ALL_ARMS = (NONE, MERGED, BEST, PERMUTED, WITHIN, FEATURES)
 TASKS = (
-    Task("few labels", "bert", FEW, 1.0, 300, ALL_ARMS),
-    Task("many labels", "bert", None, 1.0, 300, ALL_ARMS),
-    Task("language", "llama", None, 0.05, 400, (NONE, MERGED, PERMUTED)),
+    Task("few labels", "bert", FEW, 1.0, 200, ALL_ARMS),
+    Task("many labels", "bert", None, 1.0, 200, ALL_ARMS),
+    Task("language", "llama", None, 0.03, 300, (NONE, MERGED, PERMUTED)),
 )
 console = Console()
 

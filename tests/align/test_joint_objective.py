@@ -167,3 +167,25 @@ def test_the_bank_of_an_objective_goes_on_where_it_was() -> None:
     for _ in range(4):
         values = [float(one.joined(model, 0, lambda: None)[1].detach()) for one in (first, second)]
         assert values[0] == values[1]
+
+
+@pytest.mark.slow
+def test_features_neither_shrink_nor_grow_over_a_thousand_steps() -> None:
+    generator = torch.Generator().manual_seed(0)
+    inputs = torch.randn(students.COUNT, 6, generator=generator)
+    wanted = inputs @ torch.randn(6, 2, generator=generator)
+    probe_set = ra.ProbeSet.from_tensors({"x": inputs}, ids=[f"s{i}" for i in range(students.COUNT)])
+    sizes = {}
+    for weight in (0.0, 1.0):
+        torch.manual_seed(0)
+        trunk = nn.Sequential(nn.Linear(6, 24), nn.Tanh(), nn.Linear(24, 12))
+        model = nn.Sequential(trunk, nn.Linear(12, 2))
+        objective = students.objective(layer="[0]", probe_set=probe_set, weight=weight)
+        optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
+        for step in range(1000):
+            optimizer.zero_grad()
+            task, match = objective.joined(model, step, lambda model=model: (model(inputs) - wanted).square().mean())
+            (task if match is None else task + match).backward()
+            optimizer.step()
+        sizes[weight] = float(trunk(inputs).detach().norm())
+    assert 0.5 < sizes[1.0] / sizes[0.0] < 2, sizes
