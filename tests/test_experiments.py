@@ -72,7 +72,7 @@ def test_the_experiment_on_convergence_tells_what_it_found_and_trains_once(tmp_p
             for layer, (start, peak, end, *_) in rows.items():
                 curve = spread.isel(scale=index).sel(layer=layer)
                 expect_estimate(start, curve.isel(step=0))
-                expect_estimate(peak, curve.isel(step=int(curve["spread"].argmax())))
+                expect_estimate(peak, curve.isel(step=int(curve["spread"].values.argmax())))
                 expect_estimate(end, curve.isel(step=-1))
     groups = xr.open_datatree(tmp_path / "analysis" / "results.zarr", engine="zarr")["groups"].to_dataset().load()
     within = groups.sel(group="wide", other="wide", layer="last")["spread"]
