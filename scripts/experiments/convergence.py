@@ -117,10 +117,13 @@ def train(name: str, replica: Replica, plan: Plan, corpus: Corpus, store: Path) 
         on_store_error="raise",
         model_attrs={"replica": asdict(replica)},
     )
-    started = time.monotonic()
-    trained = replica.train(corpus.blocks, [callback])
-    first, last = trained.first_and_last_loss()
+    blocks, started = corpus.blocks, time.monotonic()
+    try:
+        trained = replica.train(blocks, [callback])
+    except SystemExit:  # what the trainer makes of Ctrl-C
+        raise KeyboardInterrupt from None
     seconds = time.monotonic() - started
+    first, last = trained.first_and_last_loss()
     every = len(corpus.held_out_blocks) // VALIDATION_BLOCKS
     return {
         "parameters": sum(weights.numel() for weights in trained.module.parameters()),
@@ -140,20 +143,22 @@ def train_missing(plan: Plan, out: Path) -> tuple[dict[str, dict[str, Any]], int
         path = out / "losses" / f"{name}.json"
         if not (is_recorded(store, name, replica) and path.exists()):
             with console.status(f"training {name}, {number} of {len(plan.replicas)}, {replica.steps} steps"):
-                try:
-                    found = train(name, replica, plan, corpus, store)
-                except SystemExit:  # what the trainer makes of Ctrl-C
-                    raise KeyboardInterrupt from None
-            path.parent.mkdir(exist_ok=True)
-            partial = path.with_suffix(".partial")
-            partial.write_text(json.dumps(found) + "\n", encoding="utf-8")
-            partial.replace(path)
+                found = train(name, replica, plan, corpus, store)
+            write_whole(path, json.dumps(found) + "\n")
             trained += 1
             console.print(f"{name}: loss {found['first']:.2f} -> {found['last']:.2f}, {found['seconds']:.0f} s")
         losses[name] = json.loads(path.read_text(encoding="utf-8"))
     if trained < len(plan.replicas):
         console.print(f"{len(plan.replicas) - trained} of {len(plan.replicas)} replicas were recorded already")
     return losses, trained
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a file that an interruption leaves whole or absent."""
+    path.parent.mkdir(exist_ok=True)
+    partial = path.with_suffix(".partial")
+    partial.write_text(text, encoding="utf-8")
+    partial.replace(path)
 
 
 def analyse(plan: Plan, out: Path) -> tuple[xr.DataTree, dict[str, xr.DataTree]]:
