@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from repaudit.align.probe_batches import ProbeBatches, gathered, share_of_rank
+from repaudit.align.probe_batches import ProbeBatches, gathered, is_distributed, share_of_rank
 from repaudit.align.student import StudentLayer, has_lazy_parameters
 from repaudit.capture.extract.layer_spec import LayerSpec
 from repaudit.capture.probe_set.probe_set import ProbeSet
@@ -192,7 +192,7 @@ class JointObjective(nn.Module):
         weight = self.weight_at(step)
         if not weight:
             self.metrics = {"match_weight": 0.0}
-            return task(), None
+            return task(), self._idle()
         if self.probe_set is None:
             if sample_index is None:
                 raise ValueError(
@@ -208,10 +208,17 @@ class JointObjective(nn.Module):
         self.metrics = {"match": float(match.detach()), "match_weight": weight}
         return result, weight * match
 
+    def _idle(self) -> Tensor | None:
+        """Return nothing, or where DDP waits for the gradients of heads, a zero that depends on them."""
+        trained = [parameter for parameter in self.match.parameters() if parameter.requires_grad]
+        return torch.stack([one.sum() * 0.0 for one in trained]).sum() if trained and is_distributed() else None
+
     def note_gradients(self, task: Tensor, match: Tensor, parameters: Sequence[nn.Parameter]) -> None:
         """Put the ratio of the gradients' norms, of the weighted match over the task's, into :attr:`metrics`."""
         trained = [one for one in parameters if one.requires_grad]
         norms = []
+        if not match.grad_fn or not task.grad_fn:
+            return
         for loss in (match, task):
             found = torch.autograd.grad(loss, trained, retain_graph=True, allow_unused=True)
             squares = [one.detach().double().square().sum() for one in found if one is not None]

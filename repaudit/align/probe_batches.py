@@ -59,7 +59,7 @@ class ProbeBatches:
 
 def share_of_rank(batch: Tensor) -> Tensor:
     """Return what this process forwards of a batch: all of it, or with several an equal part (samples may repeat)."""
-    if not _several():
+    if not is_distributed():
         return batch
     rank, world = dist.get_rank(), dist.get_world_size()
     repeated = batch[torch.arange(-(-len(batch) // world) * world) % len(batch)]
@@ -72,7 +72,7 @@ def gathered(features: Tensor, places: Tensor) -> tuple[Tensor, Tensor]:
     Every process computes the same loss of all features, and the mean over processes that DDP takes of the gradients
     is then the gradient of that loss.
     """
-    if not _several():
+    if not is_distributed():
         return features, places
     both = [torch.empty_like(places) for _ in range(dist.get_world_size())]
     dist.all_gather(both, places.contiguous())
@@ -80,5 +80,6 @@ def gathered(features: Tensor, places: Tensor) -> tuple[Tensor, Tensor]:
     return torch.cat(parts), torch.cat(both)
 
 
-def _several() -> bool:
+def is_distributed() -> bool:
+    """Return whether several processes train together."""
     return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1

@@ -37,8 +37,8 @@ SAMPLES, HELD, OTHERS = 288, 288, 2000
 ALL_ARMS = (NONE, MERGED, BEST, PERMUTED, WITHIN, FEATURES)
 TASKS = (
     Task("few labels", "bert", FEW, 1.0, 200, ALL_ARMS),
-    Task("many labels", "bert", None, 1.0, 200, ALL_ARMS),
     Task("language", "llama", None, 0.03, 300, (NONE, MERGED, PERMUTED)),
+    Task("many labels", "bert", None, 1.0, 200, ALL_ARMS),
 )
 console = Console()
 
@@ -79,7 +79,7 @@ def run(
     tasks: tuple[Task, ...], seeds: int, mails: Mails, teaching: Teaching, stores: dict[str, Path], folder: Path
 ) -> Found:
     """Train every student, one per core at a time, or read the numbers of those that are finished."""
-    jobs = [(task, arm, seed) for seed in range(seeds) for task in tasks for arm in task.arms]
+    jobs = [(task, arm, seed) for task in tasks for seed in range(seeds) for arm in task.arms]
     numbers: dict[tuple[str, str, int], dict[str, float]] = {}
     with ProcessPoolExecutor(os.cpu_count(), get_context("spawn"), _alone) as pool:
         waiting = {
