@@ -16,8 +16,8 @@ from repaudit.gauge.kernel import exp_
 CUT: Final = 3
 """Neighbours among which a sample's probabilities are spread, as a multiple of the perplexity."""
 
-_CLOSE: Final = {torch.float32: 1e-4, torch.float64: 1e-6}
-"""Length of a step in ``log b`` after which the search ends: the error that it leaves is of the order of its square."""
+_CLOSE: Final = {torch.float32: 1e-3, torch.float64: 3e-5}
+"""Length of a step in ``log b`` after which the search ends: the error that it leaves is of the order of its cube."""
 
 _THERE: Final = {torch.float32: 3e-7, torch.float64: 1e-10}
 """Nats by which the entropy of a row may miss the logarithm of the perplexity."""
@@ -29,6 +29,11 @@ _FAR: Final = 1e30
 _HELD: Final = 1e-4
 _ROUNDING_SHOWS: Final = 1e-4
 _MOST_STEPS: Final = 100
+_ROUGH: Final = 0.1
+_FEW_STEPS: Final = 5
+"""What a search in float32 ends with, before one in float64."""
+
+_LEAST: Final = 1e-300
 _STRIDE: Final = 2.0
 """Longest step in ``log b``: where the entropy hardly changes, its slope leads far astray."""
 
@@ -68,9 +73,9 @@ def neighbors_within(perplexity: float, count: int) -> int:
 def spread_over_neighbors(squared: Tensor, perplexity: float, floor: float) -> Spreading:
     """Solve ``exp(H_i) = u`` for the ``b_i`` of ``p_j|i = exp(-b_i d_ij²) / Σ_k exp(-b_i d_ik²)``, ``H`` the entropy.
 
-    Newton's iteration on ``log b``, kept within a bracket, for all rows at once in float64. The entropy falls from the
-    logarithm of the number of neighbours, ``b = 0``, to that of the number of nearest ones that tie. A row with too few
-    neighbours is uniform over all of them, one with at least ``u`` nearest ties is uniform over these.
+    Halley's iteration on ``log b``, kept within a bracket, for all rows at once, in float64 in the end. The entropy
+    falls from the logarithm of the number of neighbours, ``b = 0``, to that of the number of nearest ones that tie. A
+    row with too few neighbours is uniform over all of them, one with at least ``u`` nearest ties is uniform over these.
 
     Parameters
     ----------
@@ -90,13 +95,13 @@ def spread_over_neighbors(squared: Tensor, perplexity: float, floor: float) -> S
     for part in cache_panels(squared):
         gap, ties = _gaps(squared[part], dtype)
         scale = _deviation(gap)
-        gap /= scale
-        b = _precision(gap, ties, perplexity, _CLOSE[squared.dtype])
+        scale = torch.where(scale > 0, scale, 1.0)
+        x = gap.div_(scale).clamp_(max=_FAR)
+        b = _precision(x, ties, perplexity, _CLOSE[squared.dtype])
         sharpest = scale[:, 0].double() / floor**2
         low = (b > sharpest) & torch.isfinite(b)
         b = torch.where(low, sharpest, b)
-        p = _probability(gap, ties, b)
-        entropy = -torch.special.xlogy(p, p).sum(1)
+        p, entropy = _probability(x, ties, b)
         floored += int(low.sum())
         unheld += int(((entropy - math.log(perplexity)).abs() > _HELD).sum())
         probability[part], precision[part] = p, b / scale[:, 0].double()
@@ -110,82 +115,95 @@ def level(squared: Tensor) -> Tensor:
     instance, needs them in float64.
     """
     margin = _ROUNDING_SHOWS / TOLERANCE[squared.dtype]
-    known = squared < math.inf
-    nearest = squared.amin(1)
-    gap = torch.where(known, squared - nearest[:, None], 0.0)
-    count = known.sum(1)
-    mean = gap.sum(1) / count
-    deviation = (torch.where(known, gap - mean[:, None], 0.0).square().sum(1) / count).sqrt()
+    nearest = squared.amin(1, keepdim=True)
+    deviation = _deviation(squared - nearest)
     return ((nearest > margin * deviation) & (deviation > 0)).nonzero()[:, 0]
 
 
 def _gaps(squared: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Return squared distances beyond each row's nearest one, :data:`_FAR` where none, and what ties with it."""
+    """Return squared distances beyond each row's nearest one, infinite where none, and what ties with it."""
     nearest = squared.amin(1, keepdim=True)
-    ties = squared <= nearest * (1 + 4 * TOLERANCE[squared.dtype])
-    gap = squared.to(dtype) - nearest
-    return gap.masked_fill_(ties, 0.0), ties
+    beyond = squared > nearest * (1 + 4 * TOLERANCE[squared.dtype])
+    return (squared.to(dtype) - nearest).mul_(beyond), ~beyond
 
 
 def _deviation(gap: Tensor) -> Tensor:
-    """Return the standard deviation of each row's finite gaps, ``(row, 1)``; 1 where they are all alike."""
-    known = gap < math.inf
+    """Return the standard deviation of each row's finite gaps, ``(row, 1)``."""
+    known = (gap < math.inf).to(gap.dtype)
     count = known.sum(1, keepdim=True)
-    values = gap.masked_fill(~known, 0.0)
-    largest = values.amax(1, keepdim=True)
-    largest = torch.where(largest > 0, largest, 1.0)
+    values = torch.nan_to_num(gap, posinf=0.0)
+    largest = values.amax(1, keepdim=True).clamp_(min=torch.finfo(gap.dtype).tiny)
     values /= largest
     mean = values.sum(1, keepdim=True) / count
     variance = values.sub_(mean).mul_(known).square_().sum(1, keepdim=True) / count
-    deviation = variance.sqrt() * largest
-    return torch.where(deviation > 0, deviation, 1.0)
+    return variance.sqrt() * largest
 
 
-def _precision(gap: Tensor, ties: Tensor, perplexity: float, close: float) -> Tensor:
+def _precision(x: Tensor, ties: Tensor, perplexity: float, close: float) -> Tensor:
     """Return ``b`` of each row, ``(row)``: 0 for uniform over all, infinite for uniform over the nearest ties."""
-    target = math.log(perplexity)
-    count, crowd = (gap < math.inf).sum(1), ties.sum(1)
+    count, crowd = (x < _FAR).sum(1), ties.sum(1)
     flat = (count <= perplexity * (1 + 1e-12)) | (count == crowd)
     sharp = ~flat & (crowd >= perplexity * (1 - 1e-12))
     result = torch.where(flat, 0.0, math.inf).double()
     rows = (~flat & ~sharp).nonzero()[:, 0]
-    x = (gap if len(rows) == len(gap) else gap[rows]).clamp(max=_FAR)
-    theta = torch.full((len(rows),), _FIRST, dtype=torch.float64, device=gap.device)
-    low, high = torch.full_like(theta, -math.inf), torch.full_like(theta, math.inf)
-    for _ in range(_MOST_STEPS):
-        if not len(rows):
-            break
-        excess, slope = _excess(x, theta, target)
-        low, high = torch.where(excess > 0, theta, low), torch.where(excess > 0, high, theta)
-        moved = theta - (excess / slope).clamp(-_STRIDE, _STRIDE)
-        outside = ~((moved > low) & (moved < high))
-        middle = torch.where(low.isinf(), high - _STRIDE, torch.where(high.isinf(), low + _STRIDE, (low + high) / 2))
-        there = excess.abs() <= _THERE[x.dtype]
-        done = there | (~outside & ((moved - theta).abs() <= close)) | (high - low <= 1e-12)
-        theta = torch.where(there, theta, torch.where(outside, middle, moved))
-        if bool(done.any()):
-            result[rows[done]] = theta[done].exp()
-            keep = ~done
-            rows, theta, low, high = rows[keep], theta[keep], low[keep], high[keep]
-            x = x[keep] if len(rows) else x
-    result[rows] = theta.exp()
+    x = x[rows] if len(rows) < len(x) else x
+    theta = torch.full((len(rows),), _FIRST, dtype=torch.float64, device=x.device)
+    if x.dtype == torch.float64:
+        theta = _solve(x.float(), theta, math.log(perplexity), _ROUGH, _FEW_STEPS)
+    result[rows] = _solve(x, theta, math.log(perplexity), close, _MOST_STEPS).exp_()
     return result
 
 
-def _excess(x: Tensor, theta: Tensor, target: float) -> tuple[Tensor, Tensor]:
-    """Return the entropy beyond the target, and its derivative by ``log b``: ``-b² Var_p(d²)``; float64."""
+def _solve(x: Tensor, theta: Tensor, target: float, close: float, steps: int) -> Tensor:
+    """Return ``log b`` at which the entropy of each row is ``target``: Halley's iteration, kept within a bracket."""
+    result, rows = theta.clone(), torch.arange(len(x), device=x.device)
+    low, high = torch.full_like(theta, -math.inf), torch.full_like(theta, math.inf)
+    for _ in range(steps):
+        if not len(rows):
+            break
+        excess, slope, bend = _excess(x, theta, target)
+        low, high = torch.where(excess > 0, theta, low), torch.where(excess > 0, high, theta)
+        step = excess * slope / (slope.square() + excess * bend / 2)
+        moved = theta + step.clamp_(-_STRIDE, _STRIDE)
+        outside = ~((moved > low) & (moved < high))
+        if bool(outside.any()):
+            middle = torch.where(
+                low.isinf(), high - _STRIDE, torch.where(high.isinf(), low + _STRIDE, (low + high) / 2)
+            )
+            moved = torch.where(outside, middle, moved)
+        short = ~outside & ((moved - theta).abs() <= close)
+        there = excess.abs() <= _THERE[x.dtype]
+        theta = torch.where(there & ~short, theta, moved)
+        result[rows] = theta
+        left = (~(short | there) & (high - low > 1e-12)).nonzero()[:, 0]
+        if len(left) < len(rows):
+            x, rows, theta, low, high = (part[left] for part in (x, rows, theta, low, high))
+    return result
+
+
+def _excess(x: Tensor, theta: Tensor, target: float) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the entropy beyond the target, and what is left of its derivatives by ``log b``; float64.
+
+    ``-dH = b² Var_p(d²)``, and ``-d²H = 2 b² Var_p(d²) - b³ Skew_p(d²)`` with the third central moment.
+    """
     b = theta.exp()
-    weight = exp_(torch.mul(x, -b[:, None].to(x.dtype)))
+    weight = torch.mul(x, -b[:, None].to(x.dtype)).exp_()
     total = weight.sum(1).double()
-    mean = weight.mul_(x).sum(1).double() / total
-    variance = torch.einsum("ij,ij->i", weight, x).double() / total - mean.square()
-    return total.log() + b * mean - target, -b.square() * variance.clamp(min=1e-300)
+    first, second, third = (weight.mul_(x).sum(1).double() * b / total for _ in range(3))
+    second, third = second * b, third * b.square()
+    variance = (second - first.square()).clamp_(min=_LEAST)
+    skewness = third - 3 * first * second + 2 * first**3
+    return total.log() + first - target, variance, 2 * variance - skewness
 
 
-def _probability(gap: Tensor, ties: Tensor, b: Tensor) -> Tensor:
+def _probability(x: Tensor, ties: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the probabilities of each row and its entropy."""
     sharp = b.isinf()
-    weight = torch.mul(gap, -torch.where(sharp, 1.0, b)[:, None].to(gap.dtype))
-    weight = exp_(weight.masked_fill_(gap == math.inf, -math.inf))
+    # b = 0 takes what is far away as well
+    b = torch.where(sharp, 1.0, b).clamp_(min=1 / _FAR**0.5)
+    weight = exp_(torch.mul(x, -b[:, None].to(x.dtype)))
     if bool(sharp.any()):
         weight = torch.where(sharp[:, None], ties.to(weight.dtype), weight)
-    return weight.div_(weight.sum(1, keepdim=True))
+    total = weight.sum(1, keepdim=True)
+    weight /= total
+    return weight, total[:, 0].double().log() + b * (weight * x).sum(1).double()
