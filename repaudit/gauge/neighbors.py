@@ -178,11 +178,17 @@ def _neighborhoods(
     crowded = following <= values.amax(1) * (1 + DOUBT * TOLERANCE[values.dtype])
     if not bool(crowded.any()):
         return [Neighborhoods(everyone, columns, values)]
+    parts, tied = _parts(everyone[crowded], len(values)), []
+    for hood in _bounded(_crowded(distances_of(part), part, points, k) for part in parts):
+        if hood.columns.shape[1] > k:
+            tied.append(hood)
+            continue
+        columns[hood.rows], values[hood.rows], crowded[hood.rows] = hood.columns, hood.squared, False
+    if not tied:
+        return [Neighborhoods(everyone, columns, values)]
     few = ~crowded
     ordinary = Neighborhoods(everyone[few], columns[few], values[few])
-    parts = _parts(everyone[crowded], len(values))
-    crowds = _bounded(_crowded(distances_of(part), part, points, k) for part in parts)
-    return [ordinary, *crowds] if len(ordinary.rows) else [*crowds]
+    return [ordinary, *tied] if len(ordinary.rows) else tied
 
 
 def _crowded(squared: Tensor, rows: Tensor, points: Cloud, k: int) -> Neighborhoods:
@@ -195,7 +201,7 @@ def _crowded(squared: Tensor, rows: Tensor, points: Cloud, k: int) -> Neighborho
 def _compact(rows: Tensor, columns: Tensor, squared: Tensor) -> Neighborhoods:
     """Leave out the places that no row needs."""
     width = int((squared < math.inf).sum(1).max())
-    values, order = squared.topk(width, largest=False, sorted=False)
+    values, order = smallest(squared, width)
     return Neighborhoods(rows, columns.gather(1, order), values)
 
 

@@ -75,15 +75,15 @@ def _sparse(hoods: Sequence[Neighborhoods], scale: Scale, points: Cloud, alpha: 
     hoods = [part for hood in hoods for part in _refined(hood, points)]
     spread = [spread_over_neighbors(hood.squared, scale.perplexity, _floor(points)) for hood in hoods]
     kernel = _symmetric(hoods, spread, count)
-    rows = np.repeat(np.arange(count), np.diff(kernel.indptr))
-    weight = np.asarray(kernel.sum(axis=1)).ravel() ** -alpha
-    values = kernel.data * weight[rows] * weight[kernel.indices]
-    degrees = np.bincount(rows, values, minlength=count)
-    values /= degrees[rows]
+    starts, columns, entries = kernel.indptr[:-1], kernel.indices, np.diff(kernel.indptr)
+    weight = np.add.reduceat(kernel.data, starts) ** -alpha
+    values = kernel.data * np.repeat(weight, entries) * weight[columns]
+    degrees = np.add.reduceat(values, starts)
+    values /= np.repeat(degrees, entries)
     dtype, device = points.samples.dtype, points.samples.device
-    index = torch.from_numpy(np.stack([rows, kernel.indices.astype(np.int64)]))
-    entries = torch.from_numpy(values).to(dtype)
-    matrix = torch.sparse_coo_tensor(index, entries, (count, count), is_coalesced=True, check_invariants=False)
+    index = torch.from_numpy(np.stack([np.repeat(np.arange(count), entries), columns]))
+    chances = torch.from_numpy(values).to(dtype)
+    matrix = torch.sparse_coo_tensor(index, chances, (count, count), is_coalesced=True, check_invariants=False)
     duplicates = sum(int((hood.squared == 0).any(1).sum()) for hood in hoods)
     counts = _counts(points, duplicates, spread)
     return Computed(matrix.to(device), torch.from_numpy(degrees).to(device), counts)
@@ -104,13 +104,14 @@ def _refined(hood: Neighborhoods, points: Cloud) -> list[Neighborhoods]:
 
 def _symmetric(hoods: Sequence[Neighborhoods], spread: Sequence[Spreading], count: int) -> csr_array:
     """``(p_j|i + p_i|j) / 2`` in float64, the entries of each row in the order of their columns."""
-    rows = torch.cat([hood.rows.repeat_interleave(hood.columns.shape[1]) for hood in hoods]).cpu().numpy()
+    names = torch.cat([hood.rows for hood in hoods]).cpu().numpy()
+    widths = np.concatenate([np.full(len(hood.rows), hood.columns.shape[1]) for hood in hoods])
     columns = torch.cat([hood.columns.flatten() for hood in hoods]).cpu().numpy()
-    values = torch.cat([one.probability.flatten().double() for one in spread]).cpu().numpy() / 2
-    some = values > 0
-    given = csr_array((values[some], (rows[some], columns[some])), shape=(count, count))
-    received = given.T.tocsr()  # as every change of format, this puts entries in order, and sums of such are fast
-    return csr_array(received.T.tocsr() + received)
+    values = torch.cat([one.probability.flatten() for one in spread]).double().cpu().numpy() / 2
+    stacked = csr_array((values, columns, np.concatenate([[0], widths.cumsum()])), shape=(count, count))
+    given = stacked[np.argsort(names)]
+    given.sort_indices()  # sums of what is in order are fast
+    return csr_array(given + given.T.tocsr())
 
 
 def _dense(squared: Tensor, scale: Scale, points: Cloud, alpha: float) -> Computed:

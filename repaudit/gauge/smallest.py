@@ -23,10 +23,7 @@ _FEW: Final = 2
 
 
 def smallest(rows: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """Return the ``k`` smallest entries of each row and their columns, in no order, ``(row, k)`` each.
-
-    At least ``k`` entries of each row are finite.
-    """
+    """Return the ``k`` smallest entries of each row and their columns, in no order, ``(row, k)`` each."""
     values = rows.new_empty(len(rows), k)
     columns = torch.empty(len(rows), k, dtype=torch.int64, device=rows.device)
     if rows.device.type != "cpu":
