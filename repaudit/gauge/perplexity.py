@@ -33,7 +33,6 @@ _ROUGH: Final = 0.1
 _FEW_STEPS: Final = 5
 """What a search in float32 ends with, before one in float64."""
 
-_LEAST: Final = 1e-300
 _STRIDE: Final = 2.0
 """Longest step in ``log b``: where the entropy hardly changes, its slope leads far astray."""
 
@@ -158,42 +157,46 @@ def _solve(x: Tensor, theta: Tensor, target: float, close: float, steps: int) ->
     """Return ``log b`` at which the entropy of each row is ``target``: Halley's iteration, kept within a bracket."""
     result, rows = theta.clone(), torch.arange(len(x), device=x.device)
     low, high = torch.full_like(theta, -math.inf), torch.full_like(theta, math.inf)
+    done = torch.zeros_like(rows, dtype=torch.bool)
     for _ in range(steps):
-        if not len(rows):
-            break
-        excess, slope, bend = _excess(x, theta, target)
+        excess, step = _halley(x, theta, target)
         low, high = torch.where(excess > 0, theta, low), torch.where(excess > 0, high, theta)
-        step = excess * slope / (slope.square() + excess * bend / 2)
         moved = theta + step.clamp_(-_STRIDE, _STRIDE)
-        outside = ~((moved > low) & (moved < high))
-        if bool(outside.any()):
+        inside = (moved > low) & (moved < high)
+        if not bool(inside.all()):
             middle = torch.where(
                 low.isinf(), high - _STRIDE, torch.where(high.isinf(), low + _STRIDE, (low + high) / 2)
             )
-            moved = torch.where(outside, middle, moved)
-        short = ~outside & ((moved - theta).abs() <= close)
+            moved = torch.where(inside, moved, middle)
+        short = inside & ((moved - theta).abs() <= close)
         there = excess.abs() <= _THERE[x.dtype]
-        theta = torch.where(there & ~short, theta, moved)
-        result[rows] = theta
-        left = (~(short | there) & (high - low > 1e-12)).nonzero()[:, 0]
-        if len(left) < len(rows):
-            x, rows, theta, low, high = (part[left] for part in (x, rows, theta, low, high))
+        theta = torch.where(done | (there & ~short), theta, moved)
+        done |= short | there | (high - low <= 1e-12)
+        left = (~done).nonzero()[:, 0]
+        if not len(left):
+            break
+        if 2 * len(left) < len(rows):
+            result[rows] = theta
+            x, rows, theta, low, high, done = (part[left] for part in (x, rows, theta, low, high, done))
+    result[rows] = theta
     return result
 
 
-def _excess(x: Tensor, theta: Tensor, target: float) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the entropy beyond the target, and what is left of its derivatives by ``log b``; float64.
+def _halley(x: Tensor, theta: Tensor, target: float) -> tuple[Tensor, Tensor]:
+    """Return the entropy beyond the target, and the step in ``log b`` that takes it there; float64.
 
-    ``-dH = b² Var_p(d²)``, and ``-d²H = 2 b² Var_p(d²) - b³ Skew_p(d²)`` with the third central moment.
+    The entropy's derivatives by ``log b`` are ``-b² V`` and ``b³ S - 2 b² V``, with the variance and the third central
+    moment of the squared distances.
     """
     b = theta.exp()
     weight = torch.mul(x, -b[:, None].to(x.dtype)).exp_()
-    total = weight.sum(1).double()
-    first, second, third = (weight.mul_(x).sum(1).double() * b / total for _ in range(3))
-    second, third = second * b, third * b.square()
-    variance = (second - first.square()).clamp_(min=_LEAST)
-    skewness = third - 3 * first * second + 2 * first**3
-    return total.log() + first - target, variance, 2 * variance - skewness
+    sums = [weight.sum(1), *(weight.mul_(x).sum(1) for _ in range(3))]
+    total, *moments = torch.stack(sums).double()
+    mean, square, cube = (moment / total for moment in moments)
+    variance = square - mean * mean
+    third = cube - mean * (square + 2 * variance)
+    excess = total.log_() + b * mean - target
+    return excess, excess * variance / ((b * variance).square_() + excess * (variance - b * third / 2))
 
 
 def _probability(x: Tensor, ties: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
