@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
@@ -16,7 +17,7 @@ from repaudit.gauge.kernel import exp_
 CUT: Final = 3
 """Neighbours among which a sample's probabilities are spread, as a multiple of the perplexity."""
 
-_CLOSE: Final = {torch.float32: 1e-3, torch.float64: 3e-5}
+_CLOSE: Final = {torch.float32: 1e-4, torch.float64: 3e-5}
 """Length of a step in ``log b`` after which the search ends: the error that it leaves is of the order of its cube."""
 
 _THERE: Final = {torch.float32: 3e-7, torch.float64: 1e-10}
@@ -29,7 +30,7 @@ _FAR: Final = 1e30
 _HELD: Final = 1e-4
 _ROUNDING_SHOWS: Final = 1e-4
 _MOST_STEPS: Final = 100
-_ROUGH: Final = 0.1
+_ROUGH: Final = 0.03
 _FEW_STEPS: Final = 5
 """What a search in float32 ends with, before one in float64."""
 
@@ -69,7 +70,9 @@ def neighbors_within(perplexity: float, count: int) -> int:
     return max(1, min(count - 1, int(CUT * perplexity)))
 
 
-def spread_over_neighbors(squared: Tensor, perplexity: float, floor: float) -> Spreading:
+def spread_over_neighbors(
+    squared: Tensor, perplexity: float, floor: float, exactly: Callable[[Tensor], Tensor] | None = None
+) -> Spreading:
     """Solve ``exp(H_i) = u`` for the ``b_i`` of ``p_j|i = exp(-b_i d_ij²) / Σ_k exp(-b_i d_ik²)``, ``H`` the entropy.
 
     Halley's iteration on ``log b``, kept within a bracket, for all rows at once, in float64 in the end. The entropy
@@ -83,6 +86,10 @@ def spread_over_neighbors(squared: Tensor, perplexity: float, floor: float) -> S
     perplexity : float
     floor : float
         Smallest bandwidth ``b^-1/2``, in units of distance.
+    exactly : callable, optional
+        Gives the squared distances of chosen rows in float64, for rows of which rounding would show: all distances
+        large beside the differences between them, as those of a sample far from all others. Probabilities depend on
+        differences of squared distances.
 
     Source: van der Maaten and Hinton, Visualizing data using t-SNE (2008), section 2.
     """
@@ -92,8 +99,11 @@ def spread_over_neighbors(squared: Tensor, perplexity: float, floor: float) -> S
     # float64 where it costs little; in long rows the rounding of single terms averages out
     dtype = torch.float64 if squared.shape[1] <= _SHORT else squared.dtype
     for part in cache_panels(squared):
-        gap, ties = _gaps(squared[part], dtype)
-        scale = _deviation(gap)
+        gap, ties, scale, shown = _gaps(squared[part], dtype)
+        if exactly is not None and len(shown):
+            again = _gaps(exactly(shown + part.start), torch.float64)
+            for whole, some in zip((gap, ties, scale), again, strict=False):
+                whole[shown] = some.to(whole.dtype)
         scale = torch.where(scale > 0, scale, 1.0)
         x = gap.div_(scale).clamp_(max=_FAR)
         b = _precision(x, ties, perplexity, _CLOSE[squared.dtype])
@@ -107,23 +117,18 @@ def spread_over_neighbors(squared: Tensor, perplexity: float, floor: float) -> S
     return Spreading(probability, precision, floored, unheld)
 
 
-def level(squared: Tensor) -> Tensor:
-    """Return the rows of which rounding would show: all distances large beside the differences between them.
+def _gaps(squared: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return squared distances beyond each row's nearest one, infinite where none, and what ties with it.
 
-    A probability depends on differences of squared distances. Such a row, that of a sample far from all others for
-    instance, needs them in float64.
+    The third is their deviation, the fourth the rows in which rounding would show.
     """
+    nearest = squared.amin(1, keepdim=True).to(dtype)
+    gap = squared.to(dtype) - nearest
+    deviation = _deviation(gap)
+    beyond = gap > nearest * (4 * TOLERANCE[squared.dtype])
     margin = _ROUNDING_SHOWS / TOLERANCE[squared.dtype]
-    nearest = squared.amin(1, keepdim=True)
-    deviation = _deviation(squared - nearest)
-    return ((nearest > margin * deviation) & (deviation > 0)).nonzero()[:, 0]
-
-
-def _gaps(squared: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Return squared distances beyond each row's nearest one, infinite where none, and what ties with it."""
-    nearest = squared.amin(1, keepdim=True)
-    beyond = squared > nearest * (1 + 4 * TOLERANCE[squared.dtype])
-    return (squared.to(dtype) - nearest).mul_(beyond), ~beyond
+    shown = ((nearest > margin * deviation) & (deviation > 0)).nonzero()[:, 0]
+    return gap.mul_(beyond), ~beyond, deviation, shown
 
 
 def _deviation(gap: Tensor) -> Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Final
 
 import numpy as np
@@ -25,7 +26,7 @@ from repaudit.gauge.neighbors import (
     within,
 )
 from repaudit.gauge.normalize import markov_
-from repaudit.gauge.perplexity import Spreading, level, spread_over_neighbors
+from repaudit.gauge.perplexity import Spreading, spread_over_neighbors
 
 SPARSE: Final = 8
 """An operator is kept sparse where it has at least this many times as many samples as a neighbourhood has."""
@@ -72,8 +73,10 @@ def perplexity_operators(points: Cloud, scales: Sequence[Scale], alpha: float) -
 
 def _sparse(hoods: Sequence[Neighborhoods], scale: Scale, points: Cloud, alpha: float) -> Computed:
     count = len(points)
-    hoods = [part for hood in hoods for part in _refined(hood, points)]
-    spread = [spread_over_neighbors(hood.squared, scale.perplexity, _floor(points)) for hood in hoods]
+    spread = [
+        spread_over_neighbors(hood.squared, scale.perplexity, _floor(points), partial(_again, hood, points))
+        for hood in hoods
+    ]
     kernel = _symmetric(hoods, spread, count)
     starts, columns, entries = kernel.indptr[:-1], kernel.indices, np.diff(kernel.indptr)
     weight = np.add.reduceat(kernel.data, starts) ** -alpha
@@ -84,22 +87,14 @@ def _sparse(hoods: Sequence[Neighborhoods], scale: Scale, points: Cloud, alpha: 
     index = torch.from_numpy(np.stack([np.repeat(np.arange(count), entries), columns]))
     chances = torch.from_numpy(values).to(dtype)
     matrix = torch.sparse_coo_tensor(index, chances, (count, count), is_coalesced=True, check_invariants=False)
-    duplicates = sum(int((hood.squared == 0).any(1).sum()) for hood in hoods)
+    duplicates = sum(int((hood.squared.amin(1) == 0).sum()) for hood in hoods)
     counts = _counts(points, duplicates, spread)
     return Computed(matrix.to(device), torch.from_numpy(degrees).to(device), counts)
 
 
-def _refined(hood: Neighborhoods, points: Cloud) -> list[Neighborhoods]:
-    """Set the rows apart whose distances are needed in float64."""
-    rows = level(hood.squared)
-    if not len(rows):
-        return [hood]
-    others = torch.ones(len(hood.rows), dtype=torch.bool, device=rows.device)
-    others[rows] = False
-    near, names = hood.columns[rows], hood.rows[rows]
-    exact = Neighborhoods(names, near, exactly(hood.squared[rows], names, near, points))
-    rest = Neighborhoods(hood.rows[others], hood.columns[others], hood.squared[others])
-    return [rest, exact] if len(rest.rows) else [exact]
+def _again(hood: Neighborhoods, points: Cloud, chosen: Tensor) -> Tensor:
+    """Return squared distances of chosen rows from their differences."""
+    return exactly(hood.squared[chosen], hood.rows[chosen], hood.columns[chosen], points)
 
 
 def _symmetric(hoods: Sequence[Neighborhoods], spread: Sequence[Spreading], count: int) -> csr_array:
@@ -124,20 +119,17 @@ def _dense(squared: Tensor, scale: Scale, points: Cloud, alpha: float) -> Comput
         rows.diagonal(part.start).fill_(math.inf)
         duplicates += int((rows == 0).any(1).sum())
         rows = cut(rows, everyone[part], None, points, scale.neighbors) if scale.neighbors < count - 1 else rows
-        again = level(rows)
-        if not len(again):
-            spread.append(spread_over_neighbors(rows, scale.perplexity, floor))
-            kernel[part] = spread[-1].probability
-            continue
-        others = torch.ones(len(rows), dtype=torch.bool, device=rows.device)
-        others[again] = False
-        exact = exactly(rows[again], everyone[part][again], None, points)
-        for chosen, distances in ((others, rows[others]), (again, exact)):
-            spread.append(spread_over_neighbors(distances, scale.perplexity, floor))
-            kernel[part][chosen] = spread[-1].probability.to(kernel.dtype)
+        again = partial(_again_among_all, rows, everyone[part], points)
+        spread.append(spread_over_neighbors(rows, scale.perplexity, floor, again))
+        kernel[part] = spread[-1].probability
     _symmetrize_(kernel)
     degrees = markov_(kernel, kernel.sum(1, dtype=torch.float64), alpha)
     return Computed(kernel, degrees, _counts(points, duplicates, spread))
+
+
+def _again_among_all(squared: Tensor, names: Tensor, points: Cloud, chosen: Tensor) -> Tensor:
+    """Return squared distances of chosen rows to all samples from their differences."""
+    return exactly(squared[chosen], names[chosen], None, points)
 
 
 def _symmetrize_(matrix: Tensor) -> None:
