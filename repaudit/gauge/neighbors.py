@@ -24,6 +24,7 @@ DOUBT: Final = 4
 _EQUAL: Final = 1e-12
 _MOST_PAIRS: Final = 2**18
 _MOST_TIES: Final = 2**27
+_ROWS: Final = 1024
 _PANEL_ENTRIES: Final = {"cpu": 2**20, "cuda": 2**26}
 
 
@@ -151,10 +152,14 @@ def _merge(values: Tensor, columns: Tensor, rows: slice, block: Tensor, others: 
     """Let the samples of one more block compete for the nearest of some rows."""
     if rows == others:
         block.fill_diagonal_(math.inf)
-    found, index = smallest(block, min(values.shape[1], block.shape[1] - (rows == others)))
-    names = torch.cat([columns[rows], index + others.start], 1)
-    values[rows], order = smallest(torch.cat([values[rows], found], 1), values.shape[1])
-    columns[rows] = names.gather(1, order)
+    k = values.shape[1]
+    found, index = smallest(block, min(k, block.shape[1] - (rows == others)))
+    index += others.start
+    for part in row_panels(len(block), _ROWS):
+        near = slice(rows.start + part.start, rows.start + part.stop)
+        names = torch.cat([columns[near], index[part]], 1)
+        values[near], order = smallest(torch.cat([values[near], found[part]], 1), k)
+        columns[near] = names.gather(1, order)
 
 
 def exactly(squared: Tensor, rows: Tensor, columns: Tensor | None, points: Cloud) -> Tensor:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from repaudit.distance.points import row_panels
 
-_PANEL_ENTRIES: Final = {"cpu": 2**20, "cuda": 2**26}
+_PANEL_ENTRIES: Final = {"cpu": 2**19, "cuda": 2**26}
 _GROUP: Final = 12
 """Columns to a group whose minima bound the smallest entries: fewer groups are sorted faster, but bound them worse."""
 
