@@ -17,7 +17,7 @@ TOLERANCE: Final = {torch.float32: 1e-6, torch.float64: 1e-11}
 """Relative error of a squared distance above which a product of matrices is not trusted with it."""
 
 _DENSE_FLAGS: Final = 0.01
-_PAIRS_AT_ONCE: Final = 256
+_PAIRS_AT_ONCE: Final = {"cpu": 64, "cuda": 256}
 _WIDE: Final = 1024
 _STRIP: Final = {"cpu": 256, "cuda": 4096}
 
@@ -106,8 +106,9 @@ def squared_block_(out: Tensor, points: Cloud, left: Panel, right: Panel) -> Ten
 def pair_distances(points: Cloud, i: Tensor, j: Tensor) -> Tensor:
     """Return the squared distances of the pairs ``(i, j)`` from their differences, in float64 and scaled units."""
     found = torch.empty(len(i), dtype=torch.float64, device=i.device)
-    for part in row_panels(len(i), _PAIRS_AT_ONCE):
-        found[part] = ((points.exact(i[part]) - points.exact(j[part])) * points.scaling).square_().sum(1)
+    for part in row_panels(len(i), _PAIRS_AT_ONCE.get(i.device.type, 256)):
+        # rows chosen by a tensor are a copy
+        found[part] = points.exact(i[part]).sub_(points.exact(j[part])).mul_(points.scaling).square_().sum(1)
     return found
 
 

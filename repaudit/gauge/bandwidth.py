@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from repaudit.distance.points import cache_panels
-from repaudit.gauge.smallest import smallest_values
+from repaudit.gauge.smallest import smallest
 
 FLOOR: Final = 1e-6
 """Smallest bandwidth, as a fraction of the root mean square distance of the samples from their mean."""
@@ -34,7 +34,7 @@ def bandwidth(squared: Tensor, knn: int, fixed: float | str | None, spread: floa
     """
     count = squared.shape[0]
     if fixed is None:
-        nearest = torch.cat([smallest_values(squared[part], knn + 1) for part in cache_panels(squared)])
+        nearest = smallest(squared, knn + 1)[0]
         scale = nearest.amax(1).double().sqrt()
         zeros = (nearest == 0).sum(1)
     else:

@@ -13,7 +13,7 @@ from torch import Tensor
 from repaudit.distance.points import Cloud, row_panels
 from repaudit.distance.squared import TOLERANCE, pair_distances, panel, squared_block_, squared_distances_
 from repaudit.errors import ActivationError
-from repaudit.gauge.smallest import smallest, smallest_values
+from repaudit.gauge.smallest import smallest
 
 BLOCK: Final = {"cpu": 4096, "cuda": 16384}
 """Samples to a side of the largest block of distances that is held at once."""
@@ -24,6 +24,7 @@ DOUBT: Final = 4
 _EQUAL: Final = 1e-12
 _MOST_PAIRS: Final = 2**18
 _MOST_TIES: Final = 2**27
+_ROWS: Final = 1024
 _PANEL_ENTRIES: Final = {"cpu": 2**20, "cuda": 2**26}
 
 
@@ -66,10 +67,9 @@ def neighborhoods_within(squared: Tensor, points: Cloud, k: int) -> list[Neighbo
     """Return the neighbourhoods of :func:`neighborhoods` from all squared distances, ``(sample, sample)``."""
     count = len(squared)
     wanted = min(k + 1, count - 1)
-    values = squared.new_empty(count, wanted)
-    columns = torch.empty(count, wanted, dtype=torch.int64, device=squared.device)
-    for part in _panels(squared):
-        values[part], columns[part] = _others(squared[part], part, wanted)
+    squared.fill_diagonal_(math.inf)
+    values, columns = smallest(squared, wanted)
+    squared.fill_diagonal_(0.0)
     return _neighborhoods(values, columns, points, k, lambda rows: squared[rows])
 
 
@@ -102,7 +102,7 @@ def cut(squared: Tensor, rows: Tensor, columns: Tensor | None, points: Cloud, k:
     """
     if k >= squared.shape[1]:
         return squared
-    limit = smallest_values(squared, k).amax(1, keepdim=True)
+    limit = smallest(squared, k)[0].amax(1, keepdim=True)
     margin = DOUBT * TOLERANCE[squared.dtype]
     inside = squared <= limit * (1 + margin)
     kept = torch.where(inside, squared, math.inf)
@@ -150,25 +150,16 @@ def _nearest(points: Cloud, k: int) -> tuple[Tensor, Tensor]:
 
 def _merge(values: Tensor, columns: Tensor, rows: slice, block: Tensor, others: slice) -> None:
     """Let the samples of one more block compete for the nearest of some rows."""
+    if rows == others:
+        block.fill_diagonal_(math.inf)
     k = values.shape[1]
-    for part in _panels(block):
+    found, index = smallest(block, min(k, block.shape[1] - (rows == others)))
+    index += others.start
+    for part in row_panels(len(block), _ROWS):
         near = slice(rows.start + part.start, rows.start + part.stop)
-        distances = block[part]
-        if rows == others:
-            distances.diagonal(part.start).fill_(math.inf)
-        found, index = smallest(distances, min(k, distances.shape[1]))
-        both = torch.cat([values[near], found], 1)
-        names = torch.cat([columns[near], index + others.start], 1)
-        values[near], order = both.topk(k, largest=False, sorted=False)
+        names = torch.cat([columns[near], index[part]], 1)
+        values[near], order = smallest(torch.cat([values[near], found[part]], 1), k)
         columns[near] = names.gather(1, order)
-
-
-def _others(rows: Tensor, part: slice, k: int) -> tuple[Tensor, Tensor]:
-    """Return the ``k`` smallest of each row, the matrix's diagonal left out; the rows stay as they were."""
-    rows.diagonal(part.start).fill_(math.inf)
-    nearest = smallest(rows, k)
-    rows.diagonal(part.start).zero_()
-    return nearest
 
 
 def exactly(squared: Tensor, rows: Tensor, columns: Tensor | None, points: Cloud) -> Tensor:
@@ -186,16 +177,23 @@ def _neighborhoods(
     everyone = torch.arange(len(values), device=values.device)
     if values.shape[1] <= k:
         return [Neighborhoods(everyone, columns, values)]
-    last = values.topk(2, sorted=True).values
-    crowded = last[:, 0] <= last[:, 1] * (1 + DOUBT * TOLERANCE[values.dtype])
-    values = torch.where(values < last[:, :1], values, math.inf)
+    following = values.amax(1)
+    values, order = smallest(values, k)
+    columns = columns.gather(1, order)
+    crowded = following <= values.amax(1) * (1 + DOUBT * TOLERANCE[values.dtype])
     if not bool(crowded.any()):
+        return [Neighborhoods(everyone, columns, values)]
+    parts, tied = _parts(everyone[crowded], len(values)), []
+    for hood in _bounded(_crowded(distances_of(part), part, points, k) for part in parts):
+        if hood.columns.shape[1] > k:
+            tied.append(hood)
+            continue
+        columns[hood.rows], values[hood.rows], crowded[hood.rows] = hood.columns, hood.squared, False
+    if not tied:
         return [Neighborhoods(everyone, columns, values)]
     few = ~crowded
     ordinary = Neighborhoods(everyone[few], columns[few], values[few])
-    parts = _parts(everyone[crowded], len(values))
-    crowds = _bounded(_crowded(distances_of(part), part, points, k) for part in parts)
-    return [ordinary, *crowds] if len(ordinary.rows) else [*crowds]
+    return [ordinary, *tied] if len(ordinary.rows) else tied
 
 
 def _crowded(squared: Tensor, rows: Tensor, points: Cloud, k: int) -> Neighborhoods:
@@ -208,7 +206,7 @@ def _crowded(squared: Tensor, rows: Tensor, points: Cloud, k: int) -> Neighborho
 def _compact(rows: Tensor, columns: Tensor, squared: Tensor) -> Neighborhoods:
     """Leave out the places that no row needs."""
     width = int((squared < math.inf).sum(1).max())
-    values, order = squared.topk(width, largest=False, sorted=False)
+    values, order = smallest(squared, width)
     return Neighborhoods(rows, columns.gather(1, order), values)
 
 
@@ -228,8 +226,3 @@ def _bounded(crowded: Iterable[Neighborhoods]) -> Iterator[Neighborhoods]:
 def _parts(rows: Tensor, count: int) -> Iterator[Tensor]:
     size = max(1, _PANEL_ENTRIES.get(rows.device.type, _PANEL_ENTRIES["cpu"]) // count)
     return (rows[part] for part in row_panels(len(rows), size))
-
-
-def _panels(block: Tensor) -> Iterator[slice]:
-    size = max(1, _PANEL_ENTRIES.get(block.device.type, _PANEL_ENTRIES["cpu"]) // block.shape[1])
-    return row_panels(len(block), size)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
@@ -16,8 +17,8 @@ from repaudit.gauge.kernel import exp_
 CUT: Final = 3
 """Neighbours among which a sample's probabilities are spread, as a multiple of the perplexity."""
 
-_CLOSE: Final = {torch.float32: 1e-4, torch.float64: 1e-6}
-"""Length of a step in ``log b`` after which the search ends: the error that it leaves is of the order of its square."""
+_CLOSE: Final = {torch.float32: 1e-4, torch.float64: 3e-5}
+"""Length of a step in ``log b`` after which the search ends: the error that it leaves is of the order of its cube."""
 
 _THERE: Final = {torch.float32: 3e-7, torch.float64: 1e-10}
 """Nats by which the entropy of a row may miss the logarithm of the perplexity."""
@@ -29,6 +30,10 @@ _FAR: Final = 1e30
 _HELD: Final = 1e-4
 _ROUNDING_SHOWS: Final = 1e-4
 _MOST_STEPS: Final = 100
+_ROUGH: Final = 0.03
+_FEW_STEPS: Final = 5
+"""What a search in float32 ends with, before one in float64."""
+
 _STRIDE: Final = 2.0
 """Longest step in ``log b``: where the entropy hardly changes, its slope leads far astray."""
 
@@ -65,12 +70,14 @@ def neighbors_within(perplexity: float, count: int) -> int:
     return max(1, min(count - 1, int(CUT * perplexity)))
 
 
-def spread_over_neighbors(squared: Tensor, perplexity: float, floor: float) -> Spreading:
+def spread_over_neighbors(
+    squared: Tensor, perplexity: float, floor: float, exactly: Callable[[Tensor], Tensor] | None = None
+) -> Spreading:
     """Solve ``exp(H_i) = u`` for the ``b_i`` of ``p_j|i = exp(-b_i d_ij²) / Σ_k exp(-b_i d_ik²)``, ``H`` the entropy.
 
-    Newton's iteration on ``log b``, kept within a bracket, for all rows at once in float64. The entropy falls from the
-    logarithm of the number of neighbours, ``b = 0``, to that of the number of nearest ones that tie. A row with too few
-    neighbours is uniform over all of them, one with at least ``u`` nearest ties is uniform over these.
+    Halley's iteration on ``log b``, kept within a bracket, for all rows at once, in float64 in the end. The entropy
+    falls from the logarithm of the number of neighbours, ``b = 0``, to that of the number of nearest ones that tie. A
+    row with too few neighbours is uniform over all of them, one with at least ``u`` nearest ties is uniform over these.
 
     Parameters
     ----------
@@ -79,6 +86,10 @@ def spread_over_neighbors(squared: Tensor, perplexity: float, floor: float) -> S
     perplexity : float
     floor : float
         Smallest bandwidth ``b^-1/2``, in units of distance.
+    exactly : callable, optional
+        Gives the squared distances of chosen rows in float64, for rows of which rounding would show: all distances
+        large beside the differences between them, as those of a sample far from all others. Probabilities depend on
+        differences of squared distances.
 
     Source: van der Maaten and Hinton, Visualizing data using t-SNE (2008), section 2.
     """
@@ -88,104 +99,119 @@ def spread_over_neighbors(squared: Tensor, perplexity: float, floor: float) -> S
     # float64 where it costs little; in long rows the rounding of single terms averages out
     dtype = torch.float64 if squared.shape[1] <= _SHORT else squared.dtype
     for part in cache_panels(squared):
-        gap, ties = _gaps(squared[part], dtype)
-        scale = _deviation(gap)
-        gap /= scale
-        b = _precision(gap, ties, perplexity, _CLOSE[squared.dtype])
+        gap, ties, scale, shown = _gaps(squared[part], dtype)
+        if exactly is not None and len(shown):
+            again = _gaps(exactly(shown + part.start), torch.float64)
+            for whole, some in zip((gap, ties, scale), again, strict=False):
+                whole[shown] = some.to(whole.dtype)
+        scale = torch.where(scale > 0, scale, 1.0)
+        x = gap.div_(scale).clamp_(max=_FAR)
+        b = _precision(x, ties, perplexity, _CLOSE[squared.dtype])
         sharpest = scale[:, 0].double() / floor**2
         low = (b > sharpest) & torch.isfinite(b)
         b = torch.where(low, sharpest, b)
-        p = _probability(gap, ties, b)
-        entropy = -torch.special.xlogy(p, p).sum(1)
+        p, entropy = _probability(x, ties, b)
         floored += int(low.sum())
         unheld += int(((entropy - math.log(perplexity)).abs() > _HELD).sum())
         probability[part], precision[part] = p, b / scale[:, 0].double()
     return Spreading(probability, precision, floored, unheld)
 
 
-def level(squared: Tensor) -> Tensor:
-    """Return the rows of which rounding would show: all distances large beside the differences between them.
+def _gaps(squared: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return squared distances beyond each row's nearest one, infinite where none, and what ties with it.
 
-    A probability depends on differences of squared distances. Such a row, that of a sample far from all others for
-    instance, needs them in float64.
+    The third is their deviation, the fourth the rows in which rounding would show.
     """
-    margin = _ROUNDING_SHOWS / TOLERANCE[squared.dtype]
-    known = squared < math.inf
-    nearest = squared.amin(1)
-    gap = torch.where(known, squared - nearest[:, None], 0.0)
-    count = known.sum(1)
-    mean = gap.sum(1) / count
-    deviation = (torch.where(known, gap - mean[:, None], 0.0).square().sum(1) / count).sqrt()
-    return ((nearest > margin * deviation) & (deviation > 0)).nonzero()[:, 0]
-
-
-def _gaps(squared: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Return squared distances beyond each row's nearest one, :data:`_FAR` where none, and what ties with it."""
-    nearest = squared.amin(1, keepdim=True)
-    ties = squared <= nearest * (1 + 4 * TOLERANCE[squared.dtype])
+    nearest = squared.amin(1, keepdim=True).to(dtype)
     gap = squared.to(dtype) - nearest
-    return gap.masked_fill_(ties, 0.0), ties
+    deviation = _deviation(gap)
+    beyond = gap > nearest * (4 * TOLERANCE[squared.dtype])
+    margin = _ROUNDING_SHOWS / TOLERANCE[squared.dtype]
+    shown = ((nearest > margin * deviation) & (deviation > 0)).nonzero()[:, 0]
+    return gap.mul_(beyond), ~beyond, deviation, shown
 
 
 def _deviation(gap: Tensor) -> Tensor:
-    """Return the standard deviation of each row's finite gaps, ``(row, 1)``; 1 where they are all alike."""
-    known = gap < math.inf
+    """Return the standard deviation of each row's finite gaps, ``(row, 1)``."""
+    known = (gap < math.inf).to(gap.dtype)
     count = known.sum(1, keepdim=True)
-    values = gap.masked_fill(~known, 0.0)
-    largest = values.amax(1, keepdim=True)
-    largest = torch.where(largest > 0, largest, 1.0)
+    values = torch.nan_to_num(gap, posinf=0.0)
+    largest = values.amax(1, keepdim=True).clamp_(min=torch.finfo(gap.dtype).tiny)
     values /= largest
     mean = values.sum(1, keepdim=True) / count
     variance = values.sub_(mean).mul_(known).square_().sum(1, keepdim=True) / count
-    deviation = variance.sqrt() * largest
-    return torch.where(deviation > 0, deviation, 1.0)
+    return variance.sqrt() * largest
 
 
-def _precision(gap: Tensor, ties: Tensor, perplexity: float, close: float) -> Tensor:
+def _precision(x: Tensor, ties: Tensor, perplexity: float, close: float) -> Tensor:
     """Return ``b`` of each row, ``(row)``: 0 for uniform over all, infinite for uniform over the nearest ties."""
-    target = math.log(perplexity)
-    count, crowd = (gap < math.inf).sum(1), ties.sum(1)
+    count, crowd = (x < _FAR).sum(1), ties.sum(1)
     flat = (count <= perplexity * (1 + 1e-12)) | (count == crowd)
     sharp = ~flat & (crowd >= perplexity * (1 - 1e-12))
     result = torch.where(flat, 0.0, math.inf).double()
     rows = (~flat & ~sharp).nonzero()[:, 0]
-    x = (gap if len(rows) == len(gap) else gap[rows]).clamp(max=_FAR)
-    theta = torch.full((len(rows),), _FIRST, dtype=torch.float64, device=gap.device)
-    low, high = torch.full_like(theta, -math.inf), torch.full_like(theta, math.inf)
-    for _ in range(_MOST_STEPS):
-        if not len(rows):
-            break
-        excess, slope = _excess(x, theta, target)
-        low, high = torch.where(excess > 0, theta, low), torch.where(excess > 0, high, theta)
-        moved = theta - (excess / slope).clamp(-_STRIDE, _STRIDE)
-        outside = ~((moved > low) & (moved < high))
-        middle = torch.where(low.isinf(), high - _STRIDE, torch.where(high.isinf(), low + _STRIDE, (low + high) / 2))
-        there = excess.abs() <= _THERE[x.dtype]
-        done = there | (~outside & ((moved - theta).abs() <= close)) | (high - low <= 1e-12)
-        theta = torch.where(there, theta, torch.where(outside, middle, moved))
-        if bool(done.any()):
-            result[rows[done]] = theta[done].exp()
-            keep = ~done
-            rows, theta, low, high = rows[keep], theta[keep], low[keep], high[keep]
-            x = x[keep] if len(rows) else x
-    result[rows] = theta.exp()
+    x = x[rows] if len(rows) < len(x) else x
+    theta = torch.full((len(rows),), _FIRST, dtype=torch.float64, device=x.device)
+    if x.dtype == torch.float64:
+        theta = _solve(x.float(), theta, math.log(perplexity), _ROUGH, _FEW_STEPS)
+    result[rows] = _solve(x, theta, math.log(perplexity), close, _MOST_STEPS).exp_()
     return result
 
 
-def _excess(x: Tensor, theta: Tensor, target: float) -> tuple[Tensor, Tensor]:
-    """Return the entropy beyond the target, and its derivative by ``log b``: ``-b² Var_p(d²)``; float64."""
+def _solve(x: Tensor, theta: Tensor, target: float, close: float, steps: int) -> Tensor:
+    """Return ``log b`` at which the entropy of each row is ``target``: Halley's iteration, kept within a bracket."""
+    result, rows = theta.clone(), torch.arange(len(x), device=x.device)
+    low, high = torch.full_like(theta, -math.inf), torch.full_like(theta, math.inf)
+    done = torch.zeros_like(rows, dtype=torch.bool)
+    for _ in range(steps):
+        excess, step = _halley(x, theta, target)
+        low, high = torch.where(excess > 0, theta, low), torch.where(excess > 0, high, theta)
+        moved = theta + step.clamp_(-_STRIDE, _STRIDE)
+        inside = (moved > low) & (moved < high)
+        if not bool(inside.all()):
+            middle = torch.where(
+                low.isinf(), high - _STRIDE, torch.where(high.isinf(), low + _STRIDE, (low + high) / 2)
+            )
+            moved = torch.where(inside, moved, middle)
+        short = inside & ((moved - theta).abs() <= close)
+        there = excess.abs() <= _THERE[x.dtype]
+        theta = torch.where(done | (there & ~short), theta, moved)
+        done |= short | there | (high - low <= 1e-12)
+        left = (~done).nonzero()[:, 0]
+        if not len(left):
+            break
+        if 2 * len(left) < len(rows):
+            result[rows] = theta
+            x, rows, theta, low, high, done = (part[left] for part in (x, rows, theta, low, high, done))
+    result[rows] = theta
+    return result
+
+
+def _halley(x: Tensor, theta: Tensor, target: float) -> tuple[Tensor, Tensor]:
+    """Return the entropy beyond the target, and the step in ``log b`` that takes it there; float64.
+
+    The entropy's derivatives by ``log b`` are ``-b² V`` and ``b³ S - 2 b² V``, with the variance and the third central
+    moment of the squared distances.
+    """
     b = theta.exp()
-    weight = exp_(torch.mul(x, -b[:, None].to(x.dtype)))
-    total = weight.sum(1).double()
-    mean = weight.mul_(x).sum(1).double() / total
-    variance = torch.einsum("ij,ij->i", weight, x).double() / total - mean.square()
-    return total.log() + b * mean - target, -b.square() * variance.clamp(min=1e-300)
+    weight = torch.mul(x, -b[:, None].to(x.dtype)).exp_()
+    sums = [weight.sum(1), *(weight.mul_(x).sum(1) for _ in range(3))]
+    total, *moments = torch.stack(sums).double()
+    mean, square, cube = (moment / total for moment in moments)
+    variance = square - mean * mean
+    third = cube - mean * (square + 2 * variance)
+    excess = total.log_() + b * mean - target
+    return excess, excess * variance / ((b * variance).square_() + excess * (variance - b * third / 2))
 
 
-def _probability(gap: Tensor, ties: Tensor, b: Tensor) -> Tensor:
+def _probability(x: Tensor, ties: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the probabilities of each row and its entropy."""
     sharp = b.isinf()
-    weight = torch.mul(gap, -torch.where(sharp, 1.0, b)[:, None].to(gap.dtype))
-    weight = exp_(weight.masked_fill_(gap == math.inf, -math.inf))
+    # b = 0 takes what is far away as well
+    b = torch.where(sharp, 1.0, b).clamp_(min=1 / _FAR**0.5)
+    weight = exp_(torch.mul(x, -b[:, None].to(x.dtype)))
     if bool(sharp.any()):
         weight = torch.where(sharp[:, None], ties.to(weight.dtype), weight)
-    return weight.div_(weight.sum(1, keepdim=True))
+    total = weight.sum(1, keepdim=True)
+    weight /= total
+    return weight, total[:, 0].double().log() + b * (weight * x).sum(1).double()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Final
 
 import numpy as np
@@ -25,7 +26,7 @@ from repaudit.gauge.neighbors import (
     within,
 )
 from repaudit.gauge.normalize import markov_
-from repaudit.gauge.perplexity import Spreading, level, spread_over_neighbors
+from repaudit.gauge.perplexity import Spreading, spread_over_neighbors
 
 SPARSE: Final = 8
 """An operator is kept sparse where it has at least this many times as many samples as a neighbourhood has."""
@@ -72,45 +73,40 @@ def perplexity_operators(points: Cloud, scales: Sequence[Scale], alpha: float) -
 
 def _sparse(hoods: Sequence[Neighborhoods], scale: Scale, points: Cloud, alpha: float) -> Computed:
     count = len(points)
-    hoods = [part for hood in hoods for part in _refined(hood, points)]
-    spread = [spread_over_neighbors(hood.squared, scale.perplexity, _floor(points)) for hood in hoods]
+    spread = [
+        spread_over_neighbors(hood.squared, scale.perplexity, _floor(points), partial(_again, hood, points))
+        for hood in hoods
+    ]
     kernel = _symmetric(hoods, spread, count)
-    rows = np.repeat(np.arange(count), np.diff(kernel.indptr))
-    weight = np.asarray(kernel.sum(axis=1)).ravel() ** -alpha
-    values = kernel.data * weight[rows] * weight[kernel.indices]
-    degrees = np.bincount(rows, values, minlength=count)
-    values /= degrees[rows]
+    starts, columns, entries = kernel.indptr[:-1], kernel.indices, np.diff(kernel.indptr)
+    weight = np.add.reduceat(kernel.data, starts) ** -alpha
+    values = kernel.data * np.repeat(weight, entries) * weight[columns]
+    degrees = np.add.reduceat(values, starts)
+    values /= np.repeat(degrees, entries)
     dtype, device = points.samples.dtype, points.samples.device
-    index = torch.from_numpy(np.stack([rows, kernel.indices.astype(np.int64)]))
-    entries = torch.from_numpy(values).to(dtype)
-    matrix = torch.sparse_coo_tensor(index, entries, (count, count), is_coalesced=True, check_invariants=False)
-    duplicates = sum(int((hood.squared == 0).any(1).sum()) for hood in hoods)
+    index = torch.from_numpy(np.stack([np.repeat(np.arange(count), entries), columns]))
+    chances = torch.from_numpy(values).to(dtype)
+    matrix = torch.sparse_coo_tensor(index, chances, (count, count), is_coalesced=True, check_invariants=False)
+    duplicates = sum(int((hood.squared.amin(1) == 0).sum()) for hood in hoods)
     counts = _counts(points, duplicates, spread)
     return Computed(matrix.to(device), torch.from_numpy(degrees).to(device), counts)
 
 
-def _refined(hood: Neighborhoods, points: Cloud) -> list[Neighborhoods]:
-    """Set the rows apart whose distances are needed in float64."""
-    rows = level(hood.squared)
-    if not len(rows):
-        return [hood]
-    others = torch.ones(len(hood.rows), dtype=torch.bool, device=rows.device)
-    others[rows] = False
-    near, names = hood.columns[rows], hood.rows[rows]
-    exact = Neighborhoods(names, near, exactly(hood.squared[rows], names, near, points))
-    rest = Neighborhoods(hood.rows[others], hood.columns[others], hood.squared[others])
-    return [rest, exact] if len(rest.rows) else [exact]
+def _again(hood: Neighborhoods, points: Cloud, chosen: Tensor) -> Tensor:
+    """Return squared distances of chosen rows from their differences."""
+    return exactly(hood.squared[chosen], hood.rows[chosen], hood.columns[chosen], points)
 
 
 def _symmetric(hoods: Sequence[Neighborhoods], spread: Sequence[Spreading], count: int) -> csr_array:
     """``(p_j|i + p_i|j) / 2`` in float64, the entries of each row in the order of their columns."""
-    rows = torch.cat([hood.rows.repeat_interleave(hood.columns.shape[1]) for hood in hoods]).cpu().numpy()
+    names = torch.cat([hood.rows for hood in hoods]).cpu().numpy()
+    widths = np.concatenate([np.full(len(hood.rows), hood.columns.shape[1]) for hood in hoods])
     columns = torch.cat([hood.columns.flatten() for hood in hoods]).cpu().numpy()
-    values = torch.cat([one.probability.flatten().double() for one in spread]).cpu().numpy() / 2
-    some = values > 0
-    given = csr_array((values[some], (rows[some], columns[some])), shape=(count, count))
-    received = given.T.tocsr()  # as every change of format, this puts entries in order, and sums of such are fast
-    return csr_array(received.T.tocsr() + received)
+    values = torch.cat([one.probability.flatten() for one in spread]).double().cpu().numpy() / 2
+    stacked = csr_array((values, columns, np.concatenate([[0], widths.cumsum()])), shape=(count, count))
+    given = stacked[np.argsort(names)]
+    given.sort_indices()  # sums of what is in order are fast
+    return csr_array(given + given.T.tocsr())
 
 
 def _dense(squared: Tensor, scale: Scale, points: Cloud, alpha: float) -> Computed:
@@ -123,20 +119,17 @@ def _dense(squared: Tensor, scale: Scale, points: Cloud, alpha: float) -> Comput
         rows.diagonal(part.start).fill_(math.inf)
         duplicates += int((rows == 0).any(1).sum())
         rows = cut(rows, everyone[part], None, points, scale.neighbors) if scale.neighbors < count - 1 else rows
-        again = level(rows)
-        if not len(again):
-            spread.append(spread_over_neighbors(rows, scale.perplexity, floor))
-            kernel[part] = spread[-1].probability
-            continue
-        others = torch.ones(len(rows), dtype=torch.bool, device=rows.device)
-        others[again] = False
-        exact = exactly(rows[again], everyone[part][again], None, points)
-        for chosen, distances in ((others, rows[others]), (again, exact)):
-            spread.append(spread_over_neighbors(distances, scale.perplexity, floor))
-            kernel[part][chosen] = spread[-1].probability.to(kernel.dtype)
+        again = partial(_again_among_all, rows, everyone[part], points)
+        spread.append(spread_over_neighbors(rows, scale.perplexity, floor, again))
+        kernel[part] = spread[-1].probability
     _symmetrize_(kernel)
     degrees = markov_(kernel, kernel.sum(1, dtype=torch.float64), alpha)
     return Computed(kernel, degrees, _counts(points, duplicates, spread))
+
+
+def _again_among_all(squared: Tensor, names: Tensor, points: Cloud, chosen: Tensor) -> Tensor:
+    """Return squared distances of chosen rows to all samples from their differences."""
+    return exactly(squared[chosen], names[chosen], None, points)
 
 
 def _symmetrize_(matrix: Tensor) -> None:

@@ -18,7 +18,7 @@ from repaudit.distance.squared import squared_distances_
 from repaudit.gauge import landmarks, neighbors
 from repaudit.gauge import smallest as nearest
 from repaudit.gauge.bandwidth import median_distance
-from repaudit.gauge.smallest import smallest, smallest_values
+from repaudit.gauge.smallest import smallest
 
 N, D = 600, 256
 
@@ -144,16 +144,23 @@ def test_distances_do_not_depend_on_strips(seed, n, strip, width, shift, copies)
 
 @settings(max_examples=40, deadline=None)
 @given(seed=st.integers(0, 2**31), columns=st.integers(4, 900), k=st.integers(1, 4), levels=st.integers(1, 2000))
-@pytest.mark.parametrize("vectorised", [True, False])
-def test_smallest_entries(vectorised, seed, columns, k, levels):
+@pytest.mark.parametrize("select", [smallest, nearest._by_groups])
+def test_smallest_entries(select, seed, columns, k, levels):
     rows = torch.from_numpy(np.random.default_rng(seed).integers(0, levels, (5, columns)).astype(np.float32))
-    with mock.patch.object(nearest, "_vectorised", return_value=vectorised):
-        values, place = smallest(rows, k)
-        alone = smallest_values(rows, k)
-    torch.testing.assert_close(alone.sort(1).values, values.sort(1).values, rtol=0, atol=0)
+    rows[0, k - 1 :] = np.inf
+    values, place = select(rows, k)
     torch.testing.assert_close(values.sort(1).values, rows.sort(1).values[:, :k], rtol=0, atol=0)
     assert torch.equal(rows.gather(1, place), values)
     assert all(len(set(row)) == k for row in place.tolist())
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_smallest_entries_of_many_rows(threads):
+    rows = torch.from_numpy(np.random.default_rng(0).random((4000, 600), dtype=np.float32))
+    with mock.patch.object(torch, "get_num_threads", return_value=threads):
+        values, place = smallest(rows, 20)
+    torch.testing.assert_close(values.sort(1).values, rows.sort(1).values[:, :20], rtol=0, atol=0)
+    assert torch.equal(rows.gather(1, place), values)
 
 
 @pytest.mark.parametrize("n", [2, 3, 4, 7, 50])
