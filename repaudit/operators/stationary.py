@@ -59,7 +59,7 @@ def reversible_part(transition: Array) -> Array:
 
     Examples
     --------
-    >>> reversible_part(np.roll(np.eye(3), 1, axis=1)).tolist()
+    >>> reversible_part(np.roll(np.eye(3), 1, axis=1)).round(6).tolist()
     [[0.0, 0.5, 0.5], [0.5, 0.0, 0.5], [0.5, 0.5, 0.0]]
     """
     stationary = stationary_distribution(transition)

@@ -66,7 +66,12 @@ def worker(rank: int, folder: str, kind: str, batch_size: int, one_forward: bool
 
 @pytest.mark.parametrize(
     ("kind", "batch_size", "one_forward"),
-    [("operator", 16, False), ("operator", 15, False), ("features", 16, False), ("operator", 16, True)],
+    [
+        pytest.param("operator", 16, False, marks=pytest.mark.slow),
+        ("operator", 15, False),
+        ("features", 16, False),
+        pytest.param("operator", 16, True, marks=pytest.mark.slow),
+    ],
 )
 def test_two_processes_train_as_one_does(tmp_path: Path, kind: str, batch_size: int, one_forward: bool) -> None:
     torch.manual_seed(0)

@@ -31,8 +31,12 @@ class AuditSession:
         self.last_step: int | None = None
         self._resumed = False
         self._pending: tuple[Audit, list[str]] | None = None
-        self.log: Callable[[Mapping[str, float]], None] = lambda _metrics: None
-        """Called with the metrics of every audit."""
+        self.log: Callable[[Mapping[str, float]], None] | None = None
+        """Called with the metrics of every audit; the trainer's, so that it stays in this process."""
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return the state to pickle."""
+        return {**self.__dict__, "log": None}
 
     def state_dict(self) -> dict[str, Any]:
         """Return what a checkpoint keeps."""
@@ -125,7 +129,7 @@ class AuditSession:
             audit = self.recorder.take(model, step, epoch=epoch, loss=loss)
         if audit is not None:
             self._pending = (audit, list(triggers))
-            if audit.metrics:
+            if audit.metrics and self.log is not None:
                 self.log(audit.metrics)
 
     def hand_over(self) -> None:
