@@ -46,7 +46,8 @@ class JointObjective(nn.Module):
     """Add a match to the loss of a task: ``task + weight * schedule(step) * match``.
 
     Where the features are from: with a `probe_set`, from a forward of a batch of it beside that of the task, drawn by
-    a generator of its own, so that the task sees the same data and the same random numbers as without. Without one,
+    a generator of its own, as the numbers of its dropout are, so that the task sees the same data and the same random
+    numbers as without. Without one,
     from the task's own forward, whose batches then have a ``sample_index``: the row of each sample in the target, or
     -1. With a weight of 0 nothing is done.
 
@@ -251,7 +252,7 @@ class JointObjective(nn.Module):
         if self._batches is None or self.probe_set is None:
             raise ValueError("expected a probe_set, found none")
         places = share_of_rank(self._positions[self._batches.draw()])
-        features = self.student.features(model, self.probe_set.inputs_of(places))
+        features = self.student.features(model, self.probe_set.inputs_of(places), self._batches.seed())
         return gathered(features, self._rows[places].to(features.device))
 
     def get_extra_state(self) -> dict[str, Any]:

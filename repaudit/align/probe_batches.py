@@ -47,6 +47,10 @@ class ProbeBatches:
         batch, self._left = self._left[: self.size], self._left[self.size :]
         return batch
 
+    def seed(self) -> int:
+        """Draw a seed for the random numbers of a forward."""
+        return int(torch.randint(2**62, (), generator=self._generator))
+
     def state_dict(self) -> dict[str, Tensor]:
         """Return what makes the draws go on as they would have."""
         return {"generator": self._generator.get_state(), "left": self._left.clone()}

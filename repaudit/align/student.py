@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import random
 import weakref
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -15,7 +17,7 @@ from repaudit.capture.extract.hooks import Recording
 from repaudit.capture.extract.layer_paths import resolve_layers
 from repaudit.capture.extract.layer_spec import LayerSpec, as_spec
 from repaudit.capture.extract.wrappers import entry_point, is_offloaded, is_sharded, network
-from repaudit.capture.isolate.isolation import eager
+from repaudit.capture.isolate.isolation import eager, same_randomness
 from repaudit.errors import CaptureError
 
 
@@ -43,11 +45,12 @@ class StudentLayer:
         """Return the state to copy or pickle; hooks belong to one model of this process."""
         return {**self.__dict__, "_last": None}
 
-    def features(self, model: nn.Module, inputs: Mapping[str, Tensor]) -> Tensor:
-        """Forward inputs as deep as the layer, in evaluation mode, and return ``(batch, feature)`` with its graph.
+    def features(self, model: nn.Module, inputs: Mapping[str, Tensor], seed: int | None = None) -> Tensor:
+        """Forward inputs as deep as the layer, and return ``(batch, feature)`` with its graph.
 
-        Evaluation mode is what audits see, uses no randomness that the task would miss, and leaves running statistics
-        alone. The model's mode is as before afterwards.
+        With a seed in the mode of the model, whose dropout keeps a student from learning the samples by heart, by
+        random numbers of that seed, so that the task misses none; without one in evaluation mode. Running statistics
+        are left alone, and the modes are as before afterwards.
 
         Raises
         ------
@@ -57,7 +60,7 @@ class StudentLayer:
             The path does not resolve, or names several layers.
         """
         recording = self._recording(model)
-        with _evaluating(network(model)), eager(), recording:
+        with _forwarding(model, seed), eager(), recording:
             seen = recording.forward(inputs, stop_early=True, call=entry_point(model))
         return self._rows(seen)
 
@@ -93,16 +96,29 @@ class StudentLayer:
 
 
 @contextmanager
-def _evaluating(net: nn.Module) -> Iterator[None]:
-    """Put every module into evaluation mode for the block, by its flag alone: ``eval()`` may do more."""
-    modes = [(module, module.training) for module in net.modules()]
-    try:
-        for module, _ in modes:
-            module.training = False
-        yield
-    finally:
-        for module, mode in modes:
-            module.training = mode
+def _forwarding(model: nn.Module, seed: int | None) -> Iterator[None]:
+    """Forward with random numbers of a seed, or in evaluation mode. Modes change by flags alone: ``eval()`` may do more.
+
+    In evaluation mode in any case are modules that would keep statistics, leave layers out, or be recomputed.
+    """
+    modes = [(module, module.training) for module in network(model).modules()]
+    with same_randomness(model):
+        if seed is not None:
+            torch.manual_seed(seed)
+            np.random.seed(seed % 2**32)  # noqa: NPY002 - what models draw from; put back after the block
+            random.seed(seed)
+        try:
+            for module, mode in modes:
+                module.training = mode and seed is not None and not _is_stateful(module)
+            yield
+        finally:
+            for module, mode in modes:
+                module.training = mode
+
+
+def _is_stateful(module: nn.Module) -> bool:
+    keeps = bool(getattr(module, "track_running_stats", False))
+    return keeps or bool(getattr(module, "layerdrop", 0)) or bool(getattr(module, "gradient_checkpointing", False))
 
 
 def has_lazy_parameters(module: nn.Module) -> bool:

@@ -22,7 +22,7 @@ import students
 
 
 def test_features_are_those_of_an_audit_and_carry_a_slope() -> None:
-    model, objective = students.student().train(), students.objective(batch_size=students.COUNT)
+    model, objective = students.student(dropout=0.0).train(), students.objective(batch_size=students.COUNT)
     seen = []
     objective.match.register_forward_pre_hook(lambda _, args: seen.append(args))
     state = torch.get_rng_state()
@@ -35,6 +35,26 @@ def test_features_are_those_of_an_audit_and_carry_a_slope() -> None:
     assert model.bert.encoder.layer[0].attention.self.query.weight.grad.abs().sum() > 0
     assert model.classifier.weight.grad is None  # the forward ends at the layer
     assert not model._forward_hooks
+
+
+def test_dropout_is_the_objectives_own_and_frozen_parts_stay_frozen() -> None:
+    found = []
+    for training in (True, True, False):
+        model = students.student(dropout=0.3).train(training)
+        objective = students.objective(batch_size=students.COUNT)
+        objective.match.register_forward_pre_hook(lambda _, args: found.append(args[0].detach()))
+        torch.manual_seed(len(found))
+        state, numbers = torch.get_rng_state(), np.random.get_state()[1].copy()  # noqa: NPY002 - the model's
+        objective.joined(model, 0, lambda: None)
+        objective.joined(model, 0, lambda: None)
+        assert torch.equal(torch.get_rng_state(), state)
+        np.testing.assert_array_equal(np.random.get_state()[1], numbers)  # noqa: NPY002
+        assert all(module.training == training for module in model.modules())
+    torch.testing.assert_close(found[0], found[2], rtol=0, atol=0)  # whatever the task has drawn
+    # each draw is of the whole set, in another order
+    spread = [float((one.sort(0).values - two.sort(0).values).abs().max()) for one, two in (found[:2], found[4:])]
+    assert spread[0] > 1e-2
+    assert spread[1] < 1e-4
 
 
 def test_draws_see_every_sample_once_and_are_their_own() -> None:
