@@ -97,7 +97,7 @@ class StudentLayer:
 
 @contextmanager
 def _forwarding(model: nn.Module, seed: int | None) -> Iterator[None]:
-    """Forward with random numbers of a seed, or in evaluation mode. Modes change by flags alone: ``eval()`` may do more.
+    """Forward with random numbers of a seed, or in evaluation mode. Modes are flags: ``eval()`` may do more.
 
     In evaluation mode in any case are modules that would keep statistics, leave layers out, or be recomputed.
     """
