@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from repaudit.align.features import usable
+from repaudit.align.features import usable, widened
 from repaudit.align.target import AlignmentTarget, Coordinates
 
 
@@ -76,7 +76,7 @@ class CoordinateMatch(nn.Module):
         """
         with torch.autocast(features.device.type, enabled=False):
             rows, places = usable(features, sample_index, len(self.target))
-            found: Tensor = self.head(_wide(rows))
+            found: Tensor = self.head(widened(rows))
             wanted = self.coordinates[places].to(found.dtype)
             if found.shape != wanted.shape:
                 raise ValueError(f"head: expected coordinates {tuple(wanted.shape)}, found {tuple(found.shape)}")
@@ -90,7 +90,3 @@ def _standardised(coordinates: np.ndarray) -> Tensor:
     centred = centred - centred.mean(0)
     deviation = centred.std(0, correction=0)
     return centred / torch.where(deviation > 0, deviation, 1.0)
-
-
-def _wide(rows: Tensor) -> Tensor:
-    return rows.float() if rows.dtype in {torch.float16, torch.bfloat16} else rows

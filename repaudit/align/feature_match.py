@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cosine_similarity
 
-from repaudit.align.features import usable
+from repaudit.align.features import usable, widened
 from repaudit.align.samples import rows_of
 from repaudit.errors import ActivationError
 from repaudit.names import SAMPLE, STEP
@@ -118,7 +118,7 @@ class FeatureMatch(nn.Module):
         """
         with torch.autocast(features.device.type, enabled=False):
             rows, places = usable(features, sample_index, self._count)
-            rows = rows.float() if rows.dtype in {torch.float16, torch.bfloat16} else rows
+            rows = widened(rows)
             losses = []
             for index, head in enumerate(self.heads):
                 found = head(rows)

@@ -46,6 +46,11 @@ def usable(features: Tensor, sample_index: Tensor, count: int) -> tuple[Tensor, 
     return features[chosen], index[chosen]
 
 
+def widened(rows: Tensor) -> Tensor:
+    """Return half-precision rows in float32, others as they are."""
+    return rows.float() if rows.dtype in {torch.float16, torch.bfloat16} else rows
+
+
 def mean_square(rows: Tensor) -> Tensor:
     """Return the mean square of all entries, float64."""
     return rows.double().square().mean()

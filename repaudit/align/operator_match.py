@@ -130,23 +130,14 @@ class OperatorMatch(nn.Module):
             return features.double().sum() * 0.0
         gauge, count = self.target.gauge, len(self.target)
         self._warn_of_bias(len(places))
-        target = self._target(places)[:, places]
-        target.fill_diagonal_(0.0)
-        held = target.sum(1) > 0
-        if not bool(held.any()):
-            return features.double().sum() * 0.0
-        target = target[held] / target[held].sum(1, keepdim=True)
         rows = steady(rows)
-        geometry = Geometry.of(rows, gauge)
-        points = geometry.place(rows)
-        everyone = torch.arange(len(places), device=places.device)
+        points = Geometry.of(rows, gauge).place(rows)
         with torch.no_grad():
             carried = settle(points.detach(), gauge, count)
             carried.near.fill_diagonal_(False)
-        wanted = torch.zeros_like(carried.near)
-        wanted[held] = target > 0
-        found = log_rows(points, points.detach(), everyone, carried, gauge, wanted)[held]
-        return ROW_LOSSES[self.loss](found, target) / span(self.loss, target)
+        target = self._target(places)[:, places].fill_diagonal_(0.0)
+        everyone = torch.arange(len(places), device=places.device)
+        return self._compared(points, points.detach(), everyone, carried, target, None)
 
     def _of_bank(self, rows: Tensor, places: Tensor, features: Tensor) -> Tensor:
         if not len(places):
@@ -163,16 +154,18 @@ class OperatorMatch(nn.Module):
         place_of = torch.full_like(self.seen, -1, dtype=torch.int64)
         place_of[columns] = torch.arange(len(columns), device=columns.device)
         target = self._target(places)[:, columns]
+        return self._compared(geometry.place(rows), points, place_of[places], self._carried(), target, self.unit)
+
+    def _compared(
+        self, points: Tensor, columns: Tensor, places: Tensor, carried: Carried, target: Tensor, unit: float | None
+    ) -> Tensor:
+        """Return the loss of a batch's rows, in a unit or that of the target given; rows without any are left out."""
         held = target.sum(1) > 0
         if not bool(held.any()):
-            return features.double().sum() * 0.0
-        target = target[held] / target[held].sum(1, keepdim=True)
-        wanted = torch.zeros(len(places), len(columns), dtype=torch.bool, device=places.device)
-        wanted[held] = target > 0
-        found = log_rows(geometry.place(rows), points, place_of[places], self._carried(), self.target.gauge, wanted)[
-            held
-        ]
-        return ROW_LOSSES[self.loss](found, target) / self.unit
+            return points.sum() * 0.0
+        wanted = target / torch.where(held, target.sum(1), 1.0)[:, None]
+        found = log_rows(points, columns, places, carried, self.target.gauge, wanted > 0)[held]
+        return ROW_LOSSES[self.loss](found, wanted[held]) / (unit or span(self.loss, wanted[held]))
 
     def _remember(self, rows: Tensor, places: Tensor) -> Tensor:
         """Put a batch's features into the bank, at the bank's scale, and return them so, with their gradient."""

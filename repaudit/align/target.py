@@ -23,6 +23,7 @@ from repaudit.errors import OperatorError
 from repaudit.gauge.gauge import DiffusionGauge
 from repaudit.gauge.perplexity import neighbors_within
 from repaudit.measure.spread import spread
+from repaudit.measure.tally import as_float64
 from repaudit.operators.kept import kept_operator
 from repaudit.operators.operator import DiffusionOperator
 from repaudit.operators.stationary import reversible_part
@@ -142,9 +143,13 @@ class AlignmentTarget:
                 f"samples: expected {operator.n_samples} unique ids, one per row, found {len(ids)}, {len(set(ids))} of "
                 "them different"
             )
-        matrix = operator.matrix.detach().cpu()
-        rows = csr_array(_coo(matrix)) if matrix.layout != torch.strided else csr_array(matrix.double().numpy())
-        return cls(_stochastic(rows), ids, chosen, tuple(hashes), {**operator.attrs, **(attrs or {})})
+        return cls(
+            _stochastic(csr_array(as_float64(operator))),
+            ids,
+            chosen,
+            tuple(hashes),
+            {**operator.attrs, **(attrs or {})},
+        )
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -312,12 +317,6 @@ def gauge_of(attrs: Mapping[str, Any], count: int) -> DiffusionGauge | None:
     elif given["self_loops"]:
         given["self_loops"] = None  # as by default
     return DiffusionGauge(**given)
-
-
-def _coo(matrix: Tensor) -> csr_array:
-    coo = matrix.to_sparse_coo().coalesce()  # type: ignore[no-untyped-call]
-    rows, columns = coo.indices().numpy()
-    return csr_array((coo.values().double().numpy(), (rows, columns)), shape=tuple(coo.shape))
 
 
 def _stochastic(matrix: csr_array) -> csr_array:

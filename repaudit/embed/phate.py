@@ -49,7 +49,7 @@ def phate_embedding(operator: Operator, n_components: int = 2, t: int | str = "a
     t : int or "auto"
         Diffusion time; "auto" takes the knee of the von Neumann entropy of P^t over t = 1 to 100.
     seed : int
-        Seed of the layout.
+        Passed to phate and kept with the result; the layout itself draws nothing.
 
     Returns
     -------
@@ -234,7 +234,7 @@ def phate_trajectories(
         Symmetric, zero on the diagonal, as :func:`repaudit.operator_distances` returns them.
     n_components : int
     seed : int
-        Seed of the layout.
+        Passed to phate and kept with the result; the layout itself draws nothing.
     dim : str
         Name of the dimension of length T.
 
