@@ -38,7 +38,7 @@ ALL_ARMS = (NONE, MERGED, BEST, PERMUTED, WITHIN, FEATURES)
 TASKS = (
     Task("few labels", "bert", FEW, 1.0, 200, ALL_ARMS),
     Task("language", "llama", None, 0.03, 300, (NONE, MERGED, PERMUTED)),
-    Task("many labels", "bert", None, 1.0, 200, ALL_ARMS),
+    Task("many labels", "bert", None, 0.3, 200, ALL_ARMS),
 )
 console = Console()
 

@@ -8,6 +8,7 @@ from typing import Any, Final
 import torch
 from torch import nn
 
+from repaudit.capture.extract.forward_inputs import check_tokens
 from repaudit.capture.extract.hooks import Recording
 from repaudit.capture.probe_set.probe_set import ATTENTION_MASK, ProbeSet
 from repaudit.errors import CaptureError, ProbeSetError
@@ -40,21 +41,9 @@ def check_vocabulary(model: nn.Module, probe_set: ProbeSet) -> None:
     ProbeSetError
         Naming the first sample with another token.
     """
-    try:
-        embedding = model.get_input_embeddings()  # type: ignore[operator]
-    except (AttributeError, NotImplementedError):
-        return
     ids = probe_set.inputs.get("input_ids")
-    if ids is None or not isinstance(embedding, nn.Embedding) or ids.is_floating_point():
-        return
-    unknown = (ids < 0) | (ids >= embedding.num_embeddings)
-    if bool(unknown.any()):
-        row = int(unknown.flatten(1).any(1).nonzero()[0])
-        raise ProbeSetError(
-            f"sample {probe_set.ids[row]!r} holds the token {ids[row][unknown[row]][0].item()}, but "
-            f"{type(model).__name__} knows the tokens 0 to {embedding.num_embeddings - 1}: tokenize the probe set with "
-            "the model's own tokenizer"
-        )
+    if ids is not None:
+        check_tokens(model, ids, probe_set.ids)
 
 
 def dry_run(recording: Recording, probe_set: ProbeSet, call: Callable[..., Any]) -> None:
@@ -72,13 +61,14 @@ def dry_run(recording: Recording, probe_set: ProbeSet, call: Callable[..., Any])
     """
     row = probe_set.most_left_padded
     batch = {name: value[[row, row]] for name, value in probe_set.inputs.items()}
-    recording.forward(batch, stop_early=False, call=call)
+    names = [probe_set.ids[row]] * 2
+    recording.forward(batch, stop_early=False, call=call, names=names)
     mask = batch.get(ATTENTION_MASK)
     if mask is None or bool(mask[0, 0]):
         return
     padded, n_padding = recording.seen, int(mask[0].to(torch.uint8).argmax())
     try:
-        recording.forward(_without_padding(batch, n_padding), stop_early=False, call=call)
+        recording.forward(_without_padding(batch, n_padding), stop_early=False, call=call, names=names)
     except CaptureError as error:
         raise ProbeSetError(
             f"sample {probe_set.ids[row]!r} is padded on the left, and {type(recording.net).__name__} cannot be "
@@ -89,7 +79,7 @@ def dry_run(recording: Recording, probe_set: ProbeSet, call: Callable[..., Any])
         with_padding = padded[name][:, n_padding:] if padded[name].ndim == 3 else padded[name]
         if with_padding.shape != expected.shape:
             continue
-        dtype = getattr(torch, recording.source_dtypes[name])
+        dtype = getattr(torch, recording.source_dtypes[recording.recorded[name].name])
         difference = float((with_padding - expected).float().norm() / expected.float().norm().clamp_min(1e-30))
         if not difference <= _TOLERANCE.get(dtype, 0.01):
             raise ProbeSetError(

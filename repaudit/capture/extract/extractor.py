@@ -13,7 +13,8 @@ import torch
 from torch import nn
 
 from repaudit.capture.extract.dry_run import check_initialized, check_vocabulary, dry_run
-from repaudit.capture.extract.hooks import Recording
+from repaudit.capture.extract.hooks import Facts, Recording
+from repaudit.capture.extract.layer import Layer
 from repaudit.capture.extract.layer_paths import resolve_layers
 from repaudit.capture.extract.layer_spec import LayerSpec, as_spec
 from repaudit.capture.extract.wrappers import entry_point, is_offloaded, is_sharded, network
@@ -39,6 +40,8 @@ class ActivationExtractor:
         For each layer the tensor ``(sample[, token], feature)`` of the last extraction.
     source_dtypes
         For each layer the name of the dtype that the model computed.
+    layers
+        For each activation of the last extraction the layer that it is of.
 
     See Also
     --------
@@ -60,15 +63,17 @@ class ActivationExtractor:
         self.layer_specs = [as_spec(spec) for spec in specs]
         self.activations: dict[str, torch.Tensor] = {}
         self.source_dtypes: dict[str, str] = {}
-        self._seen_whole: weakref.WeakSet[nn.Module] = weakref.WeakSet()
+        self.layers: dict[str, Layer] = {}
+        self._facts: weakref.WeakKeyDictionary[nn.Module, dict[str, Facts]] = weakref.WeakKeyDictionary()
 
     def __getstate__(self) -> dict[str, Any]:
-        """Return the state to pickle; which models were seen whole only holds in this process."""
-        return {name: value for name, value in self.__dict__.items() if name != "_seen_whole"}
+        """Return the state to pickle; models, and what they told, are of this process."""
+        return {name: value for name, value in self.__dict__.items() if name not in {"_facts", "layers"}}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
-        self._seen_whole = weakref.WeakSet()
+        self.layers = {}
+        self._facts = weakref.WeakKeyDictionary()
 
     def extract(
         self,
@@ -129,7 +134,7 @@ class ActivationExtractor:
         whole = is_sharded(model) or is_offloaded(net)
         recording = _agreed(agree, lambda: self._prepared(model, probe_set, whole=whole))
         pieces = _Pieces(len(probe_set))
-        is_new = net not in self._seen_whole
+        is_new = net not in self._facts
         with _leaving(agree), ExitStack() as stack:
             if is_new and not whole:
                 stack.enter_context(same_parameters(net))
@@ -137,19 +142,20 @@ class ActivationExtractor:
             stack.enter_context(recording)
             if is_new:
                 _agreed(agree, lambda: dry_run(recording, probe_set, call))
-                self._seen_whole.add(net)
+                self._facts[net] = recording.facts
             for batch in probe_set.batches(batch_size):
-                _agreed(agree, partial(pieces.extend, recording, batch, call))
-        self.source_dtypes = recording.source_dtypes
+                _agreed(agree, partial(pieces.extend, recording, batch, call, probe_set.ids))
+        self.layers = recording.recorded
+        self.source_dtypes = {name: recording.source_dtypes[layer.name] for name, layer in self.layers.items()}
         self.activations = pieces.finish()
         return dict(self.activations)
 
     def _prepared(self, model: nn.Module, probe_set: ProbeSet, *, whole: bool) -> Recording:
         layers = resolve_layers(model, self.layer_specs)
-        if network(model) not in self._seen_whole:
+        if network(model) not in self._facts:
             check_initialized(network(model))
         check_vocabulary(network(model), probe_set)
-        return Recording(model, layers, whole=whole)
+        return Recording(model, layers, whole=whole, facts=self._facts.get(network(model)))
 
     @contextmanager
     def capture(self, model: nn.Module, *, detach: bool = True) -> Iterator[ActivationExtractor]:
@@ -181,27 +187,30 @@ class ActivationExtractor:
         """
         layers = resolve_layers(model, self.layer_specs)
         net = network(model)
-        joined: dict[str, list[torch.Tensor]] = {layer.name: [] for layer in layers}
+        joined: dict[str, list[torch.Tensor]] = {}
         self.activations = {}
 
         def before(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            recording.begin(_named(net, args, kwargs))  # drops what a failed forward left
+            recording.begin_foreign(_named(net, args, kwargs))  # drops what a failed forward left
 
         def after(*_: Any) -> None:
             recording.check()
             for name, value in recording.seen.items():
-                joined[name].append(value.detach().cpu() if detach else value)
+                joined.setdefault(name, []).append(value.detach().cpu() if detach else value)
+            self.layers = recording.recorded
             recording.begin({})
 
         with ExitStack() as stack:
             stack.enter_context(eager())
-            recording = stack.enter_context(Recording(model, layers))
+            recording = stack.enter_context(Recording(model, layers, facts=self._facts.get(net)))
+            stack.enter_context(recording.tracking())
             stack.callback(net.register_forward_pre_hook(before, with_kwargs=True, prepend=True).remove)
             stack.callback(net.register_forward_hook(after).remove)
             yield self
-            if not all(joined.values()):
+            if not joined:
                 after()
-        self.source_dtypes = recording.source_dtypes
+        self._facts.setdefault(net, recording.facts)
+        self.source_dtypes = {name: recording.source_dtypes[layer.name] for name, layer in self.layers.items()}
         self.activations = {name: torch.cat(values) for name, values in joined.items()}
 
 
@@ -250,10 +259,17 @@ class _Pieces:
         self._whole: dict[str, torch.Tensor] = {}
         self._devices: set[torch.device] = set()
 
-    def extend(self, recording: Recording, batch: Mapping[str, torch.Tensor], call: Callable[..., Any]) -> None:
+    def extend(
+        self,
+        recording: Recording,
+        batch: Mapping[str, torch.Tensor],
+        call: Callable[..., Any],
+        names: Sequence[str],
+    ) -> None:
         """Forward a batch as deep as its deepest layer, and keep what the hooks saw."""
         size = len(next(iter(batch.values())))
-        for name, value in recording.forward(batch, stop_early=True, call=call).items():
+        names = names[self._start : self._start + size]
+        for name, value in recording.forward(batch, stop_early=True, call=call, names=names).items():
             target = self._whole.get(name)
             if target is None:
                 target = torch.empty(

@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
-from contextlib import ExitStack, suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass, fields, is_dataclass
 from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.utils.rnn import PackedSequence, pad_packed_sequence
 
-from repaudit.capture.extract.forward_inputs import ForwardInputs
+from repaudit.capture.extract.blocks import is_pretrained
+from repaudit.capture.extract.dim_order import arranged
+from repaudit.capture.extract.dim_tracking import DimTracker
+from repaudit.capture.extract.forward_inputs import Completions, ForwardInputs
 from repaudit.capture.extract.hidden_states import HiddenStates
 from repaudit.capture.extract.layer import Layer
-from repaudit.capture.extract.pooling import pool, tokens_before_features
-from repaudit.capture.extract.wrappers import config_of, layers_root, n_virtual_tokens, network
-from repaudit.capture.probe_set.probe_set import ATTENTION_MASK
+from repaudit.capture.extract.layout import Layout
+from repaudit.capture.extract.pooling import pool
+from repaudit.capture.extract.token_masks import TokenMasks
+from repaudit.capture.extract.wrappers import is_peft, layers_root, network
 from repaudit.errors import ActivationTypeError, CaptureError
 
 
@@ -23,30 +29,75 @@ class _Stop(BaseException):
     """End a forward once every requested layer has fired; no ``except Exception`` on the way may swallow it."""
 
 
-class Recording:
-    """The hooks of one extraction, and what they saw in the current forward."""
+@dataclass(frozen=True)
+class Facts:
+    """What the first forward of a model told of a layer.
 
-    def __init__(self, model: nn.Module, layers: list[Layer], *, whole: bool = False) -> None:
+    Parameters
+    ----------
+    layout
+        What its dims mean, where that could be followed.
+    origins
+        The inputs that it depends on, where that could be followed.
+    n_calls
+        How often it was called.
+    """
+
+    layout: Layout | None
+    origins: frozenset[str]
+    n_calls: int
+
+
+class Recording:
+    """The hooks of one extraction, and what they saw in the current forward.
+
+    Parameters
+    ----------
+    model, layers
+        What is forwarded, and which of its layers are recorded.
+    whole
+        Whether a forward must run to its end, whatever happens.
+    facts
+        What an earlier recording learned of these layers; without it, the first forward tells.
+    """
+
+    def __init__(
+        self, model: nn.Module, layers: list[Layer], *, whole: bool = False, facts: dict[str, Facts] | None = None
+    ) -> None:
         self.layers, self._whole = layers, whole
         self.net = network(model)
+        self.facts = {} if facts is None else facts
         self._arguments = ForwardInputs(self.net)
         self.source_dtypes: dict[str, str] = {}
         self._hidden = HiddenStates(layers_root(model), [x for x in layers if x.point == "hidden_states"])
-        self._decoder = _decoder_parts(self.net)
-        self._n_virtual = n_virtual_tokens(self.net)
-        self._stop_early = False
+        self._masks = TokenMasks(self.net, layers)
+        self._inner = {part: Completions(part) for part in _models_inside(self.net)}
+        self._tracker: DimTracker | None = None
+        self._completing = self._stop_early = False
         self._n_samples: int | None = None
+        self._names: Sequence[str] | None = None
         self.begin({})
 
     def begin(self, inputs: Mapping[str, Any]) -> None:
         """Forget the last forward; the inputs of the next one hold the masks of its tokens."""
-        self._inputs = inputs
-        self._seen: dict[str, torch.Tensor] = {}
-        self._fired: dict[str, int] = {layer.name: 0 for layer in self.layers}
+        self._masks.begin(inputs)
+        self._seen: dict[str, list[torch.Tensor]] = {layer.name: [] for layer in self.layers}
         self._failure: Exception | None = None
+        if self._tracker is not None and self._n_samples is not None:
+            self._tracker.start(inputs, self._n_samples)
+
+    def begin_foreign(self, inputs: Mapping[str, Any]) -> None:
+        """Forget the last forward, before one that a caller runs."""
+        tensors = [value for value in inputs.values() if isinstance(value, torch.Tensor) and value.ndim]
+        self._n_samples = len(tensors[0]) if tensors else None
+        self.begin(inputs)
 
     def __enter__(self) -> Recording:
         self._stack = ExitStack()
+        for part, completions in self._inner.items():
+            hook = self._on_inner_model(completions)
+            self._stack.callback(part.register_forward_pre_hook(hook, with_kwargs=True).remove)
+        self._stack.enter_context(self._masks.watching())
         for layer in self.layers:
             if layer.point == "output":
                 handle = layer.module.register_forward_hook(self._on_output(layer))
@@ -62,57 +113,112 @@ class Recording:
         self._stack.close()
 
     def forward(
-        self, batch: Mapping[str, torch.Tensor], *, stop_early: bool, call: Callable[..., Any]
+        self,
+        batch: Mapping[str, torch.Tensor],
+        *,
+        stop_early: bool,
+        call: Callable[..., Any],
+        names: Sequence[str] | None = None,
     ) -> dict[str, torch.Tensor]:
-        """Run one forward, check that every hook fired once, and return what they saw."""
-        self.begin(batch)
-        self._stop_early = stop_early and not self._whole
-        self._n_samples = len(next(iter(batch.values())))
-        args, kwargs = self._arguments(batch)
-        with suppress(_Stop):
-            call(*args, **kwargs)
+        """Run one forward, check how often every hook fired, and return what they saw; ``names`` are the samples'."""
+        self._n_samples, self._names = len(next(iter(batch.values()))), names
+        self._stop_early = stop_early and not self._whole and all(map(self._needed, self.layers))
+        moved = self._arguments.moved(batch)
+        args, kwargs = self._arguments(moved)
+        with self.tracking(), suppress(_Stop):
+            self.begin(moved)
+            self._completing = True
+            try:
+                call(*args, **kwargs)
+            finally:
+                self._completing = False
         self.check()
         return self.seen
 
+    @contextmanager
+    def tracking(self) -> Iterator[None]:
+        """Follow the dims of the first forward, which tells what they mean in all."""
+        if self.facts:
+            yield
+            return
+        with DimTracker() as tracker:
+            self._tracker = tracker
+            try:
+                yield
+            except Exception:
+                self.facts.clear()  # of a forward that did not end
+                raise
+            finally:
+                self._tracker = None
+
     def check(self) -> None:
-        """Raise CaptureError unless every hook fired once."""
+        """Raise CaptureError unless every hook fired as often as its spec says."""
         if self._failure is not None:
             raise self._failure
         for layer in self.layers:
-            count = self._fired[layer.name]
+            count, call = len(self._seen[layer.name]), layer.spec.call
+            kind = f"layer {layer.name!r} ({type(layer.module).__name__})"
             if count == 0:
                 raise CaptureError(
-                    f"layer {layer.name!r} ({type(layer.module).__name__}) never fired in a forward of "
-                    f"{type(self.net).__name__}: nothing called it; record a module that the forward does call"
+                    f"{kind} never fired in a forward of {type(self.net).__name__}: nothing called it; record a module "
+                    "that the forward does call"
                 )
-            if count > 1:
+            if call is None and count > 1:
                 raise CaptureError(
-                    f"layer {layer.name!r} ({type(layer.module).__name__}) fired {count} times in one forward: a "
-                    "shared or reused layer has no single activation; record the modules around it"
+                    f"{kind} fired {count} times in one forward: a shared or reused layer has no single activation; "
+                    "record the modules around it, or say which call: LayerSpec(..., call=0), call='mean' or 'each'"
                 )
+            if isinstance(call, int) and not -count <= call < count:
+                raise CaptureError(f"{kind} fired {count} times in one forward, and call={call} was asked for")
+            known = self.facts.get(layer.name)
+            if known is not None and isinstance(call, str) and count != known.n_calls:
+                raise CaptureError(f"{kind} fired {count} times in one forward, and {known.n_calls} times in the first")
 
     @property
     def seen(self) -> dict[str, torch.Tensor]:
         """The pooled activations of this forward, in the order of the layers."""
-        return {layer.name: self._seen[layer.name] for layer in self.layers}
+        return {name: value for layer in self.layers for name, value in self._called(layer)}
 
-    def _pooled(self, value: torch.Tensor, layer: Layer) -> torch.Tensor:
-        """Return the pooled activation in new memory; a decoder's tokens are masked by the decoder's mask."""
-        inputs = self._inputs
-        mask = _mask(inputs.get(ATTENTION_MASK))
-        if layer.module in self._decoder:
-            has_tokens = inputs.get("decoder_input_ids") is not None
-            mask = _mask(inputs.get("decoder_attention_mask", None if has_tokens else mask))
-        mask = _of_frames(self.net, mask, value)
-        pooled = pool(self._without_prompt(value, inputs), mask, layer.spec.reduce, layer.name)
+    @property
+    def recorded(self) -> dict[str, Layer]:
+        """The layer of each of these activations."""
+        return {name: layer for layer in self.layers for name, _ in self._called(layer)}
+
+    def _called(self, layer: Layer) -> list[tuple[str, torch.Tensor]]:
+        """Return the calls of a layer that are recorded, each with its name."""
+        values, call = self._seen[layer.name], layer.spec.call
+        if call == "each":
+            return [(f"{layer.name}#{number}", value) for number, value in enumerate(values)]
+        if call == "mean":
+            return [(layer.name, torch.stack(values).mean(0))]
+        return [(layer.name, values[call or 0])]
+
+    @staticmethod
+    def _needed(layer: Layer) -> int:
+        """Return how many calls of a layer end a forward; 0 where only its end tells whether there are more."""
+        call = layer.spec.call
+        if call is None or (isinstance(call, int) and call >= 0):
+            return (call or 0) + 1
+        return 0
+
+    def _pooled(self, value: torch.Tensor, layer: Layer, mask: torch.Tensor | None) -> torch.Tensor:
+        """Return the pooled activation in new memory."""
+        n_samples = len(value) if self._n_samples is None else self._n_samples
+        known = self.facts.get(layer.name)
+        rows, n_positions = arranged(value, layer, n_samples, None if known is None else known.layout)
+        if n_positions == 1:
+            n_virtual = self._masks.n_virtual(layer, rows.shape[1])
+            rows = rows[:, n_virtual:]  # the learned tokens of a prompt are not tokens of the probe set
+            origins = frozenset[str]() if known is None else known.origins
+            mask = self._masks.of(layer, rows.shape[1], origins) if mask is None else mask
+        pooled = pool(rows, mask if n_positions == 1 else None, layer.spec.reduce, layer.name)
         return pooled.clone() if _shares_memory(pooled, value) else pooled
 
-    def _without_prompt(self, value: torch.Tensor, inputs: Mapping[str, Any]) -> torch.Tensor:
-        """Drop the learned tokens of a prompt, which are not tokens of the probe set."""
-        ids = inputs.get("input_ids")
-        if not self._n_virtual or ids is None or value.ndim != 3 or value.shape[1] != ids.shape[1] + self._n_virtual:
-            return value
-        return value[:, self._n_virtual :]
+    def _on_inner_model(self, completions: Completions) -> Callable[..., Any]:
+        def hook(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+            return (args, completions.called(args, kwargs, self._names)) if self._completing else None
+
+        return hook
 
     def _on_output(self, layer: Layer) -> Callable[..., None]:
         def hook(_module: nn.Module, _args: Any, output: Any) -> None:
@@ -136,52 +242,52 @@ class Recording:
             if not self._whole:
                 raise
             self._failure = self._failure or error  # raised after the forward: other ranks are still in it
-        if self._stop_early and all(self._fired.values()):
+        if self._stop_early and all(len(self._seen[each.name]) >= self._needed(each) for each in self.layers):
             raise _Stop
 
     def _keep(self, layer: Layer, value: Any) -> None:
-        tensor = tokens_before_features(as_activation(value, layer), layer.module)
-        if self._n_samples is not None and (tensor.ndim == 0 or len(tensor) != self._n_samples):
-            raise CaptureError(
-                f"layer {layer.name!r}: expected {self._n_samples} samples along the first dim, found "
-                f"{tuple(tensor.shape)}"
-            )
-        self._fired[layer.name] += 1
-        if self._fired[layer.name] == 1:  # at once: the rest of the forward may change it in place
-            self._seen[layer.name] = self._pooled(tensor, layer)
+        tensor, mask = as_activation(value, layer), None
+        if isinstance(tensor, PackedSequence):
+            tensor, mask = _unpacked(tensor)
+        if self._tracker is not None:
+            self._learn(layer, tensor)
+        self._seen[layer.name].append(self._pooled(tensor, layer, mask))  # at once: a forward may change it in place
         self.source_dtypes[layer.name] = str(tensor.dtype).removeprefix("torch.")
 
+    def _learn(self, layer: Layer, tensor: torch.Tensor) -> None:
+        tracker, known = self._tracker, self.facts.get(layer.name)
+        if tracker is None:
+            return
+        layout, origins = tracker.layout_of(tensor), tracker.origins_of(tensor)
+        if known is None:
+            self.facts[layer.name] = Facts(layout, origins, 1)
+        else:
+            same = layout if layout == known.layout else None
+            self.facts[layer.name] = Facts(same, origins | known.origins, known.n_calls + 1)
 
-def _mask(value: Any) -> torch.Tensor | None:
-    return value if isinstance(value, torch.Tensor) and value.ndim == 2 else None
+
+def _models_inside(net: nn.Module) -> list[nn.Module]:
+    """Return the outermost Hugging Face models inside a network that is none."""
+    if is_pretrained(net) or is_peft(net):
+        return []
+    inside: list[nn.Module] = []
+    for child in net.children():
+        inside += [child] if is_pretrained(child) or is_peft(child) else _models_inside(child)
+    return inside
 
 
-def _of_frames(net: nn.Module, mask: torch.Tensor | None, value: torch.Tensor) -> torch.Tensor | None:
-    """Return the mask of a speech model's frames, where the mask is that of the waveform they were made of."""
-    n_frames, to_frames = (
-        getattr(net, f"_get_{name}", None) for name in ("feat_extract_output_lengths", "feature_vector_attention_mask")
-    )
-    if mask is None or n_frames is None or to_frames is None or value.ndim != 3 or value.shape[1] == mask.shape[1]:
-        return mask
-    if value.shape[1] != int(n_frames(torch.tensor(mask.shape[1]))):
-        return mask
-    frames: torch.Tensor = to_frames(value.shape[1], mask)
-    return frames
+def _unpacked(packed: PackedSequence) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the sequences, padded and in the order of the samples, and their mask."""
+    padded, lengths = pad_packed_sequence(packed, batch_first=True)
+    mask = torch.arange(padded.shape[1])[None] < lengths[:, None]
+    return padded, mask.to(padded.device)
 
 
 def _shares_memory(first: torch.Tensor, second: torch.Tensor) -> bool:
     return first is second or first.untyped_storage().data_ptr() == second.untyped_storage().data_ptr()
 
 
-def _decoder_parts(net: nn.Module) -> set[nn.Module]:
-    """Return the modules of an encoder-decoder's decoder."""
-    if not getattr(config_of(net), "is_encoder_decoder", False):
-        return set()
-    decoder = getattr(net, "get_decoder", lambda: None)() or getattr(net, "decoder", None)
-    return set(decoder.modules()) if isinstance(decoder, nn.Module) else set()
-
-
-def as_activation(value: Any, layer: Layer) -> torch.Tensor:
+def as_activation(value: Any, layer: Layer) -> torch.Tensor | PackedSequence:
     """Return the tensor in what a hook saw: itself, the first of a tuple or model output, or the only one of a dict.
 
     Raises
@@ -190,15 +296,17 @@ def as_activation(value: Any, layer: Layer) -> torch.Tensor:
         For anything else, naming the layer.
     """
     first, rest = value, ""
+    if is_dataclass(value) and not isinstance(value, Mapping | type):
+        value = {field.name: getattr(value, field.name, None) for field in fields(value)}
     if isinstance(value, Mapping):
         tensors = {name: part for name, part in value.items() if isinstance(part, torch.Tensor)}
         first = value.get("last_hidden_state", next(iter(tensors.values()), None))
         if type(value) is dict and "last_hidden_state" not in value and len(tensors) > 1:
             first, rest = None, f" of {', '.join(map(str, tensors))}, which is ambiguous: record a module inside"
-    elif isinstance(value, tuple | list) and value:
+    elif isinstance(value, tuple | list) and value and not isinstance(value, PackedSequence):
         first = value[0]
-        rest = "" if isinstance(first, torch.Tensor) else f" starting with {type(first).__name__}"
-    if isinstance(first, torch.Tensor):
+        rest = "" if isinstance(first, torch.Tensor | PackedSequence) else f" starting with {type(first).__name__}"
+    if isinstance(first, torch.Tensor | PackedSequence):
         return first
     raise ActivationTypeError(
         f"layer {layer.name!r} ({type(layer.module).__name__}): expected a tensor, a tuple that starts with one, or a "

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Final, Literal, get_args
 
 from repaudit.capture.extract.layer_text import parse_layer_text
+from repaudit.capture.extract.layout import Layout
 from repaudit.capture.extract.path_grammar import parse_path
 from repaudit.errors import LayerPathError
 
 ExtractionPoint = Literal["output", "input", "hidden_states"]
 Reduction = Literal["mean", "last_token", "cls", "all"]
+EveryCall = Literal["mean", "each"]
+
+AUTO: Final = "auto"
+"""The mask that the layer's part of the network was given."""
 
 
 @dataclass(frozen=True)
@@ -34,13 +39,24 @@ class LayerSpec:
         masked), or ``"all"`` tokens.
     name
         The layer's name in the record. With a path that matches several layers it must hold ``{path}``.
+    call
+        Which call is recorded of a module that one forward calls several times: its number from 0 (negative ones from
+        the end), the ``"mean"`` of all, or ``"each"`` under a name of its own. None refuses such a module.
+    mask
+        The name of the input that masks the layer's tokens, None where all count. By default the mask that the layer's
+        part of the network is given.
+    layout
+        What the dims of the activation are, where that cannot be told: ``"sample"`` and ``"token"``, ``"height"``,
+        ``"width"`` or ``"position"``, ``"feature"``, ``"head"`` or ``"channel"`` in their order, as in
+        ``"sample head token feature"``; in parentheses what one dim holds together: ``"(sample token) feature"``.
+        Heads and channels become features, positions tokens.
 
     Raises
     ------
     LayerPathError
         When the path does not parse.
     ValueError
-        When the extraction point, the reduction or the name is invalid.
+        When another parameter is invalid.
 
     See Also
     --------
@@ -131,6 +147,9 @@ embed, layers, norm; did you mean 'layers[0]'?
     extraction_point: ExtractionPoint = "output"
     reduce: Reduction = "mean"
     name: str | None = None
+    call: int | EveryCall | None = None
+    mask: str | None = AUTO
+    layout: str | None = None
 
     def __post_init__(self) -> None:
         for field, value, allowed in (
@@ -141,6 +160,12 @@ embed, layers, norm; did you mean 'layers[0]'?
                 raise ValueError(f"{field}: expected one of {', '.join(allowed)}, found {value!r}")
         if self.name is not None and not self.name:
             raise ValueError(f"name: expected a layer's name or None, found {self.name!r}")
+        if not (self.call is None or type(self.call) is int or self.call in get_args(EveryCall)):
+            raise ValueError(f"call: expected a number, 'mean', 'each' or None, found {self.call!r}")
+        if self.mask is not None and not (isinstance(self.mask, str) and self.mask):
+            raise ValueError(f"mask: expected the name of an input, or None, found {self.mask!r}")
+        if self.layout is not None:
+            Layout.parse(self.layout)
         parse_path(self.path)
 
     def name_for(self, resolved: str) -> str:
@@ -154,7 +179,8 @@ embed, layers, norm; did you mean 'layers[0]'?
         if self.name is not None:
             return self.name.replace("{path}", resolved)
         point = "" if self.extraction_point == "output" else f"@{self.extraction_point}"
-        return resolved + point + ("" if self.reduce == "mean" else f":{self.reduce}")
+        call = "" if self.call in {None, "each"} else f"#{self.call}"
+        return resolved + point + ("" if self.reduce == "mean" else f":{self.reduce}") + call
 
 
 def as_spec(spec: LayerSpec | str) -> LayerSpec:

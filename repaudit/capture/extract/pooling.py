@@ -6,13 +6,10 @@ from collections.abc import Callable, Iterator
 from typing import Final
 
 import torch
-from torch import nn
 
 from repaudit.capture.extract.layer_spec import Reduction
 from repaudit.errors import CaptureError
 
-_FEATURES_FIRST: Final = (nn.modules.conv._ConvNd, nn.modules.batchnorm._NormBase, nn.GroupNorm)
-_FEATURES_LAST: Final = (nn.Linear, nn.LayerNorm)
 _HALF: Final = frozenset({torch.float16, torch.bfloat16})
 
 
@@ -71,44 +68,6 @@ def pool(
     everything = mask is None or (mask.device.type == "cpu" and bool(mask.all()))
     keep = None if mask is None or everything else mask.to(device=activation.device, dtype=torch.bool)
     return _REDUCTIONS[reduce](activation, keep)
-
-
-def tokens_before_features(activation: torch.Tensor, module: nn.Module) -> torch.Tensor:
-    """Transpose an activation into the layout of :func:`pool`, according to the type of its module.
-
-    Convolutions and batch norms put features before positions, recurrent networks without ``batch_first`` tokens
-    before samples, linear layers and layer norms features last. So do, of feature maps, those with as many rows as
-    columns along dims 1 and 2 that come from a module without convolutions.
-
-    Raises
-    ------
-    CaptureError
-        When neither the module nor the shape determines the layout.
-
-    Examples
-    --------
-    >>> tokens_before_features(torch.zeros(2, 8, 5), nn.Conv1d(3, 8, 1)).shape
-    torch.Size([2, 5, 8])
-    """
-    if activation.ndim == 3 and isinstance(module, _FEATURES_FIRST):
-        return activation.transpose(1, 2)
-    if activation.ndim == 3 and getattr(module, "batch_first", None) is False:
-        return activation.transpose(0, 1)
-    return activation.permute(0, 3, 1, 2) if activation.ndim == 4 and _features_last(activation, module) else activation
-
-
-def _features_last(activation: torch.Tensor, module: nn.Module) -> bool:
-    if type(module) in _FEATURES_LAST:
-        return True
-    _, first, second, third = activation.shape
-    if first != second or second == third or any(isinstance(part, _FEATURES_FIRST) for part in module.modules()):
-        return False
-    if next(module.parameters(), None) is None:
-        raise CaptureError(
-            f"{type(module).__name__}: it is unclear which dim of {tuple(activation.shape)} holds the features: record "
-            "the convolution, norm or linear layer before it"
-        )
-    return True
 
 
 def _widened(activation: torch.Tensor) -> torch.Tensor:

@@ -68,18 +68,20 @@ def _is_sharding(module: nn.Module) -> bool:
 def layers_root(module: nn.Module) -> nn.Module:
     """Return where layer paths start: the network, or for a PEFT model the model that holds its adapters."""
     root = network(module)
+    return unwrap(root.get_base_model()) if is_peft(root) else root  # type: ignore[operator]
+
+
+def is_peft(module: nn.Module) -> bool:
+    """Return whether a module is a model with PEFT's adapters."""
     peft = sys.modules.get("peft")
-    if peft is not None and isinstance(root, peft.PeftModel):
-        root = unwrap(root.get_base_model())
-    return root
+    return peft is not None and isinstance(module, peft.PeftModel)
 
 
 def n_virtual_tokens(module: nn.Module) -> int:
     """Return how many learned tokens PEFT's prompt tuning puts before the inputs; 0 for other models."""
-    peft = sys.modules.get("peft")
-    if peft is None or not isinstance(module, peft.PeftModel):
+    if not is_peft(module):
         return 0
-    config = module.active_peft_config
+    config: Any = module.active_peft_config
     return int(config.num_virtual_tokens or 0) if config.is_prompt_learning else 0
 
 

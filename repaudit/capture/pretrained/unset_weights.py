@@ -39,11 +39,12 @@ def refuse_unset(
         if inside:
             raise _refused(place, layer, inside)
     sample = probe_set.select(0, 1)
-    before = ActivationExtractor(layers).extract(model, sample)
+    extractor = ActivationExtractor(layers)
+    before = extractor.extract(model, sample)
     with _changed([tensor for tensor in unset.values() if tensor.is_floating_point()]):
         after = ActivationExtractor(layers).extract(model, sample)
-    for layer in resolved:
-        if not torch.equal(before[layer.name], after[layer.name]):
+    for name, layer in extractor.layers.items():
+        if not torch.equal(before[name], after[name]):
             raise _refused(place, layer, list(unset))
 
 

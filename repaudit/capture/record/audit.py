@@ -12,7 +12,6 @@ from torch import nn
 
 from repaudit.capture.extract.dry_run import check_vocabulary
 from repaudit.capture.extract.extractor import ActivationExtractor
-from repaudit.capture.extract.layer_paths import resolve_layers
 from repaudit.capture.extract.layer_spec import LayerSpec
 from repaudit.capture.extract.wrappers import is_sharded, network
 from repaudit.capture.probe_set.probe_set import ProbeSet
@@ -83,13 +82,13 @@ class Auditor:
         """Return what the store will hold: each layer's shape and dtype, and its attributes."""
         shapes: dict[str, Any] = {} if self.record == OPERATORS else dict(self._shapes)
         attrs: dict[str, Mapping[str, Any]] = {
-            layer.name: {
+            name: {
                 "module_path": layer.path,
                 "extraction_point": layer.point,
                 "reduction": layer.spec.reduce,
-                "source_dtype": self.extractor.source_dtypes[layer.name],
+                "source_dtype": self.extractor.source_dtypes[name],
             }
-            for layer in resolve_layers(model, self.extractor.layer_specs)
+            for name, layer in self.extractor.layers.items()
         }
         if self.gauge is None:
             return shapes, attrs

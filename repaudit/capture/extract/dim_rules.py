@@ -1,0 +1,260 @@
+"""What operations do to the meaning of dims: which results have which, given those of their tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from math import prod
+from typing import Any, Final, TypeAlias
+
+import torch
+
+SAMPLES, POSITIONS, FEATURES, UNKNOWN = "s", "p", "f", "?"
+Atom: TypeAlias = tuple[str, int]
+Dims: TypeAlias = tuple[tuple[Atom, ...], ...]
+"""For each dim what it is a product of, the slowest first; nothing for a dim of size 1."""
+
+
+@dataclass(frozen=True)
+class Operation:
+    """A call of an operation, and the shape of one of its results.
+
+    Parameters
+    ----------
+    func, args, kwargs
+        The call.
+    tensors
+        The tensors among its arguments, each with its dims where they are known.
+    shape
+        The result's.
+    n_samples
+        How many samples there are.
+    """
+
+    func: Callable[..., Any]
+    args: Sequence[Any]
+    kwargs: dict[str, Any]
+    tensors: Sequence[tuple[torch.Tensor, Dims | None]]
+    shape: tuple[int, ...]
+    n_samples: int
+
+    @property
+    def name(self) -> str:
+        """The operation's name."""
+        name = str(getattr(self.func, "__name__", ""))
+        is_property = name == "__get__"
+        return str(getattr(getattr(self.func, "__self__", None), "__name__", name)) if is_property else name
+
+    @property
+    def first(self) -> Dims | None:
+        """The dims of the first tensor."""
+        return self.tensors[0][1]
+
+    @property
+    def anchored(self) -> Dims | None:
+        """The dims of the first tensor; where an operation lost them, as many rows as samples are the samples."""
+        shape = self.tensors[0][0].shape
+        if self.first is not None or len(shape) < 2 or shape[0] != self.n_samples:
+            return self.first
+        return (atom(SAMPLES, shape[0]), *(atom(UNKNOWN, size) for size in shape[1:]))
+
+
+def dims_after(operation: Operation) -> Dims | None:
+    """Return the dims of an operation's result, or None where they are not known.
+
+    Examples
+    --------
+    >>> x = torch.zeros(2, 3, 5)
+    >>> dims = (((SAMPLES, 2),), ((POSITIONS, 3),), ((FEATURES, 5),))
+    >>> dims_after(Operation(torch.transpose, (x, 1, 2), {}, [(x, dims)], (2, 5, 3), 2))
+    ((('s', 2),), (('f', 5),), (('p', 3),))
+    """
+    return _RULES.get(operation.name, _alike)(operation)
+
+
+def atom(label: str, size: int) -> tuple[Atom, ...]:
+    """Return a dim of one meaning."""
+    return () if size == 1 else ((label, size),)
+
+
+def size_of(dim: tuple[Atom, ...]) -> int:
+    """Return the size of a dim."""
+    return prod(size for _, size in dim)
+
+
+def _as_positions(dims: Iterable[tuple[Atom, ...]]) -> Dims:
+    """Return dims, positions for what had no meaning."""
+    return tuple(tuple((POSITIONS if label == UNKNOWN else label, n) for label, n in dim) for dim in dims)
+
+
+def _embedded(op: Operation) -> Dims | None:
+    ids = next((dims for value, dims in op.tensors if dims is not None and not value.is_floating_point()), None)
+    return None if ids is None else (*_as_positions(ids), atom(FEATURES, op.shape[-1]))
+
+
+def _features_last(op: Operation) -> Dims | None:
+    first = op.anchored
+    if first is None:
+        return None
+    last = first[-1]
+    is_kept = bool(last) and size_of(last) == op.shape[-1] and all(label == FEATURES for label, _ in last)
+    return (*_as_positions(first[:-1]), last if is_kept else atom(FEATURES, op.shape[-1]))
+
+
+def _features_second(op: Operation) -> Dims | None:
+    first = op.anchored
+    if first is None or len(first) < 2:
+        return None
+    return (first[0], atom(FEATURES, op.shape[1]), *(atom(POSITIONS, size) for size in op.shape[2:]))
+
+
+def _recurrent(op: Operation) -> Dims | None:
+    if op.first is None or len(op.first) != 3 or op.shape[:2] != tuple(op.tensors[0][0].shape[:2]):
+        return None
+    return (*_as_positions(op.first[:2]), atom(FEATURES, op.shape[2]))
+
+
+def _permuted(op: Operation) -> Dims | None:
+    """Permute the meanings as the operation permutes a tensor whose dims all differ in size."""
+    if op.first is None:
+        return None
+    example = torch.empty(list(range(2, 2 + len(op.first))), device="meta")
+    return tuple(op.first[size - 2] for size in op.func(example, *op.args[1:], **op.kwargs).shape)
+
+
+def _regrouped(op: Operation) -> Dims | None:
+    """Group the parts of all dims, in their order, into dims of the result's sizes."""
+    if op.first is None:
+        return None
+    waiting = [part for dim in op.first for part in dim][::-1]
+    dims = []
+    for size in op.shape:
+        taken, left = [], size
+        while left > 1 and waiting:
+            label, n = waiting.pop()
+            if n > left and n % left == 0:
+                waiting.append((label, n // left))
+                n = left
+            if left % n:
+                return None
+            taken.append((label, n))
+            left //= n
+        if left > 1:
+            return None
+        dims.append(tuple(taken))
+    return None if waiting else tuple(dims)
+
+
+def _indexed(op: Operation) -> Dims | None:
+    index = op.args[1]
+    parts = list(index) if isinstance(index, tuple) else [index]
+    if op.first is None or any(isinstance(part, torch.Tensor | list | bool) for part in parts):
+        return None
+    used = sum(part is not None and part is not Ellipsis for part in parts)
+    at = parts.index(Ellipsis) if Ellipsis in parts else len(parts)
+    parts[at : at + 1] = [slice(None)] * (len(op.first) - used)
+    rest = iter(op.first)
+    dims = [() if part is None else next(rest) for part in parts]
+    return _resized([dim for dim, part in zip(dims, parts, strict=True) if not isinstance(part, int)], op.shape)
+
+
+def _resized(dims: Sequence[tuple[Atom, ...]], shape: Sequence[int]) -> Dims | None:
+    """Return the dims at new sizes, where each that changes has one meaning."""
+    found = []
+    for dim, size in zip(dims, shape, strict=True):
+        labels = {label for label, _ in dim}
+        if size_of(dim) == size:
+            found.append(dim)
+        elif len(labels) == 1 and SAMPLES not in labels:
+            found.append(atom(labels.pop(), size))
+        else:
+            return None
+    return tuple(found)
+
+
+def _product(op: Operation) -> Dims | None:
+    (_, rows), (_, columns) = op.tensors[-2:]
+    if rows is None or len(rows) != len(op.shape) or len(rows) < 2:
+        return None
+    if columns is None:
+        return (*_as_positions(rows[:-1]), atom(FEATURES, op.shape[-1]))
+    return (*rows[:-1], columns[-1])
+
+
+def _einsum(op: Operation) -> Dims | None:
+    inputs, _, output = str(op.args[0]).replace(" ", "").partition("->")
+    letters: dict[str, tuple[Atom, ...]] = {}
+    for term, (value, dims) in zip(inputs.split(","), op.tensors, strict=True):
+        for place, letter in enumerate(term):
+            if dims is not None or letter not in letters:
+                letters[letter] = atom(FEATURES, value.shape[place]) if dims is None else dims[place]
+    return tuple(letters[letter] for letter in output)
+
+
+def _attended(op: Operation) -> Dims | None:
+    return None if op.first is None else (*op.first[:-1], atom(FEATURES, op.shape[-1]))
+
+
+def _unfolded(op: Operation) -> Dims | None:
+    if op.first is None or len(op.first) != 4 or len(op.shape) != 3:
+        return None
+    return (op.first[0], atom(FEATURES, op.shape[1]), atom(POSITIONS, op.shape[2]))
+
+
+def _reduced(op: Operation) -> Dims | None:
+    if op.first is not None and len(op.first) == len(op.shape):
+        return _alike(op)
+    given = op.kwargs.get("dim", op.args[1] if len(op.args) > 1 else None)
+    if op.first is None or given is None or isinstance(given, torch.Tensor):
+        return None
+    gone = {at % len(op.first) for at in (given if isinstance(given, tuple | list) else (given,))}
+    return tuple(dim for at, dim in enumerate(op.first) if at not in gone)
+
+
+def _lost(_: Operation) -> Dims | None:
+    return None
+
+
+def _alike(op: Operation) -> Dims | None:
+    """Return the dims of an operation that keeps their order, as sums and poolings do."""
+    candidates = [dims for _, dims in op.tensors if dims is not None and len(dims) == len(op.shape)]
+    found = []
+    for place, size in enumerate(op.shape):
+        dim = _common([dims[place] for dims in candidates], size)
+        if dim is None:
+            return None
+        found.append(dim)
+    return tuple(found) if candidates else None
+
+
+def _common(dims: Sequence[tuple[Atom, ...]], size: int) -> tuple[Atom, ...] | None:
+    """Return what several tensors say of one dim of their result; None where they say different things."""
+    fitting = [dim for dim in dims if size_of(dim) == size]
+    told = [dim for dim in fitting if all(label != UNKNOWN for label, _ in dim)] or fitting
+    if any({label for label, _ in dim} != {label for label, _ in told[0]} for dim in told):
+        return None
+    resized = (_resized([dim], [size]) for dim in dims)
+    return told[0] if told else next((found[0] for found in resized if found is not None), None)
+
+
+_RULES: Final[dict[str, Callable[[Operation], Dims | None]]] = {
+    "embedding": _embedded,
+    "einsum": _einsum,
+    "scaled_dot_product_attention": _attended,
+    "unfold": _unfolded,
+    "__getitem__": _indexed,
+    **dict.fromkeys(("linear", "bilinear", "layer_norm", "rms_norm"), _features_last),
+    **dict.fromkeys([f"conv{kind}{n}d" for kind in ("", "_transpose") for n in (1, 2, 3)], _features_second),
+    **dict.fromkeys(("batch_norm", "instance_norm", "group_norm"), _features_second),
+    **dict.fromkeys(("lstm", "gru", "rnn_tanh", "rnn_relu"), _recurrent),
+    **dict.fromkeys(
+        ("permute", "transpose", "swapaxes", "swapdims", "movedim", "moveaxis", "t", "transpose_"), _permuted
+    ),
+    **dict.fromkeys(("T", "mT", "H", "mH", "adjoint"), _permuted),
+    **dict.fromkeys(("reshape", "view", "flatten", "unflatten", "view_as", "reshape_as", "ravel"), _regrouped),
+    **dict.fromkeys(("squeeze", "unsqueeze", "squeeze_", "unsqueeze_"), _regrouped),
+    **dict.fromkeys(("matmul", "__matmul__", "bmm", "mm", "addmm", "baddbmm"), _product),
+    **dict.fromkeys(("mean", "sum", "amax", "amin", "max", "min", "norm", "var", "std", "logsumexp"), _reduced),
+    **dict.fromkeys(("cdist", "stack", "kron", "outer", "repeat", "tile", "repeat_interleave", "tensordot"), _lost),
+}
+"""By the names of operations; all others keep the order of dims, or their results have no known dims."""
