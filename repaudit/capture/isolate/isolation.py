@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from repaudit.capture.isolate.snapshot import Snapshot
+from repaudit.capture.isolate.unlogged import unlogged
 from repaudit.errors import StateError
 
 
@@ -22,7 +23,8 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
 
     Restored, whatever happens inside: the random states of Python, NumPy, torch and the model's devices; ``training``
     of every module; buffers, attributes, and the containers, tensors and random generators among them, that a forward
-    changes; hooks that a forward registers. Gradients are not touched, nor is the cache of a surrounding autocast.
+    changes; hooks that a forward registers. Gradients are not touched, nor is the cache of a surrounding autocast. What
+    a Lightning module's forward logs goes nowhere.
 
     Raises
     ------
@@ -44,6 +46,7 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
         stack.enter_context(torch.no_grad())
         stack.enter_context(eager())
         stack.enter_context(_slow_attention())
+        stack.enter_context(unlogged(model))
         stack.callback(torch.set_default_dtype, torch.get_default_dtype())  # a stopped forward may have left another
         for device_type in {"cpu", *(parameter.device.type for parameter in model.parameters())}:
             if torch.is_autocast_enabled(device_type):
