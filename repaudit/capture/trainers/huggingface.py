@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import partial
+from math import ceil
 from os import PathLike
 from typing import Any, Unpack
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer_utils import has_length
 
 from repaudit.capture.extract.layer_spec import LayerSpec
 from repaudit.capture.probe_set.probe_set import ProbeSet
@@ -60,6 +62,7 @@ class AuditTrainerCallback(TrainerCallback):
     ) -> None:
         self.recorder = Recorder(store, model_name, probe_set, layer_specs, **options)
         self.session = AuditSession(self.recorder, trigger or AuditTrigger(at_start=True, every_n_epochs=1))
+        self._epoch_began_at = 0
 
     @property
     def trajectory(self) -> list[tuple[int, dict[str, Any]]]:
@@ -93,12 +96,26 @@ class AuditTrainerCallback(TrainerCallback):
         """Audit the step if it is due."""
         self.session.after_step(model, state.global_step, epoch=state.epoch, loss=_last_loss(state))
 
+    def on_epoch_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """Note the step at which the epoch begins."""
+        self._epoch_began_at = state.global_step
+
     def on_epoch_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, *, model: Any = None, **_: Any
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        *,
+        model: Any = None,
+        train_dataloader: Any = None,
+        **_: Any,
     ) -> None:
         """Audit the end of a whole epoch if it is due."""
-        if state.epoch is not None and float(state.epoch).is_integer():  # else the training stops inside an epoch
-            self._event(state, model, self.session.trigger.due_at_epoch(int(state.epoch)))
+        if state.global_step == self._epoch_began_at:  # a resume may skip all batches of an epoch
+            return
+        done = whole_epochs(state, control, train_dataloader)
+        if done is not None:
+            self._event(state, model, self.session.trigger.due_at_epoch(done), epoch=done)
 
     def on_save(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, *, model: Any = None, **_: Any
@@ -118,8 +135,31 @@ class AuditTrainerCallback(TrainerCallback):
         """Commit what was audited, and release the model."""
         self.session.close()
 
-    def _event(self, state: TrainerState, model: Any, triggers: tuple[str, ...]) -> None:
-        self.session.event(model, state.global_step, triggers, epoch=state.epoch, loss=_last_loss(state))
+    def _event(self, state: TrainerState, model: Any, triggers: tuple[str, ...], epoch: float | None = None) -> None:
+        epoch = state.epoch if epoch is None else epoch
+        self.session.event(model, state.global_step, triggers, epoch=epoch, loss=_last_loss(state))
+
+
+def whole_epochs(state: TrainerState, control: TrainerControl, loader: Any) -> int | None:
+    """Return how many whole epochs are done at the end of one; None where the training stops inside it.
+
+    Without a length of the data, the trainer takes ``max_steps`` for that of an epoch, so that its own count is never
+    whole. Then the loader tells whether it came to its end, and the trainer's count only in which epoch.
+
+    Examples
+    --------
+    >>> whole_epochs(TrainerState(epoch=2.0), TrainerControl(), [1, 2, 3])
+    2
+    >>> whole_epochs(TrainerState(epoch=1 + 10 / 30), TrainerControl(), iter([1, 2, 3]))
+    2
+    """
+    if state.epoch is None:
+        return None
+    if has_length(loader):
+        return int(state.epoch) if float(state.epoch).is_integer() else None
+    stopped = control.should_training_stop or control.should_epoch_stop
+    came_to_its_end = getattr(loader, "end_of_dataloader", False) if stopped else True
+    return ceil(state.epoch) if came_to_its_end else None
 
 
 def _log(state: TrainerState, metrics: Mapping[str, float]) -> None:
