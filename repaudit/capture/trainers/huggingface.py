@@ -153,8 +153,6 @@ def whole_epochs(state: TrainerState, control: TrainerControl, loader: Any) -> i
     >>> whole_epochs(TrainerState(epoch=1 + 10 / 30), TrainerControl(), iter([1, 2, 3]))
     2
     """
-    if state.epoch is None:
-        return None
     if has_length(loader):
         return int(state.epoch) if float(state.epoch).is_integer() else None
     stopped = control.should_training_stop or control.should_epoch_stop
