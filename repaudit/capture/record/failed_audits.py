@@ -76,3 +76,23 @@ def warn_recorded_before(model_name: str, step: int, last: int) -> None:
         AuditWarning,
         stacklevel=3,
     )
+
+
+def warn_other_weights(model_name: str) -> None:
+    """Say that a training goes on from weights which the last one neither ended with nor saved."""
+    warnings.warn(
+        f"model {model_name!r} starts with weights that its last training neither ended with nor saved, and is "
+        "recorded as going on: another training needs another model_name (one like 'trial{n}' numbers them)",
+        AuditWarning,
+        stacklevel=4,
+    )
+
+
+def warn_taken_over(model_name: str) -> None:
+    """Say that a training is no longer recorded, since a later one of this process has its record."""
+    warnings.warn(
+        f"model {model_name!r}: another training of this process has taken its record over, and this one is no longer "
+        "recorded: give each its own model_name",
+        AuditWarning,
+        stacklevel=4,
+    )

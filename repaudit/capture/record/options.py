@@ -9,12 +9,19 @@ from typing import Any, Final, TypedDict
 import torch
 
 from repaudit.capture.record.recorded_operators import ACTIVATIONS, Record, check_record
-from repaudit.capture.record.trigger import EVERY_N_EPOCHS, ON_CHECKPOINT, ON_VALIDATION_END, AuditTrigger, whole_number
+from repaudit.capture.record.trigger import (
+    AT_END,
+    EVERY_N_EPOCHS,
+    ON_CHECKPOINT,
+    ON_VALIDATION_END,
+    AuditTrigger,
+    whole_number,
+)
 from repaudit.store.format.encoding import CodecName
 from repaudit.store.write.commit import IfExists
 from repaudit.store.write.retrying import OnStoreError
 
-_ONLY_TRAINERS_KNOW: Final = (EVERY_N_EPOCHS, ON_CHECKPOINT, ON_VALIDATION_END)
+_ONLY_TRAINERS_KNOW: Final = (EVERY_N_EPOCHS, ON_CHECKPOINT, ON_VALIDATION_END, AT_END)
 
 
 class AuditOptions(TypedDict, total=False):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Sequence
 from os import PathLike
 from types import TracebackType
@@ -11,9 +12,11 @@ import torch
 from torch import nn
 
 from repaudit.capture.extract.layer_spec import LayerSpec
+from repaudit.capture.extract.wrappers import network
 from repaudit.capture.probe_set.probe_set import ProbeSet
 from repaudit.capture.record.audit import Audit, Auditor
 from repaudit.capture.record.failed_audits import Failures, warn_recorded_before
+from repaudit.capture.record.open_records import hold, let_go, take_over
 from repaudit.capture.record.options import AuditOptions, checked_options
 from repaudit.capture.record.trigger import AuditTrigger, whole_number
 from repaudit.errors import StepOrderError
@@ -84,11 +87,24 @@ class Recorder:
         )
         self.model_attrs = dict(chosen["model_attrs"] or {})
         self._options, self._failures = chosen, Failures(model_name, chosen["on_store_error"])
+        self.in_trainer = self.was_taken_over = False
         self._is_open = False
         self._writer: TrajectoryWriter | None = None
         self._previous: int | None = None
         self._last_steps: list[int] = []
         self._recorded_before: frozenset[int] = frozenset()
+        self._audited: weakref.ref[nn.Module] | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return the state to pickle: in another process there is no such model."""
+        return {**self.__dict__, "_audited": None}
+
+    def begin_another(self, model_name: str) -> None:
+        """Record another model from now on, with the same options."""
+        self.close()
+        self.model_name, self.if_exists = model_name, self._options["if_exists"]
+        self._failures = Failures(model_name, self._options["on_store_error"])
+        self._last_steps, self.auditor.trajectory = [], []
 
     @property
     def steps(self) -> list[int]:
@@ -147,13 +163,14 @@ class Recorder:
         except Exception as error:  # noqa: BLE001 - raised below, once every process knows
             failure = error
         self.auditor.ranks.agree(failure)
-        self._is_open = True
+        self._is_open, self.was_taken_over = True, False
         self.if_exists = "resume"  # opened again by this recorder, it is the same record
         self._previous = self.last_recorded
 
     def _open_writer(self, model: nn.Module, truncate_after: int | None) -> None:
         shapes, attrs = self.auditor.layers(model)
         chosen = self._options
+        take_over(self.store, self.model_name, in_trainer=self.in_trainer)
         self._writer = TrajectoryWriter(
             self.store,
             model_name=self.model_name,
@@ -170,6 +187,7 @@ class Recorder:
             force=chosen["force"],
             storage_options=chosen["storage_options"],
         )
+        hold(self.store, self.model_name, self, self._writer, in_trainer=self.in_trainer)
         self._recorded_before = frozenset(self._writer.steps)
         self._failures.opened(self._writer)
 
@@ -208,7 +226,7 @@ class Recorder:
         Raises
         ------
         StepOrderError
-            When the step is before the last one of the record.
+            When the step is before the last one of the record, or recorded already of another model.
         ValueError
             When the step is not a whole number.
         CaptureError, StoreError
@@ -229,6 +247,11 @@ class Recorder:
             if step in self._recorded_before:
                 warn_recorded_before(self.model_name, step, max(self._recorded_before))
                 self._recorded_before = frozenset()
+            elif self._audited is not None and self._audited() is not network(model):
+                raise StepOrderError(
+                    f"model {self.model_name!r}: step {step} is recorded already, of another model object: another "
+                    "model needs a recorder with another model_name"
+                )
             return False
         last = self.last_recorded
         if last is not None and step < last:
@@ -237,6 +260,7 @@ class Recorder:
                 "open the recorder with truncate_after to go back"
             )
         audit = self.take(model, step, epoch=epoch, loss=loss)
+        self._audited = weakref.ref(network(model))
         return audit is not None and (self.hand_over(audit, triggers) or not self.auditor.ranks.writes)
 
     def take(
@@ -265,6 +289,12 @@ class Recorder:
 
         return bool(self._failures.attempt(audit.step, append, writer))
 
+    def amend(self, step: int, triggers: Sequence[str]) -> None:
+        """Record all that asked for an audit which is already handed over."""
+        writer = self._writer
+        if writer is not None:
+            self._failures.attempt(None, lambda: writer.amend_trigger(step, ",".join(triggers)), writer)
+
     def flush(self) -> None:
         """Wait until everything queued is committed."""
         if self._writer is not None:
@@ -276,8 +306,14 @@ class Recorder:
         if self._writer is not None:
             writer, self._writer = self._writer, None
             self._failures.attempt(None, writer.close, writer)
+            let_go(writer)
             self._failures.all(writer)
             self._last_steps = writer.steps
+
+    def lose(self) -> None:
+        """Close the record, since another training of this process takes it over."""
+        self.close()
+        self.was_taken_over = True
 
     def __enter__(self) -> Self:
         return self

@@ -8,6 +8,7 @@ from functools import wraps
 from typing import Any, Final, TypeVar
 
 AT_START: Final = "at_start"
+AT_END: Final = "at_end"
 EVERY_N_STEPS: Final = "every_n_steps"
 EVERY_N_EPOCHS: Final = "every_n_epochs"
 AT_STEPS: Final = "at_steps"
@@ -71,6 +72,8 @@ class AuditTrigger:
         After every validation.
     at_start
         Before the first step, on the untrained model.
+    at_end
+        When the training ends by itself or is stopped, at whatever step; not where an error ends it.
     at_steps
         After these steps (0 means at the start).
     log_spaced
@@ -134,9 +137,9 @@ class AuditTrigger:
     >>> [epoch for epoch in range(1, 7) if epochs.due_at_epoch(epoch)]
     [2, 4, 6]
 
-    Checkpoints and validations come from the trainer, so no step is due by itself:
+    Checkpoints, validations and the end of the training come from the trainer, so no step is due by itself:
 
-    >>> due(AuditTrigger(on_checkpoint=True, on_validation_end=True))
+    >>> due(AuditTrigger(on_checkpoint=True, on_validation_end=True, at_end=True))
     []
 
     A number without its keyword would be ambiguous:
@@ -152,6 +155,7 @@ class AuditTrigger:
     on_checkpoint: bool = False
     on_validation_end: bool = False
     at_start: bool = False
+    at_end: bool = False
     at_steps: Iterable[int] | None = None
     log_spaced: int | None = None
 
@@ -219,3 +223,7 @@ def _is_log_spaced(step: int, per_decade: int) -> bool:
     while (value := round(10 ** (k / per_decade))) < step:
         k += 1
     return value == step
+
+
+DEFAULT_TRIGGER: Final = AuditTrigger(at_start=True, every_n_epochs=1, at_end=True)
+"""What the trainers' callbacks audit unasked: the start, each epoch's end, and the end of the training."""

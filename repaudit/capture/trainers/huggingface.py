@@ -25,7 +25,8 @@ class AuditTrainerCallback(TrainerCallback):
     Parameters
     ----------
     store, model_name, probe_set, layer_specs, trigger
-        As for :class:`repaudit.RepresentationAuditCallback`.
+        As for :class:`repaudit.RepresentationAuditCallback`: ``model_name="trial{n}"`` numbers the models of a
+        ``Trainer(model_init=...)`` that trains several times, or of a hyperparameter search.
     options
         See :class:`repaudit.capture.record.options.AuditOptions`.
 
@@ -61,7 +62,7 @@ class AuditTrainerCallback(TrainerCallback):
         **options: Unpack[AuditOptions],
     ) -> None:
         self.recorder = Recorder(store, model_name, probe_set, layer_specs, **options)
-        self.session = AuditSession(self.recorder, trigger or AuditTrigger(at_start=True, every_n_epochs=1))
+        self.session = AuditSession(self.recorder, trigger)
         self._epoch_began_at = 0
 
     @property
@@ -71,7 +72,7 @@ class AuditTrainerCallback(TrainerCallback):
 
     @property
     def _state_key(self) -> str:
-        return f"repaudit: {self.recorder.model_name} in {self.recorder.store}"
+        return f"repaudit: {self.session.name} in {self.recorder.store}"
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, *, model: Any = None, **_: Any
@@ -81,14 +82,13 @@ class AuditTrainerCallback(TrainerCallback):
         kept: Any = state.stateful_callbacks  # saved with every checkpoint, by the trainer
         if state.global_step > 0:
             self.session.mark_resumed()
-            if self._state_key in kept:
-                self.session.load_state_dict(kept[self._state_key])
+            self.session.load_state_dict(kept.get(self._state_key, {}))
         self.session.start(model, state.global_step, epoch=state.epoch)
-        kept[self._state_key] = self.session.state_dict()
-
-    def on_step_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        """Pass the audit of the last step to the store."""
-        self.session.hand_over()
+        kept.pop(self._state_key, None)
+        if (
+            self.session.offset or self.session.n
+        ):  # else there is nothing to keep, and the trainer knows no such callback
+            kept[self._state_key] = self.session.state_dict()
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, *, model: Any = None, **_: Any
@@ -116,6 +116,7 @@ class AuditTrainerCallback(TrainerCallback):
         done = whole_epochs(state, control, train_dataloader)
         if done is not None:
             self._event(state, model, self.session.trigger.due_at_epoch(done), epoch=done)
+        self._end(state, control, model)
 
     def on_save(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, *, model: Any = None, **_: Any
@@ -123,6 +124,8 @@ class AuditTrainerCallback(TrainerCallback):
         """Audit with a checkpoint if the trigger says so."""
         if self.session.trigger.on_checkpoint:
             self._event(state, model, (ON_CHECKPOINT,))
+        self._end(state, control, model)
+        self.session.saved(model)
 
     def on_evaluate(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, *, model: Any = None, **_: Any
@@ -131,9 +134,22 @@ class AuditTrainerCallback(TrainerCallback):
         if self.session.trigger.on_validation_end:
             self._event(state, model, (ON_VALIDATION_END,))
 
-    def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        """Commit what was audited, and release the model."""
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, *, model: Any = None, **_: Any
+    ) -> None:
+        """Audit the end of the training if that is due, commit what was audited, and release the model."""
+        if not (args.load_best_model_at_end and state.best_model_checkpoint):  # else it is no longer the last step's
+            self.session.end(model, state.global_step, epoch=state.epoch)
         self.session.close()
+
+    def close(self) -> None:
+        """Commit what was audited, and release the model, where an exception has ended the training."""
+        self.session.close()
+
+    def _end(self, state: TrainerState, control: TrainerControl, model: Any) -> None:
+        """Audit the end of the training before the trainer loads its best model."""
+        if control.should_training_stop or state.global_step >= state.max_steps:
+            self.session.end(model, state.global_step, epoch=state.epoch)
 
     def _event(self, state: TrainerState, model: Any, triggers: tuple[str, ...], epoch: float | None = None) -> None:
         epoch = state.epoch if epoch is None else epoch

@@ -30,9 +30,10 @@ class RepresentationAuditCallback(pl.Callback):
     ----------
     store, model_name, probe_set, layer_specs
         As for :class:`repaudit.Recorder`. Layer paths start at the module's ``.network`` if it has one, else at the
-        module.
+        module. With ``{n}`` in the name (``"trial{n}"``), each further model that this callback sees trained gets the
+        next number from 0 on; without, only the first one is recorded, and another is refused.
     trigger
-        When to audit; without one, at the start and at the end of every epoch.
+        When to audit; without one, at the start, at the end of every epoch, and at the end of the training.
     options
         See :class:`repaudit.capture.record.options.AuditOptions`.
 
@@ -67,13 +68,13 @@ class RepresentationAuditCallback(pl.Callback):
         **options: Unpack[AuditOptions],
     ) -> None:
         self.recorder = Recorder(store, model_name, probe_set, layer_specs, **options)
-        self.session = AuditSession(self.recorder, trigger or AuditTrigger(at_start=True, every_n_epochs=1))
+        self.session = AuditSession(self.recorder, trigger)
         self._is_resuming = True
 
     @property
     def state_key(self) -> str:
         """The key of this callback's state in a checkpoint; one per model, so that several callbacks do not collide."""
-        return self._generate_state_key(store=str(self.recorder.store), model_name=self.recorder.model_name)
+        return self._generate_state_key(store=str(self.recorder.store), model_name=self.session.name)
 
     @property
     def trajectory(self) -> list[tuple[int, dict[str, Any]]]:
@@ -113,12 +114,6 @@ class RepresentationAuditCallback(pl.Callback):
             return
         self.session.start(pl_module, trainer.global_step, epoch=trainer.current_epoch, context=self._context(trainer))
 
-    def on_train_batch_start(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
-    ) -> None:
-        """Pass the audit of the last step to the store."""
-        self.session.hand_over()
-
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
@@ -147,9 +142,11 @@ class RepresentationAuditCallback(pl.Callback):
         """Audit with a checkpoint if the trigger says so."""
         if self.session.trigger.on_checkpoint:
             self._event(trainer, pl_module, (ON_CHECKPOINT,))
+        self.session.saved(pl_module)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Wait until every audit is committed."""
+        """Audit the end of the training if that is due, and wait until every audit is committed."""
+        self.session.end(pl_module, trainer.global_step, epoch=trainer.current_epoch, context=self._context(trainer))
         self.session.flush()
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -165,6 +162,10 @@ class RepresentationAuditCallback(pl.Callback):
         """Commit what was audited, and release the model."""
         if stage == "fit":
             self.session.close()
+
+    def close(self) -> None:
+        """Commit what was audited, and release the model, where a fit has ended without doing so."""
+        self.session.close()
 
     def _event(self, trainer: pl.Trainer, pl_module: pl.LightningModule, triggers: tuple[str, ...]) -> None:
         self.session.event(

@@ -21,7 +21,7 @@ from repaudit.store.write.commit import IfExists, ModelRecord
 from repaudit.store.write.retrying import OnStoreError
 from repaudit.store.write.root import ensure_root
 from repaudit.store.write.shutdown import forget, postponed, watch
-from repaudit.store.write.writer_thread import QueuedGap, QueuedStep, QueuedTruncation, WriterThread
+from repaudit.store.write.writer_thread import QueuedGap, QueuedStep, QueuedTrigger, QueuedTruncation, WriterThread
 
 
 class TrajectoryWriter:
@@ -254,6 +254,12 @@ class TrajectoryWriter:
                 why = "it must not be negative" if step < 0 else "it is in the record"
                 raise StepOrderError(f"step {step} of model {self.model_name!r} cannot be noted as a gap: {why}")
             self._committer.queue.put(QueuedGap(step, str(reason)))
+
+    def amend_trigger(self, step: int, trigger: str) -> None:
+        """Replace what asked for the last step appended, where more is known later."""
+        with postponed(), self._lock:
+            self._check_open()
+            self._committer.queue.put(QueuedTrigger(step, trigger))
 
     def _check_names(self, arrays: Mapping[str, Any]) -> None:
         missing, unknown = self._layers.keys() - arrays.keys(), arrays.keys() - self._layers.keys()

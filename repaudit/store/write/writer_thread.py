@@ -8,11 +8,12 @@ import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
 from numpy.typing import NDArray
 
 from repaudit.names import STEP
+from repaudit.store.write.amending import amend_trigger
 from repaudit.store.write.commit import ModelRecord, StepRow
 from repaudit.store.write.retrying import OnStoreError, as_store_error, retrying
 
@@ -39,11 +40,22 @@ class QueuedGap:
 
 
 @dataclass
+class QueuedTrigger:
+    """What asked for the step that was queued last, with all that is known now."""
+
+    step: int
+    trigger: str
+
+
+@dataclass
 class QueuedTruncation:
     """A truncation, and the event that tells when it is done."""
 
     after_step: int
     done: threading.Event = field(default_factory=threading.Event)
+
+
+Queued: TypeAlias = QueuedStep | QueuedGap | QueuedTrigger | QueuedTruncation
 
 
 class WriterThread:
@@ -60,7 +72,7 @@ class WriterThread:
         self.failed = False
         self._noted = record.gaps
         self._unnoted: list[tuple[int, str]] = []
-        self.queue: queue.Queue[QueuedStep | QueuedGap | QueuedTruncation | None] = queue.Queue(QUEUE_LENGTH)
+        self.queue: queue.Queue[Queued | None] = queue.Queue(QUEUE_LENGTH)
         self.thread = threading.Thread(target=self._work, name=f"repaudit-writer-{record.model_name}", daemon=True)
         self.thread.start()
 
@@ -82,6 +94,9 @@ class WriterThread:
                     what = f"truncation after step {item.after_step}"
                     self._guard(partial(self._truncate, item.after_step), what, "raise")
                     item.done.set()
+                elif isinstance(item, QueuedTrigger):
+                    action = partial(retrying(), amend_trigger, self.record, item.step, item.trigger)
+                    self._guard(action, f"trigger of step {item.step}", self.on_store_error)
                 elif isinstance(item, QueuedGap):
                     self._unnoted.append((item.step, item.reason))
                     self._note_gaps()

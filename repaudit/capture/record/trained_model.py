@@ -1,0 +1,95 @@
+"""Which model a callback has trained, to tell a training that goes on from that of another model."""
+
+from __future__ import annotations
+
+import weakref
+from typing import Any, Final, TypeAlias
+
+import torch
+from torch import nn
+from torch.nn.parameter import is_lazy
+
+from repaudit.capture.extract.wrappers import is_offloaded, is_sharded, network
+
+_MOST_KEPT: Final = 999
+
+Weights: TypeAlias = torch.Tensor
+"""The sum and the norm of each parameter: enough to tell trained weights from fresh ones."""
+
+
+class TrainedModel:
+    """The model of the last training: the object, and the weights that it began with, saved and ended with."""
+
+    def __init__(self) -> None:
+        self._net: weakref.ref[nn.Module] | None = None
+        self._first: Weights | None = None
+        self._reached: list[Weights] = []
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return the state to pickle: in another process there is no such object."""
+        return {**self.__dict__, "_net": None}
+
+    def begin(self, model: nn.Module) -> None:
+        """Note a model that was not trained before."""
+        self._net, self._first, self._reached = weakref.ref(network(model)), weights(model), []
+
+    def go_on(self, model: nn.Module) -> None:
+        """Note the object in which a training goes on."""
+        self._net = weakref.ref(network(model))
+
+    def reach(self, model: nn.Module | None = None) -> None:
+        """Note the weights that the training has reached, where it ends or saves them."""
+        net = model if model is not None else self._net() if self._net is not None else None
+        if net is not None and (now := weights(net)) is not None:
+            self._reached = [*self._reached[-_MOST_KEPT:], now]
+
+    def is_continued_by(self, model: nn.Module) -> bool:
+        """Return whether a training of this model goes on from the last one.
+
+        The same object does, unless its weights are those of the beginning again; so does another with weights that
+        the last training has reached.
+        """
+        same_object = self._net is not None and self._net() is network(model)
+        now = weights(model)
+        if now is None or self._first is None:
+            return same_object
+        if equal(now, self._first):
+            return same_object and bool(self._reached) and equal(self._reached[-1], self._first)
+        return same_object or self._has_reached(now)
+
+    def is_reset(self, model: nn.Module) -> bool:
+        """Return whether the weights are none that the last training has reached, as far as that is known."""
+        now = weights(model)
+        return now is not None and bool(self._reached) and not self._has_reached(now)
+
+    def _has_reached(self, now: Weights) -> bool:
+        return any(equal(now, reached) for reached in self._reached)
+
+
+def weights(model: nn.Module) -> Weights | None:
+    """Return the sum and the norm of each parameter; None where this process does not hold them all.
+
+    Examples
+    --------
+    >>> weights(nn.Linear(2, 1, bias=False).apply(lambda module: nn.init.constant_(module.weight, 2.0))).tolist()
+    [[4.0, 2.8284271247461903]]
+    """
+    net = network(model)
+    values = [value.detach() for value in net.parameters() if _has_numbers(value)]
+    if not values or is_sharded(model) or is_offloaded(net):
+        return None
+    return torch.stack([_sum_and_norm(value) for value in values])
+
+
+def _sum_and_norm(value: torch.Tensor) -> torch.Tensor:
+    total, norm = value.sum(dtype=torch.float64), torch.linalg.vector_norm(value, dtype=torch.float64)
+    return torch.stack([total, norm]).cpu()
+
+
+def _has_numbers(value: torch.Tensor) -> bool:
+    return value.is_floating_point() and value.layout == torch.strided and not (is_lazy(value) or value.is_meta)
+
+
+def equal(first: Weights, second: Weights) -> bool:
+    """Return whether two models have the same weights, but for the order of the sums on another device."""
+    return first.shape == second.shape and torch.allclose(first, second, rtol=1e-9, atol=0, equal_nan=True)
