@@ -21,6 +21,7 @@ from repaudit.capture.extract.wrappers import entry_point, is_offloaded, is_shar
 from repaudit.capture.isolate.isolation import eager, same_parameters, undisturbed
 from repaudit.capture.probe_set.probe_set import ProbeSet
 from repaudit.errors import CaptureError, LostRankError, StateError
+from repaudit.interrupts import Shield
 
 Agree = Callable[[Exception | None], None]
 Result = TypeVar("Result")
@@ -135,16 +136,18 @@ class ActivationExtractor:
         recording = _agreed(agree, lambda: self._prepared(model, probe_set, whole=whole))
         pieces = _Pieces(len(probe_set))
         is_new = net not in self._facts
-        with _leaving(agree), ExitStack() as stack:
+        with Shield() as shield, _leaving(agree), ExitStack() as stack:
             if is_new and not whole:
                 stack.enter_context(same_parameters(net))
             stack.enter_context(undisturbed(model))
             stack.enter_context(recording)
             if is_new:
-                _agreed(agree, lambda: dry_run(recording, probe_set, call))
+                with shield.lifted():
+                    _agreed(agree, lambda: dry_run(recording, probe_set, call))
                 self._facts[net] = recording.facts
             for batch in probe_set.batches(batch_size):
-                _agreed(agree, partial(pieces.extend, recording, batch, call, probe_set.ids))
+                with shield.lifted():
+                    _agreed(agree, partial(pieces.extend, recording, batch, call, probe_set.ids))
         self.layers = recording.recorded
         self.source_dtypes = {name: recording.source_dtypes[layer.name] for name, layer in self.layers.items()}
         self.activations = pieces.finish()

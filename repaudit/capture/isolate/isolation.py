@@ -48,6 +48,7 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
         stack.enter_context(_slow_attention())
         stack.enter_context(unlogged(model))
         stack.callback(torch.set_default_dtype, torch.get_default_dtype())  # a stopped forward may have left another
+        stack.enter_context(_same_autocast(model))
         for device_type in {"cpu", *(parameter.device.type for parameter in model.parameters())}:
             if torch.is_autocast_enabled(device_type):
                 dtype = torch.get_autocast_dtype(device_type)
@@ -138,6 +139,24 @@ def _slow_attention() -> Iterator[None]:
         yield
     finally:
         torch.backends.mha.set_fastpath_enabled(enabled)
+
+
+@contextmanager
+def _same_autocast(model: nn.Module) -> Iterator[None]:
+    """Restore autocast after the block: an interrupt inside a forward may leave that of the model switched on."""
+    kept = [
+        (device_type, torch.is_autocast_enabled(device_type), torch.get_autocast_dtype(device_type))
+        for device_type in {"cpu", *(parameter.device.type for parameter in model.parameters())}
+        if device_type != "meta"
+    ]
+    is_cached = torch.is_autocast_cache_enabled()
+    try:
+        yield
+    finally:
+        torch.set_autocast_cache_enabled(is_cached)
+        for device_type, enabled, dtype in kept:
+            torch.set_autocast_enabled(device_type, enabled)
+            torch.set_autocast_dtype(device_type, dtype)
 
 
 @contextmanager

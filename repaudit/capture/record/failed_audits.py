@@ -8,6 +8,7 @@ from contextlib import suppress
 from typing import TypeVar
 
 from repaudit.errors import AuditWarning, LostRankError, StateError, StoreError
+from repaudit.interrupts import Shield, was_raised_by_handler
 from repaudit.names import STEP
 from repaudit.store.write.retrying import OnStoreError
 from repaudit.store.write.writer import TrajectoryWriter
@@ -45,11 +46,12 @@ class Failures:
     def attempt(self, step: int | None, action: Callable[[], Result], writer: TrajectoryWriter | None) -> Result | None:
         """Turn a failure into a warning and a gap in the record, unless failures are raised."""
         try:
-            return action()
+            with Shield() as shield, shield.lifted():  # tells what a signal's handler raises from what the audit does
+                return action()
         except (LostRankError, StateError):
             raise  # the processes are out of step, or the model is no longer as it was: the training must not go on
         except Exception as error:
-            if self.policy == "raise":
+            if self.policy == "raise" or was_raised_by_handler(error):
                 raise
             reason = f"{type(error).__name__}: {error}"
         at = "closing the store" if step is None else f"the audit at step {step}"

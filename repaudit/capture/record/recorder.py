@@ -20,6 +20,7 @@ from repaudit.capture.record.open_records import hold, let_go, take_over
 from repaudit.capture.record.options import AuditOptions, checked_options
 from repaudit.capture.record.trigger import AuditTrigger, whole_number
 from repaudit.errors import StepOrderError
+from repaudit.interrupts import Shield
 from repaudit.store.write.writer import TrajectoryWriter
 
 
@@ -159,7 +160,8 @@ class Recorder:
         failure = None
         try:
             if self.auditor.ranks.writes:
-                self._open_writer(model, truncate_after)
+                with Shield():  # else a writer might belong to nobody
+                    self._open_writer(model, truncate_after)
         except Exception as error:  # noqa: BLE001 - raised below, once every process knows
             failure = error
         self.auditor.ranks.agree(failure)
@@ -303,9 +305,10 @@ class Recorder:
     def close(self) -> None:
         """Flush, and release the model's lease; a later audit opens the record again."""
         self._is_open = False
-        if self._writer is not None:
-            writer, self._writer = self._writer, None
+        writer = self._writer
+        if writer is not None:
             self._failures.attempt(None, writer.close, writer)
+            self._writer = None  # only now: where an interrupt ends the wait, it is closed later
             let_go(writer)
             self._failures.all(writer)
             self._last_steps = writer.steps

@@ -7,11 +7,12 @@ import logging
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from multiprocessing.util import Finalize
 from types import FrameType
 from typing import Any, Final, Protocol
+
+from repaudit.interrupts import handler_of, set_handler, was_raised_by_handler
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -33,8 +34,6 @@ class _Shutdown:
         self.open: dict[Closable, int] = {}
         self.previous: Any = None
         self.installed = False
-        self.depth = 0
-        self.pending = False
         self.finalized = 0
 
     def writers(self) -> list[Closable]:
@@ -51,26 +50,23 @@ class _Shutdown:
         """Install the signal handler, unless another one must stay."""
         if self.installed or threading.current_thread() is not threading.main_thread():
             return
-        previous = signal.getsignal(signal.SIGTERM)
+        previous = handler_of(signal.SIGTERM)
         if previous is None or previous is signal.SIG_IGN:  # set outside Python, or to be ignored
             return
         self.previous = previous
-        signal.signal(signal.SIGTERM, self.handle)
+        set_handler(signal.SIGTERM, self.handle)
         self.installed = True
 
     def remove(self) -> None:
         """Put the earlier signal handler back."""
         if not self.installed or threading.current_thread() is not threading.main_thread():
             return
-        if signal.getsignal(signal.SIGTERM) == self.handle:  # else another handler calls this one: leave it
-            signal.signal(signal.SIGTERM, self.previous)
+        if handler_of(signal.SIGTERM) == self.handle:  # else another handler calls this one: leave it
+            set_handler(signal.SIGTERM, self.previous)
             self.installed = False
 
     def handle(self, number: int, frame: FrameType | None) -> None:
-        """Store the queued steps, then do what the earlier handler does."""
-        if self.depth:
-            self.pending = True
-            return
+        """Store the queued steps, then do what the earlier handler does; where a lock is held, a shield delays it."""
         if callable(self.previous):  # another handler decides whether the process goes on
             _for_each(self.writers(), "flush")
             self.previous(number, frame)
@@ -79,35 +75,20 @@ class _Shutdown:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         os.kill(os.getpid(), signal.SIGTERM)
 
-    @contextmanager
-    def postponed(self) -> Iterator[None]:
-        """Delay a signal that arrives inside the block: its handler would need a lock that is held here."""
-        if threading.current_thread() is not threading.main_thread():
-            yield
-            return
-        self.depth += 1
-        try:
-            yield
-        finally:
-            self.depth -= 1
-            if self.pending and not self.depth:
-                self.pending = False
-                self.handle(signal.SIGTERM, None)
-
 
 def _for_each(writers: list[Closable], action: str) -> None:
     for writer in writers:
         try:
             method: Callable[[], None] = getattr(writer, action)
             method()
-        except Exception as error:  # noqa: BLE001 - the next writer must still be closed
+        except Exception as error:
+            if was_raised_by_handler(error):  # a second signal, while the first one's steps were stored
+                raise
             _LOGGER.error("at the end of the process: %s", error)
 
 
 _SHUTDOWN: Final = _Shutdown()
 atexit.register(lambda: _for_each(_SHUTDOWN.writers(), "close"))
-
-postponed = _SHUTDOWN.postponed
 
 
 def watch(writer: Closable) -> None:

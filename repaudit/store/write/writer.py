@@ -10,18 +10,28 @@ from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import Any, Self
 
-from repaudit.errors import LayoutError, StepOrderError, StoreWarning, WriterClosedError
+from repaudit.errors import LayoutError, StoreWarning, WriterClosedError
+from repaudit.interrupts import Shield
 from repaudit.names import EPOCH, LOSS, STEP, TRIGGER, WALL_TIME
 from repaudit.store.format.encoding import CodecName, checksum
 from repaudit.store.format.layout import INPUTS_FINGERPRINT, ProbeSetLike, check_name, lay_out_layers
 from repaudit.store.format.values import finite_number, number, step_number, stored_values
 from repaudit.store.storage.place import open_storage
 from repaudit.store.storage.storage import Storage
+from repaudit.store.write.checks import check_gap, check_layers, check_order
 from repaudit.store.write.commit import IfExists, ModelRecord
 from repaudit.store.write.retrying import OnStoreError
 from repaudit.store.write.root import ensure_root
-from repaudit.store.write.shutdown import forget, postponed, watch
-from repaudit.store.write.writer_thread import QueuedGap, QueuedStep, QueuedTrigger, QueuedTruncation, WriterThread
+from repaudit.store.write.shutdown import forget, watch
+from repaudit.store.write.waiting import SLICE, has_ended, in_slices, is_worked_off, offered
+from repaudit.store.write.writer_thread import (
+    Queued,
+    QueuedGap,
+    QueuedStep,
+    QueuedTrigger,
+    QueuedTruncation,
+    WriterThread,
+)
 
 
 class TrajectoryWriter:
@@ -131,20 +141,23 @@ class TrajectoryWriter:
         attributes = dict(model_attrs or {})
         if ensure_root(storage, probe_set)["version"] > 1:
             attributes |= {**(getattr(probe_set, "encoding", None) or {}), **read}
-        self._record = ModelRecord.claim(storage, model_name, laid_out, attributes, if_exists=if_exists, force=force)
-        self._layers = {layer.name: layer for layer in self._record.layers}
-        try:
-            if truncate_after is not None:
-                self._record.truncate(truncate_after)
-        except BaseException:
-            self._record.lease.release()
-            raise
-        self._steps = self._record.steps
-        self._closed = self._ended = False
-        self._process = os.getpid()
-        self._lock = threading.RLock()
-        self._committer = WriterThread(self._record, on_store_error)
-        watch(self)
+        with Shield():  # else the lease might have no writer
+            self._record = ModelRecord.claim(
+                storage, model_name, laid_out, attributes, if_exists=if_exists, force=force
+            )
+            self._layers = {layer.name: layer for layer in self._record.layers}
+            try:
+                if truncate_after is not None:
+                    self._record.truncate(truncate_after)
+            except BaseException:
+                self._record.lease.release()
+                raise
+            self._steps = self._record.steps
+            self._closed = self._ended = False
+            self._process = os.getpid()
+            self._lock = threading.RLock()
+            self._committer = WriterThread(self._record, on_store_error)
+            watch(self)
 
     @property
     def steps(self) -> list[int]:
@@ -211,8 +224,8 @@ class TrajectoryWriter:
         """
         self._check_open()
         step = step_number(step)
-        self._check_order(step)  # before the arrays are copied, and again under the lock
-        self._check_names(arrays)
+        check_order(self.model_name, self._steps, step)  # before the arrays are copied, and again under the lock
+        check_layers(self.model_name, self._layers, arrays.keys())
         values = {name: stored_values(layer, arrays[name], copy=copy) for name, layer in self._layers.items()}
         row = {
             STEP: step,
@@ -221,19 +234,23 @@ class TrajectoryWriter:
             TRIGGER: None if trigger is None else str(trigger),
             WALL_TIME: time.time() if wall_time is None else finite_number(wall_time, WALL_TIME),
         }
-        with postponed(), self._lock:
-            self._check_open()
-            self._check_order(step)
-            self._committer.queue.put(QueuedStep(row, values))
-            self._steps.append(step)  # only now: a step whose append was interrupted may be appended again
+        in_slices(lambda: self._queue(QueuedStep(row, values)))
 
-    def _check_order(self, step: int) -> None:
-        if step < 0 or (self._steps and step <= self._steps[-1]):
-            last = f"the last one is {self._steps[-1]}" if self._steps else "it must not be negative"
-            raise StepOrderError(
-                f"step {step} of model {self.model_name!r}: {last}, and steps must increase; to go back to an older "
-                f"checkpoint, pass truncate_after"
-            )
+    def _queue(self, item: Queued) -> bool:
+        """Queue an item under the lock; return False while the queue is full."""
+        with self._lock:
+            self._check_open()
+            if isinstance(item, QueuedStep):
+                check_order(self.model_name, self._steps, item.row[STEP])
+            elif isinstance(item, QueuedGap):
+                check_gap(self.model_name, self._steps, item.step)
+            if not offered(self._committer.queue, item):
+                return False
+            if isinstance(item, QueuedStep):
+                self._steps.append(
+                    item.row[STEP]
+                )  # only now: a step whose append was interrupted may be appended again
+            return True
 
     def note_gap(self, step: int, reason: str) -> None:
         """Note that a step was due and is not in the record, and why.
@@ -247,27 +264,12 @@ class TrajectoryWriter:
         WriterClosedError, StoreError, TypeError
             As for :meth:`append`.
         """
-        step = step_number(step)
-        with postponed(), self._lock:
-            self._check_open()
-            if step < 0 or step in self._steps:
-                why = "it must not be negative" if step < 0 else "it is in the record"
-                raise StepOrderError(f"step {step} of model {self.model_name!r} cannot be noted as a gap: {why}")
-            self._committer.queue.put(QueuedGap(step, str(reason)))
+        gap = QueuedGap(step_number(step), str(reason))
+        in_slices(lambda: self._queue(gap))
 
     def amend_trigger(self, step: int, trigger: str) -> None:
         """Replace what asked for the last step appended, where more is known later."""
-        with postponed(), self._lock:
-            self._check_open()
-            self._committer.queue.put(QueuedTrigger(step, trigger))
-
-    def _check_names(self, arrays: Mapping[str, Any]) -> None:
-        missing, unknown = self._layers.keys() - arrays.keys(), arrays.keys() - self._layers.keys()
-        if missing or unknown:
-            raise LayoutError(
-                f"model {self.model_name!r}: expected the layers {sorted(self._layers)}, "
-                f"missing {sorted(missing)}, unknown {sorted(unknown)}"
-            )
+        in_slices(lambda: self._queue(QueuedTrigger(step, trigger)))
 
     def flush(self) -> None:
         """Wait until every queued step is committed, or noted as a gap.
@@ -278,17 +280,15 @@ class TrajectoryWriter:
             If a step could not be stored and ``on_store_error="raise"``.
         """
         self._check_process()
-        with postponed():
-            self._committer.queue.join()
+        in_slices(lambda: is_worked_off(self._committer.queue))
         self._surface()
 
     def truncate(self, after_step: int) -> None:
         """Commit a record that ends at `after_step`; later steps are dropped and may be recorded again."""
         request = QueuedTruncation(step_number(after_step))
-        with postponed(), self._lock:
-            self._check_open()
-            self._committer.queue.put(request)
-            request.done.wait()
+        with self._lock:
+            in_slices(lambda: self._queue(request))
+            in_slices(lambda: request.done.wait(SLICE))
             self._surface()
             self._steps = [step for step in self._steps if step <= after_step]
 
@@ -299,15 +299,16 @@ class TrajectoryWriter:
         if self._process != os.getpid():  # a forked child has none of the writer's threads
             self._closed = self._ended = True
             return
-        with postponed():
-            with self._lock:
-                if not self._closed:
-                    self._committer.queue.put(None)
-                    self._closed = True
-            self._committer.thread.join()  # also when a first call was interrupted here
-            self._ended = True
+        in_slices(self._end)  # also when a first call was interrupted here
+        in_slices(lambda: has_ended(self._committer.thread))
+        self._ended = True
         forget(self)
         self._surface()
+
+    def _end(self) -> bool:
+        with self._lock:
+            self._closed = self._closed or offered(self._committer.queue, None)
+            return self._closed
 
     def __enter__(self) -> Self:
         return self
