@@ -49,7 +49,7 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
         stack.enter_context(unlogged(model))
         stack.callback(torch.set_default_dtype, torch.get_default_dtype())  # a stopped forward may have left another
         stack.enter_context(_same_autocast(model))
-        for device_type in {"cpu", *(parameter.device.type for parameter in model.parameters())}:
+        for device_type in {"cpu", *(device.type for device in devices_of(model))}:
             if torch.is_autocast_enabled(device_type):
                 dtype = torch.get_autocast_dtype(device_type)
                 stack.enter_context(torch.autocast(device_type, dtype=dtype, cache_enabled=False))
@@ -61,7 +61,7 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
 @contextmanager
 def same_randomness(model: nn.Module) -> Iterator[None]:
     """Restore the random states of Python, NumPy, torch and the model's devices after the block."""
-    devices = {parameter.device for parameter in model.parameters() if parameter.device.type not in {"cpu", "meta"}}
+    devices = {device for device in devices_of(model) if device.type != "cpu"}
     pythons, numpys, torchs = random.getstate(), np.random.get_state(), torch.get_rng_state()  # noqa: NPY002
     on_devices = {device: torch.get_device_module(device.type).get_rng_state(device) for device in devices}
     try:
@@ -72,6 +72,21 @@ def same_randomness(model: nn.Module) -> Iterator[None]:
         torch.set_rng_state(torchs)
         for device, state in on_devices.items():
             torch.get_device_module(device.type).set_rng_state(state, device)
+
+
+def devices_of(model: nn.Module) -> set[torch.device]:
+    """Return the devices that a model computes on; one that accelerate offloads computes where its hooks say.
+
+    Examples
+    --------
+    >>> devices_of(nn.Linear(2, 2)), devices_of(nn.Linear(2, 2, device="meta"))
+    ({device(type='cpu')}, set())
+    """
+    hooks = [hook for part in model.modules() if (hook := getattr(part, "_hf_hook", None)) is not None]
+    hooks += [inner for hook in hooks for inner in getattr(hook, "hooks", ())]
+    targets = [getattr(hook, "execution_device", None) for hook in hooks]
+    found = {torch.device(target) for target in targets if target is not None}
+    return {device for device in found | {value.device for value in model.parameters()} if device.type != "meta"}
 
 
 @contextmanager
