@@ -13,6 +13,7 @@ from torch import nn
 
 import repaudit as ra
 from repaudit.errors import AuditWarning, RepauditError
+from repaudit.store.copying import copy_store
 
 PROBE = ra.ProbeSet.from_tensors({"x": torch.eye(3)})
 
@@ -196,3 +197,35 @@ def test_the_process_does_not_grow_over_audits(tmp_path):
                 gc.collect()
                 resident[step] = process.memory_info().rss
     assert resident[249] - resident[49] < 8 << 20
+
+
+@pytest.mark.parametrize("reduce", ["mean", "all"])
+@pytest.mark.parametrize(
+    ("weights", "autocast", "expected"),
+    [
+        (torch.bfloat16, None, "bfloat16"),
+        (torch.float16, None, "float16"),
+        (torch.float64, None, "float64"),
+        (torch.float32, None, "float32"),
+        (torch.float32, torch.bfloat16, "bfloat16"),
+    ],
+)
+def test_the_store_tells_the_dtype_that_the_model_computed_in(tmp_path, weights, autocast, expected, reduce):
+    model = nn.Sequential(nn.Linear(3, 2)).to(weights)
+    tokens = ra.ProbeSet.from_tensors({"x": torch.randn(4, 5, 3), "attention_mask": torch.ones(4, 5)})
+    layer = ra.LayerSpec("[0]", reduce=reduce)
+    operators = {"gauge": ra.DiffusionGauge(knn=2), "record": "both"} if reduce == "mean" else {}
+    with (
+        torch.autocast("cpu", dtype=autocast, enabled=autocast is not None),
+        ra.Recorder(tmp_path / "s.zarr", "m", tokens, [layer], **operators) as audits,
+    ):
+        audits.audit(model, 0)
+    copy_store(tmp_path / "s.zarr", tmp_path / "copied.zarr")
+    for store in ("s.zarr", "copied.zarr"):
+        arrays = ra.open_store(tmp_path / store)["models/m"].data_vars
+        (name,) = {name for name in arrays if name.startswith("0") and not name.endswith("@operator")}
+        assert arrays[name].attrs["model_dtype"] == expected
+        kept = "float32" if reduce == "mean" and expected != "float64" else expected
+        assert arrays[name].attrs["source_dtype"] == kept
+        if reduce == "mean":
+            assert arrays[f"{name}@operator"].attrs["model_dtype"] == expected

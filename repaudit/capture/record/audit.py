@@ -86,7 +86,7 @@ class Auditor:
                 "module_path": layer.path,
                 "extraction_point": layer.point,
                 "reduction": layer.spec.reduce,
-                "source_dtype": self.extractor.source_dtypes[name],
+                "model_dtype": self.extractor.source_dtypes[name],
             }
             for name, layer in self.extractor.layers.items()
         }
