@@ -8,7 +8,7 @@ from typing import Any, Final
 import torch
 from torch import nn
 
-from repaudit.capture.extract.forward_inputs import check_tokens
+from repaudit.capture.extract.completions import check_tokens
 from repaudit.capture.extract.hooks import Recording
 from repaudit.capture.probe_set.probe_set import ATTENTION_MASK, ProbeSet
 from repaudit.errors import CaptureError, ProbeSetError

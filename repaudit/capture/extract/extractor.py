@@ -99,7 +99,7 @@ class ActivationExtractor:
         batch_size
             Samples per forward; the result does not depend on it.
         forward
-            What to call with a batch's inputs instead of the network itself.
+            What to call with a batch's inputs instead of the network itself; its own parameters then count.
         agree
             Called before the first batch, after each, and when the model is restored, with what went wrong or None; it
             raises where one of several processes failed, so that none continues by itself (see
@@ -133,7 +133,7 @@ class ActivationExtractor:
         agree = agree or _raise
         net, call = network(model), forward or entry_point(model)
         whole = is_sharded(model) or is_offloaded(net)
-        recording = _agreed(agree, lambda: self._prepared(model, probe_set, whole=whole))
+        recording = _agreed(agree, lambda: self._prepared(model, probe_set, whole=whole, forward=forward))
         pieces = _Pieces(len(probe_set))
         is_new = net not in self._facts
         with Shield() as shield, _leaving(agree), ExitStack() as stack:
@@ -153,12 +153,15 @@ class ActivationExtractor:
         self.activations = pieces.finish()
         return dict(self.activations)
 
-    def _prepared(self, model: nn.Module, probe_set: ProbeSet, *, whole: bool) -> Recording:
+    def _prepared(
+        self, model: nn.Module, probe_set: ProbeSet, *, whole: bool, forward: Callable[..., Any] | None
+    ) -> Recording:
         layers = resolve_layers(model, self.layer_specs)
         if network(model) not in self._facts:
             check_initialized(network(model))
         check_vocabulary(network(model), probe_set)
-        return Recording(model, layers, whole=whole, facts=self._facts.get(network(model)))
+        facts = self._facts.get(network(model))
+        return Recording(model, layers, whole=whole, facts=facts, forward=forward)
 
     @contextmanager
     def capture(self, model: nn.Module, *, detach: bool = True) -> Iterator[ActivationExtractor]:

@@ -3,49 +3,90 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping, Sequence
-from functools import cached_property
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from typing import Any, Final
 
 import torch
 from torch import nn
 
-from repaudit.capture.extract.blocks import is_pretrained
-from repaudit.capture.extract.wrappers import config_of, is_peft, unwrap
+from repaudit.capture.extract.completions import Completions
+from repaudit.capture.extract.wrappers import unwrap
 from repaudit.capture.probe_set.probe_set import ATTENTION_MASK
-from repaudit.errors import ProbeSetError
+from repaudit.errors import ProbeSetError, RepauditError
 
 _OPTIONAL: Final = frozenset({ATTENTION_MASK, "token_type_ids"})
 """Inputs of a tokenizer that a network may not take: the mask is still used for pooling."""
-_POSITION_COUNTERS: Final = ("create_position_ids_from_input_ids", "create_position_ids_from_inputs_embeds")
-"""Methods of networks that count positions themselves, without the padding (the RoBERTa family, ESM, MPNet)."""
+
+
+Arguments = tuple[tuple[Any, ...], dict[str, Any]]
+"""Positional and keyword arguments of a forward."""
 
 
 class ForwardInputs:
     """Compute the positional and keyword arguments with which a network forwards a batch of the probe set.
 
-    Inputs go by name; a single input whose name ``forward`` does not know goes as its first argument. Left padding
-    gets position ids counted from the mask, an encoder-decoder without decoder inputs its own tokens shifted right.
-    Tensors move to the network's device, floating-point ones to the dtype of its first parameter; ``use_cache`` is off.
+    Inputs go by name; a single input whose name ``forward`` does not know goes as its first argument; all go as one
+    mapping to a ``forward(batch)``. Left padding gets position ids counted from the mask, an encoder-decoder without
+    decoder inputs its own tokens shifted right. Tensors move to the network's device, floating-point ones to the dtype
+    of its first parameter; ``use_cache`` is off.
 
     The network is inspected once, in the constructor: make one per extraction.
 
+    Parameters
+    ----------
+    model
+        The network.
+    forward
+        What is called in its place, whose parameters then count.
+
     Examples
     --------
-    >>> ForwardInputs(nn.Linear(2, 3))({"x": torch.zeros(1, 2)})
+    >>> ForwardInputs(nn.Linear(2, 3)).forms({"x": torch.zeros(1, 2)})[0]
     ((tensor([[0., 0.]]),), {})
     """
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, forward: Callable[..., Any] | None = None) -> None:
         self._model = unwrap(model)
-        self._accepted, self._takes_any = _parameters(self._model)
-        self._completions = Completions(self._model)
+        self._takes = _Signature(self._model.forward if forward is None else forward)
+        self._name = f"{type(self._model).__name__}.forward" if forward is None else _name_of(forward)
+        self._accepted, self._takes_any = self._takes.accepted, self._takes.takes_any
+        self._found: int | None = None
+        self._completions = Completions(self._model) if forward is None else None
         parameters = list(self._model.parameters())
         self._device = next((p.device for p in parameters if not p.is_meta), torch.device("cpu"))
         self._dtype = next((p.dtype for p in parameters if p.is_floating_point()), None)
 
-    def __call__(self, batch: Mapping[str, torch.Tensor]) -> tuple[tuple[torch.Tensor, ...], dict[str, Any]]:
-        """Return the arguments for one batch.
+    def run(self, batch: Mapping[str, torch.Tensor], forward: Callable[[Arguments], None]) -> None:
+        """Forward a batch; where a signature leaves two forms of the arguments, the first form that works is kept.
+
+        Raises
+        ------
+        ProbeSetError
+            When the probe set's names do not fit ``forward``'s parameters (both are listed).
+        """
+        forms = self.forms(batch)
+        failure: Exception | None = None
+        numbers = range(len(forms)) if self._found is None else [self._found]
+        for number in numbers:
+            try:
+                with _trying() if len(numbers) > 1 else nullcontext():
+                    forward(forms[number])
+            except RepauditError:
+                raise  # a layer's error: the forward understood its inputs
+            except Exception as error:  # noqa: BLE001 - raised below, unless the next form works
+                failure = failure or error
+            else:
+                self._found = number
+                return
+        assert failure is not None, "there is at least one form"  # noqa: S101
+        if self._unknown(batch) and forms[0][0] and isinstance(forms[0][0][0], Mapping) and not self._takes.mapping:
+            raise ProbeSetError(self._misfit(batch, f"; as one mapping they fail too ({_line(failure)})")) from failure
+        raise failure
+
+    def forms(self, batch: Mapping[str, torch.Tensor]) -> list[Arguments]:
+        """Return the arguments for one batch: the form that the signature makes likely first.
 
         Raises
         ------
@@ -54,16 +95,32 @@ class ForwardInputs:
         """
         moved = self.moved(batch)
         named = {name: value for name, value in moved.items() if self._takes_any or name in self._accepted}
-        left_over = [name for name in moved if name not in named and name not in _OPTIONAL]
-        if not left_over:
-            return (), named | self._completions(named)
+        only = self._takes.only
+        is_free = only is not None and only not in moved
+        if not self._unknown(batch) and not (is_free and self._takes.is_required):
+            return [((), named | ({} if self._completions is None else self._completions(named)))]
         required = [name for name in moved if name != ATTENTION_MASK]
-        if len(required) != 1 or not self._accepted:
-            raise ProbeSetError(
-                f"the probe set's inputs {left_over} are not parameters of {type(self._model).__name__}.forward, "
-                f"which takes {', '.join(self._accepted)}: name the inputs as it does"
-            )
-        return (moved[required[0]],), {name: value for name, value in named.items() if name != self._accepted[0]}
+        forms: list[Arguments] = []
+        if len(required) == 1 and self._accepted:
+            others = {name: value for name, value in named.items() if name not in {required[0], self._accepted[0]}}
+            forms.append(((moved[required[0]],), others))
+        if is_free:
+            forms.insert(0 if self._takes.mapping else len(forms), ((dict(moved),), {}))
+        if not forms:
+            raise ProbeSetError(self._misfit(batch))
+        return forms
+
+    def _unknown(self, batch: Mapping[str, torch.Tensor]) -> list[str]:
+        known = {*self._accepted, *_OPTIONAL}
+        return [
+            name for name, value in batch.items() if not self._takes_any and value is not None and name not in known
+        ]
+
+    def _misfit(self, batch: Mapping[str, torch.Tensor], more: str = "") -> str:
+        return (
+            f"the probe set's inputs {self._unknown(batch)} are not parameters of {self._name}, which takes "
+            f"{', '.join(self._accepted)}{more}: name the inputs as it does"
+        )
 
     def moved(self, batch: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """Return a batch on the network's device, floating-point inputs in its dtype."""
@@ -74,97 +131,41 @@ class ForwardInputs:
         return value.to(device=self._device, dtype=dtype or value.dtype, non_blocking=True)
 
 
-class Completions:
-    """Compute what a Hugging Face model is given beside the inputs that there are; other models are given nothing.
+class _Signature:
+    """What a forward takes: names, any others, and whether it takes one thing alone, perhaps a mapping."""
 
-    Examples
-    --------
-    >>> Completions(nn.Linear(2, 3))({"input": torch.zeros(1, 2)})
-    {}
-    """
-
-    def __init__(self, model: nn.Module) -> None:
-        self._model = model
-        self._accepted, self._takes_any = _parameters(model)
-        self._config = config_of(model) if is_pretrained(model) or is_peft(model) else None
-
-    def __call__(self, named: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the inputs to add."""
-        config = self._config
-        added: dict[str, Any] = {}
-        if config is None:
-            return added
-        if "use_cache" in self._accepted or (self._takes_any and hasattr(config, "use_cache")):
-            added["use_cache"] = False
-        ids, mask = named.get("input_ids"), named.get(ATTENTION_MASK)
-        if getattr(config, "is_encoder_decoder", False) and ids is not None and named.get("decoder_input_ids") is None:
-            added["decoder_input_ids"] = _shifted_right(ids, mask, config)
-            if mask is not None and "decoder_attention_mask" in self._accepted:
-                added["decoder_attention_mask"] = mask
-        takes_positions = "position_ids" in self._accepted or self._takes_any
-        is_mask = isinstance(mask, torch.Tensor) and mask.ndim == 2
-        if takes_positions and is_mask and not bool(mask[:, 0].all()) and not self._counts_positions:  # type: ignore[index]
-            added["position_ids"] = (mask.long().cumsum(-1) - 1).clamp_min(0)  # type: ignore[union-attr]
-        return {name: value for name, value in added.items() if named.get(name) is None}
-
-    def called(
-        self, args: tuple[Any, ...], kwargs: Mapping[str, Any], names: Sequence[str] | None = None
-    ) -> dict[str, Any]:
-        """Return the keyword arguments of a call that another module makes, completed; ``names`` are the samples.
-
-        Raises
-        ------
-        ProbeSetError
-            When it holds tokens that the model does not know.
-        """
-        named = dict(zip(self._accepted, args, strict=False)) | dict(kwargs)
-        ids = named.get("input_ids")
-        if isinstance(ids, torch.Tensor):
-            check_tokens(self._model, ids, names if names is not None and len(names) == len(ids) else None)
-        given = set(self._accepted[: len(args)])
-        return dict(kwargs) | {name: value for name, value in self(named).items() if name not in given}
-
-    @cached_property
-    def _counts_positions(self) -> bool:
-        return any(hasattr(part, name) for part in self._model.modules() for name in _POSITION_COUNTERS)
+    def __init__(self, forward: Callable[..., Any]) -> None:
+        kinds = inspect.Parameter
+        function = forward.forward if isinstance(forward, nn.Module) else forward
+        parameters = list(inspect.signature(function).parameters.values())
+        named = [p for p in parameters if p.kind in {kinds.POSITIONAL_OR_KEYWORD, kinds.KEYWORD_ONLY}]
+        positional = [p for p in parameters if p.kind in {kinds.POSITIONAL_OR_KEYWORD, kinds.POSITIONAL_ONLY}]
+        required = [p for p in positional if p.default is kinds.empty]
+        one = required if len(required) == 1 else [] if required else positional if len(positional) == 1 else []
+        self.accepted = [p.name for p in named]
+        self.takes_any = any(p.kind is kinds.VAR_KEYWORD for p in parameters)
+        self.only = one[0].name if one and one[0] is positional[0] else None
+        self.is_required = bool(required)
+        self.mapping = bool(one) and _is_mapping(one[0].annotation)
 
 
-def check_tokens(model: nn.Module, ids: torch.Tensor, names: Sequence[str] | None = None) -> None:
-    """Check that a model has an embedding for every token.
-
-    Raises
-    ------
-    ProbeSetError
-        Naming the first sample with another token.
-    """
-    try:
-        embedding = model.get_input_embeddings()  # type: ignore[operator]
-    except (AttributeError, NotImplementedError):
-        return
-    if not isinstance(embedding, nn.Embedding) or ids.is_floating_point():
-        return
-    unknown = (ids < 0) | (ids >= embedding.num_embeddings)
-    if bool(unknown.any()):
-        row = int(unknown.flatten(1).any(1).nonzero()[0])
-        sample = "a sample" if names is None else f"sample {names[row]!r}"
-        raise ProbeSetError(
-            f"{sample} holds the token {ids[row][unknown[row]][0].item()}, but {type(model).__name__} knows the tokens "
-            f"0 to {embedding.num_embeddings - 1}: tokenize the probe set with the model's own tokenizer"
-        )
+@contextmanager
+def _trying() -> Iterator[None]:
+    """Keep torch from warning where a tensor is asked for a name, as of a mapping."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Using a non-tuple sequence")
+        yield
 
 
-def _parameters(model: nn.Module) -> tuple[list[str], bool]:
-    kinds = inspect.Parameter
-    parameters = inspect.signature(model.forward).parameters.values()
-    named = [p.name for p in parameters if p.kind in {kinds.POSITIONAL_OR_KEYWORD, kinds.KEYWORD_ONLY}]
-    return named, any(p.kind is kinds.VAR_KEYWORD for p in parameters)
+def _is_mapping(annotation: Any) -> bool:
+    """Return whether an annotation, perhaps a text, stands for a mapping."""
+    text = annotation if isinstance(annotation, str) else getattr(annotation, "__name__", str(annotation))
+    return any(word in text.lower() for word in ("dict", "mapping", "batchencoding", "batchfeature"))
 
 
-def _shifted_right(ids: torch.Tensor, mask: torch.Tensor | None, config: Any) -> torch.Tensor:
-    """Return the tokens shifted right by one, with a start token where the first unmasked one was."""
-    start = getattr(config, "decoder_start_token_id", None)
-    if start is None:
-        start = getattr(config, "pad_token_id", None) or 0
-    shifted = ids.roll(1, dims=1)
-    first = torch.zeros_like(ids[:, 0]) if mask is None else mask.to(torch.uint8).argmax(1)
-    return shifted.scatter(1, first[:, None], start)
+def _name_of(forward: Callable[..., Any]) -> str:
+    return f"the forward that was passed ({getattr(forward, '__qualname__', type(forward).__name__)})"
+
+
+def _line(error: Exception) -> str:
+    return f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"

@@ -13,9 +13,10 @@ from torch import nn
 from torch.nn.utils.rnn import PackedSequence, pad_packed_sequence
 
 from repaudit.capture.extract.blocks import is_pretrained
+from repaudit.capture.extract.completions import Completions
 from repaudit.capture.extract.dim_order import arranged
 from repaudit.capture.extract.dim_tracking import DimTracker
-from repaudit.capture.extract.forward_inputs import Completions, ForwardInputs
+from repaudit.capture.extract.forward_inputs import Arguments, ForwardInputs
 from repaudit.capture.extract.hidden_states import HiddenStates
 from repaudit.capture.extract.layer import Layer
 from repaudit.capture.extract.layout import Layout
@@ -59,19 +60,27 @@ class Recording:
         Whether a forward must run to its end, whatever happens.
     facts
         What an earlier recording learned of these layers; without it, the first forward tells.
+    forward
+        What is called in the network's place.
     """
 
     def __init__(
-        self, model: nn.Module, layers: list[Layer], *, whole: bool = False, facts: dict[str, Facts] | None = None
+        self,
+        model: nn.Module,
+        layers: list[Layer],
+        *,
+        whole: bool = False,
+        facts: dict[str, Facts] | None = None,
+        forward: Callable[..., Any] | None = None,
     ) -> None:
         self.layers, self._whole = layers, whole
         self.net = network(model)
         self.facts = {} if facts is None else facts
-        self._arguments = ForwardInputs(self.net)
+        self._arguments = ForwardInputs(self.net, forward)
         self.source_dtypes: dict[str, str] = {}
         self._hidden = HiddenStates(layers_root(model), [x for x in layers if x.point == "hidden_states"])
         self._masks = TokenMasks(self.net, layers)
-        self._inner = {part: Completions(part) for part in _models_inside(self.net)}
+        self._inner = {part: Completions(part) for part in _models_inside(self.net, itself=forward is not None)}
         self._tracker: DimTracker | None = None
         self._completing = self._stop_early = False
         self._n_samples: int | None = None
@@ -124,14 +133,17 @@ class Recording:
         self._n_samples, self._names = len(next(iter(batch.values()))), names
         self._stop_early = stop_early and not self._whole and all(map(self._needed, self.layers))
         moved = self._arguments.moved(batch)
-        args, kwargs = self._arguments(moved)
-        with self.tracking(), suppress(_Stop):
-            self.begin(moved)
-            self._completing = True
-            try:
-                call(*args, **kwargs)
-            finally:
-                self._completing = False
+
+        def attempt(arguments: Arguments) -> None:
+            with self.tracking(), suppress(_Stop):
+                self.begin(moved)
+                call(*arguments[0], **arguments[1])
+
+        self._completing = True
+        try:
+            self._arguments.run(moved, attempt)
+        finally:
+            self._completing = False
         self.check()
         return self.seen
 
@@ -266,13 +278,13 @@ class Recording:
             self.facts[layer.name] = Facts(same, origins | known.origins, known.n_calls + 1)
 
 
-def _models_inside(net: nn.Module) -> list[nn.Module]:
-    """Return the outermost Hugging Face models inside a network that is none."""
+def _models_inside(net: nn.Module, *, itself: bool) -> list[nn.Module]:
+    """Return the outermost Hugging Face models inside a network, or the network if it is one and counts."""
     if is_pretrained(net) or is_peft(net):
-        return []
+        return [net] if itself else []
     inside: list[nn.Module] = []
     for child in net.children():
-        inside += [child] if is_pretrained(child) or is_peft(child) else _models_inside(child)
+        inside += _models_inside(child, itself=True)
     return inside
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from repaudit.capture.extract.dry_run import check_vocabulary
-from repaudit.capture.extract.extractor import ActivationExtractor
+from repaudit.capture.extract.extractor import ActivationExtractor, Agree
 from repaudit.capture.extract.layer_spec import LayerSpec
 from repaudit.capture.extract.wrappers import is_sharded, network
 from repaudit.capture.probe_set.probe_set import ProbeSet
@@ -52,9 +52,10 @@ class Auditor:
         record: Record,
         split_across_ranks: bool,
         metrics: Metrics | None = None,
+        forward: Callable[..., Any] | None = None,
     ) -> None:
         self.probe_set, self.batch_size, self.gauge, self.record = probe_set, batch_size, gauge, record
-        self.metrics = metrics
+        self.metrics, self.forward = metrics, forward
         self.extractor = ActivationExtractor(layer_specs)
         self.trajectory: list[tuple[int, dict[str, Any]]] = []
         self.ranks = Ranks()
@@ -74,7 +75,7 @@ class Auditor:
         n = len(self.probe_set)
         self._shapes = {
             name: ((n, *value.shape[1:]), str(value.dtype).removeprefix("torch."))
-            for name, value in self.extractor.extract(model, first, self.batch_size, agree=self.ranks.agree).items()
+            for name, value in self._extract(model, first, self.ranks.agree).items()
         }
         return self._shapes
 
@@ -111,16 +112,19 @@ class Auditor:
         numbers = self.metrics(activations) if self.metrics is not None and self.ranks.writes else {}
         return Audit(step, layers, epoch, value, time.time(), dict(numbers))
 
+    def _extract(self, model: nn.Module, probe_set: ProbeSet, agree: Agree | None = None) -> dict[str, torch.Tensor]:
+        return self.extractor.extract(model, probe_set, self.batch_size, self.forward, agree)
+
     def _activations(self, model: nn.Module) -> dict[str, torch.Tensor]:
         ranks = self.ranks
         if not ranks.split:
-            return self.extractor.extract(model, self.probe_set, self.batch_size, agree=ranks.agree)
+            return self._extract(model, self.probe_set, ranks.agree)
         start, stop = ranks.share(len(self.probe_set))
         shares: dict[str, torch.Tensor] = {}
         failure = None
         try:
             if stop > start:
-                shares = self.extractor.extract(model, self.probe_set.select(start, stop), self.batch_size)
+                shares = self._extract(model, self.probe_set.select(start, stop))
         except Exception as error:  # noqa: BLE001 - raised below, once every process knows
             failure = error
         ranks.agree(failure)

@@ -31,6 +31,9 @@ class AuditOptions(TypedDict, total=False):
     ----------
     batch_size : int
         Samples per forward (64); the result does not depend on it.
+    forward : function, optional
+        What to call with a batch's inputs instead of the network: its parameters are the inputs' names, or one for all
+        of them as a mapping. Needed where the network has no forward that takes them.
     gauge : DiffusionGauge or other callable, optional
         Computes operators at every audit, which are kept in ``trajectory``.
     metrics : function, optional
@@ -66,6 +69,7 @@ class AuditOptions(TypedDict, total=False):
     """
 
     batch_size: int
+    forward: Callable[..., Any] | None
     gauge: Callable[[torch.Tensor], Any] | None
     metrics: Callable[[Mapping[str, torch.Tensor]], Mapping[str, float]] | None
     durable: bool
@@ -82,6 +86,7 @@ class AuditOptions(TypedDict, total=False):
 
 DEFAULTS: Final[AuditOptions] = {
     "batch_size": 64,
+    "forward": None,
     "gauge": None,
     "metrics": None,
     "durable": True,
@@ -120,6 +125,8 @@ def checked_options(model_name: str, trigger: AuditTrigger | None, options: Audi
     gauge = chosen["gauge"]
     if gauge is not None and not callable(gauge):
         raise TypeError(f"gauge: expected a DiffusionGauge or another callable, found {gauge!r}")
+    if chosen["forward"] is not None and not callable(chosen["forward"]):
+        raise TypeError(f"forward: expected a function of a batch's inputs, found {chosen['forward']!r}")
     if chosen["metrics"] is not None and not callable(chosen["metrics"]):
         raise TypeError(f"metrics: expected a function of the activations, found {chosen['metrics']!r}")
     asked = [name for name in _ONLY_TRAINERS_KNOW if trigger is not None and getattr(trigger, name)]

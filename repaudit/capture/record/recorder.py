@@ -85,6 +85,7 @@ class Recorder:
             chosen["record"],
             chosen["split_across_ranks"],
             chosen["metrics"],
+            chosen["forward"],
         )
         self.model_attrs = dict(chosen["model_attrs"] or {})
         self._options, self._failures = chosen, Failures(model_name, chosen["on_store_error"])
