@@ -46,6 +46,9 @@ class Completions:
             added["decoder_input_ids"] = _shifted_right(ids, mask, config)
             if mask is not None and "decoder_attention_mask" in self._accepted:
                 added["decoder_attention_mask"] = mask
+        elif _needs_start(config, named) and "decoder_input_ids" in self._accepted:
+            first = next(value for value in named.values() if isinstance(value, torch.Tensor))
+            added["decoder_input_ids"] = torch.full((len(first), 1), _start_token(config), device=first.device)
         takes_positions = "position_ids" in self._accepted or self._takes_any
         is_mask = isinstance(mask, torch.Tensor) and mask.ndim == 2
         if takes_positions and is_mask and not bool(mask[:, 0].all()) and not self._counts_positions:  # type: ignore[index]
@@ -105,11 +108,22 @@ def _parameters(model: nn.Module) -> tuple[list[str], bool]:
     return named, any(p.kind is kinds.VAR_KEYWORD for p in parameters)
 
 
+def _needs_start(config: Any, named: Mapping[str, Any]) -> bool:
+    """Return whether the decoder of a speech or vision model is given nothing to start from."""
+    given = [name for name, value in named.items() if value is not None]
+    is_given = any(name.startswith("decoder_input") for name in given) or "labels" in given or "input_ids" in given
+    has_inputs = any(isinstance(value, torch.Tensor) for value in named.values())
+    return bool(getattr(config, "is_encoder_decoder", False)) and has_inputs and not is_given
+
+
+def _start_token(config: Any) -> int:
+    start = getattr(config, "decoder_start_token_id", None)
+    return int((getattr(config, "pad_token_id", None) or 0) if start is None else start)
+
+
 def _shifted_right(ids: torch.Tensor, mask: torch.Tensor | None, config: Any) -> torch.Tensor:
     """Return the tokens shifted right by one, with a start token where the first unmasked one was."""
-    start = getattr(config, "decoder_start_token_id", None)
-    if start is None:
-        start = getattr(config, "pad_token_id", None) or 0
+    start = _start_token(config)
     shifted = ids.roll(1, dims=1)
     first = torch.zeros_like(ids[:, 0]) if mask is None else mask.to(torch.uint8).argmax(1)
     return shifted.scatter(1, first[:, None], start)

@@ -12,9 +12,9 @@ import torch
 from torch import nn
 
 from repaudit.capture.extract.completions import Completions
-from repaudit.capture.extract.wrappers import unwrap
+from repaudit.capture.extract.wrappers import has_forward, trained_parts, unwrap
 from repaudit.capture.probe_set.probe_set import ATTENTION_MASK
-from repaudit.errors import ProbeSetError, RepauditError
+from repaudit.errors import CaptureError, ProbeSetError, RepauditError
 
 _OPTIONAL: Final = frozenset({ATTENTION_MASK, "token_type_ids"})
 """Inputs of a tokenizer that a network may not take: the mask is still used for pooling."""
@@ -29,8 +29,8 @@ class ForwardInputs:
 
     Inputs go by name; a single input whose name ``forward`` does not know goes as its first argument; all go as one
     mapping to a ``forward(batch)``. Left padding gets position ids counted from the mask, an encoder-decoder without
-    decoder inputs its own tokens shifted right. Tensors move to the network's device, floating-point ones to the dtype
-    of its first parameter; ``use_cache`` is off.
+    decoder inputs its own tokens shifted right, or where it reads no tokens the start token. Tensors move to the
+    network's device, floating-point ones to the dtype of its first parameter; ``use_cache`` is off.
 
     The network is inspected once, in the constructor: make one per extraction.
 
@@ -48,10 +48,11 @@ class ForwardInputs:
     """
 
     def __init__(self, model: nn.Module, forward: Callable[..., Any] | None = None) -> None:
-        self._model = unwrap(model)
+        self._model = unwrap(forward if isinstance(forward, nn.Module) else model)
         self._takes = _Signature(self._model.forward if forward is None else forward)
         self._name = f"{type(self._model).__name__}.forward" if forward is None else _name_of(forward)
         self._accepted, self._takes_any = self._takes.accepted, self._takes.takes_any
+        self._can_run = forward is not None or has_forward(self._model)
         self._found: int | None = None
         self._completions = Completions(self._model) if forward is None else None
         parameters = list(self._model.parameters())
@@ -93,6 +94,8 @@ class ForwardInputs:
         ProbeSetError
             When the probe set's names do not fit ``forward``'s parameters (both are listed).
         """
+        if not self._can_run:
+            raise CaptureError(_no_forward(self._model))
         moved = self.moved(batch)
         named = {name: value for name, value in moved.items() if self._takes_any or name in self._accepted}
         only = self._takes.only
@@ -161,6 +164,15 @@ def _is_mapping(annotation: Any) -> bool:
     """Return whether an annotation, perhaps a text, stands for a mapping."""
     text = annotation if isinstance(annotation, str) else getattr(annotation, "__name__", str(annotation))
     return any(word in text.lower() for word in ("dict", "mapping", "batchencoding", "batchfeature"))
+
+
+def _no_forward(model: nn.Module) -> str:
+    parts = trained_parts(model)
+    several = f", and several parts that could be audited ({', '.join(parts)})" if len(parts) > 1 else ""
+    return (
+        f"{type(model).__name__} has no forward of its own{several}: pass what is called with the probe set's inputs "
+        f"(forward=module.{parts[0] if parts else 'encode'}), or keep the network as self.network"
+    )
 
 
 def _name_of(forward: Callable[..., Any]) -> str:

@@ -73,6 +73,8 @@ class Recording:
         facts: dict[str, Facts] | None = None,
         forward: Callable[..., Any] | None = None,
     ) -> None:
+        for layer in layers:
+            _refuse_script(layer)
         self.layers, self._whole = layers, whole
         self.net = network(model)
         self.facts = {} if facts is None else facts
@@ -276,6 +278,14 @@ class Recording:
         else:
             same = layout if layout == known.layout else None
             self.facts[layer.name] = Facts(same, origins | known.origins, known.n_calls + 1)
+
+
+def _refuse_script(layer: Layer) -> None:
+    if isinstance(layer.module, torch.jit.ScriptModule):
+        raise CaptureError(
+            f"layer {layer.name!r} is a part of a TorchScript module, on which hooks cannot be registered: record the "
+            "model before it is scripted or traced, or a layer around that part"
+        )
 
 
 def _models_inside(net: nn.Module, *, itself: bool) -> list[nn.Module]:

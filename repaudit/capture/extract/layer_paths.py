@@ -13,7 +13,7 @@ from repaudit.capture.extract.layer_spec import LayerSpec, as_spec
 from repaudit.capture.extract.module_tree import children, join, leads_somewhere, matches_several, matching
 from repaudit.capture.extract.path_grammar import Part, index_text, parse_path
 from repaudit.capture.extract.path_hints import did_you_mean
-from repaudit.capture.extract.wrappers import WRAPPER_NAMES, layers_root
+from repaudit.capture.extract.wrappers import WRAPPER_NAMES, layers_root, network_name, unwrap
 from repaudit.errors import LayerPathError
 
 _SHOWN: Final = 12
@@ -39,10 +39,10 @@ def resolve_layers(model: nn.Module, specs: Iterable[LayerSpec | str]) -> list[L
     >>> [layer.name for layer in resolve_layers(model, ["[*]"])]
     ['0', '1']
     """
-    root = layers_root(model)
+    root, held_as = layers_root(model), network_name(unwrap(model))
     layers: dict[str, Layer] = {}
     for spec in map(as_spec, [specs] if isinstance(specs, str | LayerSpec) else specs):
-        for layer in _resolve(root, spec):
+        for layer in _resolve(root, spec, held_as):
             known = layers.setdefault(layer.name, layer)
             if _key(known) != _key(layer):
                 raise LayerPathError(
@@ -58,8 +58,8 @@ def _key(layer: Layer) -> tuple[str, str, str]:
     return layer.path, layer.point, layer.spec.reduce
 
 
-def _resolve(root: nn.Module, spec: LayerSpec) -> list[Layer]:
-    parts = _without_wrappers(parse_path(spec.path), root)
+def _resolve(root: nn.Module, spec: LayerSpec, held_as: str | None) -> list[Layer]:
+    parts = _without_wrappers(parse_path(spec.path), root, held_as)
     path, role = split_role(parts)
     if not role or leads_somewhere(root, parts):
         matches = _matches(root, parts, (), spec.path)
@@ -81,13 +81,13 @@ def _matches(root: nn.Module, parts: Sequence[Part], role: Sequence[Part], whole
     return matches
 
 
-def _without_wrappers(parts: Sequence[Part], root: nn.Module) -> list[Part]:
+def _without_wrappers(parts: Sequence[Part], root: nn.Module, held_as: str | None) -> list[Part]:
     kept = [part for part in parts if not (isinstance(part, str) and part in WRAPPER_NAMES)]
     if kept[:2] == ["base_model", "model"] and "base_model" not in root._modules:
         kept = kept[2:]  # a path as PEFT writes it
     elif kept[:1] == ["module"] and "module" not in root._modules:
         kept = kept[1:]  # a path as DistributedDataParallel writes it
-    elif kept[:1] == ["network"] and "network" not in root._modules:
+    elif kept[:1] in (["network"], [held_as]) and kept[0] not in root._modules:
         kept = kept[1:]  # a path as the training module writes it
     return kept
 

@@ -16,6 +16,8 @@ _MODULE_WRAPPERS: Final = frozenset(
     {"DistributedDataParallel", "DataParallel", "FullyShardedDataParallel", "DeepSpeedEngine"}
 )
 
+_LIGHTNING: Final = frozenset({"lightning", "pytorch_lightning"})
+
 
 def unwrap(module: nn.Module) -> nn.Module:
     """Return the module inside compile, data-parallel, FSDP and checkpoint wrappers.
@@ -44,10 +46,48 @@ def child_of(module: nn.Module, name: str) -> nn.Module | None:
 
 
 def network(module: nn.Module) -> nn.Module:
-    """Return the network of a training module: its ``.network`` if any (see ``HFTrainerModule``), else itself."""
+    """Return the network of a training module: its ``.network`` if any (see ``HFTrainerModule``), else itself.
+
+    A training module without a ``forward``, whose ``training_step`` calls a part of it, stands for that part if no
+    other one has parameters.
+    """
     inner = unwrap(module)
-    held = child_of(inner, "network")
-    return inner if held is None else unwrap(held)
+    name = network_name(inner)
+    return inner if name is None else unwrap(inner._modules[name])  # type: ignore[arg-type]
+
+
+def network_name(module: nn.Module) -> str | None:
+    """Return under which name a training module holds its network, or None where it is the network itself."""
+    if child_of(module, "network") is not None:
+        return "network"
+    if has_forward(module) or isinstance(module, nn.ModuleList | nn.ModuleDict):
+        return None
+    parts = trained_parts(module)
+    return parts[0] if len(parts) == 1 else None
+
+
+def trained_parts(module: nn.Module) -> list[str]:
+    """Return the names of the children that have parameters and can be called.
+
+    Examples
+    --------
+    >>> trained_parts(nn.Sequential(nn.Linear(2, 2), nn.ReLU()))
+    ['0']
+    """
+    return [
+        name
+        for name, child in module._modules.items()
+        if child is not None and has_forward(child) and any(True for _ in child.parameters())
+    ]
+
+
+def has_forward(module: nn.Module) -> bool:
+    """Return whether a module has a ``forward`` of its own; containers and many training modules have none."""
+    if "forward" in module.__dict__:
+        return True
+    owner = next((base for base in type(module).__mro__ if "forward" in base.__dict__), nn.Module)
+    is_lightnings = owner.__module__.partition(".")[0] in _LIGHTNING and owner.__name__ == "LightningModule"
+    return owner is not nn.Module and not is_lightnings
 
 
 def entry_point(module: nn.Module) -> nn.Module:
@@ -55,10 +95,10 @@ def entry_point(module: nn.Module) -> nn.Module:
     while True:
         if _is_sharding(module):
             return module
-        inner = _inner(module) or child_of(module, "network")
-        if inner is None:
+        inner, name = _inner(module), network_name(module)
+        if inner is None and name is None:
             return module
-        module = inner
+        module = inner if inner is not None else module._modules[name]  # type: ignore[assignment, index]
 
 
 def _is_sharding(module: nn.Module) -> bool:

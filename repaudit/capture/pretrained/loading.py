@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import torch
 from torch import nn
@@ -18,8 +18,10 @@ from repaudit.capture.pretrained.architectures import build, load_fitting, model
 from repaudit.capture.pretrained.lightning_checkpoint import load_state, read_lightning
 from repaudit.capture.pretrained.samples import Kind
 from repaudit.capture.pretrained.sentence_embedding import own_pooling
-from repaudit.capture.pretrained.sources import Source
+from repaudit.capture.pretrained.sources import Source, check_exists
 from repaudit.errors import PretrainedError
+
+_READERS: Final = frozenset({"AutoTokenizer", "AutoImageProcessor", "AutoFeatureExtractor"})
 
 
 @dataclass(frozen=True)
@@ -82,8 +84,20 @@ class Loader:
         return Loaded(model, still_unset(model, base.unset))
 
     def tokenizer(self, source: Source) -> Any:
-        """Return the tokenizer of a set of weights: the one passed, its own, or that of the config or base."""
-        return self._processor("AutoTokenizer", source, "tokenizer")
+        """Return the tokenizer of a set of weights: the one passed, its own, or that of the config or base.
+
+        Raises
+        ------
+        PretrainedError
+            When there is none.
+        """
+        found = self._processor("AutoTokenizer", source, "tokenizer")
+        if _knows_nothing(found):  # as transformers makes one for a folder without any
+            raise PretrainedError(
+                f"{source.place}: holds no tokenizer, only its special tokens: pass the path or id of the model's own "
+                "(--tokenizer)"
+            )
+        return found
 
     def preprocessor(self, source: Source, kind: Kind) -> Any:
         """Return what makes a model's inputs of images or sounds: the one passed, its own, or that of the config."""
@@ -141,6 +155,7 @@ class Loader:
         return load_state(path, state, [partial(build, found, config) for found in classes]).eval()
 
     def _load(self, auto: Any, source: Source, **options: Any) -> Any:
+        check_exists(source.place)
         where = {"revision": source.revision} if source.revision else {}
         path: str | Path = source.folder
         if source.file is not None:
@@ -148,11 +163,17 @@ class Loader:
         try:
             return auto.from_pretrained(path, trust_remote_code=self.trust_remote_code, **where, **options)
         except (OSError, ValueError, KeyError, ImportError) as error:
+            lacks = "; pass the path or id of one (--tokenizer)" if auto.__name__ in _READERS else ""
             asks = "trust_remote_code" in str(error) and not self.trust_remote_code
             hint = " (pass --trust-remote-code to allow)" if asks else ""
             at = f" at revision {source.revision}" if source.revision else ""
             lines = str(error).strip().splitlines() or [type(error).__name__]
-            raise PretrainedError(f"{source.place}{at}: cannot be loaded{hint}: {lines[0]}") from error
+            raise PretrainedError(f"{source.place}{at}: cannot be loaded{hint}: {lines[0]}{lacks}") from error
+
+
+def _knows_nothing(tokenizer: Any) -> bool:
+    special = getattr(tokenizer, "all_special_tokens", None)
+    return special is not None and hasattr(tokenizer, "__len__") and len(tokenizer) <= len(special)
 
 
 def _dequantized(source: Source) -> dict[str, Any]:

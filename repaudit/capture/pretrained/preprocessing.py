@@ -48,7 +48,7 @@ def preprocessed(samples: Samples, processor: Any) -> ProbeSet:
 
 
 def check_main_input(place: str, model: Any, probe_set: ProbeSet) -> None:
-    """Refuse a model that reads texts, or texts and images, for a probe set of images or sounds alone.
+    """Refuse a model that reads something else than the samples: texts, images or sounds.
 
     Raises
     ------
@@ -56,12 +56,14 @@ def check_main_input(place: str, model: Any, probe_set: ProbeSet) -> None:
         Naming what the model reads, and what there is.
     """
     main, given = getattr(model, "main_input_name", None), set(probe_set.inputs)
+    found = f"{place}: {type(model).__name__} reads {main}, but the samples are {', '.join(sorted(given))}: "
     if main == "input_ids" and given & _MEDIA and not given & {main, "inputs_embeds"}:
         raise PretrainedError(
-            f"{place}: {type(model).__name__} reads {main}, but the samples are {', '.join(sorted(given))}: save the "
-            "part of it that reads them (such as CLIPVisionModel.from_pretrained(...).save_pretrained(folder)) and "
-            "record that"
+            f"{found}save the part of it that reads them (such as "
+            "CLIPVisionModel.from_pretrained(...).save_pretrained(folder)) and record that"
         )
+    if main in _MEDIA and "input_ids" in given and main not in given:
+        raise PretrainedError(f"{found}pass images (--images) or sounds (--dataset) instead of texts")
 
 
 def _joined(pieces: Sequence[dict[str, Any]], n: int) -> dict[str, torch.Tensor]:

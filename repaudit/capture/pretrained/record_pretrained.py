@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from os import PathLike
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 from repaudit.capture.extract.layer_spec import LayerSpec, Reduction
 from repaudit.capture.isolate.isolation import shape_sum_norm
@@ -19,13 +19,18 @@ from repaudit.capture.pretrained.preprocessing import check_main_input
 from repaudit.capture.pretrained.sources import Source, find_sources
 from repaudit.capture.pretrained.unset_weights import refuse_unset
 from repaudit.capture.record.recorder import Recorder
-from repaudit.errors import CaptureError, LayerPathError, PretrainedError
+from repaudit.errors import CaptureError, LayerPathError, PretrainedError, RepauditError
 from repaudit.names import ATTRS, SOURCE
 from repaudit.store.format.documents import DOCUMENT, read_document
 from repaudit.store.format.layout import model_key
 from repaudit.store.storage.place import open_storage
 
 Pooling = Reduction | Literal["own"]
+
+_FAILED_FORWARD: Final = (
+    ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError,
+)  # fmt: skip
+"""What a model raises that does not understand its inputs."""
 
 
 def record_pretrained(
@@ -149,22 +154,33 @@ def _record_series(
                 recorder.model_attrs[SOURCE] = _identity(source, loaded)
                 _refuse_another(recorder, storage_options)
             check_main_input(source.place, loaded.model, recorder.probe_set)
-            _refuse_unset(source, loaded, recorder)
-            if source is sources[0]:
-                with _naming(recorder.model_name):
+            with _naming(recorder, loaded):
+                _refuse_unset(source, loaded, recorder)
+                if source is sources[0]:
                     recorder.open(loaded.model)
-            if not recorder.has(source.step):
-                recorder.audit(loaded.model, source.step)
+                if not recorder.has(source.step):
+                    recorder.audit(loaded.model, source.step)
     return recorder.steps
 
 
 @contextmanager
-def _naming(model: str) -> Iterator[None]:
-    """Say which of several models has no such layer."""
+def _naming(recorder: Recorder, loaded: Loaded) -> Iterator[None]:
+    """Say which of several models has no such layer, or does not understand its inputs, in one line."""
+    model = recorder.model_name
     try:
         yield
     except (LayerPathError, CaptureError) as error:
         raise type(error)(f"model {model!r}: {error}") from error
+    except RepauditError:
+        raise
+    except _FAILED_FORWARD as error:
+        first = next(iter(str(error).strip().splitlines()), "")
+        inputs = ", ".join(recorder.probe_set.inputs)
+        raise PretrainedError(
+            f"model {model!r}: {type(loaded.model).__name__} cannot be forwarded with {inputs} "
+            f"({type(error).__name__}: {first}): pass samples that it reads, or save the part of it that reads these "
+            "(such as CLIPTextModel) and record that"
+        ) from error
 
 
 def _identity(source: Source, loaded: Loaded) -> dict[str, Any]:

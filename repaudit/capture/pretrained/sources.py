@@ -19,6 +19,7 @@ _NUMBER: Final = re.compile(r"(\d+)(?!.*\d)")
 _CHECKPOINT: Final = re.compile(r"checkpoint|step")
 _STEP: Final = re.compile(r"step[=_\-]?(\d+)")
 _LAST: Final = "last.ckpt"
+_FILES: Final = frozenset({".ckpt", ".gguf"})
 _TRAINER_STATE: Final = "trainer_state.json"
 
 
@@ -56,7 +57,8 @@ def find_sources(place: str | PathLike[str], revisions: Sequence[str] = ()) -> l
     Raises
     ------
     PretrainedError
-        When there are no checkpoints, when two have the same step, or when a local path is given revisions.
+        When a local path does not exist, is a file of another kind, or is given revisions; when there are no
+        checkpoints, or two have the same step.
 
     Examples
     --------
@@ -64,6 +66,7 @@ def find_sources(place: str | PathLike[str], revisions: Sequence[str] = ()) -> l
     [200, 1000]
     """
     path = Path(place)
+    check_exists(place)
     if revisions and path.exists():
         raise PretrainedError(
             f"{place}: a local path has one set of weights and no revisions, found {', '.join(revisions)}: leave "
@@ -72,6 +75,7 @@ def find_sources(place: str | PathLike[str], revisions: Sequence[str] = ()) -> l
     if revisions:
         sources = [Source(str(place), _number(revision), revision=revision) for revision in revisions]
     elif path.is_file():
+        _check_kind(path)
         sources = [Source(str(path), _checkpoint_step(path) if _is_lightning(path) else 0, file=path)]
     elif path.is_dir() and (not _is_model(path) or any(_is_model(part) for part in path.glob("checkpoint-*"))):
         sources = list(_checkpoints(path))
@@ -81,6 +85,40 @@ def find_sources(place: str | PathLike[str], revisions: Sequence[str] = ()) -> l
     if len(set(steps)) != len(steps):
         raise PretrainedError(f"{place}: two checkpoints have the same step, found the steps {sorted(steps)}")
     return sorted(sources, key=lambda source: source.step)
+
+
+def check_exists(place: str | PathLike[str]) -> None:
+    """Refuse what can only be a local path, not a hub id, and does not exist.
+
+    Raises
+    ------
+    PretrainedError
+        Naming the path.
+
+    Examples
+    --------
+    >>> check_exists("user/model")
+    """
+    path = Path(place)
+    is_local = path.is_absolute() or str(place).startswith((".", "~")) or len(path.parts) > 2
+    if (is_local or path.suffix in _FILES) and not path.exists():
+        parent = next((part for part in path.parents if part.exists()), Path())
+        raise PretrainedError(
+            f"{place}: expected a folder, a file or a hub id (name or user/name), found nothing there; what exists is "
+            f"{parent.resolve()}"
+        )
+
+
+def _check_kind(path: Path) -> None:
+    if path.suffix in _FILES:
+        return
+    with path.open("rb") as file:
+        is_packed = file.read(4) == b"GGUF"
+    if not is_packed:
+        raise PretrainedError(
+            f"{path}: expected a .gguf file, a Lightning checkpoint (.ckpt) or the folder of a model, found a file of "
+            "another kind (weights alone, TorchScript): save the model by save_pretrained(folder)"
+        )
 
 
 def _checkpoints(folder: Path) -> Iterator[Source]:

@@ -4,11 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from os import PathLike
-from typing import Any
+from pathlib import Path
+from typing import Any, Final
 
 import lightning.pytorch as pl
 import torch
 from torch import nn
+
+_AUTO_CLASSES: Final = (
+    "AutoModelForCausalLM",
+    "AutoModelForSeq2SeqLM",
+    "AutoModelForMaskedLM",
+    "AutoModelForSequenceClassification",
+    "AutoModelForImageClassification",
+    "AutoModelForAudioClassification",
+    "AutoModelForSpeechSeq2Seq",
+    "AutoModelForCTC",
+)
 
 
 class HFTrainerModule(pl.LightningModule):
@@ -29,6 +41,10 @@ class HFTrainerModule(pl.LightningModule):
     ------
     TypeError
         When the first argument is something else.
+    ValueError
+        When ``auto_class`` has no model for the config.
+    FileNotFoundError
+        When a path does not exist.
 
     See Also
     --------
@@ -101,12 +117,39 @@ def _build(source: Any, auto_class: Any, options: dict[str, Any]) -> nn.Module:
     if isinstance(source, nn.Module):
         return source
     if isinstance(source, PretrainedConfig):
+        _check_class(auto, source)
         built: nn.Module = auto.from_config(source, **options)
         return built
     if isinstance(source, str | PathLike):
-        loaded: nn.Module = auto.from_pretrained(source, **options)
-        return loaded
+        return _from_path(source, auto, options)
     raise TypeError(
         f"config_or_model_or_path: expected a Hugging Face config, a model, or a path or hub id, found "
         f"{type(source).__name__}"
     )
+
+
+def _from_path(source: str | PathLike[str], auto: Any, options: dict[str, Any]) -> nn.Module:
+    from transformers import AutoConfig
+
+    path = Path(source).expanduser()
+    if not path.exists() and (not isinstance(source, str) or path.is_absolute() or source.startswith(".")):
+        raise FileNotFoundError(f"{source}: expected a folder with a pretrained model, or a hub id, found nothing")
+    try:
+        loaded: nn.Module = auto.from_pretrained(source, **options)
+    except ValueError as error:
+        if "configuration class" in str(error):
+            _check_class(auto, AutoConfig.from_pretrained(source))
+        raise
+    return loaded
+
+
+def _check_class(auto: Any, config: Any) -> None:
+    """Refuse a config that the auto class has no model for, and name those that do."""
+    import transformers
+
+    mapping = getattr(auto, "_model_mapping", None)
+    if mapping is None or type(config) in mapping or getattr(config, "auto_map", None):
+        return
+    fitting = [name for name in _AUTO_CLASSES if type(config) in getattr(transformers, name)._model_mapping]
+    hint = f"transformers.{' or transformers.'.join(fitting)}" if fitting else "the class of the model"
+    raise ValueError(f"{auto.__name__} has no model for a {type(config).__name__}: pass auto_class={hint}")

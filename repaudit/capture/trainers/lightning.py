@@ -29,9 +29,10 @@ class RepresentationAuditCallback(pl.Callback):
     Parameters
     ----------
     store, model_name, probe_set, layer_specs
-        As for :class:`repaudit.Recorder`. Layer paths start at the module's ``.network`` if it has one, else at the
-        module. With ``{n}`` in the name (``"trial{n}"``), each further model that this callback sees trained gets the
-        next number from 0 on; without, only the first one is recorded, and another is refused.
+        As for :class:`repaudit.Recorder`. Layer paths start at the module's ``.network`` if it has one, at its only
+        part with parameters if it has no ``forward``, else at the module. With ``{n}`` in the name (``"trial{n}"``),
+        each further model that this callback sees trained gets the next number from 0 on; without, only the first one
+        is recorded, and another is refused.
     trigger
         When to audit; without one, at the start, at the end of every epoch, and at the end of the training.
     options
