@@ -17,7 +17,7 @@ from repaudit.capture.extract.hooks import Facts, Recording
 from repaudit.capture.extract.layer import Layer
 from repaudit.capture.extract.layer_paths import resolve_layers
 from repaudit.capture.extract.layer_spec import LayerSpec, as_spec
-from repaudit.capture.extract.wrappers import entry_point, is_offloaded, is_sharded, network
+from repaudit.capture.extract.wrappers import entry_point, forward_context, is_offloaded, is_sharded, network
 from repaudit.capture.isolate.isolation import eager, same_parameters, undisturbed
 from repaudit.capture.probe_set.probe_set import ProbeSet
 from repaudit.errors import CaptureError, LostRankError, StateError
@@ -136,7 +136,7 @@ class ActivationExtractor:
         recording = _agreed(agree, lambda: self._prepared(model, probe_set, whole=whole, forward=forward))
         pieces = _Pieces(len(probe_set))
         is_new = net not in self._facts
-        with Shield() as shield, _leaving(agree), ExitStack() as stack:
+        with Shield() as shield, _leaving(agree), forward_context(model), ExitStack() as stack:
             if is_new and not whole:
                 stack.enter_context(same_parameters(net))
             stack.enter_context(undisturbed(model))

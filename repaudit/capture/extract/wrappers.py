@@ -1,14 +1,15 @@
-"""The network inside its wrappers: compiled, distributed, checkpointed, PEFT."""
+"""The network inside its wrappers: compiled, distributed, checkpointed, of Fabric, PEFT."""
 
 from __future__ import annotations
 
 import sys
-from typing import Any, Final
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, Final, cast
 
 import torch
 from torch import nn
 
-WRAPPER_NAMES: Final = frozenset({"_orig_mod", "_checkpoint_wrapped_module", "_fsdp_wrapped_module"})
+WRAPPER_NAMES: Final = frozenset({"_orig_mod", "_checkpoint_wrapped_module", "_fsdp_wrapped_module", "_forward_module"})
 """Names that wrappers put into module paths; a layer path may omit them."""
 
 _INNER: Final = (*WRAPPER_NAMES, "module")
@@ -20,7 +21,7 @@ _LIGHTNING: Final = frozenset({"lightning", "pytorch_lightning"})
 
 
 def unwrap(module: nn.Module) -> nn.Module:
-    """Return the module inside compile, data-parallel, FSDP and checkpoint wrappers.
+    """Return the module inside compile, data-parallel, FSDP, checkpoint and Fabric wrappers.
 
     Examples
     --------
@@ -99,6 +100,17 @@ def entry_point(module: nn.Module) -> nn.Module:
         if inner is None and name is None:
             return module
         module = inner if inner is not None else module._modules[name]  # type: ignore[assignment, index]
+
+
+def forward_context(module: nn.Module) -> AbstractContextManager[Any]:
+    """Return the precision context in which Fabric's wrapper forwards; a context without effect for other modules."""
+    inner: nn.Module | None = module
+    while inner is not None:
+        if type(inner).__name__ == "_FabricModule":
+            context: AbstractContextManager[Any] = cast(Any, inner)._strategy.precision.forward_context()
+            return context
+        inner = _inner(inner)
+    return nullcontext()
 
 
 def _is_sharding(module: nn.Module) -> bool:

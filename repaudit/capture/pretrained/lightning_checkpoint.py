@@ -19,7 +19,9 @@ _SHOWN: Final = 2
 
 
 def read_lightning(path: Path) -> dict[str, Any]:
-    """Read a Lightning checkpoint; only tensors and plain values are unpickled.
+    """Read a checkpoint of Lightning or Fabric; only tensors and plain values are unpickled.
+
+    A flat state, tensors by name, and the only one in what Fabric saved are taken for the ``state_dict``.
 
     Raises
     ------
@@ -36,10 +38,18 @@ def read_lightning(path: Path) -> dict[str, Any]:
             f"({str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__}): save one with "
             "save_weights_only=True, whose hyperparameters are plain values"
         ) from error
+    if isinstance(loaded, dict) and "state_dict" not in loaded:
+        states = [state for state in (loaded, *loaded.values()) if _is_state(state)]
+        if len(states) == 1:
+            return {**loaded, "state_dict": states[0]}
     if not isinstance(loaded, dict) or "state_dict" not in loaded:
         held = ", ".join(map(str, list(loaded)[:8])) if isinstance(loaded, dict) else type(loaded).__name__
         raise PretrainedError(f"{path}: expected a Lightning checkpoint with a 'state_dict', found {held}")
     return loaded
+
+
+def _is_state(value: Any) -> bool:
+    return isinstance(value, dict) and bool(value) and all(isinstance(part, torch.Tensor) for part in value.values())
 
 
 @dataclass(frozen=True)
