@@ -6,7 +6,7 @@ import random
 import sys
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import torch
@@ -14,7 +14,10 @@ from torch import nn
 
 from repaudit.capture.isolate.snapshot import Snapshot
 from repaudit.capture.isolate.unlogged import unlogged
-from repaudit.errors import StateError
+from repaudit.errors import LostRankError, StateError
+
+LARGEST_COPIED: Final = 1 << 30
+"""Bytes of parameters up to which they are copied while a new model is tried, so that they can be put back."""
 
 
 @contextmanager
@@ -109,21 +112,47 @@ def same_state(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def same_parameters(model: nn.Module) -> Iterator[None]:
-    """Check that a forward in evaluation mode does not change the parameters.
+    """Check that a forward in evaluation mode does not change the parameters; those of small models are put back.
 
     Raises
     ------
     StateError
-        Naming those that changed.
+        Naming those that changed, and whether they are as they were.
     """
     before = {name: shape_sum_norm(parameter) for name, parameter in model.named_parameters()}
-    yield
+    copies = _copies(model)
+    failure = None
+    try:
+        yield
+    except LostRankError:
+        raise
+    except Exception as error:  # noqa: BLE001 - raised below, once the parameters are compared
+        failure = error
     changed = [name for name, parameter in model.named_parameters() if shape_sum_norm(parameter) != before.get(name)]
     if changed:
         raise StateError(
             f"a forward in evaluation mode changes the parameters {', '.join(changed[:5])}: an audit would change "
-            "the training; make the model change them in training mode only"
-        )
+            f"the training; make the model change them in training mode only; {_put_back(model, changed, copies)}"
+        ) from failure
+    if failure is not None:
+        raise failure
+
+
+def _copies(model: nn.Module) -> dict[str, torch.Tensor]:
+    """Return the values of a model's parameters on the CPU, or nothing of a large model."""
+    values = {name: value.detach() for name, value in model.named_parameters() if shape_sum_norm(value) is not None}
+    if sum(value.nbytes for value in values.values()) > LARGEST_COPIED:
+        return {}
+    return {name: value.to("cpu", copy=True) for name, value in values.items()}
+
+
+def _put_back(model: nn.Module, names: list[str], copies: dict[str, torch.Tensor]) -> str:
+    parameters = dict(model.named_parameters())
+    if not all(name in copies and parameters[name].shape == copies[name].shape for name in names):
+        return "the model in hand is no longer the trained one: load it again"
+    for name in names:
+        parameters[name].data.copy_(copies[name])
+    return "they are put back"
 
 
 def shape_sum_norm(parameter: torch.Tensor) -> tuple[object, ...] | None:

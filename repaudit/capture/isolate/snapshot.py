@@ -80,7 +80,9 @@ class Snapshot:
         if failed:
             raise StateError(
                 "a forward in evaluation mode changed what cannot be put back, so that an audit would disturb the "
-                f"training: {'; '.join(failed[:5])}" + (f" and {len(failed) - 5} more" if len(failed) > 5 else "")
+                f"training: {'; '.join(failed[:5])}"
+                + (f" and {len(failed) - 5} more" if len(failed) > 5 else "")
+                + ("; the model in hand is no longer the trained one: load it again" if changed else "")
             )
 
     def _keep(self, path: str, module: nn.Module) -> None:
