@@ -25,11 +25,11 @@ def in_slices(attempt: Callable[[], bool]) -> None:
 
 
 def offered(waiting: queue.Queue[Any], item: Any) -> bool:
-    """Put an item into a queue; return False if it is still full after a slice."""
-    try:
-        waiting.put(item, timeout=SLICE)
-    except queue.Full:
-        return False
+    """Put an item into a queue that nobody else puts items into now; return False if it is full for a slice."""
+    with waiting.not_full:
+        if not waiting.not_full.wait_for(lambda: len(waiting.queue) < waiting.maxsize, SLICE):
+            return False
+    waiting.put(item)
     return True
 
 
