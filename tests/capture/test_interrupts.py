@@ -110,6 +110,14 @@ def is_ended(action):
 sender = Sender()
 
 
+@pytest.fixture(autouse=True)
+def ctrl_c():
+    """Have Ctrl-C raise also where the tests run in the background, which ignores it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 @pytest.fixture
 def raising_sigterm():
     before = signal.signal(signal.SIGTERM, terminate)
