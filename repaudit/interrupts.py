@@ -20,14 +20,14 @@ class Shield:
 
     Examples
     --------
+    >>> seen = []
+    >>> before = signal.signal(signal.SIGTERM, lambda number, frame: seen.append("SIGTERM"))
     >>> with Shield():
-    ...     signal.raise_signal(signal.SIGINT)
-    ...     restored = True
-    Traceback (most recent call last):
-        ...
-    KeyboardInterrupt
-    >>> restored
-    True
+    ...     signal.raise_signal(signal.SIGTERM)
+    ...     seen.append("restored")
+    >>> seen
+    ['restored', 'SIGTERM']
+    >>> before = signal.signal(signal.SIGTERM, before)
     """
 
     def __enter__(self) -> Self:
