@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 import math
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from itertools import count
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 import numpy as np
 import xarray as xr
@@ -53,7 +54,20 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 
-def save_figures(results: xr.DataTree, folder: str | Path, *, dpi: int = 200) -> list[Path]:
+Drawing = Callable[[], Figure]
+
+MAIN: Final = (SPREAD, APPROACH, "settling", "together")
+"""Figures of the whole study, those with which the report opens."""
+
+
+def save_figures(
+    results: xr.DataTree,
+    folder: str | Path,
+    *,
+    which: Literal["main", "all", "none"] = "all",
+    dpi: int = 200,
+    progress: Callable[[str, int, int], None] | None = None,
+) -> list[Path]:
     """Write the figures of an analysis as PNG files.
 
     For all layers: spread, comparison, approach, groups, settling, together, diagnostics and similarity-<measure>; per
@@ -67,8 +81,12 @@ def save_figures(results: xr.DataTree, folder: str | Path, *, dpi: int = 200) ->
         Results of an analysis.
     folder
         Where the figures go; created if missing.
+    which
+        All of them, or of the main ones (:data:`MAIN`) those that there are, or none.
     dpi
         Dots per inch.
+    progress
+        Called with ("figures", done, total) as they are drawn.
 
     Returns
     -------
@@ -86,18 +104,25 @@ def save_figures(results: xr.DataTree, folder: str | Path, *, dpi: int = 200) ->
     target = Path(folder)
     target.mkdir(parents=True, exist_ok=True)
     summary = _summary(results)
-    figures: dict[str, Figure] = {}
+    drawings: dict[str, Drawing] = {}
     for scale in scales(results):
         chosen = at_scale(results, scale.index)
-        for name, figure in _at_scale(chosen, summary_at(summary, scale), first=not scale.index).items():
+        for name, drawing in _at_scale(chosen, summary_at(summary, scale), first=not scale.index).items():
+            if which == "none" or (which == "main" and name not in MAIN):
+                continue
             # A layer may be called like another one with the name of a scale behind it.
             names = (f"{name}{'-' * more}{scale.suffix}" for more in count())
-            figures[next(key for key in names if key not in figures)] = figure
-    return [_save(figure, target / f"{name}.png", dpi) for name, figure in figures.items()]
+            drawings[next(key for key in names if key not in drawings)] = drawing
+    files = []
+    for name, drawing in drawings.items():
+        files.append(_save(drawing(), target / f"{name}.png", dpi))
+        if progress is not None:
+            progress("figures", len(files), len(drawings))
+    return files
 
 
-def _at_scale(results: xr.DataTree, summary: Mapping[str, Any], *, first: bool) -> dict[str, Figure]:
-    """Draw the figures of one scale; those that stand on activations belong to the first."""
+def _at_scale(results: xr.DataTree, summary: Mapping[str, Any], *, first: bool) -> dict[str, Drawing]:
+    """Return the figures of one scale; those that stand on activations belong to the first."""
     figures = _panels(results, summary) | _over_layers(results, summary)
     figures |= _similarities(group(results, SIMILARITY, SIMILARITY)) if first else {}
     for name, variable, draw in (
@@ -120,102 +145,120 @@ def _save(figure: Figure, file: Path, dpi: int) -> Path:
     return file
 
 
-def _panels(results: xr.DataTree, summary: Mapping[str, Any]) -> dict[str, Figure]:
-    """Draw the figures that have one panel per layer."""
-    figures = {}
+def _panels(results: xr.DataTree, summary: Mapping[str, Any]) -> dict[str, Drawing]:
+    """Return the figures that have one panel per layer."""
+    figures: dict[str, Drawing] = {}
     spread, comparison = group(results, SPREAD, SPREAD), group(results, COMPARISON)
     if spread is not None:
-        figures["spread"] = _spread_figure(spread, summary.get("layers") or {})
+        figures["spread"] = partial(_spread_figure, spread, summary.get("layers") or {})
     if comparison is not None and any(name in comparison and known(comparison[name]) for name in DISTANCES):
-        figures["comparison"] = _small_multiples(
-            comparison, lambda layer, ax: curves.plot_comparison(comparison, layer, ax, spread=spread)
+        figures["comparison"] = partial(
+            _small_multiples,
+            comparison,
+            lambda layer, ax: curves.plot_comparison(comparison, layer, ax, spread=spread),
         )
     approach, groups = group(results, APPROACH, APPROACH), group(results, GROUPS, SPREAD)
     if approach is not None:
-        figures["approach"] = _small_multiples(approach, lambda layer, ax: curves.plot_approach(approach, ax, [layer]))
+        figures["approach"] = partial(
+            _small_multiples, approach, lambda layer, ax: curves.plot_approach(approach, ax, [layer])
+        )
     if groups is not None:
-        figures["groups"] = _small_multiples(groups, lambda layer, ax: curves.plot_groups(groups, layer, ax))
+        figures["groups"] = partial(_small_multiples, groups, lambda layer, ax: curves.plot_groups(groups, layer, ax))
     return figures
 
 
-def _over_layers(results: xr.DataTree, summary: Mapping[str, Any]) -> dict[str, Figure]:
-    """Draw the figures that show all layers in one picture."""
-    figures = {}
+def _over_layers(results: xr.DataTree, summary: Mapping[str, Any]) -> dict[str, Drawing]:
+    """Return the figures that show all layers in one picture."""
+    figures: dict[str, Drawing] = {}
     settling = [
         entry
         for entry in summary.get("settling") or ()
         if entry.get("settled") is not None or entry.get("below_start") is not None
     ]
     if settling:
-        figures["settling"] = Figure(figsize=(5.6, 0.6 + 0.22 * len(settling)), layout="constrained")
-        curves.plot_settling(settling, figures["settling"].add_subplot())
+        size = (5.6, 0.6 + 0.22 * len(settling))
+        figures["settling"] = partial(_one, size, lambda ax: curves.plot_settling(settling, ax))
     trajectories = group(results, TRAJECTORIES, TOGETHER)
     if trajectories is not None and trajectories.sizes[LAYER] > 1:
-        figures["together"] = Figure(figsize=(6.4, 5.4), layout="constrained")
-        embeddings.plot_together(trajectories, figures["together"].add_subplot())
+        figures["together"] = partial(_one, (6.4, 5.4), lambda ax: embeddings.plot_together(trajectories, ax))
     diagnostics = group(results, DIAGNOSTICS)
     if diagnostics is not None:
-        figures["diagnostics"] = _diagnostics_figure(diagnostics)
+        figures["diagnostics"] = partial(_diagnostics_figure, diagnostics)
     return figures
 
 
-def _similarities(similarity: xr.Dataset | None) -> dict[str, Figure]:
-    figures: dict[str, Figure] = {}
+def _one(size: tuple[float, float], draw: Callable[[Axes], object]) -> Figure:
+    """Return a figure of one panel."""
+    figure = Figure(figsize=size, layout="constrained")
+    draw(figure.add_subplot())
+    return figure
+
+
+def _similarities(similarity: xr.Dataset | None) -> dict[str, Drawing]:
+    figures: dict[str, Drawing] = {}
     if similarity is None:
         return figures
     for measure in map(str, similarity[MEASURE].values):
-        figure = Figure(figsize=(6.0, 5.2), layout="constrained")
-        maps.plot_similarity(similarity, measure, ax=figure.add_subplot())
-        figures[f"similarity-{encode_name(measure)}"] = figure
+        draw = partial(_drawn, maps.plot_similarity, similarity, measure)
+        figures[f"similarity-{encode_name(measure)}"] = partial(_one, (6.0, 5.2), draw)
     return figures
 
 
-def _pairs_figures(pairs: xr.Dataset | None) -> dict[str, Figure]:
-    """Draw the distances of every two models, where there are more than two."""
-    figures: dict[str, Figure] = {}
+def _drawn(draw: Callable[..., Axes], dataset: xr.Dataset, name: str, ax: Axes) -> Axes:
+    return draw(dataset, name, ax=ax)
+
+
+def _pairs_figures(pairs: xr.Dataset | None) -> dict[str, Drawing]:
+    """Return the distances of every two models, where there are more than two."""
+    figures: dict[str, Drawing] = {}
     if pairs is None:
         return figures
     for layer in names_of(pairs, LAYER):
         found = pair_distances(pairs, layer)
         if found is not None and len(found.models) > 2:
             size = min(9.0, 3.2 + 0.32 * len(found.models))
-            figure = Figure(figsize=(1.2 * size, size), layout="constrained")
-            plot_pairs(pairs, layer, figure.add_subplot())
-            figures[f"pairs-{encode_name(layer)}"] = figure
+            draw = partial(_drawn, plot_pairs, pairs, layer)
+            figures[f"pairs-{encode_name(layer)}"] = partial(_one, (1.2 * size, size), draw)
     return figures
 
 
-def _layer_figures(dataset: xr.Dataset, variable: str, stem: str, draw: Callable[..., Axes]) -> dict[str, Figure]:
-    figures = {}
-    for layer in names_of(dataset, LAYER):
-        if not of_layer(dataset, layer, variable):
-            continue
-        figure = Figure(figsize=(6.4, 4.6), layout="constrained")
-        ax = draw(dataset, layer, ax=figure.add_subplot())
-        stress = scalar(one_layer(dataset, layer), DISTANCE_STRESS if stem == TRAJECTORIES else STRESS)
-        words = "" if stress is None else f"   stress {stress:.2f}"
-        ax.set_title(canvas.safe(layer) + words, loc="left", fontsize=10, color=canvas.INK)
-        figures[f"{stem}-{encode_name(layer)}"] = figure
-    return figures
+def _layer_figures(dataset: xr.Dataset, variable: str, stem: str, draw: Callable[..., Axes]) -> dict[str, Drawing]:
+    return {
+        f"{stem}-{encode_name(layer)}": partial(_layer_figure, dataset, layer, stem, draw)
+        for layer in names_of(dataset, LAYER)
+        if of_layer(dataset, layer, variable)
+    }
 
 
-def _frames_figures(frames: xr.Dataset | None) -> dict[str, Figure]:
-    """Draw up to five steps of each layer's merged operator side by side."""
-    figures: dict[str, Figure] = {}
+def _layer_figure(dataset: xr.Dataset, layer: str, stem: str, draw: Callable[..., Axes]) -> Figure:
+    figure = Figure(figsize=(6.4, 4.6), layout="constrained")
+    ax = draw(dataset, layer, ax=figure.add_subplot())
+    stress = scalar(one_layer(dataset, layer), DISTANCE_STRESS if stem == TRAJECTORIES else STRESS)
+    words = "" if stress is None else f"   stress {stress:.2f}"
+    ax.set_title(canvas.safe(layer) + words, loc="left", fontsize=10, color=canvas.INK)
+    return figure
+
+
+def _frames_figures(frames: xr.Dataset | None) -> dict[str, Drawing]:
+    """Return up to five steps of each layer's merged operator, side by side."""
+    figures: dict[str, Drawing] = {}
     if frames is None:
         return figures
     for layer in names_of(frames, LAYER):
         values = one_layer(frames, layer)[MERGED].transpose(STEP, ...)
         known_steps = [int(step) for step in frames[STEP].values[np.isfinite(values.values).any(axis=(1, 2))]]
-        if len(known_steps) < 2:
-            continue
-        steps = [known_steps[k] for k in np.unique(np.linspace(0, len(known_steps) - 1, 5).astype(int))]
-        figure = Figure(figsize=(2.2 * len(steps), 2.6), layout="constrained")
-        for ax, step in zip(figure.subplots(1, len(steps), squeeze=False)[0], steps, strict=True):
-            embeddings.plot_frame(frames, layer, step, ax)
-        figure.suptitle(canvas.safe(layer), x=0.01, ha="left", fontsize=10, color=canvas.INK)
-        figures[f"frames-{encode_name(layer)}"] = figure
+        if len(known_steps) > 1:
+            steps = [known_steps[k] for k in np.unique(np.linspace(0, len(known_steps) - 1, 5).astype(int))]
+            figures[f"frames-{encode_name(layer)}"] = partial(_frames_figure, frames, layer, steps)
     return figures
+
+
+def _frames_figure(frames: xr.Dataset, layer: str, steps: Sequence[int]) -> Figure:
+    figure = Figure(figsize=(2.2 * len(steps), 2.6), layout="constrained")
+    for ax, step in zip(figure.subplots(1, len(steps), squeeze=False)[0], steps, strict=True):
+        embeddings.plot_frame(frames, layer, step, ax)
+    figure.suptitle(canvas.safe(layer), x=0.01, ha="left", fontsize=10, color=canvas.INK)
+    return figure
 
 
 def _small_multiples(dataset: xr.Dataset, draw: Callable[[str, Axes], Axes]) -> Figure:
