@@ -79,7 +79,7 @@ def plant() -> Callable[..., Path]:
 def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
     """Leave out the drawing of an analysis, half of its time, where a test looks at numbers alone."""
 
-    def no_figures(_results: xr.DataTree, folder: Path) -> list[Path]:
+    def no_figures(_results: xr.DataTree, folder: Path, **_options: object) -> list[Path]:
         folder.mkdir()
         return []
 

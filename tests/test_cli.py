@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import subprocess
 import sys
@@ -10,8 +11,10 @@ from pathlib import Path
 
 import pytest
 import xarray as xr
+from rich.console import Console
 
 from repaudit.cli import app
+from repaudit.cli.answer import print_answer
 
 COMMAND = str(Path(sys.executable).with_name("repaudit"))
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
@@ -232,3 +235,46 @@ def test_parameters_of_the_gauge_that_cannot_be_are_told(planted_store, given, t
     run = within("analyze", planted_store(layers=("only",)), *flags)
     assert run.returncode == 2
     assert told in run.stderr
+
+
+def test_the_answer_on_a_terminal_is_a_table():
+    entry = {"verdict": "converging", "start": 0.7, "end": 0.2, "low": 0.15, "high": 0.25, "settled": 40}
+    layers = {
+        f"model.layers.{i}": {
+            "sentence": "",
+            "scales": {"neighbourhoods": entry, "shape": entry | {"verdict": verdict}},
+        }
+        for i, verdict in enumerate(["unchanged"] * 20 + ["diverging"] * 10)
+    }
+    scales = [{"name": "neighbourhoods", "scale": 15}, {"name": "shape", "scale": 64}]
+    summary = {
+        "headline": "All [converge].",
+        "models": ["a", "b"],
+        "steps": [0, 40],
+        "layers": layers,
+        "scales": scales,
+    }
+    console = Console(record=True, force_terminal=True, width=90, file=io.StringIO(), soft_wrap=True)
+    print_answer(summary, console)
+    text = console.export_text()
+    assert "All [converge]." in text
+    rows = [line.split() for line in text.splitlines() if line.strip().startswith("model.")]
+    assert [row[3:6] for row in rows] == [
+        ["(30)", "neighbourhoods", "converging"], ["(20)", "shape", "unchanged"], ["(10)", "shape", "diverging"],
+    ]  # fmt: skip
+    few = summary | {"layers": dict(list(layers.items())[:2])}
+    print_answer(few, console)
+    rows = [line.split() for line in console.export_text().splitlines() if line.strip().startswith("model.")]
+    assert rows[-1] == ["model.layers.1", "shape", "unchanged", "0.70", "0.20", "[0.15,", "0.25]", "40"]
+
+
+def test_progress_without_a_terminal_is_lines(planted_store, tmp_path, within):
+    flags = ("--json", "--no-figures", "--frames", "0", "--units", "0")
+    run = repaudit("analyze", planted_store(), "--out", tmp_path / "out", *flags)
+    assert json.loads(run.stdout)["status"] == "complete", run.stderr
+    said = [line.partition("] ")[2].split() for line in run.stderr.splitlines()]
+    stages = [what for what, *_ in said if what != "reading"]  # which is said only where that takes a second
+    assert list(dict.fromkeys(stages)) == ["operators", "results", "writing"]
+    counts = {what: more[0].split("/") for what, *more in said if what != "reading"}
+    assert all(done == total for done, total in counts.values()), counts
+    assert not list((tmp_path / "out" / "figures").iterdir())

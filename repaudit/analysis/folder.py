@@ -9,10 +9,10 @@ import os
 import shutil
 import tempfile
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import xarray as xr
 from filelock import FileLock
@@ -79,17 +79,42 @@ def scratch(folder: Path) -> Iterator[Path]:
         yield Path(name)
 
 
-def write_results(results: xr.DataTree, summary: Mapping[str, Any], folder: Path) -> None:
+def write_answer(results: xr.DataTree, summary: Mapping[str, Any], folder: Path) -> None:
+    """Write the summary and a first report while the pictures are still being made, if there are no earlier results."""
+    if (folder / RESULTS).exists():
+        return
+    with scratch(folder) as fresh:
+        _write_summary(summary, fresh / SUMMARY)
+        write_report(results, summary, fresh / REPORT)
+        with _lock(folder):
+            for name in (SUMMARY, REPORT):
+                (fresh / name).replace(folder / name)
+
+
+def _write_summary(summary: Mapping[str, Any], path: Path) -> None:
+    text = json.dumps(nulls_for_nan(summary), indent=2, allow_nan=False)
+    path.write_text(text + "\n", encoding="utf-8")
+
+
+def write_results(
+    results: xr.DataTree,
+    summary: Mapping[str, Any],
+    folder: Path,
+    figures: Literal["main", "all", "none"],
+    progress: Callable[[str, int, int], None],
+) -> None:
     """Write everything to a scratch folder, then move each piece; earlier results stay readable until then."""
     with scratch(folder) as fresh:
+        progress("writing", 0, 2)
         with warnings.catch_warnings():
             # zarr says that other readers may ignore consolidated metadata, which does no harm
             warnings.filterwarnings("ignore", message="Consolidated metadata")
             results.to_zarr(fresh / RESULTS, zarr_format=3, consolidated=True, write_inherited_coords=True)
-        text = json.dumps(nulls_for_nan(summary), indent=2, allow_nan=False)
-        (fresh / SUMMARY).write_text(text + "\n", encoding="utf-8")
-        save_figures(results, fresh / FIGURES)
+        _write_summary(summary, fresh / SUMMARY)
+        progress("writing", 1, 2)
+        save_figures(results, fresh / FIGURES, which=figures, progress=progress)
         write_report(results, summary, fresh / REPORT)
+        progress("writing", 2, 2)
         with _lock(folder):
             _put_results(fresh / RESULTS, folder / RESULTS, fresh)
             for name in (SUMMARY, REPORT):
@@ -97,7 +122,7 @@ def write_results(results: xr.DataTree, summary: Mapping[str, Any], folder: Path
             _put_figures(fresh / FIGURES, folder / FIGURES)
 
 
-def rewrite_report(folder: Path) -> Path:
+def rewrite_report(folder: Path, figures: Literal["main", "all", "none"] = "main") -> Path:
     """Write ``report.html`` and ``figures/`` again from the results in an analysis folder; return the report's path."""
     path = folder / RESULTS
     if not path.is_dir():
@@ -108,7 +133,7 @@ def rewrite_report(folder: Path) -> Path:
         summary = json.loads(results.attrs[SUMMARY_ATTRIBUTE])
     except (ValueError, KeyError) as error:
         raise AnalysisError(f"{path} cannot be read ({error}); run `repaudit analyze` again") from error
-    save_figures(results, folder / FIGURES)
+    save_figures(results, folder / FIGURES, which=figures)
     return write_report(results, summary, folder / REPORT)
 
 
@@ -134,10 +159,19 @@ def _refuse_store(folder: Path, store: str | os.PathLike[str]) -> None:
 
 def _refuse_foreign(folder: Path) -> None:
     present = [name for name in (RESULTS, SUMMARY, REPORT) if (folder / name).exists()]
-    if present and not (folder / RESULTS / "zarr.json").exists():
+    if present and not (folder / RESULTS / "zarr.json").exists() and not _is_partial(folder / SUMMARY):
         raise AnalysisError(
             f"{folder} has {', '.join(present)} that no analysis wrote and this one would replace; choose another out"
         )
+
+
+def _is_partial(summary: Path) -> bool:
+    """Return whether a summary is that of an analysis that ended before its results were written."""
+    try:
+        document = json.loads(summary.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(document, dict) and document.get("status") == "partial" and "versions" in document
 
 
 def _sweep(folder: Path) -> None:

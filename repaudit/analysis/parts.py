@@ -74,21 +74,44 @@ PARTS: Final[dict[str, Part]] = {
 """Groups of the results that are computed layer by layer, in addition to those that need more than the operators."""
 
 
-def compute_parts(
-    layers: Sequence[Sequence[LayerOperators]], study: Study, slots: int, report: Progress
-) -> tuple[dict[str, xr.Dataset], Margins, list[str]]:
-    """Return the groups of the results, the margins of every curve, and a line for what could not be computed.
+Parts: TypeAlias = tuple[dict[str, xr.Dataset], Margins, list[str]]
+"""The groups of the results, the margins of every curve, and a line for what could not be computed."""
 
-    Every group of every layer and scale is a piece of work of its own, of which `slots` run at once.
+ANSWER: Final = frozenset({SPREAD, COMPARISON, APPROACH, GROUPS, DIAGNOSTICS})
+"""Groups that the summary is made of: they are computed first."""
+
+
+def compute_parts(
+    layers: Sequence[Sequence[LayerOperators]],
+    study: Study,
+    slots: int,
+    report: Progress,
+    answered: Callable[[Parts], None],
+) -> Parts:
+    """Return the groups of the results.
+
+    Every group of every layer and scale is a piece of work of its own, of which `slots` run at once. `answered` is
+    called with those that the summary is made of, as soon as they are there; pictures come after.
     """
     geometries = [_inputs(study, scale.gauge) for scale in study.scales]
     pieces = _pieces(layers, study, [inputs for inputs, _ in geometries])
+    first = [piece for piece in pieces if piece[2] in ANSWER]
     made: dict[Piece, Any] = {}
-    with side_by_side(slots) as workplace:
-        for piece, result in workplace.run(lambda piece: pieces[piece](), pieces):
-            made[piece] = result
-            report("results", len(made), len(pieces))
-    notes, margins = list(geometries[0][1]), {}
+    for some, done in ((first, answered), ([piece for piece in pieces if piece not in first], None)):
+        with side_by_side(slots) as workplace:
+            for piece, result in workplace.run(lambda piece: pieces[piece](), some):
+                made[piece] = result
+                report("results", len(made), len(pieces))
+        if done is not None:
+            done(_joined(layers, study, made, geometries[0][1]))
+    return _joined(layers, study, made, geometries[0][1])
+
+
+def _joined(
+    layers: Sequence[Sequence[LayerOperators]], study: Study, made: dict[Piece, Any], notes: Sequence[str]
+) -> Parts:
+    """Return the groups of the pieces that are made, each with all its layers and scales."""
+    told, margins = list(notes), {}
     at_scales = []
     for index, scale in enumerate(study.scales):
         datasets: dict[str, list[xr.Dataset]] = {}
@@ -96,24 +119,21 @@ def compute_parts(
             curve: SpreadCurve = made[index, place, SPREAD]
             margins[operators.layer, scale.name] = curve.margins
             groups = {SPREAD: curve.spread, PAIRS: curve.pairs}
-            groups |= {name: made[index, place, name] for name in (COMPARISON, *PARTS)}
+            groups |= {name: made.get((index, place, name)) for name in (COMPARISON, *PARTS)}
             for name, dataset in groups.items():
                 datasets.setdefault(name, []).extend([dataset] if dataset is not None else [])
-            notes += undefined_spreads(curve.spread, operators)
-            notes += missing_starts(operators) if not index else []
+            told += undefined_spreads(curve.spread, operators)
+            told += missing_starts(operators) if not index else []
         joined = {name: _concat(some, LAYER) for name, some in datasets.items() if some}
-        joined[TRAJECTORIES] = joined[TRAJECTORIES].merge(made[index, None, TOGETHER])
+        if (index, None, TOGETHER) in made:
+            joined[TRAJECTORIES] = joined[TRAJECTORIES].merge(made[index, None, TOGETHER])
         at_scales.append({name: _at_scale(dataset, scale) for name, dataset in joined.items()})
     found = {name: _concat([scale[name] for scale in at_scales if name in scale], SCALE) for name in at_scales[0]}
-    units = [made[0, place, UNITS] for place in range(len(layers))]
-    alone = {
-        UNITS: _concat([one for one in units if one is not None], LAYER)
-        if any(one is not None for one in units)
-        else None
-    }
-    alone |= {name: made[None, None, name] for name in (MERGED_OPERATOR, SIMILARITY)}
+    units = [one for place in range(len(layers)) if (one := made.get((0, place, UNITS))) is not None]
+    alone = {name: made.get((None, None, name)) for name in (MERGED_OPERATOR, SIMILARITY)}
+    alone[UNITS] = _concat(units, LAYER) if units else None
     found |= {name: dataset for name, dataset in alone.items() if dataset is not None}
-    return found, margins, [*dict.fromkeys(notes), *no_similarity(study)]
+    return found, margins, [*dict.fromkeys(told), *no_similarity(study)]
 
 
 def _pieces(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -17,10 +17,18 @@ from repaudit.analysis.cache import Cache
 from repaudit.analysis.contract import labelled
 from repaudit.analysis.convergence import at_once
 from repaudit.analysis.execution import workplace
-from repaudit.analysis.folder import CACHE, analysis_folder, default_folder, nulls_for_nan, scratch, write_results
+from repaudit.analysis.folder import (
+    CACHE,
+    analysis_folder,
+    default_folder,
+    nulls_for_nan,
+    scratch,
+    write_answer,
+    write_results,
+)
 from repaudit.analysis.layer_names import Match
 from repaudit.analysis.layer_operators import LayerOperators, layer_operators, threads
-from repaudit.analysis.parts import Margins, Progress, compute_parts
+from repaudit.analysis.parts import Margins, Parts, Progress, compute_parts
 from repaudit.analysis.selection import select
 from repaudit.analysis.settings import MAX_TOKENS, Settings, StoreStrategy
 from repaudit.analysis.sources import open_sources
@@ -31,6 +39,9 @@ from repaudit.errors import AnalysisError
 from repaudit.gauge.gauge import DiffusionGauge
 from repaudit.measure.similarity import Measure
 from repaudit.results import DIAGNOSTICS, FINGERPRINT, PARAMETERS, SUMMARY, VERSIONS
+
+PARTIAL, COMPLETE = "partial", "complete"
+"""What a summary says of its analysis: pictures are still being made, or all is there."""
 
 PACKAGES: Final = ("repaudit", "torch", "numpy", "xarray", "zarr", "phate", "pot")
 
@@ -58,6 +69,7 @@ def analyze(
     keep_merged: Literal["last", "all"] = "last",
     frames: int = 12,
     units: int = 32,
+    figures: Literal["main", "all", "none"] = "main",
     cache: bool = True,
     seed: int = 0,
     progress: Progress | None = None,
@@ -116,6 +128,9 @@ def analyze(
         Most steps, chosen evenly, at which to embed the samples; 0 for none.
     units
         Most units per layer, chosen evenly, whose M-PHATE trajectories are drawn; 0 for none.
+    figures
+        Which PNG files to write: the spread, the order in which layers settle and all trajectories, or all, or none.
+        ``repaudit report --figures all`` draws them later.
     cache
         Whether to keep operators and intermediate results: about ``4 N^2`` bytes per operator on N samples.
     seed
@@ -174,8 +189,9 @@ def run(
     out: str | os.PathLike[str] | None,
     settings: Settings,
     progress: Progress | None = None,
+    answered: Callable[[Mapping[str, Any]], None] = lambda _summary: None,
 ) -> xr.DataTree:
-    """Run :func:`analyze` with its choices in one object."""
+    """Run :func:`analyze` with its choices in one object; `answered` is called with the summary once it is known."""
     report = progress or (lambda _what, _done, _total: None)
     urls = [url] if isinstance(url, str | os.PathLike) else list(url)
     if len(urls) > 1 and out is None:
@@ -193,12 +209,18 @@ def run(
         study = Study(sources, selection, settings, cache, tuple(scales))
         slots = at_once(study)
         layers, failed = _operators(study, report)
-        parts, margins, notes = compute_parts(layers, study, slots, report)
-        summary = _summary(parts, margins, study, [*sources.notes, *selection.left_out, *failed, *notes])
+        lines = [*sources.notes, *selection.left_out, *failed]
+
+        def answer(found: Parts) -> None:
+            parts, margins, notes = found
+            summary = _summary(parts, margins, study, [*lines, *notes], PARTIAL)
+            write_answer(_labelled(parts, summary), summary, folder)
+            answered(summary)
+
+        parts, margins, notes = compute_parts(layers, study, slots, report, answer)
+        summary = _summary(parts, margins, study, [*lines, *notes], COMPLETE)
         results = _labelled(parts, summary)
-        report("writing", 0, 1)
-        write_results(results, summary, folder)
-        report("writing", 1, 1)
+        write_results(results, summary, folder, settings.figures, report)
     return results
 
 
@@ -234,12 +256,13 @@ def _operators(study: Study, report: Progress) -> tuple[list[list[LayerOperators
 
 
 def _summary(
-    parts: Mapping[str, xr.Dataset], margins: Margins, study: Study, left_out: Sequence[str]
+    parts: Mapping[str, xr.Dataset], margins: Margins, study: Study, left_out: Sequence[str], status: str
 ) -> dict[str, Any]:
     parameters = {"url": study.sources.urls, **study.settings.model_dump(mode="json")}
     parameters["gauge"] = json.loads(parts[DIAGNOSTICS].attrs["gauge"])
     return {
         **summarize(parts, margins),
+        "status": status,
         "alone": study.selection.alone(),
         "left_out": list(left_out),
         PARAMETERS: parameters,

@@ -96,6 +96,7 @@ class Settings(BaseModel):
     similarity_steps: Steps = None
     frames: Annotated[int, Field(ge=0)] = 12
     units: Annotated[int, Field(ge=0)] = 32
+    figures: Literal["main", "all", "none"] = "main"
     keep_merged: Literal["last", "all"] = "last"
     cache: bool = True
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from enum import StrEnum
 from pathlib import Path
 from shlex import quote
 from typing import Annotated, Any
@@ -13,6 +16,7 @@ from rich.console import Console
 from rich.markup import escape
 from typer.core import TyperCommand
 
+from repaudit.cli.answer import print_answer
 from repaudit.cli.console import (
     PROBLEMS,
     AsJson,
@@ -27,6 +31,14 @@ from repaudit.cli.console import (
 )
 
 MOST_LEFT_OUT = 8
+
+
+class Figures(StrEnum):
+    """Which figures are written as files."""
+
+    MAIN = "main"
+    ALL = "all"
+    NONE = "none"
 
 
 class AnalyzeCommand(TyperCommand):
@@ -91,6 +103,8 @@ def analyze(
     units: Annotated[
         int | None, typer.Option(help="Most units per layer whose trajectories are drawn, 32 by default; 0 for none.")
     ] = None,
+    figures: Annotated[Figures | None, typer.Option(help="Which PNG files to write; the main ones by default.")] = None,
+    no_figures: Annotated[bool, typer.Option("--no-figures", help="Write no PNG files.")] = False,
     memory: Annotated[str | None, typer.Option(help="Memory budget, 2GB by default.")] = None,
     workers: Annotated[int | None, typer.Option(help="Start this many Dask workers on this machine.")] = None,
     scheduler: Annotated[str | None, typer.Option(help="Address of a Dask scheduler, e.g. tcp://host:8786.")] = None,
@@ -105,7 +119,7 @@ def analyze(
 
     Results go next to the store, which is never written to. Another run computes only what is new.
     """
-    with one_line_errors():
+    with one_line_errors(goes_on=True), _readable(stores), progress_bars(", ".join(stores)) as report:
         flags: dict[str, Any] = {
             "models": parse_names(models),
             "layers": parse_names(layers),
@@ -121,6 +135,7 @@ def analyze(
             "keep_merged": keep_merged,
             "frames": frames,
             "units": units,
+            "figures": "none" if no_figures else figures and figures.value,
             "memory": memory,
             "workers": workers,
             "scheduler": scheduler,
@@ -141,16 +156,31 @@ def analyze(
         if out is None and len(stores) > 1:
             raise typer.BadParameter("several stores need --out, the folder for their results")
         folder = out or default_folder(stores[0])
-        with progress_bars(quiet=as_json) as report:
-            results = run(stores, folder, settings, report)
+        arguments = [*stores, *(("--out", str(out)) if out else ())]
+
+        def answered(summary: Mapping[str, Any]) -> None:
+            if not as_json:
+                _print_alone(summary["alone"], summary["models"], arguments)
+                print_answer(summary)
+
+        results = run(stores, folder, settings, report, answered)
     summary = json.loads(results.attrs[SUMMARY])
     if as_json:
         typer.echo((folder / "summary.json").read_text(encoding="utf-8"))
     else:
-        _print_alone(summary["alone"], summary["models"], [*stores, *(("--out", str(out)) if out else ())])
-        _print_summary(summary, folder)
+        _print_rest(summary, folder)
     if len(summary["models"]) > 1 and len(summary["alone"]) == len(summary["layers"]):
         raise typer.Exit(PROBLEMS)
+
+
+@contextmanager
+def _readable(stores: list[str]) -> Iterator[None]:
+    """Open the stores before anything heavy is imported, so that what is no store is told at once."""
+    from repaudit.store.read.reader import open_store
+
+    for store in stores:
+        open_store(store)
+    yield
 
 
 def _parse_parameters(parameters: list[str], configured: Any) -> dict[str, Any]:
@@ -198,14 +228,8 @@ def _print_alone(alone: dict[str, str], models: list[str], arguments: list[str])
     console.print(f"    {escape(command)} --config layers.yaml", highlight=False)
 
 
-def _print_summary(summary: dict[str, Any], folder: Path) -> None:
+def _print_rest(summary: dict[str, Any], folder: Path) -> None:
     console = Console(soft_wrap=True)
-    console.print(f"\n[bold]{escape(summary['headline'])}[/]", highlight=False)
-    for name, layer in summary["layers"].items():
-        console.print(f"  [cyan]{escape(name)}[/]  {escape(layer['sentence'])}", highlight=False)
-    if len(summary["models"]) > 1:
-        what = "the spread is the mean of the squared distances of pairs"
-        console.print(f"  [dim]0 identical, 1 unrelated; {what}; 95% intervals in brackets[/]", highlight=False)
     for line in summary["left_out"][:MOST_LEFT_OUT]:
         console.print(f"  left out: {escape(line)}", highlight=False)
     if len(summary["left_out"]) > MOST_LEFT_OUT:
@@ -215,9 +239,10 @@ def _print_summary(summary: dict[str, Any], folder: Path) -> None:
 
 def report(
     folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="An analysis folder, <store>.analysis.")],
+    figures: Annotated[Figures, typer.Option(help="Which PNG files to write.")] = Figures.MAIN,
 ) -> None:
-    """Write a report again from its results."""
+    """Write a report and figures again from its results."""
     with one_line_errors():
         from repaudit.analysis.folder import rewrite_report
 
-        typer.echo(rewrite_report(folder))
+        typer.echo(rewrite_report(folder, figures.value))

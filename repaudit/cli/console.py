@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Annotated, Any
@@ -14,6 +16,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from repaudit.errors import CorruptStoreError, NotAStoreError, RepauditError, UnknownVersionError
 
 PROBLEMS, USAGE, BAD_STORE = 1, 2, 3
+SECONDS_BETWEEN_LINES = 30.0
 
 Store = Annotated[str, typer.Argument(metavar="STORE", help="Path or URL of the store.")]
 Stores = Annotated[
@@ -26,8 +29,11 @@ Steps = Annotated[str | None, typer.Option(help="Steps and ranges, e.g. 0,10,100
 
 
 @contextmanager
-def one_line_errors() -> Iterator[None]:
-    """Turn errors raised on purpose into one line on stderr and an exit code."""
+def one_line_errors(*, goes_on: bool = False) -> Iterator[None]:
+    """Turn errors raised on purpose into one line on stderr and an exit code.
+
+    Where running an interrupted command again goes on, the line says so.
+    """
     try:
         yield
     except (NotAStoreError, UnknownVersionError, CorruptStoreError) as error:
@@ -35,7 +41,7 @@ def one_line_errors() -> Iterator[None]:
     except (RepauditError, OSError) as error:
         _fail(error, USAGE)
     except KeyboardInterrupt:
-        _fail("interrupted", 130)
+        _fail("interrupted" + ("; run the command again to go on" if goes_on else ""), 130)
 
 
 def _fail(error: object, code: int) -> None:
@@ -74,20 +80,68 @@ def parse_names(text: str | None) -> list[str] | None:
 
 
 @contextmanager
-def progress_bars(quiet: bool) -> Iterator[Any]:
-    """Provide a function of (what, done, total) that draws bars on stderr."""
-    columns = (TextColumn("{task.description:>10}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    tasks: dict[str, TaskID] = {}
-    bars = Progress(*columns, console=Console(stderr=True), disable=quiet)
+def progress_bars(reading: str) -> Iterator[Any]:
+    """Provide a function of (what, done, total) that draws bars on stderr, or prints lines where it is no terminal.
+
+    After a second without news, a line says that `reading` is being read.
+    """
+    console = Console(stderr=True, soft_wrap=True)
+    shown = _Bars(console) if console.is_terminal else _Lines(console)
+    sign = threading.Timer(1.0, shown.first_sign, [reading])
+    sign.daemon = True
+    sign.start()
 
     def report(what: str, done: int, total: int) -> None:
-        if what not in tasks:
-            tasks[what] = bars.add_task(what, total=total)
-            bars.start()  # only when there is something to show: an error before that stays one line
-        bars.update(tasks[what], completed=done, total=total)
+        sign.cancel()
+        shown.report(what, done, total)
 
     try:
         yield report
     finally:
-        if tasks:
-            bars.stop()
+        sign.cancel()
+        shown.stop()
+
+
+class _Bars:
+    """Bars, one per stage."""
+
+    def __init__(self, console: Console) -> None:
+        columns = (TextColumn("{task.description:>10}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+        self._bars = Progress(*columns, console=console)
+        self._tasks: dict[str, TaskID] = {}
+
+    def first_sign(self, reading: str) -> None:
+        self._bars.console.print(f"reading {escape(reading)}", highlight=False)
+
+    def report(self, what: str, done: int, total: int) -> None:
+        if what not in self._tasks:
+            self._tasks[what] = self._bars.add_task(what, total=total)
+            self._bars.start()  # only when there is something to show: an error before that stays one line
+        self._bars.update(self._tasks[what], completed=done, total=total)
+
+    def stop(self) -> None:
+        if self._tasks:
+            self._bars.stop()
+
+
+class _Lines:
+    """A line at the beginning and the end of every stage, and every half minute."""
+
+    def __init__(self, console: Console) -> None:
+        self._console, self._began = console, time.monotonic()
+        self._said: dict[str, float] = {}
+
+    def first_sign(self, reading: str) -> None:
+        self._say(f"reading {reading}")
+
+    def report(self, what: str, done: int, total: int) -> None:
+        now = time.monotonic()
+        if what not in self._said or done == total or now - self._said[what] >= SECONDS_BETWEEN_LINES:
+            self._said[what] = now
+            self._say(f"{what} {done}/{total}")
+
+    def stop(self) -> None:
+        """Lines need no end."""
+
+    def _say(self, text: str) -> None:
+        self._console.print(f"[{time.monotonic() - self._began:6.0f} s] {text}", highlight=False, markup=False)

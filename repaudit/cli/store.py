@@ -137,7 +137,7 @@ def copy(
 
     An interrupted copy continues where it stopped.
     """
-    with one_line_errors():
+    with one_line_errors(goes_on=True):
         from repaudit.store.copying import copy_store
 
         chosen = parse_steps(steps, [source])

@@ -13,7 +13,9 @@ import pytest
 import xarray as xr
 
 import repaudit as ra
-from repaudit.analysis.folder import analysis_folder, default_folder, scratch
+from repaudit.analysis.folder import analysis_folder, default_folder, nulls_for_nan, scratch
+from repaudit.analysis.pipeline import run
+from repaudit.analysis.settings import Settings
 from repaudit.errors import AnalysisError, NotAStoreError, StoreNotFoundError
 from repaudit.store.format.schema import violations
 
@@ -29,7 +31,7 @@ def test_planted_convergence_is_found_and_everything_is_written(planted_store, t
     out = tmp_path / "store.analysis"
     assert files_of(url) == before, "analysis wrote into the store"
     assert (out / "report.html").stat().st_size > 10_000
-    assert len(list((out / "figures").glob("*.png"))) >= 4
+    assert {file.name for file in (out / "figures").iterdir()} == {"spread.png", "settling.png", "together.png"}
     assert not [path for path in out.iterdir() if path.name.startswith(".")], "scratch left behind"
 
     summary = json.loads((out / "summary.json").read_text())
@@ -261,3 +263,44 @@ def test_scratch_of_a_process_that_another_namespace_cannot_see_stays(tmp_path):
 def test_gromov_is_refused_because_its_points_are_not_the_samples(planted_store, tmp_path):
     with pytest.raises(AnalysisError, match="gromov"):
         ra.analyze(planted_store(models=2, layers=("only",), steps=(0, 1)), tmp_path / "out", merge="gromov")
+
+
+def test_the_answer_is_there_before_the_pictures(planted_store, tmp_path, undrawn):
+    out, seen = tmp_path / "out", []
+
+    def answered(summary):
+        written = json.loads((out / "summary.json").read_text())
+        seen.append((summary["status"], written["status"], (out / "results.zarr").exists(), reported[-1][0]))
+        assert (out / "report.html").exists()
+        assert written["layers"] == json.loads(json.dumps(nulls_for_nan(summary["layers"])))
+
+    reported: list[tuple[str, int, int]] = []
+    url = planted_store()
+    results = run(url, out, Settings(), lambda *news: reported.append(news), answered)
+    assert seen == [("partial", "partial", False, "results")]
+    last = json.loads((out / "summary.json").read_text())
+    assert last["status"] == "complete" == json.loads(results.attrs["summary"])["status"]
+    later = [what for what, done, total in reported if what == "results" and done < total]
+    assert later, "nothing was left to compute after the answer"
+    run(url, out, Settings(), answered=lambda summary: seen.append(summary["status"]))
+    assert seen[-1] == "partial"
+    assert json.loads((out / "summary.json").read_text())["status"] == "complete"
+
+
+def test_an_analysis_that_ended_after_its_answer_may_be_repeated(planted_store, tmp_path, undrawn):
+    def stop(_summary):
+        raise KeyboardInterrupt
+
+    url = planted_store()
+    with pytest.raises(KeyboardInterrupt):
+        run(url, tmp_path / "out", Settings(), answered=stop)
+    assert json.loads((tmp_path / "out" / "summary.json").read_text())["status"] == "partial"
+    run(url, tmp_path / "out", Settings())
+    assert json.loads((tmp_path / "out" / "summary.json").read_text())["status"] == "complete"
+
+
+@pytest.mark.parametrize(("figures", "expected"), [("none", 0), ("main", 3), ("all", 4)])
+def test_figures_are_written_as_asked(planted_store, tmp_path, figures, expected):
+    ra.analyze(planted_store(), tmp_path / "out", figures=figures, frames=0, units=0)
+    made = len(list((tmp_path / "out" / "figures").glob("*.png")))
+    assert made == expected if expected < 4 else made >= expected

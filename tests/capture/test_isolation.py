@@ -215,6 +215,9 @@ def test_padded_encoder_layers_are_called_with_their_padding():
     probe_set = ProbeSet.from_tensors({"src": torch.randn(3, 5, 8), "src_key_padding_mask": padding})
     found = ActivationExtractor(["layers[*]", "layers[0].linear1"]).extract(encoder, probe_set)
     assert found["layers.0.linear1"].shape == (3, 16)
+    with torch.no_grad():
+        first = encoder.eval().layers[0](probe_set.inputs["src"], src_key_padding_mask=padding)
+    torch.testing.assert_close(found["layers.0"], first[:, :4].mean(1))  # true where a token does not count
     assert torch.backends.mha.get_fastpath_enabled()
 
 

@@ -93,7 +93,7 @@ class TokenMasks:
         if name is None:
             return None
         if name != AUTO:
-            mask = _mask(self._inputs.get(name))
+            mask = self._named(name)
             if mask is None:
                 raise CaptureError(
                     f"layer {layer.name!r}: expected a mask (sample, token) {name!r} among the probe set's inputs, "
@@ -116,9 +116,7 @@ class TokenMasks:
         prompted = [part for part in models if part.n_virtual]
         if not models:
             mask = _mask(self._inputs.get(ATTENTION_MASK))
-            if mask is None:
-                self._refuse_unnamed(layer, tokens)
-            return mask
+            return self._of_another_name(layer, tokens) if mask is None else mask
         feeds: list[torch.Tensor] | None = None
         for part in prompted[-1:] or models:  # inside a prompted model, the mask is that of the prompt as well
             given = part.given or {}
@@ -146,17 +144,25 @@ class TokenMasks:
         }
         return not origins or not masked or bool(masked & origins)
 
-    def _refuse_unnamed(self, layer: Layer, tokens: int) -> None:
+    def _named(self, name: str) -> torch.Tensor | None:
+        """Return an input that is a mask; torch's ``key_padding_mask`` is true where a token does not count."""
+        mask = _mask(self._inputs.get(name))
+        return ~mask if mask is not None and _is_padding(name, mask) else mask
+
+    def _of_another_name(self, layer: Layer, tokens: int) -> torch.Tensor | None:
         fitting = [
             name
             for name, value in self._inputs.items()
             if _is_mask(name, value) and value.ndim == 2 and value.shape[1] == tokens
         ]
+        if len(fitting) == 1 and _is_padding(fitting[0], self._inputs[fitting[0]]):
+            return self._named(fitting[0])
         if fitting:
             raise CaptureError(
                 f"layer {layer.name!r}: the probe set holds {', '.join(map(repr, fitting))}, and no 'attention_mask': "
                 f"say which one masks its {tokens} tokens, LayerSpec(..., mask={fitting[0]!r}), or mask=None"
             )
+        return None
 
     def _of_frames(self, layer: Layer, mask: torch.Tensor, tokens: int) -> torch.Tensor:
         """Return the mask of a speech model's frames, where the mask is that of the sound they were made of."""
@@ -198,6 +204,10 @@ def _names_of(tensors: Sequence[torch.Tensor], inputs: Mapping[str, Any]) -> set
 
 def _is_mask(name: str, value: Any) -> bool:
     return isinstance(value, torch.Tensor) and "mask" in name
+
+
+def _is_padding(name: str, mask: torch.Tensor) -> bool:
+    return name.endswith("key_padding_mask") and mask.dtype == torch.bool
 
 
 def _mask(value: Any) -> torch.Tensor | None:
