@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from repaudit.errors import ActivationError, OperatorError
+from repaudit.measure.distances import operator_distances
 from repaudit.measure.spread import Spread, named_operators, spread, spread_of_pairs
 from repaudit.measure.tally import Tallies
 from repaudit.operators.stack import Operator
@@ -187,5 +188,6 @@ def feature_halves(X: Any, gauge: Callable[[Any], Operator], *, splits: int = 5,
     for _ in range(splits):
         order = rng.permutation(activations.shape[1])
         halves = np.array_split(order, 2)
-        spreads.append(spread([gauge(np.ascontiguousarray(activations[:, half])) for half in halves], seed=seed).value)
+        operators = [gauge(np.ascontiguousarray(activations[:, half])) for half in halves]
+        spreads.append(operator_distances(operators, "calibrated")[0, 1] ** 2)  # the spread, without its intervals
     return float(np.mean(spreads))

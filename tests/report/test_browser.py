@@ -266,6 +266,30 @@ def test_a_hovered_point_tells_its_sample(show):
     quiet(page)
 
 
+def test_a_hovered_point_of_a_line_tells_its_model(show):
+    page = show(models=("first", "second"))
+    drawn = f"{SHOWN}.map(place => [place.dataset.layer, place.dataset.figure])"
+    figures = [figure for layer, figure in page.evaluate(drawn) if layer == "layer-0"]
+    told = []
+    for figure in figures:
+        place = f"document.querySelector('[data-layer=layer-0][data-figure=\"{figure}\"]')"
+        if not page.evaluate(f"{place}.data.some(t => Array.isArray(t.hovertext) && t.hovertext[0] === 'first')"):
+            continue
+        page.evaluate(f"{place}.scrollIntoView({{block: 'center', behavior: 'instant'}})")
+        x, y = page.evaluate(
+            f"(() => {{ const r = {place}.querySelector('path.point').getBoundingClientRect();"
+            " return [r.x + r.width / 2, r.y + r.height / 2]; })()"
+        )
+        page.hover(x - 40, y - 40)
+        page.hover(x, y)
+        page.until(f"{place}.querySelector('.hovertext')")
+        said = page.evaluate(f"{place}.querySelector('.hovertext').textContent")
+        assert "first" in said or "second" in said, (figure, said)
+        told.append(figure)
+    assert len(told) > 1, figures
+    quiet(page)
+
+
 def test_hostile_names_are_shown_and_not_run(show):
     page = show(layers=(HOSTILE, "norm"), models=(HOSTILE, "b\u2028c"), labels=(HOSTILE, "<b>bold</b>"))
     assert page.evaluate("window.broken") is None

@@ -110,7 +110,8 @@ def diagnostic_figure(diagnostics: xr.Dataset, layer: str, variable: str) -> go.
         steps = diagnostics[STEP].values[finite]
         made.add_scatter(
             x=axis.position(steps), y=values[finite], mode=canvas.mode(axis), meta={"ink": True}, line={"width": 1.2},
-            marker={"size": 5, "symbol": canvas.symbol(index)}, customdata=steps, hovertext=canvas.literal(model),
+            marker={"size": 5, "symbol": canvas.symbol(index)}, customdata=steps,
+            hovertext=[canvas.literal(model)] * len(steps),  # a text alone is shown as "-"
             hovertemplate="%{hovertext}<br>step %{customdata:,}<br>%{y:.4g}<extra></extra>",
         )  # fmt: skip
     text = DIAGNOSTIC_NAMES.get(variable, canvas.literal(variable))

@@ -34,7 +34,7 @@ def trajectory_figure(trajectories: xr.Dataset, layer: str, variable: str = TRAJ
                 "size": sizes, "symbol": canvas.symbol(index), "line": {"width": 0.0 if axis.dense else 0.7},
                 "color": axis.position(steps), **canvas.step_scale(axis),
             },
-            customdata=steps, hovertext=canvas.literal(model),
+            customdata=steps, hovertext=[canvas.literal(model)] * len(steps),
             hovertemplate="%{hovertext}<br>step %{customdata:,}<extra></extra>",
         )  # fmt: skip
         _key(made, index, model)

@@ -25,7 +25,7 @@ def read_step(tree: xr.DataTree, model: str, layer: str, step: int, expected: in
     Returns
     -------
     DataArray (sample[, token], feature)
-        The values, in memory.
+        The values, in memory, with the coordinates of dims alone.
 
     Raises
     ------
@@ -34,7 +34,7 @@ def read_step(tree: xr.DataTree, model: str, layer: str, step: int, expected: in
     CorruptStoreError
         If the step's data is missing or damaged.
     """
-    array = catalog.activations(tree, model, layer)
+    array = catalog.activations(tree, model, layer).reset_coords(drop=True)  # each would be a read of its own
     steps = array[STEP].values.tolist()
     if step not in steps:
         raise NotInStoreError(f"model {model!r} has no step {step}: it has {', '.join(map(str, steps)) or 'none'}")
