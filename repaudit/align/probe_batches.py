@@ -8,7 +8,6 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.distributed.nn.functional import all_gather
 
 
 class ProbeBatches:
@@ -80,8 +79,24 @@ def gathered(features: Tensor, places: Tensor) -> tuple[Tensor, Tensor]:
         return features, places
     both = [torch.empty_like(places) for _ in range(dist.get_world_size())]
     dist.all_gather(both, places.contiguous())
-    parts: tuple[Tensor, ...] = all_gather(features.contiguous())  # type: ignore[no-untyped-call]
+    parts: tuple[Tensor, ...] = _Gather.apply(features.contiguous())  # type: ignore[no-untyped-call]
     return torch.cat(parts), torch.cat(both)
+
+
+class _Gather(torch.autograd.Function):
+    """Gather a tensor of all processes; each gets back the sum of all gradients of its own."""
+
+    @staticmethod
+    def forward(ctx: Any, own: Tensor) -> tuple[Tensor, ...]:
+        parts = [torch.empty_like(own) for _ in range(dist.get_world_size())]
+        dist.all_gather(parts, own)
+        return tuple(parts)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        summed = torch.stack(gradients)
+        dist.all_reduce(summed)
+        return summed[dist.get_rank()]
 
 
 def is_distributed() -> bool:
