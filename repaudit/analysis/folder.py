@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
+import logging
 import math
 import os
+import re
 import shutil
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import count
 from pathlib import Path
 from typing import Any, Final, Literal
 
 import xarray as xr
-from filelock import FileLock
 
-from repaudit.analysis.scales import NEIGHBOURHOODS, SHAPE
+from repaudit.analysis.locking import locked
+from repaudit.analysis.manifest import Manifest, digest_of
 from repaudit.errors import AnalysisError
 from repaudit.plots import save_figures
 from repaudit.report import write_report
@@ -29,15 +31,12 @@ REPORT: Final = "report.html"
 SUMMARY: Final = "summary.json"
 FIGURES: Final = "figures"
 CACHE: Final = "cache"
-_OVER_LAYERS: Final = ("spread", "diagnostics", "comparison", "approach", "groups", "settling", "together")
-_PER_LAYER: Final = ("pairs", "trajectories", "embedding", "similarity", "frames", "units")
-_SUFFIXES: Final = ("", f"-{NEIGHBOURHOODS}", f"-{SHAPE}", "-perplexity *")
-FIGURE_PATTERNS: Final = (
-    *(f"{name}{suffix}.png" for name in _OVER_LAYERS for suffix in _SUFFIXES),
-    *(f"{name}-*.png" for name in _PER_LAYER),
-)
-"""Files of every figure that an analysis writes; those of its further scales have the scale's name at the end."""
+_PIECES: Final = (RESULTS, SUMMARY, REPORT)
 _SCRATCH: Final = ".repaudit-"
+_OF_SCRATCH: Final = re.compile(r"[0-9a-f]{12}-\d+-\w+-\d+-\w+")
+"""What follows in the name of a folder for work in progress: a mark of its process, and what tells it from others."""
+
+_LOGGER = logging.getLogger(__name__)
 
 
 def default_folder(url: str | os.PathLike[str]) -> Path:
@@ -61,11 +60,12 @@ def analysis_folder(folder: Path, stores: Sequence[str | os.PathLike[str]]) -> I
     """
     for store in stores:
         _refuse_store(folder, store)
-    _refuse_foreign(folder)
     existed = folder.exists()
     folder.mkdir(parents=True, exist_ok=True)
-    _sweep(folder)
     try:
+        with locked(folder):  # also tells at once whether pieces can be moved in later
+            _refuse_foreign(folder, _PIECES)
+            _sweep(folder)
         yield folder
     finally:
         if not existed and not any(folder.iterdir()):
@@ -86,9 +86,7 @@ def write_answer(results: xr.DataTree, summary: Mapping[str, Any], folder: Path)
     with scratch(folder) as fresh:
         _write_summary(summary, fresh / SUMMARY)
         write_report(results, summary, fresh / REPORT)
-        with _lock(folder):
-            for name in (SUMMARY, REPORT):
-                (fresh / name).replace(folder / name)
+        _move_in(fresh, folder, [SUMMARY, REPORT])
 
 
 def _write_summary(summary: Mapping[str, Any], path: Path) -> None:
@@ -114,12 +112,8 @@ def write_results(
         progress("writing", 1, 2)
         save_figures(results, fresh / FIGURES, which=figures, progress=progress)
         write_report(results, summary, fresh / REPORT)
+        _move_in(fresh, folder, _PIECES)
         progress("writing", 2, 2)
-        with _lock(folder):
-            _put_results(fresh / RESULTS, folder / RESULTS, fresh)
-            for name in (SUMMARY, REPORT):
-                (fresh / name).replace(folder / name)
-            _put_figures(fresh / FIGURES, folder / FIGURES)
 
 
 def rewrite_report(folder: Path, figures: Literal["main", "all", "none"] = "main") -> Path:
@@ -133,8 +127,13 @@ def rewrite_report(folder: Path, figures: Literal["main", "all", "none"] = "main
         summary = json.loads(results.attrs[SUMMARY_ATTRIBUTE])
     except (ValueError, KeyError) as error:
         raise AnalysisError(f"{path} cannot be read ({error}); run `repaudit analyze` again") from error
-    save_figures(results, folder / FIGURES, which=figures)
-    return write_report(results, summary, folder / REPORT)
+    with locked(folder):
+        _refuse_foreign(folder, [REPORT])
+    with scratch(folder) as fresh:
+        save_figures(results, fresh / FIGURES, which=figures)
+        write_report(results, summary, fresh / REPORT)
+        _move_in(fresh, folder, [REPORT])
+    return folder / REPORT
 
 
 def nulls_for_nan(value: Any) -> Any:
@@ -157,21 +156,17 @@ def _refuse_store(folder: Path, store: str | os.PathLike[str]) -> None:
         )
 
 
-def _refuse_foreign(folder: Path) -> None:
-    present = [name for name in (RESULTS, SUMMARY, REPORT) if (folder / name).exists()]
-    if present and not (folder / RESULTS / "zarr.json").exists() and not _is_partial(folder / SUMMARY):
+def _refuse_foreign(folder: Path, pieces: Sequence[str]) -> None:
+    """Refuse a folder with other files under the names of an analysis, or with pieces that were changed since."""
+    foreign = Manifest.of(folder).foreign(pieces)
+    figures = folder / FIGURES
+    if os.path.lexists(figures) and (figures.is_symlink() or not figures.is_dir()):
+        foreign.append(FIGURES)
+    if foreign:
         raise AnalysisError(
-            f"{folder} has {', '.join(present)} that no analysis wrote and this one would replace; choose another out"
+            f"{folder} has {', '.join(foreign)}, which no analysis wrote or which changed since, and this one would "
+            f"replace; move it away, or choose another out"
         )
-
-
-def _is_partial(summary: Path) -> bool:
-    """Return whether a summary is that of an analysis that ended before its results were written."""
-    try:
-        document = json.loads(summary.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return False
-    return isinstance(document, dict) and document.get("status") == "partial" and "versions" in document
 
 
 def _sweep(folder: Path) -> None:
@@ -180,27 +175,46 @@ def _sweep(folder: Path) -> None:
     for left in folder.glob(f"{_SCRATCH}*"):
         name = left.name.removeprefix(_SCRATCH)
         elsewhere = name.count("-") == mark().count("-") + 1 and not name.startswith(f"{here}-")
-        if not elsewhere and abandoned(name):
+        made_here = _OF_SCRATCH.fullmatch(name) and left.is_dir() and not left.is_symlink()
+        if made_here and not elsewhere and abandoned(name):
             shutil.rmtree(left)
 
 
-def _lock(folder: Path) -> FileLock:
-    """Return a lock: one process of this host at a time moves its pieces, so that all are of one run."""
-    name = hashlib.sha256(os.fsencode(folder.resolve())).hexdigest()[:16]
-    return FileLock(Path(tempfile.gettempdir(), f"repaudit-{name}.lock"))
+def _move_in(made: Path, folder: Path, pieces: Sequence[str]) -> None:
+    """Move pieces and figures from a scratch folder into place; what no analysis wrote stays as it is."""
+    with locked(folder):
+        _refuse_foreign(folder, pieces)
+        manifest = Manifest.of(folder)
+        places = {piece: piece for piece in pieces} | _places_of_figures(made / FIGURES, manifest)
+        new = {place: (digest_of(made / name),) for name, place in places.items()}
+        obsolete = [name for name in manifest.hashes if name.startswith(f"{FIGURES}/") and name not in new]
+        both = {place: (*manifest.hashes.get(place, ()), *hashes) for place, hashes in new.items()}
+        Manifest(folder, {**manifest.hashes, **both}).write(made)  # a run that dies below must know its own pieces
+        (folder / FIGURES).mkdir(exist_ok=True)
+        for name, place in places.items():
+            _put(made / name, folder / place, made)
+        for name in obsolete:
+            if manifest.owns(name):
+                (folder / name).unlink()
+        kept = {name: hashes for name, hashes in manifest.hashes.items() if name not in obsolete}
+        Manifest(folder, {**kept, **new}).write(made)
 
 
-def _put_results(made: Path, target: Path, aside: Path) -> None:
-    if target.exists():
+def _put(made: Path, target: Path, aside: Path) -> None:
+    if made.is_dir() and target.exists():  # no rename replaces a folder with files
         target.rename(aside / "earlier")
-    made.rename(target)
+    made.replace(target)
 
 
-def _put_figures(made: Path, target: Path) -> None:
-    """Replace the figures of an analysis; other files stay."""
-    target.mkdir(exist_ok=True)
-    for pattern in FIGURE_PATTERNS:
-        for old in target.glob(pattern):
-            old.unlink()
-    for figure in sorted(made.iterdir()):
-        figure.replace(target / figure.name)
+def _places_of_figures(made: Path, manifest: Manifest) -> dict[str, str]:
+    """Return where each figure goes: under a name of its own where there is a file that no analysis wrote."""
+    places: dict[str, str] = {}
+    for figure in sorted(made.glob("*")):
+        name = place = f"{FIGURES}/{figure.name}"
+        more = count(1)
+        while manifest.foreign([place]) or place in places.values():
+            place = f"{FIGURES}/{figure.stem}.repaudit{next(more)}{figure.suffix}"
+        if place != name:
+            _LOGGER.warning("%s stays, since no analysis wrote it: see %s", manifest.folder / name, place)
+        places[name] = place
+    return places

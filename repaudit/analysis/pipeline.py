@@ -193,6 +193,8 @@ def run(
 ) -> xr.DataTree:
     """Run :func:`analyze` with its choices in one object; `answered` is called with the summary once it is known."""
     report = progress or (lambda _what, _done, _total: None)
+    if out is not None and not os.fspath(out):
+        raise AnalysisError("out: expected a folder for the results, found an empty text")
     urls = [url] if isinstance(url, str | os.PathLike) else list(url)
     if len(urls) > 1 and out is None:
         raise AnalysisError(f"out: expected a folder for the results of {len(urls)} stores, found none (--out)")

@@ -56,9 +56,10 @@ class AnalyzeCommand(TyperCommand):
 def analyze(
     stores: Stores,
     out: Annotated[
-        Path | None,
+        str | None,  # no Path: that of an empty text is the working directory
         typer.Option(
-            help="Folder for the results; earlier ones are replaced; <store>.analysis by default, needed for several."
+            metavar="PATH",
+            help="Folder for the results; earlier ones are replaced; <store>.analysis by default, needed for several.",
         ),
     ] = None,
     config: Annotated[
@@ -155,15 +156,15 @@ def analyze(
         settings = Settings.of(choices)
         if out is None and len(stores) > 1:
             raise typer.BadParameter("several stores need --out, the folder for their results")
-        folder = out or default_folder(stores[0])
-        arguments = [*stores, *(("--out", str(out)) if out else ())]
+        folder = Path(out) if out else default_folder(stores[0])
+        arguments = [*stores, *(("--out", out) if out else ())]
 
         def answered(summary: Mapping[str, Any]) -> None:
             if not as_json:
                 _print_alone(summary["alone"], summary["models"], arguments)
                 print_answer(summary)
 
-        results = run(stores, folder, settings, report, answered)
+        results = run(stores, folder if out is None else out, settings, report, answered)
     summary = json.loads(results.attrs[SUMMARY])
     if as_json:
         typer.echo((folder / "summary.json").read_text(encoding="utf-8"))
@@ -238,11 +239,13 @@ def _print_rest(summary: dict[str, Any], folder: Path) -> None:
 
 
 def report(
-    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="An analysis folder, <store>.analysis.")],
+    folder: Annotated[str, typer.Argument(metavar="FOLDER", help="An analysis folder, <store>.analysis.")],
     figures: Annotated[Figures, typer.Option(help="Which PNG files to write.")] = Figures.MAIN,
 ) -> None:
     """Write a report and figures again from its results."""
     with one_line_errors():
         from repaudit.analysis.folder import rewrite_report
 
-        typer.echo(rewrite_report(folder, figures.value))
+        if not folder:
+            raise typer.BadParameter("expected an analysis folder, found an empty text")
+        typer.echo(rewrite_report(Path(folder), figures.value))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -244,10 +243,11 @@ def test_nothing_is_written_into_the_store_or_over_foreign_files(planted_store, 
 @pytest.mark.usefixtures("undrawn")
 def test_scratch_of_a_dead_process_is_swept(planted_store, tmp_path):
     url = planted_store(models=1, layers=("only",), steps=(0, 1))
-    dead = subprocess.run(
-        [sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, text=True, check=True
-    )
-    left = tmp_path / "out" / f".repaudit-{socket.gethostname()}-{dead.stdout.strip()}-x"
+    with scratch(tmp_path) as own:
+        host, _, start, moment, _ = own.name.removeprefix(".repaudit-").split("-")
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    left = tmp_path / "out" / f".repaudit-{host}-{dead.pid}-{start}1-{moment}-x"
     left.mkdir(parents=True)
     ra.analyze(url, tmp_path / "out")
     assert not [path for path in (tmp_path / "out").iterdir() if path.name.startswith(".")]

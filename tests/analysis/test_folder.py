@@ -1,0 +1,181 @@
+"""The folder of an analysis: what others put there stays, and a run that dies does not lock out the next one."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+from pathlib import Path
+
+import pytest
+
+import repaudit as ra
+from repaudit.analysis.folder import _move_in, analysis_folder, rewrite_report, scratch
+from repaudit.analysis.locking import locked
+from repaudit.errors import AnalysisError
+
+BARE = {"frames": 0, "units": 0, "similarity": ()}
+FIGURES = ("spread.png", "pairs-only.png", "spread-shape.png", "settling.png", "embedding-only.png", "units-old.png")
+
+
+@pytest.fixture
+def url(planted_store):
+    return planted_store(models=2, layers=("only",), steps=(0, 1))
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    """Write figures and reports of a few bytes, of the names that analyses give them."""
+
+    def figures(_results, folder):
+        folder.mkdir()
+        for name in ("spread.png", "pairs-only.png"):
+            (folder / name).write_bytes(os.urandom(16))
+
+    monkeypatch.setattr("repaudit.analysis.folder.save_figures", figures)
+    monkeypatch.setattr("repaudit.analysis.folder.write_report", lambda _r, _s, path: path.write_bytes(os.urandom(16)))
+
+
+def test_figures_of_others_stay_beside_those_of_an_analysis(url, tmp_path, caplog):
+    theirs = tmp_path / "paper" / "figures"
+    theirs.mkdir(parents=True)
+    for name in FIGURES:
+        (theirs / name).write_text(f"mine: {name}")
+    for _ in range(2):
+        ra.analyze(url, tmp_path / "paper", **BARE)
+        assert {name: (theirs / name).read_text() for name in FIGURES} == {n: f"mine: {n}" for n in FIGURES}
+    assert (theirs / "spread.repaudit1.png").read_bytes().startswith(b"\x89PNG")
+    assert not (theirs / "spread.repaudit2.png").exists(), "the second run replaces its own"
+    assert "spread.png stays" in caplog.text
+    rewrite_report(tmp_path / "paper")
+    assert {name: (theirs / name).read_text() for name in FIGURES} == {n: f"mine: {n}" for n in FIGURES}
+
+
+@pytest.mark.usefixtures("quick")
+def test_own_figures_are_replaced_and_obsolete_ones_removed_unless_changed(url, tmp_path, monkeypatch):
+    out = tmp_path / "out"
+    ra.analyze(url, out, **BARE)
+    first = (out / "figures" / "spread.png").read_bytes()
+    (out / "figures" / "pairs-only.png").write_bytes(b"retouched")
+
+    def one_figure(_results, folder):
+        folder.mkdir()
+        (folder / "approach.png").write_bytes(b"new")
+
+    ra.analyze(url, out, **BARE)
+    assert (out / "figures" / "spread.png").read_bytes() != first
+    assert (out / "figures" / "pairs-only.png").read_bytes() == b"retouched"
+    monkeypatch.setattr("repaudit.analysis.folder.save_figures", one_figure)
+    ra.analyze(url, out, **BARE)
+    assert sorted(path.name for path in (out / "figures").iterdir()) == ["approach.png", "pairs-only.png"]
+
+
+@pytest.mark.usefixtures("quick")
+@pytest.mark.parametrize("piece", ["report.html", "summary.json", "results.zarr", "results.zarr/notes.txt"])
+def test_pieces_that_were_changed_are_refused_before_anything_is_computed(url, tmp_path, piece):
+    out = tmp_path / "out"
+    ra.analyze(url, out, **BARE)
+    changed = out / piece / "zarr.json" if piece.endswith(".zarr") else out / piece
+    with changed.open("a") as stream:
+        stream.write(" ")
+    before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    with pytest.raises(AnalysisError, match=f"has {piece.partition('/')[0]}, which no analysis wrote"):
+        ra.analyze(url, out, progress=lambda *_: pytest.fail("computed"), **BARE)
+    assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
+
+
+@pytest.mark.parametrize("name", ["results.zarr", "summary.json", "report.html", "figures", "files.json"])
+def test_names_that_are_taken_are_refused(url, tmp_path, name):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / name).write_text("mine")
+    with pytest.raises(AnalysisError, match=name.replace(".", r"\.")):
+        ra.analyze(url, tmp_path / "out", **BARE)
+    assert (tmp_path / "out" / name).read_text() == "mine"
+
+
+def test_a_store_among_the_results_is_not_replaced(planted_store, tmp_path):
+    url = planted_store(models=1, layers=("only",), steps=(0, 1), name="results.zarr")
+    with pytest.raises(AnalysisError, match=r"results\.zarr"):
+        ra.analyze(url, tmp_path, **BARE)
+    assert ra.verify(url, data=True) == []
+
+
+@pytest.mark.parametrize("name", [".repaudit-notes", ".repaudit-my-own-2-folder-x"])
+def test_folders_that_only_look_like_work_in_progress_stay(tmp_path, name):
+    (tmp_path / name).mkdir()
+    with analysis_folder(tmp_path, []):
+        assert (tmp_path / name).is_dir()
+
+
+def write_pieces(folder, content):
+    """Move pieces of a few bytes into a folder as an analysis does."""
+    with scratch(folder) as made:
+        for name in ("results.zarr/zarr.json", "summary.json", "report.html", "figures/spread.png", content + ".png"):
+            path = made / ("figures/" + name if name == content + ".png" else name)
+            path.parent.mkdir(exist_ok=True)
+            path.write_text(content)
+        _move_in(made, folder, ("results.zarr", "summary.json", "report.html"))
+
+
+def write_and_die(folder, moves):
+    rename, left = Path.replace, [moves]
+
+    def replace(self, target):
+        if left[0] == 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+        left[0] -= 1
+        return rename(self, target)
+
+    Path.replace = Path.rename = replace
+    write_pieces(folder, "second")
+
+
+@pytest.mark.parametrize("moves", range(9))
+def test_a_run_that_dies_while_it_moves_its_pieces_does_not_block_the_next(tmp_path, moves):
+    write_pieces(tmp_path, "first")
+    child = multiprocessing.get_context("fork").Process(target=write_and_die, args=(tmp_path, moves))
+    child.start()
+    child.join(60)
+    assert child.exitcode == (-signal.SIGKILL if moves < 8 else 0)
+    with analysis_folder(tmp_path, []):
+        write_pieces(tmp_path, "third")
+    found = {str(path.relative_to(tmp_path)): path.read_text() for path in tmp_path.rglob("*") if path.is_file()}
+    assert "repaudit_files" in found.pop("files.json")
+    figures = {"figures/spread.png", "figures/third.png"}
+    assert found == dict.fromkeys({"results.zarr/zarr.json", "summary.json", "report.html", *figures}, "third")
+
+
+def test_an_empty_out_is_refused(url, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(AnalysisError, match="expected a folder"):
+        ra.analyze(url, "", **BARE)
+    assert [path.name for path in tmp_path.iterdir()] == ["store.zarr"]
+
+
+def test_the_lock_is_in_the_folder_for_all_and_found_missing_at_the_start(url, tmp_path):
+    with locked(tmp_path):
+        (lock,) = tmp_path.glob(".*.lock")
+        assert lock.stat().st_mode & 0o777 == 0o666
+    assert not lock.exists()
+    if os.getuid() == 0:
+        pytest.skip("root may write anywhere")
+    (tmp_path / "out").mkdir(mode=0o500)
+    with pytest.raises(PermissionError):
+        ra.analyze(url, tmp_path / "out", progress=lambda *_: pytest.fail("computed"), **BARE)
+
+
+def test_one_process_at_a_time_has_the_lock(tmp_path):
+    context = multiprocessing.get_context("fork")
+    workers = [context.Process(target=add_often, args=(tmp_path,)) for _ in range(4)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    assert (tmp_path / "count").read_text() == "200"
+
+
+def add_often(folder):
+    for _ in range(50):
+        with locked(folder):
+            path = folder / "count"
+            path.write_text(str(int(path.read_text() or 0) + 1 if path.exists() else 1))
