@@ -14,7 +14,14 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 import repaudit as ra
-from repaudit.errors import CorruptStoreError, ForeignPathError, LayoutError, NotAStoreError, StoreNotFoundError
+from repaudit.errors import (
+    CorruptStoreError,
+    ForeignPathError,
+    LayoutError,
+    ModelExistsError,
+    NotAStoreError,
+    StoreNotFoundError,
+)
 from repaudit.names import decode_name, encode_name
 from repaudit.store.format.layout import lay_out_layers, safe_key
 from repaudit.store.read import catalog
@@ -176,6 +183,41 @@ def test_other_peoples_data_is_neither_read_nor_overwritten(tmp_path, probe_set,
         with pytest.raises((NotAStoreError, StoreNotFoundError)):
             ra.open_store(tmp_path / name)
         assert sorted(str(path) for path in (tmp_path / name).rglob("*") if "probe" not in str(path)) == before
+
+
+@pytest.mark.parametrize("if_exists", ["resume", "error", "replace"])
+def test_checkpoints_under_the_name_of_a_model_are_never_deleted(tmp_path, probe_set, layers, if_exists, step_arrays):
+    theirs = tmp_path / "proj/models/seed0/checkpoint-100/model.safetensors"
+    theirs.parent.mkdir(parents=True)
+    theirs.write_text("weights")
+    options = {"model_name": "seed0", "probe_set": probe_set, "layers": layers, "durable": False}
+    with pytest.raises(NotAStoreError, match="models/seed0"):
+        ra.TrajectoryWriter(tmp_path / "proj", **options, if_exists=if_exists)
+    assert [str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file()] == [
+        "proj/models/seed0/checkpoint-100/model.safetensors"
+    ]
+    store = tmp_path / "store"
+    with ra.TrajectoryWriter(store, **options | {"model_name": "other"}) as writer:
+        writer.append(0, step_arrays(0))
+    theirs.parent.parent.rename(store / "models/seed0")
+    with pytest.raises((NotAStoreError, ModelExistsError)):
+        ra.TrajectoryWriter(store, **options, if_exists=if_exists)
+    assert (store / "models/seed0/checkpoint-100/model.safetensors").read_text() == "weights"
+
+
+@pytest.mark.parametrize("steps", [0, 1])
+def test_what_lies_among_the_arrays_of_a_model_stays(url, tmp_path, probe_set, layers, step_arrays, steps):
+    options = {"model_name": "seed0", "probe_set": probe_set, "layers": layers, "durable": False}
+    with ra.TrajectoryWriter(url, **options) as writer:
+        for step in range(steps):
+            writer.append(step, step_arrays(step))
+    notes = tmp_path / "store.zarr/models/seed0/notes/today.txt"
+    notes.parent.mkdir()
+    notes.write_text("mine")
+    ra.TrajectoryWriter(url, **options).close()
+    with pytest.raises(NotAStoreError, match=r"today\.txt"):
+        ra.TrajectoryWriter(url, **options, if_exists="replace")
+    assert notes.read_text() == "mine"
 
 
 @pytest.mark.parametrize(

@@ -26,6 +26,7 @@ from repaudit.store.format.provenance import now, package_versions
 from repaudit.store.format.schema import unbelievable
 from repaudit.store.storage.lease import Lease
 from repaudit.store.storage.storage import Parts, Storage
+from repaudit.store.write.foreign import delete_arrays, refuse_foreign
 
 IfExists: TypeAlias = Literal["resume", "error", "replace"]
 """What to do with a model that is already in the store."""
@@ -63,9 +64,12 @@ class ModelRecord:
         if if_exists not in {"resume", "error", "replace"}:
             raise LayoutError(f"if_exists={if_exists!r}: expected 'resume', 'error' or 'replace'")
         key = model_key(model_name)
+        if if_exists == "replace":
+            refuse_foreign(storage, key, model_name)
         if if_exists != "replace" and storage.size(f"{key}/{DOCUMENT}") is None:
             present = [name for name in storage.children(key) if not name.startswith(LEASE)]
             if present and storage.size(f"{key}/{DOCUMENT}") is None:  # not one that another writer is creating
+                refuse_foreign(storage, key, model_name)
                 raise CorruptStoreError(
                     f"{storage.url}: the document of model {model_name!r} is lost, its arrays are not: run "
                     f"`repaudit repair`, or pass if_exists='replace' to drop them"
@@ -200,10 +204,7 @@ class ModelRecord:
         """Commit an empty record with this writer's layout, then delete what the earlier one left."""
         self._put(fresh)
         self.reload()
-        keep = {DOCUMENT, LEASE}
-        for name in self.storage.children(self.key):
-            if name not in keep:
-                self.storage.delete_prefix(f"{self.key}/{name}")
+        delete_arrays(self.storage, self.key)
         names = np.array([layer.name for layer in self.layers], dtype=object)
         self.storage.put_many({f"{self.key}/{LAYER}/{chunk_key(0)}": encode_column(names, len(names), "")})
         self._follow_up()

@@ -18,6 +18,7 @@ from repaudit.store.format.sample_set import SampleSet
 from repaudit.store.storage.lease import Holder
 from repaudit.store.storage.local import LocalStorage
 from repaudit.store.storage.storage import Parts, Storage
+from repaudit.store.write.foreign import foreign_models
 from repaudit.store.write.inputs import add_array, encoded_inputs, ensure_inputs
 from repaudit.store.write.retrying import lease_within
 
@@ -108,7 +109,7 @@ def _column(storage: Storage, name: str) -> list[str]:
 def _refuse_foreign(storage: Storage) -> None:
     """Refuse a folder that holds other files."""
     expected = {PROBE, MODELS, *COLUMNS}
-    foreign = [name for name in storage.children() if name not in expected]
+    foreign = [name for name in storage.children() if name not in expected] + foreign_models(storage)
     if foreign:
         raise NotAStoreError(
             f"{storage.url} exists and is not a repaudit store: it holds {', '.join(map(repr, foreign[:5]))}, "

@@ -1,0 +1,50 @@
+"""What in the place of a store or a model no writer of repaudit has made: it is never deleted."""
+
+from __future__ import annotations
+
+import re
+from typing import Final
+
+from repaudit.errors import NotAStoreError
+from repaudit.names import MODELS
+from repaudit.store.format.documents import DOCUMENT
+from repaudit.store.format.layout import LEASE
+from repaudit.store.storage.storage import Storage
+
+_CHUNK: Final = re.compile(r"c\.\d[^/]*")
+
+
+def foreign_models(storage: Storage) -> list[str]:
+    """Return what is among the models of a folder without a root document, which come after it."""
+    return [f"{MODELS}/{name}" for name in storage.children(MODELS) if name != DOCUMENT]
+
+
+def refuse_foreign(storage: Storage, key: str, model_name: str) -> None:
+    """Refuse to replace a model whose folder has files of others.
+
+    Raises
+    ------
+    NotAStoreError
+        Naming some of them.
+    """
+    foreign = [path for path in storage.keys(key) if not _is_own(path.removeprefix(f"{key}/"))]
+    if foreign:
+        raise NotAStoreError(
+            f"{storage.url}: model {model_name!r} would take the place of {', '.join(foreign[:3])}, which no writer "
+            f"made; move it away, or use another model name"
+        )
+
+
+def delete_arrays(storage: Storage, key: str) -> None:
+    """Delete the arrays of a model's group: its folders with nothing but documents and chunks."""
+    for name in storage.children(key):
+        below = f"{key}/{name}"
+        if all(_is_own(path.removeprefix(f"{key}/")) for path in storage.keys(below)) and not _is_own(name):
+            storage.delete_prefix(below)
+
+
+def _is_own(path: str) -> bool:
+    folder, _, name = path.rpartition("/")
+    if not folder:
+        return name == DOCUMENT or name.startswith(LEASE)
+    return "/" not in folder and (name == DOCUMENT or _CHUNK.fullmatch(name) is not None)
