@@ -87,8 +87,8 @@ def analyze(
         The store: a path or an fsspec URL. Or several stores of the same samples, whose models are analysed together on
         the samples that all of them have; a model whose name is in two of them is called ``<store>:<model>``.
     out
-        Folder for ``results.zarr``, ``summary.json``, ``report.html``, ``figures/`` and their list ``files.json``, and for
-        ``cache/``; ``<store>.analysis`` by default. Of several stores it has to be given.
+        Folder for ``results.zarr``, ``summary.json``, ``report.html``, ``figures/`` and their list ``files.json``, and
+        for ``cache/``; ``<store>.analysis`` by default. Of several stores it has to be given.
     models, layers, steps
         What to analyse; everything by default. Layers that models call differently get one name by a mapping:
         ``{"penultimate": {"bert": "encoder.layer.4", "smol-*": "model.layers.28"}}``.

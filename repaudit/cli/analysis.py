@@ -12,7 +12,6 @@ from typing import Annotated, Any
 
 import typer
 import yaml
-from rich.console import Console
 from rich.markup import escape
 from typer.core import TyperCommand
 
@@ -22,12 +21,14 @@ from repaudit.cli.console import (
     AsJson,
     Layers,
     Models,
+    PlainConsole,
     Steps,
     Stores,
     one_line_errors,
     parse_names,
     parse_steps,
     progress_bars,
+    say,
 )
 
 MOST_LEFT_OUT = 8
@@ -215,7 +216,7 @@ def _print_alone(alone: dict[str, str], models: list[str], arguments: list[str])
     """Say which layers were compared with none, and what would pair them."""
     if not alone:
         return
-    console = Console(soft_wrap=True)
+    console = PlainConsole()
     shown = ", ".join(f"{layer} ({model})" for layer, model in list(alone.items())[:MOST_LEFT_OUT])
     more = f" and {len(alone) - MOST_LEFT_OUT} more" if len(alone) > MOST_LEFT_OUT else ""
     console.print(f"[bold yellow]compared with no other model:[/] {escape(shown)}{more}", highlight=False)
@@ -230,12 +231,13 @@ def _print_alone(alone: dict[str, str], models: list[str], arguments: list[str])
 
 
 def _print_rest(summary: dict[str, Any], folder: Path) -> None:
-    console = Console(soft_wrap=True)
+    console = PlainConsole()
     for line in summary["left_out"][:MOST_LEFT_OUT]:
         console.print(f"  left out: {escape(line)}", highlight=False)
     if len(summary["left_out"]) > MOST_LEFT_OUT:
         console.print(f"  and {len(summary['left_out']) - MOST_LEFT_OUT} more in summary.json", highlight=False)
-    console.print(f"\nreport: {folder / 'report.html'}", highlight=False)
+    console.print()
+    console.print(f"report: {escape(str(folder / 'report.html'))}", highlight=False)
 
 
 def report(
@@ -248,4 +250,4 @@ def report(
 
         if not folder:
             raise typer.BadParameter("expected an analysis folder, found an empty text")
-        typer.echo(rewrite_report(Path(folder), figures.value))
+        say(str(rewrite_report(Path(folder), figures.value)))

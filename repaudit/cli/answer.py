@@ -10,6 +10,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from repaudit.cli.console import PlainConsole
+
 COLORS: Final = {"converging": "green", "diverging": "red", "unchanged": "blue", "unrelated": "magenta"}
 MANY: Final = 24
 """From this many layers on, neighbours of one verdict share a row."""
@@ -17,8 +19,9 @@ MANY: Final = 24
 
 def print_answer(summary: Mapping[str, Any], console: Console | None = None) -> None:
     """Print the headline, and what is found of each layer."""
-    console = console or Console(soft_wrap=True)
-    console.print(f"\n[bold]{escape(summary['headline'])}[/]", highlight=False)
+    console = console or PlainConsole()
+    console.print()
+    console.print(f"[bold]{escape(summary['headline'])}[/]", highlight=False)
     if console.is_terminal and len(summary["models"]) > 1 and len(summary["steps"]) > 1:
         console.print(_table(summary), soft_wrap=False)
     else:

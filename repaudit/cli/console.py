@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import threading
 import time
+import unicodedata
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Annotated, Any
+from typing import Annotated, Any, Final
 
 import typer
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.text import Text
 
 from repaudit.errors import CorruptStoreError, NotAStoreError, RepauditError, UnknownVersionError
 
+_DIRECTIONS: Final = frozenset("\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
 PROBLEMS, USAGE, BAD_STORE = 1, 2, 3
 SECONDS_BETWEEN_LINES = 30.0
 
@@ -44,10 +47,42 @@ def one_line_errors(*, goes_on: bool = False) -> Iterator[None]:
         _fail("interrupted" + ("; run the command again to go on" if goes_on else ""), 130)
 
 
+class PlainConsole(Console):
+    """A console on which names from a store or a file system are text, and never instructions to the terminal.
+
+    Line breaks count as such: a name must not forge a line. An empty line is a call without text.
+    """
+
+    def __init__(self, *, stderr: bool = False) -> None:
+        super().__init__(stderr=stderr, soft_wrap=True)
+
+    def render_str(self, text: str, **options: Any) -> Text:
+        """Render text and markup, with whatever a terminal would obey made visible."""
+        return super().render_str(visible(text), **options)
+
+
+def visible(text: str) -> str:
+    r"""Return the text with escapes for control characters, line breaks, and what turns the direction of writing.
+
+    Examples
+    --------
+    >>> visible("seed\x1b[2J0")
+    'seed\\x1b[2J0'
+    """
+    return "".join(char.encode("unicode_escape").decode() if _commands(char) else char for char in text)
+
+
+def _commands(char: str) -> bool:
+    return unicodedata.category(char) in {"Cc", "Cs", "Zl", "Zp"} or char in _DIRECTIONS
+
+
+def say(text: str) -> None:
+    """Print one line on stdout."""
+    typer.echo(visible(text))
+
+
 def _fail(error: object, code: int) -> None:
-    Console(stderr=True, soft_wrap=True).print(
-        f"[bold red]error:[/] {escape(' '.join(str(error).split()))}", highlight=False
-    )
+    PlainConsole(stderr=True).print(f"[bold red]error:[/] {escape(' '.join(str(error).split()))}", highlight=False)
     raise typer.Exit(code)
 
 
@@ -85,7 +120,7 @@ def progress_bars(reading: str) -> Iterator[Any]:
 
     After a second without news, a line says that `reading` is being read.
     """
-    console = Console(stderr=True, soft_wrap=True)
+    console = PlainConsole(stderr=True)
     shown = _Bars(console) if console.is_terminal else _Lines(console)
     sign = threading.Timer(1.0, shown.first_sign, [reading])
     sign.daemon = True

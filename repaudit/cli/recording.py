@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from repaudit.cli.console import AsJson, one_line_errors
+from repaudit.cli.console import AsJson, one_line_errors, say
 
 Pooling = Literal["mean", "last_token", "cls", "all", "own"]
 
@@ -83,7 +83,7 @@ def record(
         typer.echo(json.dumps(recorded, indent=2))
         return
     for model, steps in recorded.items():
-        typer.echo(f"{model}: recorded at step {', '.join(map(str, steps))}{read[model]}")
+        say(f"{model}: recorded at step {', '.join(map(str, steps))}{read[model]}")
 
 
 def _encoded(encoding: dict[str, Any]) -> str:

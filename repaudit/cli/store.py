@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
@@ -16,11 +15,13 @@ from repaudit.cli.console import (
     AsJson,
     Layers,
     Models,
+    PlainConsole,
     Steps,
     Store,
     one_line_errors,
     parse_names,
     parse_steps,
+    say,
 )
 
 if TYPE_CHECKING:
@@ -41,7 +42,7 @@ def info(store: Store, as_json: AsJson = False) -> None:
 
 
 def _print_info(description: dict[str, Any]) -> None:
-    console = Console(soft_wrap=True)
+    console = PlainConsole()
     console.print(
         f"[bold]{escape(description['url'])}[/]  format {description['version']}, {description['samples']} samples, "
         f"probe set {description['fingerprint'][:12]}",
@@ -114,7 +115,7 @@ def _print_problems(rows: list[dict[str, Any]], as_json: bool, none: str) -> Non
     if as_json:
         typer.echo(json.dumps(rows, indent=2))
         return
-    console = Console(soft_wrap=True)
+    console = PlainConsole()
     for row in rows:
         console.print(
             f"[bold]{escape(row['kind'])}[/] {escape(row['location'])}: {escape(row['message'])}", highlight=False
@@ -149,7 +150,7 @@ def copy(
         typer.echo(json.dumps(copied, indent=2))
         return
     for model, taken in copied.items():
-        typer.echo(f"{model}: {len(taken)} steps")
+        say(f"{model}: {len(taken)} steps")
 
 
 def export(
@@ -164,4 +165,4 @@ def export(
         from repaudit.store.copying import export_layer
 
         shape = export_layer(store, model, layer, path, steps=parse_steps(steps, [store]))
-    typer.echo(f"{path}: {' x '.join(map(str, shape))}")
+    say(f"{path}: {' x '.join(map(str, shape))}")

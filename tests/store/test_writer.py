@@ -323,7 +323,7 @@ def test_an_interrupted_append_may_be_repeated(url, probe_set, layers, step_arra
     with ra.TrajectoryWriter(url, model_name="m", probe_set=probe_set, layers=layers) as writer:
         with monkeypatch.context() as interrupted:
 
-            def interrupt(item):
+            def interrupt(item, timeout):
                 raise KeyboardInterrupt
 
             interrupted.setattr(writer._committer.queue, "put", interrupt)

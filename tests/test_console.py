@@ -1,0 +1,56 @@
+"""What goes to the terminal: names of others are shown, and never obeyed."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+import repaudit as ra
+from repaudit.cli import app
+from repaudit.cli.console import visible
+from repaudit.store.read.stored_probe_set import StoredProbeSet
+
+HOSTILE = "s\x1b[2J\x1b]0;owned\x07\rfake\nno problem found\x9b31m\u202e[bold]"
+CONTROLS = [*map(chr, range(10)), *map(chr, range(11, 32)), *map(chr, range(0x7F, 0xA0)), "\u202e"]
+
+
+@pytest.fixture
+def hostile(tmp_path):
+    """A store in which every name and label holds terminal escapes, under a path that does."""
+    probe_set = StoredProbeSet("a" * 64, [f"{HOSTILE}{i}" for i in range(9)], {"x": np.eye(9)}, [f"{HOSTILE}l"] * 9)
+    url = tmp_path / "\x1b[31mstore.zarr"
+    layers = {HOSTILE: ((9, 3), "float32")}
+    with ra.TrajectoryWriter(url, model_name=HOSTILE, probe_set=probe_set, layers=layers, durable=False) as writer:
+        for step in range(2):
+            writer.append(step, {HOSTILE: np.random.default_rng(step).normal(size=(9, 3)).astype("f4")})
+    return url
+
+
+def output(capsys, *args) -> str:
+    with pytest.raises(SystemExit):
+        app(list(map(str, args)), prog_name="repaudit")
+    said = "".join(capsys.readouterr())
+    assert not [char for char in CONTROLS if char in said], repr(said)
+    assert "no problem found" not in said.splitlines()
+    return said
+
+
+def test_no_command_prints_what_a_terminal_would_obey(hostile, tmp_path, capsys):
+    assert r"s\x1b[2J\x1b]0;owned\x07\rfake\nno" in output(capsys, "info", hostile)
+    assert r"\x1b[2J" in output(capsys, "copy", hostile, tmp_path / "copy.zarr")
+    bare = ("--frames", 0, "--units", 0, "--no-cache")
+    assert r"\x1b[2J" in output(capsys, "analyze", hostile, *bare, "--out", tmp_path / "\x1b[31mout")
+    assert r"\x1b[31mout" in output(capsys, "report", tmp_path / "\x1b[31mout")
+    assert r"\x1b[31m" in output(capsys, "export", hostile, HOSTILE, HOSTILE, tmp_path / "\x1b[31mx.npy")
+    assert r"\x1b[2J" in output(capsys, "info", tmp_path / "\x1b[2Jmissing")
+    assert r"\x1b[2J" in output(capsys, "export", hostile, "\x1b[2J", HOSTILE, tmp_path / "x.npy")
+    (hostile / "\x1b[2Jforeign").mkdir()
+    next((hostile / "models").glob("*/*/c.1.*")).unlink()
+    assert r"\x1b[2Jforeign" in output(capsys, "verify", hostile)
+    output(capsys, "repair", hostile)
+
+
+def test_ordinary_text_of_any_script_stays():
+    text = "Größe 模型 عربي e\u0301 [a] \\x1b 👩\u200d🔬"
+    assert visible(text) == text
+    assert not any(char in visible("".join(map(chr, range(0x300)))) for char in CONTROLS)
