@@ -20,7 +20,7 @@ from repaudit.store.format.encoding import COORDINATE_CHUNK, checksum, encode_co
 from repaudit.store.format.layout import INPUTS_FINGERPRINT, LEASE, REPAIR, STEP_COLUMNS, model_document
 from repaudit.store.format.provenance import now
 from repaudit.store.format.root_document import nothing_there, store_attributes
-from repaudit.store.storage.lease import Holder, Lease
+from repaudit.store.storage.lease import Holder, Lease, gone
 from repaudit.store.storage.place import open_storage
 from repaudit.store.storage.storage import Parts, Storage
 
@@ -113,7 +113,7 @@ def _refuse_alive(storage: Storage) -> None:
             data = None if name == DOCUMENT else storage.get(f"{MODELS}/{name}/{LEASE}")
         except ForeignPathError:
             continue
-        if data is not None and not Holder.parse(data).stale:
+        if data is not None and not gone(storage, f"{MODELS}/{name}/{LEASE}"):
             raise LeaseError(
                 f"{storage.url}: {MODELS}/{name} is being written by another writer ({Holder.parse(data)}); nothing "
                 f"was repaired: wait for it to end, or pass force=True if that writer is known to be dead"

@@ -5,14 +5,15 @@ from __future__ import annotations
 import json
 import os
 import platform
+import re
 import threading
 import time
 import uuid
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from functools import cache
 from hashlib import sha256
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from repaudit.errors import LeaseError
 from repaudit.store.storage.storage import Storage
@@ -24,6 +25,15 @@ _LONGEST_WRITE: Final = 3600.0
 """Seconds after which an unfinished file of another host counts as abandoned."""
 
 _MARK_FIELDS: Final = 5
+
+_LOOK: Final = 1.0
+"""Seconds between two looks at a holder that seems to be gone."""
+
+_LATEST: Final = 1e12
+_TOKEN: Final = re.compile("[0-9a-f]{32}")
+
+_SEEN: Final[dict[str, tuple[float, float]]] = {}
+"""The last heartbeat seen of each holder elsewhere, by token, and when it came first, on our own clock."""
 
 _HELD: Final[set[str]] = set()
 """Tokens of the leases that this process holds; a lease of this process that is not among them was lost on the way."""
@@ -43,15 +53,21 @@ class Holder:
     @classmethod
     def current(cls, term: float) -> Holder:
         """Return a new holder: this process, now."""
-        return cls(uuid.uuid4().hex, _host(), os.getpid(), _process_start(os.getpid()), time.time(), term)
+        return cls(uuid.uuid4().hex, _host(), os.getpid(), _process_start(os.getpid()) or "", time.time(), term)
 
     @classmethod
     def parse(cls, data: bytes) -> Holder:
         """Read a lease; one that cannot be read counts as held by nobody."""
         try:
-            return cls(**json.loads(data))
-        except (ValueError, TypeError):
-            return cls("", "", 0, "", 0.0, 0.0)
+            holder = cls(**json.loads(data))
+            for field in fields(cls):
+                if not _is(getattr(holder, field.name), str(field.type)):
+                    raise TypeError(f"{field.name} is no {field.type}")
+            if _TOKEN.fullmatch(holder.token):
+                return holder
+        except (ValueError, TypeError, RecursionError):
+            pass
+        return cls("", "", 0, "", 0.0, 0.0)
 
     def dump(self) -> bytes:
         """Write the lease as JSON."""
@@ -59,12 +75,34 @@ class Holder:
 
     @property
     def stale(self) -> bool:
-        """Whether the holder is gone: its process on this host, or its heartbeat elsewhere."""
-        if self.host == _host():
-            if self.pid == os.getpid() and self.process_start == _process_start(self.pid):
-                return self.token not in _HELD
-            return _process_start(self.pid) != self.process_start
-        return time.time() - self.heartbeat > self.term
+        """Whether the holder is gone: its process, on this host; else it sent no heartbeat for a term of our own clock.
+
+        The first look at a holder whose process cannot be looked up only starts that time: clocks of hosts differ.
+        """
+        lives = self._lives()
+        return not self.token or lives is False or (lives is None and self._silent())
+
+    @property
+    def quiet(self) -> bool:
+        """Whether the holder may be gone by the clocks of both hosts, of which one may be wrong."""
+        return self._lives() is None and time.time() - self.heartbeat > self.term
+
+    def _lives(self) -> bool | None:
+        """Return whether the holder's process lives, or None where it cannot be looked up."""
+        if self.host != _host():
+            return None
+        start = _process_start(self.pid)
+        if self.pid == os.getpid() and self.process_start == start:
+            return self.token in _HELD
+        return None if start is None else start == self.process_start
+
+    def _silent(self) -> bool:
+        now = time.monotonic()
+        heartbeat, since = _SEEN.get(self.token, (None, now))
+        if heartbeat != self.heartbeat:
+            _SEEN[self.token] = self.heartbeat, now
+            return False
+        return now - since > self.term
 
     @property
     def advice(self) -> str:
@@ -126,7 +164,7 @@ class Lease:
         other = Holder.parse(data)
         if other.token == self.holder.token:  # a client that lost the answer to its put has tried it again
             return
-        if not force and not other.stale:
+        if not force and not gone(self.storage, self.key):
             raise LeaseError(f"{self.what} is being written by another writer ({other}): {other.advice}")
         self._take_over(other, force)
 
@@ -135,7 +173,7 @@ class Lease:
         marker = f"{self.key}.{other.token or 'unreadable'}"
         if not self.storage.create(marker, self.holder.dump()):
             data = self.storage.get(marker)
-            if not force and (data is None or not Holder.parse(data).stale):
+            if not force and (data is None or not gone(self.storage, marker)):
                 successor = "already done" if data is None else Holder.parse(data)
                 raise LeaseError(
                     f"{self.what} is being taken over by another writer ({successor}): wait, or pass force=True"
@@ -183,6 +221,21 @@ class Lease:
         self.storage.delete(self.key)
 
 
+def gone(storage: Storage, key: str) -> bool:
+    """Return whether no living writer holds a lease, watching for a term one whose last heartbeat seems to be old."""
+    first = None
+    while (data := storage.get(key)) is not None:
+        holder = Holder.parse(data)
+        if holder.stale:
+            return True
+        look = holder.token, holder.heartbeat
+        if not holder.quiet or look != (first or look):
+            return False
+        first = look
+        time.sleep(min(_LOOK, holder.term / 10))
+    return True
+
+
 def mark() -> str:
     """Return part of a file's name with this process and time, so that others can tell if its writer is gone."""
     host, start = _host_mark(os.getpid())
@@ -196,13 +249,14 @@ def abandoned(name: str) -> bool:
         return True
     host, pid, start, moment = fields[0], int(fields[1]), fields[2], int(fields[3])
     if host == _host_mark(os.getpid())[0]:
-        return (_process_start(pid) or "0") != start
+        found = _process_start(pid)
+        return found is not None and (found or "0") != start
     return time.time() - moment > _LONGEST_WRITE
 
 
 @cache
 def _host_mark(pid: int) -> tuple[str, str]:
-    return sha256(_host().encode()).hexdigest()[:12], _process_start(pid)
+    return sha256(_host().encode()).hexdigest()[:12], _process_start(pid) or ""
 
 
 def _host() -> str:
@@ -216,19 +270,29 @@ def _host() -> str:
     return "/".join(parts)
 
 
-def _process_start(pid: int) -> str:
-    """Return what tells a process from a later one with the same number; empty where there is no such process."""
+def _process_start(pid: int) -> str | None:
+    """Return what tells a process from a later one with the same number.
+
+    It is empty where there is no such process, and None where there is one that may not be looked at: the process table
+    may hide the processes of other users.
+    """
     try:
         fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
         return "" if fields[0] == "Z" else fields[19]
-    except OSError:
+    except (OSError, ValueError):
         pass
-    if Path("/proc/self/stat").exists() or pid <= 0:
+    if pid <= 0:
         return ""
     try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
+        os.kill(pid, 0)  # finds also what the table hides
+    except (ProcessLookupError, OverflowError):
         return ""
     except PermissionError:
         pass
-    return "alive"
+    return None if Path("/proc/self/stat").exists() else "alive"
+
+
+def _is(value: Any, kind: str) -> bool:
+    if kind == "float":
+        return type(value) in (int, float) and abs(value) < _LATEST  # neither is NaN
+    return type(value).__name__ == kind

@@ -13,12 +13,13 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Final
 
-from repaudit.errors import ForeignPathError
+from repaudit.errors import ForeignPathError, StoreError
 from repaudit.names import PROBE
 from repaudit.store.storage.lease import mark
 from repaudit.store.storage.storage import TEMPORARY, Parts, Storage
 
 _SYNC_THREADS: Final = 8
+_WITHOUT_LINKS: Final = frozenset({errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS})
 
 
 class LocalStorage(Storage):
@@ -84,6 +85,13 @@ class LocalStorage(Storage):
             os.link(temporary, path)  # unlike a rename, a link never replaces
         except FileExistsError:
             return False
+        except OSError as error:
+            if error.errno in _WITHOUT_LINKS:
+                raise StoreError(
+                    f"the file system of {self.root} has no hard links ({error.strerror}), by which one of several "
+                    f"writers is let in: expected a store on another one"
+                ) from error
+            raise
         finally:
             temporary.unlink(missing_ok=True)
         self._sync_directories({path.parent})
