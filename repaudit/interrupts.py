@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
 from collections.abc import Callable
@@ -66,6 +67,7 @@ class _Signals:
 
     def __init__(self) -> None:
         self.depth = 0
+        self.owner = 0
         self.lifted = False
         self.noted: dict[int, FrameType | None] = {}
         self.replaced: list[int] = []
@@ -75,6 +77,7 @@ class _Signals:
     def enter(self) -> None:
         """Note the signals that come from now on."""
         if self.depth == 0:
+            self.owner = threading.get_ident()
             self._install()
         self.lifted = False  # after this, nothing raises
         self.depth += 1
@@ -133,6 +136,13 @@ class _Signals:
                 signal.signal(number, self.handlers[number])
             self.replaced.pop()
 
+    def after_fork(self) -> None:
+        """Put the handlers back in a child whose shields stand in a thread that it has not: nobody else would."""
+        if self.replaced and self.owner != threading.get_ident():
+            self._remove()
+            self.noted = {}
+            self.depth = 0
+
     def _call(self, noted: dict[int, FrameType | None]) -> None:
         """Call the handlers of signals; one that raises does not keep the others from their turn."""
         while noted:
@@ -151,6 +161,7 @@ class _Signals:
 
 
 _SIGNALS: Final = _Signals()
+os.register_at_fork(after_in_child=_SIGNALS.after_fork)
 
 
 def was_raised_by_handler(error: BaseException) -> bool:

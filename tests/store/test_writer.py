@@ -368,6 +368,51 @@ def test_a_forked_child_is_refused_the_parents_writer_and_cannot_close_it(url):
     assert ra.verify(url, data=True) == []
 
 
+FORK_DURING_FLUSH = """
+import os, signal, sys, threading, time
+import numpy as np
+import repaudit as ra
+from repaudit import interrupts
+from repaudit.store.read.stored_probe_set import StoredProbeSet
+probe_set = StoredProbeSet("a" * 64, ["a", "b"], {"x": np.zeros((2, 2))})
+arrays = {"l": np.ones((2, 3), "float32")}
+if sys.argv[2] == "handled":
+    signal.signal(signal.SIGTERM, lambda *_: os._exit(7))
+writer = ra.TrajectoryWriter(sys.argv[1], model_name="m", probe_set=probe_set, layers={"l": ((2, 3), "float32")})
+commit, ended, codes = writer._record.append, threading.Event(), []
+writer._record.append = lambda *step: ended.wait(40) and commit(*step)
+
+def fork():
+    for _ in range(int(sys.argv[3])):
+        while not interrupts._SIGNALS.replaced:
+            pass
+        child = os.fork()
+        if child == 0:
+            time.sleep(30)
+            os._exit(0)
+        time.sleep(0.05)
+        os.kill(child, signal.SIGTERM)
+        codes.append(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+    ended.set()
+
+thread = threading.Thread(target=fork)
+writer.append(0, arrays)
+thread.start()
+writer.flush()
+thread.join()
+writer.close()
+print(sorted(set(codes)), writer.committed)
+"""
+
+
+@pytest.mark.parametrize(("kind", "code"), [("default", -15), ("handled", 7)])
+def test_a_child_forked_by_another_thread_during_a_flush_obeys_sigterm(url, kind, code):
+    arguments = [sys.executable, "-c", FORK_DURING_FLUSH, url, kind, "10"]
+    run = subprocess.run(arguments, capture_output=True, text=True, check=False, timeout=90)
+    assert run.stdout == f"[{code}] [0]\n", run.stderr
+    assert ra.verify(url, data=True) == []
+
+
 def test_several_threads_append_without_loss_or_disorder(url, probe_set, layers, step_arrays):
     with open_writer(url, probe_set, layers) as writer:
         counter, lock = iter(range(10_000)), threading.Lock()
