@@ -15,6 +15,7 @@ import numpy as np
 
 import repaudit as ra
 from repaudit.store.read.stored_probe_set import StoredProbeSet
+from repaudit.store.storage import lease
 
 TrajectoryWriter = ra.TrajectoryWriter
 
@@ -30,6 +31,9 @@ def record(task: dict) -> None:
     samples = next(iter(layers.values()))[0][0]
     probe_set = StoredProbeSet("a" * 64, [f"s{i}" for i in range(samples)], {"x": np.zeros((samples, 2))})
     keywords = {"model_name": task["model"], "probe_set": probe_set, "layers": layers}
+    if "host" in task:
+        lease._host = lambda: task["host"]
+        lease.Lease.__init__.__kwdefaults__["term"] = task["term"]
     writer = TrajectoryWriter(task["url"], truncate_after=task.get("truncate_after"), **keywords)
     with Path(task["log"]).open("a", encoding="ascii", buffering=1) as log:
         log.write("ready\n")
@@ -39,6 +43,11 @@ def record(task: dict) -> None:
             if task.get("flush", True):
                 writer.flush()
                 log.write(f"{step}\n")
+            if step % task.get("goes_back", step + 1) == 2:
+                log.write(f"back to {step - 2}\n")
+                writer.truncate(step - 2)
+                for again in (step - 1, step):
+                    writer.append(again, step_arrays(layers, again, task["seed"]))
     if task.get("end") == "close":
         writer.close()
     if task.get("end") == "wait":

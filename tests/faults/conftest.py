@@ -16,6 +16,7 @@ import xarray as xr
 from repaudit.errors import StoreError
 from repaudit.store.read.stored_probe_set import StoredProbeSet
 from repaudit.store.storage.local import LocalStorage
+from repaudit.store.storage.storage import Fence
 
 SAMPLES = 4
 LAYERS = {"layer.0": ((SAMPLES, 3), "float32"), "layer.1": ((SAMPLES, 2), "float64")}
@@ -38,22 +39,22 @@ class FailingStorage(LocalStorage):
         if error is not None:
             raise error
 
-    def put_many(self, objects: Mapping[str, Any]) -> None:
+    def put_many(self, objects: Mapping[str, Any], fence: Fence | None = None) -> None:
         for key, parts in objects.items():
             self._count()
-            super().put_many({key: parts})
+            super().put_many({key: parts}, fence)
 
     def create(self, key: str, data: bytes) -> bool:
         self._count()
         return super().create(key, data)
 
-    def delete(self, key: str) -> None:
+    def delete(self, key: str, fence: Fence | None = None) -> None:
         self._count()
-        super().delete(key)
+        super().delete(key, fence)
 
-    def delete_prefix(self, prefix: str) -> None:
+    def delete_prefix(self, prefix: str, fence: Fence | None = None) -> None:
         self._count()
-        super().delete_prefix(prefix)
+        super().delete_prefix(prefix, fence)
 
 
 def dying_at(number: int) -> Callable[[int], BaseException | None]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import platform
@@ -16,7 +17,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from repaudit.errors import LeaseError
-from repaudit.store.storage.storage import Storage
+from repaudit.store.storage.storage import ChangedError, Storage
 
 TERM: Final = 60.0
 """Seconds after its last heartbeat for which a lease holds where its process cannot be looked up."""
@@ -142,12 +143,15 @@ class Lease:
 
     def __init__(self, storage: Storage, key: str, what: str, *, term: float = TERM, force: bool = False) -> None:
         self.storage, self.key, self.what = storage, key, what
+        self.home = key.rpartition("/")[0]
         self.holder = Holder.current(term)
         self._lost = False
         self._stop = threading.Event()
         _HELD.add(self.holder.token)  # before the store has it: others in this process must not think it lost
         try:
-            self._acquire(force)
+            with storage.exclusive(self.home):
+                self._acquire(force)
+                storage.discard_staged(self.home)  # what an earlier holder had prepared must not appear any more
         except BaseException:
             _HELD.discard(self.holder.token)
             raise
@@ -157,6 +161,7 @@ class Lease:
     def _acquire(self, force: bool) -> None:
         if self.storage.create(self.key, self.holder.dump()):
             return
+        self.storage.note(self.key)
         data = self.storage.get(self.key)
         if data is None:  # released between the two reads
             self._acquire(force)
@@ -182,7 +187,9 @@ class Lease:
             current = Holder.parse(self.storage.get(self.key) or b"")
             if not force and current.token != other.token:
                 raise LeaseError(f"{self.what} was just taken over by another writer ({current}): close that one first")
-            self.storage.put(self.key, [self.holder.dump()])
+            self.storage.swap(self.key, [self.holder.dump()])
+        except ChangedError as error:
+            raise LeaseError(f"{self.what} was just taken over by another writer: close that one first") from error
         finally:
             self.storage.delete(marker)
 
@@ -199,9 +206,8 @@ class Lease:
     def _beat(self) -> None:
         while not self._stop.wait(self.holder.term / 3):
             try:
-                self.check()
                 self.holder = Holder(**{**asdict(self.holder), "heartbeat": time.time()})
-                self.storage.put(self.key, [self.holder.dump()])
+                self.storage.put(self.key, [self.holder.dump()], self)
             except LeaseError:
                 return
             except Exception:  # noqa: BLE001, S112 - the store may be back at the next beat
@@ -214,11 +220,8 @@ class Lease:
         _HELD.discard(self.holder.token)
         if self._lost:
             return
-        try:
-            self.check()
-        except LeaseError:
-            return
-        self.storage.delete(self.key)
+        with contextlib.suppress(LeaseError):
+            self.storage.delete(self.key, self)
 
 
 def gone(storage: Storage, key: str) -> bool:

@@ -8,18 +8,26 @@ import os
 import shutil
 import threading
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Final
 
-from repaudit.errors import ForeignPathError, StoreError
+from filelock import FileLock, Timeout
+
+from repaudit.errors import ForeignPathError, LeaseError, StoreError
 from repaudit.names import PROBE
 from repaudit.store.storage.lease import mark
-from repaudit.store.storage.storage import TEMPORARY, Parts, Storage
+from repaudit.store.storage.storage import TEMPORARY, Fence, Parts, Storage
 
 _SYNC_THREADS: Final = 8
 _WITHOUT_LINKS: Final = frozenset({errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS})
+
+_LOCK: Final = ".lock"
+_LOCK_WAIT: Final = 10.0
+"""Seconds to wait for a deletion, which takes no longer than a moment unless its process was stopped."""
+
+_STAGINGS: Final = 3
 
 
 class LocalStorage(Storage):
@@ -27,6 +35,10 @@ class LocalStorage(Storage):
 
     Objects are written to a temporary file and renamed. In durable mode the files are forced to the device
     before the rename and the directories after it.
+
+    A fenced write stages its temporary file in the home of its fence, then checks the fence, then renames. Who takes
+    the lease over removes what is staged there: a writer that was stopped after its check finds nothing to rename.
+    A fenced deletion checks and unlinks under a lock, which a lease that changes hands waits for.
     """
 
     def __init__(self, root: Path, *, durable: bool = True) -> None:
@@ -67,13 +79,18 @@ class LocalStorage(Storage):
         except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
             return None
 
-    def put(self, key: str, parts: Parts) -> None:
+    def put(self, key: str, parts: Parts, fence: Fence | None = None) -> None:
         """Write one file atomically."""
-        self.put_many({key: parts})
+        self.put_many({key: parts}, fence)
 
     def create(self, key: str, data: bytes) -> bool:
         """Write one file only if there is none; return whether it was written."""
-        path = self.path(key)
+        for _ in range(_STAGINGS - 1):  # somebody may clear what is staged here
+            with contextlib.suppress(FileNotFoundError):
+                return self._create(self.path(key), data)
+        return self._create(self.path(key), data)
+
+    def _create(self, path: Path, data: bytes) -> bool:
         if path.exists():
             return False
         if not path.parent.exists():
@@ -117,14 +134,14 @@ class LocalStorage(Storage):
         self._sync_directories(changed)
         return True
 
-    def _staged(self) -> Path:
-        """Return a new path where no Zarr reader lists it: inside the consolidated probe group."""
-        staging = self.root / PROBE
+    def _staged(self, home: str = PROBE) -> Path:
+        """Return a new path where no Zarr reader lists it: inside a consolidated group."""
+        staging = self.root / home
         if not staging.is_dir():
             staging.mkdir(parents=True, exist_ok=True)
         return staging / f".{mark()}-{uuid.uuid4().hex}{TEMPORARY}"
 
-    def put_many(self, objects: Mapping[str, Parts]) -> None:
+    def put_many(self, objects: Mapping[str, Parts], fence: Fence | None = None) -> None:
         """Write several files, each atomically; all of them are safe when this returns."""
         written: list[tuple[Path, Path]] = []
         directories: set[Path] = set()
@@ -133,14 +150,13 @@ class LocalStorage(Storage):
             for key, parts in objects.items():
                 path = self.path(key)
                 directories |= self._make_directories(path.parent)
-                temporary = self._write(parts)
+                temporary = self._write(parts, PROBE if fence is None else fence.home)
                 written.append((temporary, path))
                 if self.durable:
                     syncs.append(self._later(_sync, temporary))
             for sync in syncs:
                 sync()
-            for temporary, path in written:
-                temporary.replace(path)
+            _rename_all(written, fence)
         except BaseException:
             for temporary, _ in written:
                 with contextlib.suppress(OSError):
@@ -158,8 +174,8 @@ class LocalStorage(Storage):
         directory.mkdir(parents=True, exist_ok=True)
         return changed
 
-    def _write(self, parts: Parts) -> Path:
-        temporary = self._staged()
+    def _write(self, parts: Parts, home: str = PROBE) -> Path:
+        temporary = self._staged(home)
         try:
             _write_file(temporary, parts)
         except BaseException:
@@ -183,16 +199,62 @@ class LocalStorage(Storage):
             function(path)
             return lambda: None
 
-    def delete(self, key: str) -> None:
+    def delete(self, key: str, fence: Fence | None = None) -> None:
         """Remove one file, if it exists."""
-        self.path(key).unlink(missing_ok=True)
+        with self._held(fence):
+            self.path(key).unlink(missing_ok=True)
 
-    def delete_prefix(self, prefix: str) -> None:
+    def delete_prefix(self, prefix: str, fence: Fence | None = None) -> None:
         """Remove a directory with all its files."""
         path = self.path(prefix)
         if path.is_dir():
-            shutil.rmtree(path)
+            trash = self._staged(PROBE if fence is None else fence.home)
+            with self._held(fence):
+                path.rename(trash)
+            shutil.rmtree(trash, ignore_errors=fence is not None)  # the next holder may be removing it as well
         self._safe.clear()
+
+    @contextlib.contextmanager
+    def _held(self, fence: Fence | None) -> Iterator[None]:
+        """Keep the fence from changing hands, after a check that it has not."""
+        if fence is None:
+            yield
+            return
+        with self.exclusive(fence.home):
+            fence.check()
+            yield
+
+    @contextlib.contextmanager
+    def exclusive(self, home: str) -> Iterator[None]:
+        """Keep fenced deletions below `home` out while a lease there changes hands."""
+        path = self.path(f"{home}/{_LOCK}")
+        if not path.parent.is_dir():
+            yield
+            return
+        lock = FileLock(path, timeout=_LOCK_WAIT)
+        try:
+            lock.acquire()
+        except Timeout as error:
+            raise LeaseError(
+                f"{path} is held: a writer of {home} was stopped in the middle of a deletion; let its process go on, "
+                "or end it"
+            ) from error
+        except NotImplementedError:  # a file system without locks
+            pass
+        try:
+            yield
+        finally:
+            lock.release()
+
+    def discard_staged(self, home: str) -> None:
+        """Remove unfinished files in `home`."""
+        for name in self.children(home):
+            if name.endswith(TEMPORARY):
+                path = self.path(f"{home}/{name}")
+                if path.is_dir():
+                    shutil.rmtree(path, ignore_errors=True)
+                else:
+                    path.unlink(missing_ok=True)
 
     def keys(self, prefix: str = "") -> Iterator[str]:
         """Return the keys of all files below `prefix`."""
@@ -221,6 +283,19 @@ class LocalStorage(Storage):
             return self.path(key).stat().st_size
         except (FileNotFoundError, NotADirectoryError):
             return None
+
+
+def _rename_all(written: Sequence[tuple[Path, Path]], fence: Fence | None) -> None:
+    """Rename temporary files into place; those that are gone were removed by who holds the fence now."""
+    if fence is not None:
+        fence.check()
+    try:
+        for temporary, path in written:
+            temporary.replace(path)
+    except FileNotFoundError:
+        if fence is not None:
+            fence.check()
+        raise
 
 
 def _write_file(path: Path, parts: Parts) -> None:

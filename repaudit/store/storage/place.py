@@ -13,6 +13,7 @@ from fsspec.implementations.local import LocalFileSystem
 from repaudit.errors import StoreNotFoundError
 from repaudit.store.storage.local import LocalStorage
 from repaudit.store.storage.remote import RemoteStorage
+from repaudit.store.storage.s3 import S3Storage
 from repaudit.store.storage.storage import Storage
 
 
@@ -51,4 +52,5 @@ def open_storage(
         raise StoreNotFoundError(f"{text} cannot be opened: {error}") from error
     if isinstance(filesystem, LocalFileSystem):
         return LocalStorage(Path(path), durable=durable)
-    return RemoteStorage(filesystem, path, text)
+    protocols = (filesystem.protocol,) if isinstance(filesystem.protocol, str) else filesystem.protocol
+    return (S3Storage if "s3" in protocols else RemoteStorage)(filesystem, path, text)

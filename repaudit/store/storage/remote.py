@@ -7,11 +7,11 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from repaudit.errors import ForeignPathError, StoreError
-from repaudit.store.storage.storage import Parts, Storage
+from repaudit.store.storage.storage import Fence, Parts, Storage
 
 
 @contextlib.contextmanager
-def _reached(url: str) -> Iterator[None]:
+def reached(url: str) -> Iterator[None]:
     """Raise every failure of a remote service as an OSError: it may pass when tried again."""
     try:
         yield
@@ -21,8 +21,16 @@ def _reached(url: str) -> Iterator[None]:
         raise ConnectionError(f"{url} cannot be reached ({type(error).__name__}: {error})") from error
 
 
+def _check(fence: Fence | None) -> None:
+    if fence is not None:
+        fence.check()
+
+
 class RemoteStorage(Storage):
-    """An fsspec file system; an object there appears whole or not at all."""
+    """An fsspec file system; an object there appears whole or not at all.
+
+    A fence is checked before each change, and that is all that file systems without conditional requests allow.
+    """
 
     def __init__(self, filesystem: Any, root: str, url: str) -> None:
         self.filesystem = filesystem
@@ -37,39 +45,43 @@ class RemoteStorage(Storage):
 
     def get(self, key: str) -> bytes | None:
         """Read one object, or return None where there is none."""
-        with _reached(self.url):
+        with reached(self.url):
             try:
                 return bytes(self.filesystem.cat_file(self.path(key)))
             except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
                 return None
 
-    def put(self, key: str, parts: Parts) -> None:
+    def put(self, key: str, parts: Parts, fence: Fence | None = None) -> None:
         """Write one object; the service makes it appear whole."""
-        with _reached(self.url):
+        _check(fence)
+        with reached(self.url):
             self.filesystem.pipe_file(self.path(key), b"".join(parts))
 
     def create(self, key: str, data: bytes) -> bool:
         """Write one object only if there is none; return whether it was written."""
-        with _reached(self.url):
+        with reached(self.url):
             try:
                 self.filesystem.pipe_file(self.path(key), data, mode="create")
             except FileExistsError:
                 return False
             return True
 
-    def put_many(self, objects: Mapping[str, Parts]) -> None:
+    def put_many(self, objects: Mapping[str, Parts], fence: Fence | None = None) -> None:
         """Write several objects; all of them are stored when this returns."""
-        with _reached(self.url):
+        _check(fence)
+        with reached(self.url):
             self.filesystem.pipe({self.path(key): b"".join(parts) for key, parts in objects.items()})
 
-    def delete(self, key: str) -> None:
+    def delete(self, key: str, fence: Fence | None = None) -> None:
         """Remove one object, if it exists."""
-        with _reached(self.url), contextlib.suppress(FileNotFoundError):
+        _check(fence)
+        with reached(self.url), contextlib.suppress(FileNotFoundError):
             self.filesystem.rm_file(self.path(key))
 
-    def delete_prefix(self, prefix: str) -> None:
+    def delete_prefix(self, prefix: str, fence: Fence | None = None) -> None:
         """Remove every object below `prefix`."""
-        with _reached(self.url), contextlib.suppress(FileNotFoundError):
+        _check(fence)
+        with reached(self.url), contextlib.suppress(FileNotFoundError):
             self.filesystem.rm(self.path(prefix), recursive=True)
 
     def keys(self, prefix: str = "") -> Iterator[str]:
@@ -80,7 +92,7 @@ class RemoteStorage(Storage):
 
     def children(self, prefix: str = "") -> list[str]:
         """Return the sorted names directly below `prefix`."""
-        with _reached(self.url):
+        with reached(self.url):
             self.filesystem.invalidate_cache()
             try:
                 paths = self.filesystem.ls(self.path(prefix), detail=False)
@@ -91,7 +103,7 @@ class RemoteStorage(Storage):
 
     def size(self, key: str) -> int | None:
         """Return the length of an object in bytes, or None where there is none."""
-        with _reached(self.url):
+        with reached(self.url):
             self.filesystem.invalidate_cache()
             try:
                 return int(self.filesystem.size(self.path(key)))

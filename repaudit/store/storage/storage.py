@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Final
+from contextlib import AbstractContextManager, nullcontext
+from typing import Final, Protocol
 
 Parts = Sequence[bytes | memoryview]
 """The pieces of one object, written one after the other without being joined in memory."""
@@ -13,8 +14,25 @@ TEMPORARY: Final = ".partial"
 """Ending of files that a put has not finished."""
 
 
+class Fence(Protocol):
+    """The right to change what lies below `home`, which a writer that was stopped may have lost without knowing."""
+
+    home: str
+
+    def check(self) -> None:
+        """Raise LeaseError if the right is lost."""
+
+
+class ChangedError(OSError):
+    """Somebody else changed an object since it was noted; read it again."""
+
+
 class Storage(ABC):
-    """A flat map from keys to bytes: what the commit protocol needs, and nothing else."""
+    """A flat map from keys to bytes: what the commit protocol needs, and nothing else.
+
+    A change with a `fence` happens only while the fence's right is held. One that is carried out late, because its
+    process was stopped between check and write or its request was slow, changes nothing that the next holder wrote.
+    """
 
     url: str
 
@@ -23,24 +41,38 @@ class Storage(ABC):
         """Return the bytes under `key`, or None where there are none."""
 
     @abstractmethod
-    def put(self, key: str, parts: Parts) -> None:
+    def put(self, key: str, parts: Parts, fence: Fence | None = None) -> None:
         """Write one object so that a reader sees the old bytes or the new ones, never a mixture."""
+
+    def note(self, key: str) -> None:  # noqa: B027 - where a fence is enough, nothing needs to be noted
+        """Note the present state of an object, before it is read, as the one that the next `swap` replaces."""
+
+    def swap(self, key: str, parts: Parts, fence: Fence | None = None) -> None:
+        """Replace the noted state of an object, or raise ChangedError if it is no longer that."""
+        self.put(key, parts, fence)
 
     @abstractmethod
     def create(self, key: str, data: bytes) -> bool:
         """Write one object only if there is none; return whether it was written."""
 
     @abstractmethod
-    def put_many(self, objects: Mapping[str, Parts]) -> None:
+    def put_many(self, objects: Mapping[str, Parts], fence: Fence | None = None) -> None:
         """Write several objects, each atomic, in any order; all of them are safe when this returns."""
 
     @abstractmethod
-    def delete(self, key: str) -> None:
+    def delete(self, key: str, fence: Fence | None = None) -> None:
         """Remove one object; a missing one is not an error."""
 
     @abstractmethod
-    def delete_prefix(self, prefix: str) -> None:
+    def delete_prefix(self, prefix: str, fence: Fence | None = None) -> None:
         """Remove every object below `prefix`."""
+
+    def exclusive(self, home: str) -> AbstractContextManager[None]:
+        """Keep fenced deletions below `home` out while a lease there changes hands."""
+        return nullcontext()
+
+    def discard_staged(self, home: str) -> None:  # noqa: B027 - most storages stage nothing
+        """Undo what earlier holders of `home` prepared and did not carry out, so that they no longer can."""
 
     @abstractmethod
     def keys(self, prefix: str = "") -> Iterator[str]:

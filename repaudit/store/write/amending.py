@@ -20,7 +20,6 @@ def amend_trigger(record: ModelRecord, step: int, trigger: str) -> None:
         record.reload()
     if record.columns[STEP][-1:] != [step]:  # it could not be stored, and is a gap
         return
-    record.lease.check()
     index = record.committed - 1
     triggers = [*record.columns[TRIGGER][index - index % COORDINATE_CHUNK : index], trigger]
     column = STEP_COLUMNS[TRIGGER]

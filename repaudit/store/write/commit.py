@@ -4,12 +4,19 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, TypeAlias
+from typing import Any, Final, Literal, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
+from tenacity import Retrying, retry_if_exception_type, stop_after_attempt
 
-from repaudit.errors import CorruptStoreError, FingerprintError, LayoutError, ModelExistsError, StepOrderError
+from repaudit.errors import (
+    CorruptStoreError,
+    LayoutError,
+    LeaseError,
+    ModelExistsError,
+    StepOrderError,
+)
 from repaudit.names import ATTRS, CHECKSUM, LAYER, STEP
 from repaudit.store.format.documents import DOCUMENT, chunk_key, dump, read_document
 from repaudit.store.format.encoding import COORDINATE_CHUNK, decode_column, encode_column, encode_step
@@ -22,11 +29,17 @@ from repaudit.store.format.layout import (
     model_document,
     model_key,
 )
+from repaudit.store.format.model_facts import epoch_of
 from repaudit.store.format.provenance import now, package_versions
 from repaudit.store.format.schema import unbelievable
+from repaudit.store.storage.fenced import Fenced
 from repaudit.store.storage.lease import Lease
-from repaudit.store.storage.storage import Parts, Storage
+from repaudit.store.storage.storage import ChangedError, Parts, Storage
 from repaudit.store.write.foreign import delete_arrays, refuse_foreign
+from repaudit.store.write.matching import check_inputs, matched_layers
+
+ADOPTIONS: Final = 5
+"""Attempts to take a record over while requests of its earlier writer still arrive."""
 
 IfExists: TypeAlias = Literal["resume", "error", "replace"]
 """What to do with a model that is already in the store."""
@@ -42,12 +55,13 @@ class ModelRecord:
     """
 
     def __init__(self, storage: Storage, model_name: str, layers: Sequence[LayerLayout], lease: Lease) -> None:
-        self.storage, self.model_name, self.layers, self.lease = storage, model_name, list(layers), lease
+        self.storage, self.model_name, self.layers, self.lease = Fenced(storage, lease), model_name, list(layers), lease
         self.key = model_key(model_name)
         self.document: dict[str, Any] = {}
         self.columns: dict[str, list[Any]] = {}
         self.checksums: list[list[int]] = []
         self.uncertain = False
+        self.epoch = 0
 
     @classmethod
     def claim(
@@ -67,7 +81,7 @@ class ModelRecord:
         if if_exists == "replace":
             refuse_foreign(storage, key, model_name)
         if if_exists != "replace" and storage.size(f"{key}/{DOCUMENT}") is None:
-            present = [name for name in storage.children(key) if not name.startswith(LEASE)]
+            present = [name for name in storage.children(key) if not name.startswith(".")]
             if present and storage.size(f"{key}/{DOCUMENT}") is None:  # not one that another writer is creating
                 refuse_foreign(storage, key, model_name)
                 raise CorruptStoreError(
@@ -102,19 +116,35 @@ class ModelRecord:
         if replace:
             self.storage.delete(f"{staged}/{DOCUMENT}")
             self.storage.delete_prefix(staged)
+            self.storage.note(f"{self.key}/{DOCUMENT}")
             self._reset(fresh)
             return
         if self.storage.size(f"{staged}/{DOCUMENT}") is not None:
             raise CorruptStoreError(
                 f"{self.storage.url}: a repair of model {self.model_name!r} was interrupted: run `repaudit repair`"
             )
+        Retrying(stop=stop_after_attempt(ADOPTIONS), retry=retry_if_exception_type(ChangedError), reraise=True)(
+            self._adopt, fresh
+        )
+
+    def _adopt(self, fresh: dict[str, Any]) -> None:
+        """Go on with the record under an epoch of this writer: no commit of an earlier one fits it any more."""
         self.reload()
         if self.committed == 0:
             self._reset(fresh)
-        else:
-            self._check_inputs(fresh["attributes"][ATTRS].get(INPUTS_FINGERPRINT))
-            self._check_layout()
-            self._follow_up(only_larger=True)
+            return
+        where = f"model {self.model_name!r} in {self.storage.url}"
+        check_inputs(where, self.document, fresh["attributes"][ATTRS].get(INPUTS_FINGERPRINT))
+        self.layers = matched_layers(where, self.document, self.layers, self.committed)
+        self._commit(self._grown(self.committed, epoch=self._next_epoch()))
+        self.epoch = epoch_of(self.document)
+        self._follow_up(only_larger=True)
+
+    def _next_epoch(self) -> int:
+        try:
+            return epoch_of(read_document(self.storage, f"{self.key}/{DOCUMENT}") or {}) + 1
+        except CorruptStoreError:  # it is being replaced
+            return 1
 
     @property
     def committed(self) -> int:
@@ -134,6 +164,7 @@ class ModelRecord:
     def reload(self) -> None:
         """Read the state from the store, which is the only truth."""
         try:
+            self.storage.note(f"{self.key}/{DOCUMENT}")
             document = read_document(self.storage, f"{self.key}/{DOCUMENT}")
             assert document is not None  # noqa: S101 - narrows the type; a missing document is caught below
             self.document = document
@@ -147,6 +178,8 @@ class ModelRecord:
                 f"{self.storage.url}: the record of model {self.model_name!r} cannot be read ({error}): "
                 f"run `repaudit verify`, then `repaudit repair`"
             ) from error
+        if self.epoch and epoch_of(self.document) != self.epoch:
+            raise LeaseError(f"model {self.model_name!r} was taken over by another writer; this writer stops")
         self.uncertain = False
 
     def _load_columns(self, count: int) -> None:
@@ -165,45 +198,12 @@ class ModelRecord:
             raise ValueError(f"{key} is missing")
         return data
 
-    def _check_inputs(self, fingerprint: str | None) -> None:
-        recorded = self.document["attributes"][ATTRS].get(INPUTS_FINGERPRINT)
-        if recorded != fingerprint:
-            raise FingerprintError(
-                f"model {self.model_name!r} in {self.storage.url} was recorded with inputs of the fingerprint "
-                f"{recorded}, these are {fingerprint}: encode the samples as before (tokenizer, max_length), or use "
-                "another model name"
-            )
-
-    def _check_layout(self) -> None:
-        arrays = self.document["consolidated_metadata"]["metadata"]
-        stored = {array["attributes"][LAYER]: array for array in arrays.values() if LAYER in array["attributes"]}
-        wanted = {layer.name: layer.document(self.committed) for layer in self.layers}
-        if list(stored) != list(wanted) and set(stored) != set(wanted):
-            raise LayoutError(
-                f"model {self.model_name!r} in {self.storage.url} has the layers {sorted(stored)}, this writer has "
-                f"{sorted(wanted)}: a model keeps its layers; use another model name, or if_exists='replace'"
-            )
-        for name, array in stored.items():
-            for part in ("shape", "data_type", "codecs"):
-                if array[part] != wanted[name][part]:
-                    raise LayoutError(
-                        f"layer {name!r} of model {self.model_name!r} has {part} {array[part]} in {self.storage.url}, "
-                        f"this writer has {wanted[name][part]}"
-                    )
-            for part in ("source_dtype", "codec", "keepbits"):
-                recorded, wanted_value = (document["attributes"].get(part) for document in (array, wanted[name]))
-                if recorded != wanted_value:
-                    raise LayoutError(
-                        f"layer {name!r} of model {self.model_name!r} has {part} {recorded!r} in {self.storage.url}, "
-                        f"this writer has {wanted_value!r}: a layer keeps it; pass the same, or use another model name"
-                    )
-        order = list(stored)
-        self.layers.sort(key=lambda layer: order.index(layer.name))
-
     def _reset(self, fresh: dict[str, Any]) -> None:
         """Commit an empty record with this writer's layout, then delete what the earlier one left."""
+        fresh["attributes"][ATTRS]["epoch"] = self._next_epoch()
         self._put(fresh)
         self.reload()
+        self.epoch = epoch_of(self.document)
         delete_arrays(self.storage, self.key)
         names = np.array([layer.name for layer in self.layers], dtype=object)
         self.storage.put_many({f"{self.key}/{LAYER}/{chunk_key(0)}": encode_column(names, len(names), "")})
@@ -217,7 +217,6 @@ class ModelRecord:
                 return  # the commit that seemed to fail had reached the store
         if self.columns[STEP] and row[STEP] <= self.columns[STEP][-1]:
             raise StepOrderError(f"step {row[STEP]} is not greater than the committed step {self.columns[STEP][-1]}")
-        self.lease.check()  # a writer that lost the model must not touch the chunks of the one that has it
         index = self.committed
         columns = {name: [*self._tail(name, index), _stored(name, row)] for name in STEP_COLUMNS}
         objects: dict[str, Parts] = {}
@@ -265,14 +264,13 @@ class ModelRecord:
         }
 
     def _commit(self, document: dict[str, Any]) -> None:
-        self.lease.check()
         self._put(document)
         self.document = document
 
     def _put(self, document: dict[str, Any]) -> None:
         # Until the put returns, it is unknown whether it reached the store.
         self.uncertain = True
-        self.storage.put(f"{self.key}/{DOCUMENT}", [dump(document)])
+        self.storage.swap(f"{self.key}/{DOCUMENT}", [dump(document)])
         self.uncertain = False
 
     def record_gap(self, step: int, reason: str) -> None:
