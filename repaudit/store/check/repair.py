@@ -14,15 +14,16 @@ from repaudit.errors import CorruptStoreError, ForeignPathError, LeaseError
 from repaudit.names import ATTRS, CHECKSUM, LAYER, MODELS, STEP, decode_name
 from repaudit.store.check.model_inspection import ModelInspection
 from repaudit.store.check.problem import Problem
-from repaudit.store.check.root_repair import mend_lease, mend_root
+from repaudit.store.check.root_repair import mend_root, stale_lease
 from repaudit.store.format.documents import DOCUMENT, chunk_key, dump, read_document
 from repaudit.store.format.encoding import COORDINATE_CHUNK, checksum, encode_column
 from repaudit.store.format.layout import INPUTS_FINGERPRINT, LEASE, REPAIR, STEP_COLUMNS, model_document
 from repaudit.store.format.provenance import now
 from repaudit.store.format.root_document import nothing_there, store_attributes
+from repaudit.store.storage.fenced import Fenced
 from repaudit.store.storage.lease import Holder, Lease, gone
 from repaudit.store.storage.place import open_storage
-from repaudit.store.storage.storage import Parts, Storage
+from repaudit.store.storage.storage import TEMPORARY, Parts, Storage
 
 _UNKNOWN: Final[Mapping[str, Any]] = {"epoch": float("nan"), "wall_time": 0, "trigger": "", "loss": float("nan")}
 
@@ -121,8 +122,11 @@ def _refuse_alive(storage: Storage) -> None:
 
 
 def _mend_model(storage: Storage, key: str, force: bool, version: int) -> list[Problem]:
-    done = list(mend_lease(storage, f"{key}/{LEASE}"))
-    lease = Lease(storage, f"{key}/{LEASE}", f"the model at {key}", force=force)
+    done = list(stale_lease(storage, f"{key}/{LEASE}"))
+    unfinished = [f"{key}/{name}" for name in storage.children(key) if name.endswith(TEMPORARY)]
+    lease = Lease(storage, f"{key}/{LEASE}", f"the model at {key}", force=force)  # it clears unfinished writes
+    done += [Problem(path, "leftover", "a write that never finished was removed") for path in unfinished]
+    storage = Fenced(storage, lease)
     try:
         _replay(storage, key)
         model = ModelInspection(storage, key, version)

@@ -9,7 +9,7 @@ from repaudit.store.check.problem import Problem
 from repaudit.store.check.root_inspection import RootInspection
 from repaudit.store.format.documents import DOCUMENT, dump, read_document
 from repaudit.store.format.layout import LEASE
-from repaudit.store.storage.lease import Holder, abandoned
+from repaudit.store.storage.lease import Holder, Lease, abandoned
 from repaudit.store.storage.storage import TEMPORARY, Storage
 
 
@@ -33,12 +33,13 @@ def mend_root(storage: Storage) -> Iterator[Problem]:
             storage.delete_prefix(f"{PROBE}/{name}")
             storage.delete(f"{PROBE}/{name}")
             yield Problem(f"{PROBE}/{name}", "leftover", "a write that never finished was removed")
-    yield from mend_lease(storage, f"{PROBE}/{LEASE}")
+    for problem in stale_lease(storage, f"{PROBE}/{LEASE}"):
+        Lease(storage, f"{PROBE}/{LEASE}", f"the inputs of {storage.url}").release()
+        yield problem
 
 
-def mend_lease(storage: Storage, key: str) -> Iterator[Problem]:
-    """Remove a lease whose holder is gone."""
+def stale_lease(storage: Storage, key: str) -> Iterator[Problem]:
+    """Tell of a lease whose holder is gone, which is about to be taken over and released."""
     data = storage.get(key)
     if data is not None and Holder.parse(data).stale:
-        storage.delete(key)
         yield Problem(key, "leftover", "a lease whose holder is gone was removed")

@@ -108,9 +108,7 @@ def _root(storage: Storage, attributes: Mapping[str, Any], data: bool) -> Iterat
     for name in storage.children():
         if name not in expected:
             yield Problem(name, "foreign", f"{name} does not belong to a repaudit store")
-    for name in storage.children(PROBE):
-        if name.endswith(TEMPORARY) and abandoned(name):
-            yield Problem(f"{PROBE}/{name}", "leftover", "a write that never finished")
+    yield from _unfinished(storage, PROBE)
     yield from _lease(storage, f"{PROBE}/{LEASE}")
     root = RootInspection(storage, attributes, document["attributes"].get("coordinates"))
     yield from root.problems()
@@ -118,6 +116,12 @@ def _root(storage: Storage, attributes: Mapping[str, Any], data: bool) -> Iterat
         yield Problem(key, "leftover", "inputs that were never added whole")
     yield from _coordinates(root, data)
     yield from _inputs(root, data)
+
+
+def _unfinished(storage: Storage, home: str) -> Iterator[Problem]:
+    for name in storage.children(home):
+        if name.endswith(TEMPORARY) and abandoned(name):
+            yield Problem(f"{home}/{name}", "leftover", "a write that never finished")
 
 
 def _lease(storage: Storage, key: str) -> Iterator[Problem]:
@@ -180,6 +184,7 @@ def _model(model: ModelInspection, data: bool) -> Iterator[Problem]:
         yield from model.outdated()
         for chunk in model.leftovers():
             yield Problem(chunk, "leftover", f"a chunk beyond the {model.committed} committed steps")
+        yield from _unfinished(storage, key)
     yield from _lease(storage, f"{key}/{LEASE}")
 
 

@@ -29,6 +29,10 @@ class Fenced(Storage):
         """Replace the noted state of an object, or raise ChangedError if it is no longer that."""
         self.storage.swap(key, parts, fence or self.fence)
 
+    def secure(self, key: str, fence: Fence | None = None) -> None:
+        """Make an object safe that is there, but of which it is unknown whether its last write was."""
+        self.storage.secure(key, fence or self.fence)
+
     def create(self, key: str, data: bytes) -> bool:
         """Write one object only if there is none; return whether it was written."""
         self.fence.check()

@@ -23,7 +23,7 @@ from repaudit.store.storage.storage import TEMPORARY, Fence, Parts, Storage
 _SYNC_THREADS: Final = 8
 _WITHOUT_LINKS: Final = frozenset({errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS})
 
-_LOCK: Final = ".lock"
+LOCK: Final = ".lock"
 _LOCK_WAIT: Final = 10.0
 """Seconds to wait for a deletion, which takes no longer than a moment unless its process was stopped."""
 
@@ -141,6 +141,12 @@ class LocalStorage(Storage):
             staging.mkdir(parents=True, exist_ok=True)
         return staging / f".{mark()}-{uuid.uuid4().hex}{TEMPORARY}"
 
+    def secure(self, key: str, fence: Fence | None = None) -> None:
+        """Write a file anew: a rename that happened is lost where the device then refused to keep the directory."""
+        data = self.get(key)
+        if self.durable and data is not None:
+            self.put_many({key: [data]}, fence)
+
     def put_many(self, objects: Mapping[str, Parts], fence: Fence | None = None) -> None:
         """Write several files, each atomically; all of them are safe when this returns."""
         written: list[tuple[Path, Path]] = []
@@ -227,7 +233,7 @@ class LocalStorage(Storage):
     @contextlib.contextmanager
     def exclusive(self, home: str) -> Iterator[None]:
         """Keep fenced deletions below `home` out while a lease there changes hands."""
-        path = self.path(f"{home}/{_LOCK}")
+        path = self.path(f"{home}/{LOCK}")
         if not path.parent.is_dir():
             yield
             return

@@ -51,6 +51,9 @@ class Storage(ABC):
         """Replace the noted state of an object, or raise ChangedError if it is no longer that."""
         self.put(key, parts, fence)
 
+    def secure(self, key: str, fence: Fence | None = None) -> None:  # noqa: B027 - what a service holds is safe
+        """Make an object safe that is there, but of which it is unknown whether its last write was."""
+
     @abstractmethod
     def create(self, key: str, data: bytes) -> bool:
         """Write one object only if there is none; return whether it was written."""

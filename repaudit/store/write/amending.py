@@ -16,8 +16,7 @@ def amend_trigger(record: ModelRecord, step: int, trigger: str) -> None:
 
     No commit is needed: readers see the old text or the new one.
     """
-    if record.uncertain:
-        record.reload()
+    record.settle()
     if record.columns[STEP][-1:] != [step]:  # it could not be stored, and is a gap
         return
     index = record.committed - 1

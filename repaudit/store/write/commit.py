@@ -161,7 +161,7 @@ class ModelRecord:
         """The steps that were asked for and not stored, each with its reason."""
         return list(self.document["attributes"][ATTRS]["gaps"])
 
-    def reload(self) -> None:
+    def reload(self, *, secure: bool = False) -> None:
         """Read the state from the store, which is the only truth."""
         try:
             self.storage.note(f"{self.key}/{DOCUMENT}")
@@ -180,6 +180,9 @@ class ModelRecord:
             ) from error
         if self.epoch and epoch_of(self.document) != self.epoch:
             raise LeaseError(f"model {self.model_name!r} was taken over by another writer; this writer stops")
+        if secure:
+            self.uncertain = True
+            self.storage.secure(f"{self.key}/{DOCUMENT}")
         self.uncertain = False
 
     def _load_columns(self, count: int) -> None:
@@ -209,12 +212,16 @@ class ModelRecord:
         self.storage.put_many({f"{self.key}/{LAYER}/{chunk_key(0)}": encode_column(names, len(names), "")})
         self._follow_up()
 
+    def settle(self) -> bool:
+        """After a commit that may have failed, look at what the store holds, and make it safe; return if it was so."""
+        if unsure := self.uncertain:
+            self.reload(secure=True)
+        return unsure
+
     def append(self, row: StepRow, arrays: Mapping[str, NDArray[Any]]) -> None:
         """Write one step of every layer and commit it; `arrays` hold the values as stored, by layer."""
-        if self.uncertain:
-            self.reload()
-            if self.columns[STEP][-1:] == [row[STEP]]:
-                return  # the commit that seemed to fail had reached the store
+        if self.settle() and self.columns[STEP][-1:] == [row[STEP]]:
+            return  # the commit that seemed to fail had reached the store
         if self.columns[STEP] and row[STEP] <= self.columns[STEP][-1]:
             raise StepOrderError(f"step {row[STEP]} is not greater than the committed step {self.columns[STEP][-1]}")
         index = self.committed
@@ -275,8 +282,7 @@ class ModelRecord:
 
     def record_gap(self, step: int, reason: str) -> None:
         """Commit the note that a step is not in the record, and why."""
-        if self.uncertain:
-            self.reload()
+        self.settle()
         if any(gap[STEP] == step for gap in self.gaps):
             return  # an earlier attempt had reached the store
         gap = {STEP: step, "reason": reason[:500], "time": now()}
@@ -284,8 +290,7 @@ class ModelRecord:
 
     def truncate(self, after_step: int) -> list[int]:
         """Commit a record that ends at `after_step`, then remove the chunks beyond it; return the steps dropped."""
-        if self.uncertain:
-            self.reload()
+        self.settle()
         old = self.committed
         keep = int(np.searchsorted(np.array(self.columns[STEP], dtype=np.int64), after_step, side="right"))
         dropped = self.columns[STEP][keep:]
@@ -328,8 +333,7 @@ class ModelRecord:
     def finalise(self) -> None:
         """Bring the arrays' own documents up to date and release the lease."""
         try:
-            if self.uncertain:
-                self.reload()
+            self.settle()
             self.lease.check()
             self._follow_up()
         finally:

@@ -9,7 +9,8 @@ from repaudit.errors import NotAStoreError
 from repaudit.names import MODELS
 from repaudit.store.format.documents import DOCUMENT
 from repaudit.store.format.layout import LEASE
-from repaudit.store.storage.storage import Storage
+from repaudit.store.storage.local import LOCK
+from repaudit.store.storage.storage import TEMPORARY, Storage
 
 _CHUNK: Final = re.compile(r"c\.\d[^/]*")
 
@@ -45,6 +46,9 @@ def delete_arrays(storage: Storage, key: str) -> None:
 
 def _is_own(path: str) -> bool:
     folder, _, name = path.rpartition("/")
+    first, *_ = path.split("/")
+    if first.startswith(".") and first.endswith(TEMPORARY):
+        return True
     if not folder:
-        return name == DOCUMENT or name.startswith(LEASE)
+        return name in {DOCUMENT, LOCK} or name.startswith(LEASE)
     return "/" not in folder and (name == DOCUMENT or _CHUNK.fullmatch(name) is not None)

@@ -14,6 +14,7 @@ from repaudit.store.format.documents import DOCUMENT, chunk_key, column_document
 from repaudit.store.format.encoding import CHUNK_BYTES, encode_column
 from repaudit.store.format.layout import INPUTS_FINGERPRINT, LEASE, OFFSETS, START_END, ProbeSetLike
 from repaudit.store.format.sample_set import inputs_key
+from repaudit.store.storage.fenced import Fenced
 from repaudit.store.storage.storage import Parts, Storage
 from repaudit.store.write.retrying import lease_within
 
@@ -31,9 +32,9 @@ def ensure_inputs(storage: Storage, probe_set: ProbeSetLike, wait: float) -> Non
     try:
         if not _has(storage, probe_set.fingerprint):
             objects, documents = encoded_inputs(probe_set)
-            storage.put_many(objects)
-            lease.check()
-            storage.put(f"{PROBE}/{DOCUMENT}", [dump(group_document({}, {**_listed(storage), **documents}))])
+            fenced = Fenced(storage, lease)
+            fenced.put_many(objects)
+            fenced.put(f"{PROBE}/{DOCUMENT}", [dump(group_document({}, {**_listed(storage), **documents}))])
     finally:
         lease.release()
 

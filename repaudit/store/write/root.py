@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import warnings
 from typing import Any, Final
 
 import numpy as np
 
-from repaudit.errors import FingerprintError, NotAStoreError, StoreWarning
+from repaudit.errors import CorruptStoreError, FingerprintError, LeaseError, NotAStoreError, StoreWarning
 from repaudit.names import ATTRS, FORMAT_VERSION, LABEL, MODELS, PROBE, SAMPLE, SHA256, TEXT
 from repaudit.store.format.documents import DOCUMENT, chunk_key, dump, group_document
 from repaudit.store.format.encoding import decode_column
@@ -15,9 +16,10 @@ from repaudit.store.format.layout import COLUMNS, LEASE, ProbeSetLike
 from repaudit.store.format.provenance import now, package_versions
 from repaudit.store.format.root_document import store_attributes
 from repaudit.store.format.sample_set import SampleSet
-from repaudit.store.storage.lease import Holder
+from repaudit.store.storage.fenced import Fenced
+from repaudit.store.storage.lease import Holder, Lease, abandoned
 from repaudit.store.storage.local import LocalStorage
-from repaudit.store.storage.storage import Parts, Storage
+from repaudit.store.storage.storage import TEMPORARY, Parts, Storage
 from repaudit.store.write.foreign import foreign_models
 from repaudit.store.write.inputs import add_array, encoded_inputs, ensure_inputs
 from repaudit.store.write.retrying import lease_within
@@ -46,7 +48,9 @@ def ensure_root(storage: Storage, probe_set: ProbeSetLike, *, wait: float = ROOT
         try:
             if store_attributes(storage) is None:
                 _refuse_foreign(storage)
-                _create_root(storage, probe_set)
+                fenced = Fenced(storage, lease)
+                _clear_attempt(fenced)
+                _create_root(fenced, probe_set)
         finally:
             lease.release()
     if attributes["version"] == 1:
@@ -54,10 +58,30 @@ def ensure_root(storage: Storage, probe_set: ProbeSetLike, *, wait: float = ROOT
     else:
         _refuse_other_samples(storage, attributes, probe_set)
         ensure_inputs(storage, probe_set, wait)
-    lease_data = storage.get(f"{PROBE}/{LEASE}")
-    if lease_data is not None and Holder.parse(lease_data).stale:  # its process died before it released it
-        storage.delete(f"{PROBE}/{LEASE}")
+    _clear_dead(storage)
     return attributes
+
+
+def _clear_dead(storage: Storage) -> None:
+    """Remove what processes that died left in the group of inputs: a lease, unfinished files."""
+    data = storage.get(f"{PROBE}/{LEASE}")
+    if data is not None and Holder.parse(data).stale:
+        with contextlib.suppress(LeaseError):  # another one is taking it over
+            Lease(storage, f"{PROBE}/{LEASE}", f"the inputs of {storage.url}").release()
+    for name in storage.children(PROBE):
+        if name.endswith(TEMPORARY) and abandoned(name):
+            storage.delete_prefix(f"{PROBE}/{name}")
+            storage.delete(f"{PROBE}/{name}")
+
+
+def _clear_attempt(storage: Storage) -> None:
+    """Remove what a creation that was interrupted left: it may have been about other samples."""
+    for name in COLUMNS:
+        storage.delete_prefix(name)
+    for name in storage.children(PROBE):
+        if not name.startswith("."):
+            storage.delete_prefix(f"{PROBE}/{name}")
+            storage.delete(f"{PROBE}/{name}")
 
 
 def _refuse_other_inputs(storage: Storage, attributes: dict[str, Any], probe_set: ProbeSetLike) -> None:
@@ -114,6 +138,12 @@ def _refuse_foreign(storage: Storage) -> None:
         raise NotAStoreError(
             f"{storage.url} exists and is not a repaudit store: it holds {', '.join(map(repr, foreign[:5]))}, "
             f"expected an empty folder or a new path"
+        )
+    models = [name for name in storage.children(MODELS) if name != DOCUMENT]
+    if models:
+        raise CorruptStoreError(
+            f"{storage.url} holds models ({', '.join(map(repr, models[:5]))}), but its root document is lost: restore "
+            f"{DOCUMENT} from a backup, or record into another store"
         )
 
 
