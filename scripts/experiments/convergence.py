@@ -178,6 +178,7 @@ def analyse(plan: Plan, out: Path) -> tuple[xr.DataTree, dict[str, xr.DataTree]]
             groups=members,
             frames=plan.frames,
             units=0,
+            figures="all",
             progress=progress,
         )
         alone = {}
