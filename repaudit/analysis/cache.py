@@ -8,10 +8,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from importlib.metadata import version
+from io import BytesIO
 from pathlib import Path
 from threading import Lock
-from typing import Any, Final
+from typing import IO, Any, Final
 
+import google_crc32c
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -20,11 +22,12 @@ from scipy.sparse import csr_array, issparse
 from repaudit.errors import OperatorError
 from repaudit.names import __version__
 from repaudit.operators.files import AnyOperatorFile, OperatorFile, SparseOperatorFile, write_sparse
-from repaudit.store.format.encoding import checksum
 from repaudit.store.storage.replacing import replacing
 
 Array = NDArray[Any]
 _SUFFIX: Final = {False: ".npy", True: ".csr"}
+_SEAL: Final = hashlib.sha256().digest_size
+_BLOCK: Final = 2**20
 NUMERICS: Final = 2
 """Raise it when the same input gives other numbers than before."""
 
@@ -66,12 +69,13 @@ class Cache:
         """Return the operator of this digest; None if it is missing or its checksum is wrong."""
         path = self._path("operators", name, ".json")
         try:
-            facts = json.loads(path.read_text(encoding="utf-8"))
+            facts = json.loads(_sound(path.read_bytes(), name))
             file = (SparseOperatorFile if facts["sparse"] else OperatorFile).at(
                 path.with_suffix(_SUFFIX[facts["sparse"]])
             )
-            if _checksum(file.matrix) != facts["crc32c"]:
-                return None
+            with Path(file.path).open("rb") as stream:
+                if _checksum(stream) != facts["crc32c"]:
+                    return None
             return StoredOperator(name, file, facts["diagnostics"], facts["gauge"])
         except (OSError, OperatorError, ValueError, KeyError, TypeError):
             return None
@@ -88,9 +92,11 @@ class Cache:
                 write_sparse(stream, matrix)
             else:
                 np.save(stream, matrix, allow_pickle=False)
-        facts = {"sparse": sparse, "crc32c": _checksum(matrix), "diagnostics": dict(diagnostics), "gauge": dict(gauge)}
+            crc = _checksum(stream)
+        facts = {"sparse": sparse, "crc32c": crc, "diagnostics": dict(diagnostics), "gauge": dict(gauge)}
         with replacing(path.with_suffix(".json")) as stream:
-            stream.write(json.dumps(facts).encode())
+            body = json.dumps(facts).encode()
+            stream.write(body + _seal(body, name))
         return StoredOperator(
             name, (SparseOperatorFile if sparse else OperatorFile).at(path), dict(diagnostics), dict(gauge)
         )
@@ -102,8 +108,7 @@ class Cache:
             arrays = _read(path)
             if arrays is None:
                 arrays = {key: np.asarray(value) for key, value in compute().items()}
-                with replacing(path) as stream:
-                    np.savez(stream, **arrays)  # type: ignore[arg-type]  # no array is called allow_pickle
+                _write(path, arrays)
         return arrays
 
     def distances(
@@ -130,8 +135,7 @@ class Cache:
             rows = compute([operators[index].file for index in order], len(new))
             distances[np.ix_(new, order)] = rows
             distances[np.ix_(order, new)] = rows.T
-            with replacing(path) as stream:
-                np.savez(stream, operators=np.array(names), distances=distances)
+            _write(path, {"operators": np.array(names), "distances": distances})
         return distances
 
     def _path(self, kind: str, name: str, suffix: str) -> Path:
@@ -144,17 +148,39 @@ def _versions() -> list[str]:
     return [version(package) for package in ("numpy", "scipy", "scikit-learn", "phate", "pot")]
 
 
-def _checksum(matrix: Any) -> list[int]:
-    """Return the checksums of an operator's arrays: of its entries, and where it is sparse of their places."""
-    if not issparse(matrix):
-        return [checksum(matrix)]
-    parts = matrix.data, matrix.indices.astype(np.int32), matrix.indptr.astype(np.int64)
-    return [checksum(np.ascontiguousarray(part)) for part in parts]
+def _checksum(stream: IO[bytes]) -> int:
+    """Return the CRC-32C of a whole file."""
+    crc = 0
+    stream.seek(0)
+    while block := stream.read(_BLOCK):
+        crc = google_crc32c.extend(crc, block)
+    return crc
+
+
+def _seal(body: bytes, name: str) -> bytes:
+    """Return what stands behind the bytes of an entry: the hash of its name and of all of them."""
+    return hashlib.sha256(name.encode() + body).digest()
+
+
+def _sound(content: bytes, name: str) -> bytes:
+    """Return the bytes of an entry without their seal; a wrong one is a ValueError."""
+    body, seal = content[:-_SEAL], content[-_SEAL:]
+    if _seal(body, name) != seal:
+        raise ValueError(f"the entry {name} does not match its checksum")
+    return body
+
+
+def _write(path: Path, arrays: Mapping[str, Array]) -> None:
+    content = BytesIO()
+    np.savez(content, **arrays)  # type: ignore[arg-type]  # no array is called allow_pickle
+    with replacing(path) as stream:
+        stream.write(content.getbuffer())
+        stream.write(_seal(content.getvalue(), path.stem))
 
 
 def _read(path: Path) -> dict[str, Array] | None:
     try:
-        with path.open("rb") as stream, np.load(stream, allow_pickle=False) as arrays:
+        with np.load(BytesIO(_sound(path.read_bytes(), path.stem)), allow_pickle=False) as arrays:
             return dict(arrays)
     except Exception:  # noqa: BLE001 - a damaged file may fail anywhere in its readers, and is computed again
         return None

@@ -7,8 +7,10 @@ import shutil
 import numpy as np
 import pytest
 import xarray as xr
+from scipy.sparse import csr_array
 
 import repaudit as ra
+from repaudit.analysis.cache import Cache, digest
 from repaudit.measure.distances import calibrated_distances
 
 BARE = {"frames": 2, "units": 3, "similarity": ("mutual_knn",)}
@@ -127,6 +129,50 @@ def test_damaged_entries_are_computed_again(analysed, tmp_path, damage):
             path.with_suffix(".json").write_text("{}")
     second = ra.analyze(url, out, **BARE)
     assert_equal(first, second, rtol=1e-9)
+
+
+FACTS, GAUGE = {"effective_neighbors": 22.5, "gap": 0.125}, {"knn": 15, "kernel": "alpha"}
+
+
+@pytest.mark.parametrize("count", [300, pytest.param(10_000, marks=pytest.mark.slow)])
+def test_no_flip_in_any_entry_is_ever_used(tmp_path, count):
+    rng = np.random.default_rng()
+    cache, content = Cache(tmp_path), ["spread", 0]
+    dense = rng.random((6, 6))
+    kept = [
+        cache.put_operator(digest(sparse), csr_array(dense) if sparse else dense, FACTS, GAUGE) for sparse in (0, 1)
+    ]
+    arrays = cache.recall(content, lambda: {"low": dense, "names": np.array(["a", "b"])})
+    distances = cache.distances(content, kept, lambda _files, first: np.full((first, 2), 0.5))
+    files = sorted(path for path in tmp_path.rglob("*") if path.is_file())
+    assert len(files) == 6
+    asked: list[str] = []
+    for _ in range(count):
+        path = files[rng.integers(len(files))]
+        whole = path.read_bytes()
+        flipped = bytearray(whole)
+        flipped[rng.integers(len(whole))] ^= int(rng.integers(1, 256))
+        path.write_bytes(flipped)
+        for one in kept:
+            assert (cache.operator(one.digest) is None) == (path.stem == one.digest), path
+        asked.clear()
+        again = cache.recall(content, lambda: asked.append("results") or dict(arrays))
+        rows = cache.distances(content, kept, lambda _f, n: asked.append("distances") or np.full((n, 2), 0.5))
+        assert asked == [kind for kind in ("results", "distances") if kind in path.parts], path
+        assert all(np.array_equal(again[name], arrays[name]) for name in arrays)
+        assert np.array_equal(rows, distances)
+        path.write_bytes(whole)
+
+
+@pytest.mark.parametrize("at", range(3))
+def test_a_flipped_digit_of_a_fact_does_not_reach_the_results(analysed, tmp_path, at):
+    url, kept_folder, first = analysed
+    out = shutil.copytree(kept_folder, tmp_path / "out")
+    path = sorted((out / "cache" / "operators").rglob("*.json"))[at]
+    content = path.read_bytes()
+    digit = content.index(b".", content.index(b"effective_neighbors")) - 1
+    path.write_bytes(content[:digit] + (b"9" if content[digit] != ord("9") else b"2") + content[digit + 1 :])
+    assert_equal(first, ra.analyze(url, out, **BARE), rtol=1e-9)
 
 
 def test_another_gauge_or_seed_is_another_result(planted_store, tmp_path):

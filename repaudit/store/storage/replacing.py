@@ -12,7 +12,7 @@ from typing import IO
 
 @contextmanager
 def replacing(target: Path) -> Iterator[IO[bytes]]:
-    """Open a file that replaces `target` when the block succeeds; the parent is created if needed.
+    """Open a file, to write and read, that replaces `target` when the block succeeds; the parent is created if needed.
 
     Earlier content stays readable until then, and for good if the block raises. The umask decides who may read it.
 
@@ -28,7 +28,7 @@ def replacing(target: Path) -> Iterator[IO[bytes]]:
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = target.with_name(f".{target.name[:100]}-{os.getpid()}-{uuid.uuid4().hex}")
     try:
-        with temporary.open("xb") as stream:
+        with temporary.open("x+b") as stream:
             yield stream
         temporary.replace(target)
     finally:
