@@ -114,7 +114,9 @@ def _refuse_same(
     source: str | os.PathLike[str], destination: str | os.PathLike[str], options: Mapping[str, Any] | None
 ) -> None:
     ends = [open_storage(url, options) for url in (source, destination)]
-    if len({os.path.realpath(end.url) if isinstance(end, LocalStorage) else end.url for end in ends}) == 1:
+    local = all(isinstance(end, LocalStorage) for end in ends)
+    one, other = (os.path.realpath(end.url) if local else end.url.rstrip("/") for end in ends)
+    if other == one or other.startswith(f"{one}/"):
         raise LayoutError(f"{ends[0].url} cannot be copied into itself: expected another destination")
 
 

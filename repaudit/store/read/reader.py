@@ -17,8 +17,10 @@ from repaudit.store.format.documents import DOCUMENT, read_document
 from repaudit.store.format.layout import ABSENT, COLUMNS
 from repaudit.store.format.root_document import nothing_there, store_attributes
 from repaudit.store.format.schema import unbelievable, violations
+from repaudit.store.read.plain_store import PlainStore
 from repaudit.store.storage.local import LocalStorage
 from repaudit.store.storage.place import open_storage
+from repaudit.store.storage.remote import RemoteStorage
 from repaudit.store.storage.storage import Storage
 
 
@@ -114,6 +116,8 @@ def _zarr_store(storage: Storage, url: str | os.PathLike[str], storage_options: 
     """Return what xarray opens: a path, or a Zarr store without remembered listings."""
     if isinstance(storage, LocalStorage):
         return storage.url
+    if isinstance(storage, RemoteStorage) and storage.is_plain:
+        return PlainStore(storage)
     store = FsspecStore.from_url(os.fspath(url), storage_options=dict(storage_options or {}), read_only=True)
     store.fs.invalidate_cache()  # an earlier instance would answer from the listings it remembers
     return store

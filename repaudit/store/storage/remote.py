@@ -6,6 +6,8 @@ import contextlib
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from fsspec.archive import AbstractArchiveFileSystem
+
 from repaudit.errors import ForeignPathError, StoreError
 from repaudit.store.storage.storage import Fence, Parts, Storage
 
@@ -35,13 +37,31 @@ class RemoteStorage(Storage):
     def __init__(self, filesystem: Any, root: str, url: str) -> None:
         self.filesystem = filesystem
         self.root = root.rstrip("/")
+        self._prefix = f"{self.root}/" if self.root or root.startswith("/") else ""
         self.url = url
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether objects are best read one at a time: of an archive, or at the root of a file system."""
+        return not self.root or isinstance(self.filesystem, AbstractArchiveFileSystem)
 
     def path(self, key: str) -> str:
         """Return the full path of `key`, refusing keys that lead out of the store."""
         if ".." in key.split("/"):
             raise ForeignPathError(f"key {key!r} leads out of the store {self.url}")
-        return f"{self.root}/{key}" if key else self.root
+        return f"{self._prefix}{key}" if key else self.root
+
+    @contextlib.contextmanager
+    def _written(self) -> Iterator[None]:
+        """Say that a file system is read-only, which its own errors rarely do."""
+        read_only = StoreError(f"{self.url} is read-only: expected a place that can be written, such as a folder")
+        if isinstance(self.filesystem, AbstractArchiveFileSystem):
+            raise read_only
+        with reached(self.url):
+            try:
+                yield
+            except NotImplementedError as error:
+                raise read_only from error
 
     def get(self, key: str) -> bytes | None:
         """Read one object, or return None where there is none."""
@@ -54,12 +74,12 @@ class RemoteStorage(Storage):
     def put(self, key: str, parts: Parts, fence: Fence | None = None) -> None:
         """Write one object; the service makes it appear whole."""
         _check(fence)
-        with reached(self.url):
+        with self._written():
             self.filesystem.pipe_file(self.path(key), b"".join(parts))
 
     def create(self, key: str, data: bytes) -> bool:
         """Write one object only if there is none; return whether it was written."""
-        with reached(self.url):
+        with self._written():
             try:
                 self.filesystem.pipe_file(self.path(key), data, mode="create")
             except FileExistsError:
@@ -69,26 +89,26 @@ class RemoteStorage(Storage):
     def put_many(self, objects: Mapping[str, Parts], fence: Fence | None = None) -> None:
         """Write several objects; all of them are stored when this returns."""
         _check(fence)
-        with reached(self.url):
+        with self._written():
             self.filesystem.pipe({self.path(key): b"".join(parts) for key, parts in objects.items()})
 
     def delete(self, key: str, fence: Fence | None = None) -> None:
         """Remove one object, if it exists."""
         _check(fence)
-        with reached(self.url), contextlib.suppress(FileNotFoundError):
+        with self._written(), contextlib.suppress(FileNotFoundError):
             self.filesystem.rm_file(self.path(key))
 
     def delete_prefix(self, prefix: str, fence: Fence | None = None) -> None:
         """Remove every object below `prefix`."""
         _check(fence)
-        with reached(self.url), contextlib.suppress(FileNotFoundError):
+        with self._written(), contextlib.suppress(FileNotFoundError):
             self.filesystem.rm(self.path(prefix), recursive=True)
 
     def keys(self, prefix: str = "") -> Iterator[str]:
         """Return the keys of all objects below `prefix`."""
         self.filesystem.invalidate_cache()
         for path in self.filesystem.find(self.path(prefix)):
-            yield str(path).removeprefix(self.root + "/")
+            yield str(path).removeprefix(self._prefix)
 
     def children(self, prefix: str = "") -> list[str]:
         """Return the sorted names directly below `prefix`."""

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import re
+from pathlib import Path
 from typing import Final
 
-from repaudit.errors import NotAStoreError
+from repaudit.errors import NotAStoreError, StoreError
 from repaudit.names import MODELS
 from repaudit.store.format.documents import DOCUMENT
 from repaudit.store.format.layout import LEASE
-from repaudit.store.storage.local import LOCK
+from repaudit.store.format.root_document import store_attributes
+from repaudit.store.storage.local import LOCK, LocalStorage
 from repaudit.store.storage.storage import TEMPORARY, Storage
 
 _CHUNK: Final = re.compile(r"c\.\d[^/]*")
@@ -18,6 +21,23 @@ _CHUNK: Final = re.compile(r"c\.\d[^/]*")
 def foreign_models(storage: Storage) -> list[str]:
     """Return what is among the models of a folder without a root document, which come after it."""
     return [f"{MODELS}/{name}" for name in storage.children(MODELS) if name != DOCUMENT]
+
+
+def refuse_inside(storage: Storage) -> None:
+    """Refuse to create a store inside another one, which could not be opened any more.
+
+    Raises
+    ------
+    NotAStoreError
+        Naming the outer store.
+    """
+    for folder in Path(os.path.realpath(storage.url)).parents if isinstance(storage, LocalStorage) else ():
+        try:
+            outer = store_attributes(LocalStorage(folder))
+        except (StoreError, OSError):
+            continue
+        if outer is not None:
+            raise NotAStoreError(f"{storage.url} is inside the store {folder}: expected a place of its own")
 
 
 def refuse_foreign(storage: Storage, key: str, model_name: str) -> None:

@@ -20,7 +20,7 @@ from repaudit.store.storage.fenced import Fenced
 from repaudit.store.storage.lease import Holder, Lease, abandoned
 from repaudit.store.storage.local import LocalStorage
 from repaudit.store.storage.storage import TEMPORARY, Parts, Storage
-from repaudit.store.write.foreign import foreign_models
+from repaudit.store.write.foreign import foreign_models, refuse_inside
 from repaudit.store.write.inputs import add_array, encoded_inputs, ensure_inputs
 from repaudit.store.write.retrying import lease_within
 
@@ -44,6 +44,7 @@ def ensure_root(storage: Storage, probe_set: ProbeSetLike, *, wait: float = ROOT
     if isinstance(storage, LocalStorage) and storage.root.exists() and not storage.root.is_dir():
         raise NotAStoreError(f"{storage.url} is a file: expected a Zarr folder, or a new path")
     while (attributes := store_attributes(storage)) is None:
+        refuse_inside(storage)
         lease = lease_within(wait, storage, f"{PROBE}/{LEASE}", f"the new store {storage.url}")
         try:
             if store_attributes(storage) is None:
