@@ -66,5 +66,6 @@ def steady(rows: Tensor) -> Tensor:
     >>> rows.grad.abs().max().item() < 1e-6
     True
     """
-    size = mean_square(rows).sqrt()
-    return rows * (size.detach() / torch.where(size > 0, size, 1.0)).where(size > 0, 1.0)
+    square = mean_square(rows)
+    size = torch.where(square > 0, square, 1.0).sqrt()  # before the root, whose slope at 0 is infinite
+    return rows * (size.detach() / size)

@@ -282,3 +282,13 @@ def test_batches_that_do_not_fit_are_told(features: torch.Tensor, index: torch.T
         ra.OperatorMatch(target_of(GAUGES["shape"]), "l2")
     with pytest.raises(ValueError, match="rows is"):
         ra.OperatorMatch(target_of(GAUGES["shape"]), rows="some")
+
+
+@pytest.mark.parametrize("rows", ["full", "minibatch"])
+@pytest.mark.filterwarnings("ignore::repaudit.errors.AlignmentWarning")
+def test_a_layer_that_begins_at_zero_has_a_gradient(rows):
+    points = torch.randn(40, 4, generator=torch.Generator().manual_seed(0))
+    target = ra.AlignmentTarget.from_operator(ra.DiffusionGauge(perplexity=5)(points))
+    features = torch.zeros(40, 4, requires_grad=True)
+    ra.OperatorMatch(target, rows=rows)(features, torch.arange(40)).backward()
+    assert torch.isfinite(features.grad).all()

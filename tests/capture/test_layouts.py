@@ -133,6 +133,65 @@ def test_routers_of_mixtures_of_experts_have_tokens(seen, extract):
     torch.testing.assert_close(found, (own * mask[..., None]).sum(1) / mask.sum(1, keepdim=True))
 
 
+class Graph(nn.Module):
+    """Mixes nodes by a matrix of its own."""
+
+    def __init__(self, how):
+        super().__init__()
+        self.embed, self.out, self.mixed = nn.Linear(3, 8), nn.Linear(8, 4), nn.Identity()
+        self.how, self.inner = how, nn.Linear(5, 5)
+        self.register_buffer("adjacency", torch.rand(5, 5))
+
+    def forward(self, x):
+        h, a = self.embed(x), self.adjacency
+        mixed = {
+            "einsum": lambda: torch.einsum("nm,bmd->bnd", a, h),
+            "product": lambda: (h.mT @ a).mT,
+            "before": lambda: a @ h,
+            "mixer": lambda: self.inner(h.mT).mT,
+        }
+        return self.out(self.mixed(mixed[self.how]()).relu())
+
+
+@pytest.mark.parametrize("how", ["einsum", "product", "before", "mixer"])
+def test_positions_that_are_mixed_are_positions(seen, extract, how):
+    torch.manual_seed(0)
+    model, x = Graph(how), torch.randn(6, 5, 3)
+    found = extract(["mixed", "out"], model, x=x)
+    for name, own in seen(model, ["mixed", "out"], x=x).items():
+        torch.testing.assert_close(found[name], own.mean(1), msg=name)
+
+
+class Front(nn.Module):
+    """Makes channels of a signal, and tokens of features."""
+
+    def __init__(self):
+        super().__init__()
+        self.bands, self.conv, self.up = nn.Identity(), nn.Conv1d(3, 16, 1), nn.Identity()
+
+    def forward(self, x):
+        y = self.conv(self.bands(torch.stack([x, x.cumsum(1), x.abs()], 1)))
+        return self.up(y.mT.reshape(len(x), -1, 8))
+
+
+def test_stacked_channels_and_upsampled_tokens(seen, extract):
+    torch.manual_seed(0)
+    model, x = Front(), torch.randn(6, 12)
+    found, own = extract(["bands", "up"], model, x=x), seen(model, ["bands", "up"], x=x)
+    torch.testing.assert_close(found["bands"], own["bands"].mean(2))
+    torch.testing.assert_close(found["up"], own["up"].mean(1))
+    with pytest.raises(CaptureError, match="it is unclear which dims"):
+        extract("bands", model, x=torch.randn(6, 16))
+
+
+def test_frames_of_samples_are_positions(extract):
+    conv = nn.Conv2d(3, 4, 3, padding=1)
+    model, x = nn.Sequential(nn.Flatten(0, 1), conv), torch.randn(6, 5, 3, 7, 7)
+    with torch.no_grad():
+        own = conv(x.flatten(0, 1)).reshape(6, 5, 4, 7, 7).mean((1, 3, 4))
+    torch.testing.assert_close(extract("[1]", model, input=x)["1"], own)
+
+
 class Opaque(nn.Module):
     """Computes outside of torch, where nothing can be followed."""
 
@@ -154,9 +213,10 @@ def test_what_cannot_be_followed_is_told_by_widths_or_asked(extract):
         extract("[0]", net, input=square)
     told = ra.LayerSpec("[0]", layout="sample channel position")
     torch.testing.assert_close(extract(told, net, input=square)["0"], model(square).mean(2))
-    maps = nn.Sequential(Opaque(nn.Identity()), nn.Conv2d(3, 5, 1))
+    maps, wide = nn.Sequential(Opaque(nn.Identity()), nn.Conv2d(3, 5, 1)), torch.randn(4, 3, 8, 9)
+    torch.testing.assert_close(extract("[0]", maps, input=wide)["0"], wide.mean((2, 3)))  # the network around tells
     with pytest.raises(CaptureError, match="LayerSpec"):
-        extract("[0]", maps, input=torch.randn(4, 3, 8, 9))
+        extract("[0]", maps, input=torch.randn(4, 3, 8, 3))
     told = ra.LayerSpec("[0]", layout="sample feature height width", reduce="all")
     assert extract(told, maps, input=torch.randn(4, 3, 8, 9))["0:all"].shape == (4, 72, 3)
 
@@ -238,3 +298,14 @@ def test_capture_follows_dims_as_extract_does(extract):
             model(x)
         assert {name: value.shape for name, value in extractor.activations.items()} == {"0": (5, 8), "1": (5, 8)}
     torch.testing.assert_close(extractor.activations, extract("[*]", model, input=x))
+
+
+def test_capture_of_one_sample_and_then_of_several():
+    config = tf.GPT2Config(vocab_size=60, n_embd=16, n_layer=1, n_head=2, bos_token_id=None, eos_token_id=None)
+    model, ids = tf.GPT2Model(config).eval(), torch.randint(3, 40, (6, 8))
+    extractor = ra.ActivationExtractor("h[0]")
+    for batch in (ids[:1], ids):
+        with extractor.capture(model), torch.no_grad():
+            output = model(batch, output_hidden_states=True)
+        assert extractor.activations["h.0"].shape == (len(batch), 16)
+    assert output.hidden_states[0].shape == (6, 8, 16)

@@ -264,3 +264,62 @@ def test_a_mask_of_another_name_is_asked_for_and_given(extract):
         torch.testing.assert_close(found["embed"], model.embed(IDS).mean(1))
     with pytest.raises(CaptureError, match=r"layer 'text': expected a mask .* 'p_mask' among the probe set's inputs"):
         extract(ra.LayerSpec("text", mask="p_mask"), model, **inputs)
+
+
+class Seq2Seq(nn.Module):
+    """torch's own transformer, with a padding mask of the source alone."""
+
+    def __init__(self):
+        super().__init__()
+        self.embed, self.t = nn.Embedding(60, 16), nn.Transformer(16, 2, 1, 1, 24, batch_first=True)
+
+    def forward(self, src, tgt, src_key_padding_mask):
+        more = {"src_key_padding_mask": src_key_padding_mask, "memory_key_padding_mask": src_key_padding_mask}
+        return self.t(self.embed(src), self.embed(tgt), **more)
+
+
+def test_padding_of_the_source_is_not_that_of_the_target(seen, extract):
+    torch.manual_seed(0)
+    model, inputs = Seq2Seq(), {"src": IDS, "tgt": IDS.flip(0), "src_key_padding_mask": MASK == 0}
+    torch.backends.mha.set_fastpath_enabled(False)  # which leaves padded positions out
+    own = seen(model, ["t.encoder.layers.0"], **inputs)["t.encoder.layers.0"]
+    torch.backends.mha.set_fastpath_enabled(True)
+    torch.testing.assert_close(extract("t.encoder.layers[0]", model, **inputs)["t.encoder.layers.0"], mean(own, MASK))
+    with pytest.raises(CaptureError, match="nothing tells whether one of them masks its 9 tokens"):
+        extract("t.decoder.layers[0]", model, **inputs)
+
+
+def test_the_second_text_of_a_shared_trunk_is_not_masked_by_the_first(extract):
+    class Twice(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.embed, self.layer = nn.Embedding(60, 16), nn.Linear(16, 8)
+
+        def forward(self, input_ids, attention_mask, doc_input_ids, doc_attention_mask):
+            first, second = (self.layer(self.embed(ids)) for ids in (input_ids, doc_input_ids))
+            return first.mean(1) - second.mean(1)
+
+    model, inputs = Twice(), FULL | {"doc_input_ids": IDS.flip(1), "doc_attention_mask": MASK.flip(0)}
+    first = extract(ra.LayerSpec("layer", call=0), model, **inputs)["layer#0"]
+    with torch.no_grad():
+        torch.testing.assert_close(first, mean(model.layer(model.embed(IDS)), MASK))
+        second = extract(ra.LayerSpec("layer", call=1, mask="doc_attention_mask"), model, **inputs)["layer#1"]
+        torch.testing.assert_close(second, mean(model.layer(model.embed(IDS.flip(1))), MASK.flip(0)))
+    with pytest.raises(CaptureError, match="mask='doc_attention_mask'"):
+        extract(ra.LayerSpec("layer", call=1), model, **inputs)
+
+
+def test_a_head_outside_takes_the_mask_that_the_model_inside_was_given(extract):
+    class Named(nn.Module):
+        def __init__(self):
+            super().__init__()
+            torch.manual_seed(0)
+            self.bert, self.head = tf.BertModel(tf.BertConfig(**SIZES)), nn.Linear(16, 4)
+
+        def forward(self, tokens, valid):
+            return self.head(self.bert(input_ids=tokens, attention_mask=valid).last_hidden_state)
+
+    model = Named().eval()
+    found = extract("head", model, tokens=IDS, valid=MASK)["head"]
+    with torch.no_grad():
+        torch.testing.assert_close(found, mean(model(IDS, MASK), MASK))

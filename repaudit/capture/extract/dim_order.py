@@ -15,10 +15,13 @@ _FEATURES_FIRST: Final = (nn.modules.conv._ConvNd, nn.modules.batchnorm._NormBas
 _FEATURES_LAST: Final = (nn.Linear, nn.LayerNorm)
 
 
-def arranged(value: torch.Tensor, layer: Layer, n_samples: int, known: Layout | None) -> tuple[torch.Tensor, int]:
+def arranged(
+    value: torch.Tensor, layer: Layer, n_samples: int, known: Layout | None, around: nn.Module | None = None
+) -> tuple[torch.Tensor, int]:
     """Return an activation as ``(sample[, position], feature)``, and how many dims its positions had.
 
-    What the spec says holds; else what the first forward told; else what the module's type and parameters tell.
+    What the spec says holds; else what the first forward told; else what the module's type and parameters tell, or
+    those of the module around one without parameters.
 
     Raises
     ------
@@ -46,7 +49,7 @@ def arranged(value: torch.Tensor, layer: Layer, n_samples: int, known: Layout | 
         raise CaptureError(
             f"layer {layer.name!r}: expected {n_samples} samples along the first dim, found {tuple(value.shape)}{hint}"
         )
-    value = _by_module(value, layer)
+    value = _by_module(value, layer, layer.module if around is None else around)
     return value, value.ndim - 2
 
 
@@ -57,11 +60,12 @@ def _laid_out(value: torch.Tensor, layer: Layer, n_samples: int, layout: Layout)
         raise CaptureError(f"layer {layer.name!r}: {error}") from None
 
 
-def _by_module(value: torch.Tensor, layer: Layer) -> torch.Tensor:
+def _by_module(value: torch.Tensor, layer: Layer, telling: nn.Module) -> torch.Tensor:
     """Return an activation with features behind one dim of positions, or before two, by what its module is.
 
     Convolutions and batch norms put features first, linear layers and layer norms last; of other modules the widths of
-    those inside tell, and where they hold no convolution, the features of three dims are last.
+    those inside tell, or the sizes of parameters. Where modules with parameters but without convolutions leave it open,
+    the features of three dims are last.
     """
     module = layer.module
     if value.ndim not in {3, 4}:
@@ -70,10 +74,13 @@ def _by_module(value: torch.Tensor, layer: Layer) -> torch.Tensor:
         return value.transpose(1, 2) if value.ndim == 3 else value
     if isinstance(module, _FEATURES_LAST):
         return value if value.ndim == 3 else value.permute(0, 3, 1, 2)
-    firsts = [part for part in module.modules() if isinstance(part, _FEATURES_FIRST)]
-    if value.ndim == 3 and not firsts:
-        return value
-    widths = {width for part in module.modules() if (width := _width(part)) is not None}
+    firsts = [part for part in telling.modules() if isinstance(part, _FEATURES_FIRST)]
+    sizes = {size for parameter in telling.parameters() for size in parameter.shape}
+    if value.ndim == 3 and sizes and not firsts:
+        return value.transpose(1, 2) if value.shape[1] in sizes and value.shape[2] not in sizes else value
+    widths = {width for part in telling.modules() if (width := _width(part)) is not None}
+    if telling is not module:
+        widths |= {part.in_channels for part in firsts if isinstance(part, nn.modules.conv._ConvNd)}
     is_first, is_last = value.shape[1] in widths, value.shape[-1] in widths
     if is_first == is_last:
         raise unclear(layer.name, type(module).__name__, tuple(value.shape))

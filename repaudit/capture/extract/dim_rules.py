@@ -98,14 +98,23 @@ def _features_last(op: Operation) -> Dims | None:
         return None
     last = first[-1]
     is_kept = bool(last) and size_of(last) == op.shape[-1] and all(label == FEATURES for label, _ in last)
-    return (*_as_positions(first[:-1]), last if is_kept else atom(FEATURES, op.shape[-1]))
+    return (*_as_positions(first[:-1]), last if is_kept else _mixed(last, op.shape[-1]))
+
+
+def _mixed(dim: tuple[Atom, ...], size: int) -> tuple[Atom, ...]:
+    """Return what a dim becomes by a matrix of weights: positions that are mixed are positions, others features."""
+    are_positions = bool(dim) and all(label == POSITIONS for label, _ in dim)
+    return atom(POSITIONS if are_positions else FEATURES, size)
 
 
 def _features_second(op: Operation) -> Dims | None:
     first = op.anchored
     if first is None or len(first) < 2:
         return None
-    return (first[0], atom(FEATURES, op.shape[1]), *(atom(POSITIONS, size) for size in op.shape[2:]))
+    second = _mixed(first[1], op.shape[1])
+    if second and second[0][0] == POSITIONS and any(label == FEATURES for dim in first[2:] for label, _ in dim):
+        return _resized((first[0], second, *first[2:]), op.shape)  # mixes tokens, feature by feature
+    return (*_as_positions(first[:1]), atom(FEATURES, op.shape[1]), *(atom(POSITIONS, size) for size in op.shape[2:]))
 
 
 def _recurrent(op: Operation) -> Dims | None:
@@ -173,22 +182,42 @@ def _resized(dims: Sequence[tuple[Atom, ...]], shape: Sequence[int]) -> Dims | N
 
 
 def _product(op: Operation) -> Dims | None:
-    (_, rows), (_, columns) = op.tensors[-2:]
-    if rows is None or len(rows) != len(op.shape) or len(rows) < 2:
-        return None
-    if columns is None:
-        return (*_as_positions(rows[:-1]), atom(FEATURES, op.shape[-1]))
-    return (*rows[:-1], columns[-1])
+    (left, rows), (right, columns) = op.tensors[-2:]
+    if rows is not None and columns is not None:
+        return (*rows[:-1], columns[-1]) if len(rows) == len(op.shape) > 1 else None
+    if rows is not None and right.ndim == 2 and len(rows) == len(op.shape) > 1:
+        return (*_as_positions(rows[:-1]), _mixed(rows[-1], op.shape[-1]))
+    if columns is not None and left.ndim == 2 and len(columns) == len(op.shape) > 1:
+        return (*columns[:-2], _mixed(columns[-2], op.shape[-2]), columns[-1])
+    return None
 
 
 def _einsum(op: Operation) -> Dims | None:
     inputs, _, output = str(op.args[0]).replace(" ", "").partition("->")
-    letters: dict[str, tuple[Atom, ...]] = {}
-    for term, (value, dims) in zip(inputs.split(","), op.tensors, strict=True):
-        for place, letter in enumerate(term):
-            if dims is not None or letter not in letters:
-                letters[letter] = atom(FEATURES, value.shape[place]) if dims is None else dims[place]
-    return tuple(letters[letter] for letter in output)
+    terms = list(zip(inputs.split(","), op.tensors, strict=True))
+    letters = {
+        letter: dims[place] for term, (_, dims) in terms if dims is not None for place, letter in enumerate(term)
+    }
+    summed = [dim for letter, dim in letters.items() if letter not in output]
+    sizes = {letter: value.shape[place] for term, (value, _) in terms for place, letter in enumerate(term)}
+    new = [letter for letter in output if letter not in letters]
+    if new and (len(summed) != 1 or len(new) > 1):
+        return None
+    return tuple(letters[letter] if letter in letters else _mixed(summed[0], sizes[letter]) for letter in output)
+
+
+def _stacked(op: Operation) -> Dims | None:
+    """Return the dims of a stack: rows of features that are stacked are positions, as the states of a loop."""
+    known = [dims for _, dims in op.tensors]
+    if any(dims is None or len(dims) != 2 or {label for label, _ in dims[1]} != {FEATURES} for dims in known):
+        return None
+    place = op.kwargs.get("dim", op.args[1] if len(op.args) > 1 else 0) % len(op.shape)
+    first = list(known[0] or ())
+    return (*first[:place], atom(POSITIONS, op.shape[place]), *first[place:])
+
+
+def _repeated(op: Operation) -> Dims | None:
+    return _alike(op) if op.first is not None and len(op.first) == len(op.shape) else None
 
 
 def _attended(op: Operation) -> Dims | None:
@@ -209,6 +238,11 @@ def _reduced(op: Operation) -> Dims | None:
         return None
     gone = {at % len(op.first) for at in (given if isinstance(given, tuple | list) else (given,))}
     return tuple(dim for at, dim in enumerate(op.first) if at not in gone)
+
+
+def _unbound(op: Operation) -> Dims | None:
+    place = op.kwargs.get("dim", op.args[1] if len(op.args) > 1 else 0)
+    return None if op.first is None else tuple(d for at, d in enumerate(op.first) if at != place % len(op.first))
 
 
 def _lost(_: Operation) -> Dims | None:
@@ -255,6 +289,9 @@ _RULES: Final[dict[str, Callable[[Operation], Dims | None]]] = {
     **dict.fromkeys(("squeeze", "unsqueeze", "squeeze_", "unsqueeze_"), _regrouped),
     **dict.fromkeys(("matmul", "__matmul__", "bmm", "mm", "addmm", "baddbmm"), _product),
     **dict.fromkeys(("mean", "sum", "amax", "amin", "max", "min", "norm", "var", "std", "logsumexp"), _reduced),
-    **dict.fromkeys(("cdist", "stack", "kron", "outer", "repeat", "tile", "repeat_interleave", "tensordot"), _lost),
+    **dict.fromkeys(("repeat", "tile", "repeat_interleave"), _repeated),
+    **dict.fromkeys(("cdist", "kron", "outer", "tensordot", "rot90"), _lost),
+    "stack": _stacked,
+    **dict.fromkeys(("unbind", "select"), _unbound),
 }
 """By the names of operations; all others keep the order of dims, or their results have no known dims."""

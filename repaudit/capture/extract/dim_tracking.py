@@ -54,7 +54,7 @@ class DimTracker(TorchFunctionMode):
         self._n = n_samples
         for name, value in inputs.items():
             if isinstance(value, torch.Tensor) and value.ndim and len(value) == n_samples:
-                dims = (((SAMPLES, n_samples),), *(atom(UNKNOWN, size) for size in value.shape[1:]))
+                dims = (atom(SAMPLES, n_samples), *(atom(UNKNOWN, size) for size in value.shape[1:]))
                 self._keep(value, dims, frozenset() if "mask" in name else frozenset({name}))
 
     def layout_of(self, tensor: torch.Tensor) -> Layout | None:
@@ -62,7 +62,8 @@ class DimTracker(TorchFunctionMode):
         dims = self._of(tensor)
         if dims is None:
             return None
-        words = [_words(dim) for dim in dims]
+        has_features = any(dim and all(label == FEATURES for label, _ in dim) for dim in dims)
+        words = [_words(dim, mixed="token" if has_features else "feature") for dim in dims]
         found = tuple(word for word in words if word is not None)
         return _checked(_singles_named(found)) if len(found) == len(dims) else None
 
@@ -103,17 +104,21 @@ class DimTracker(TorchFunctionMode):
             self._known[id(tensor)] = weakref.ref(tensor), dims, origins
 
 
-def _words(dim: tuple[Atom, ...]) -> tuple[str, ...] | None:
-    """Return the words of a dim; none for one of size 1, and None where it holds what no layout can say."""
+def _words(dim: tuple[Atom, ...], mixed: str) -> tuple[str, ...] | None:
+    """Return the words of a dim; none for one of size 1, and None where it holds what no layout can say.
+
+    Positions beside features are one or the other: frequencies that are flattened are features, tokens that are made
+    of some features, where others are left, are tokens.
+    """
     labels = [label for at, (label, _) in enumerate(dim) if at == 0 or label != dim[at - 1][0]]
     if UNKNOWN in labels:
         return None
     if SAMPLES in labels:
         words = {SAMPLES: SAMPLE, POSITIONS: "token", FEATURES: "head"}
         return tuple(words[label] for label in labels) if len(labels) <= 2 else None
-    if FEATURES in labels:
-        return ("feature",)  # positions beside features, as frequencies that are flattened, are features
-    return ("token",) if labels else ()
+    if set(labels) == {FEATURES, POSITIONS}:
+        return (mixed,)
+    return ("feature" if FEATURES in labels else "token",) if labels else ()
 
 
 def _singles_named(dims: tuple[tuple[str, ...], ...]) -> tuple[tuple[str, ...], ...]:

@@ -55,9 +55,6 @@ class ForwardInputs:
         self._can_run = forward is not None or has_forward(self._model)
         self._found: int | None = None
         self._completions = Completions(self._model) if forward is None else None
-        parameters = list(self._model.parameters())
-        self._device = next((p.device for p in parameters if not p.is_meta), torch.device("cpu"))
-        self._dtype = next((p.dtype for p in parameters if p.is_floating_point()), None)
 
     def run(self, batch: Mapping[str, torch.Tensor], forward: Callable[[Arguments], None]) -> None:
         """Forward a batch; where a signature leaves two forms of the arguments, the first form that works is kept.
@@ -126,12 +123,15 @@ class ForwardInputs:
         )
 
     def moved(self, batch: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """Return a batch on the network's device, floating-point inputs in its dtype."""
-        return {name: self._moved(name, value) for name, value in batch.items() if value is not None}
+        """Return a batch on the network's device, floating-point inputs in its dtype, as they are now."""
+        device = next((p.device for p in self._model.parameters() if not p.is_meta), torch.device("cpu"))
+        own = next((p.dtype for p in self._model.parameters() if p.is_floating_point()), None)
 
-    def _moved(self, name: str, value: torch.Tensor) -> torch.Tensor:
-        dtype = self._dtype if value.is_floating_point() and name != ATTENTION_MASK else None
-        return value.to(device=self._device, dtype=dtype or value.dtype, non_blocking=True)
+        def moved(name: str, value: torch.Tensor) -> torch.Tensor:
+            dtype = own if value.is_floating_point() and name != ATTENTION_MASK else None
+            return value.to(device=device, dtype=dtype or value.dtype, non_blocking=True)
+
+        return {name: moved(name, value) for name, value in batch.items() if value is not None}
 
 
 class _Signature:

@@ -12,7 +12,6 @@ import torch
 from torch import nn
 from torch.nn.utils.rnn import PackedSequence, pad_packed_sequence
 
-from repaudit.capture.extract.blocks import is_pretrained
 from repaudit.capture.extract.completions import Completions
 from repaudit.capture.extract.dim_order import arranged
 from repaudit.capture.extract.dim_tracking import DimTracker
@@ -21,8 +20,8 @@ from repaudit.capture.extract.hidden_states import HiddenStates
 from repaudit.capture.extract.layer import Layer
 from repaudit.capture.extract.layout import Layout
 from repaudit.capture.extract.pooling import pool
-from repaudit.capture.extract.token_masks import TokenMasks
-from repaudit.capture.extract.wrappers import is_peft, layers_root, network
+from repaudit.capture.extract.token_masks import TokenMasks, outermost_models
+from repaudit.capture.extract.wrappers import layers_root, network
 from repaudit.errors import ActivationTypeError, CaptureError
 
 
@@ -39,14 +38,20 @@ class Facts:
     layout
         What its dims mean, where that could be followed.
     origins
-        The inputs that it depends on, where that could be followed.
-    n_calls
-        How often it was called.
+        The inputs that each of its calls depends on, where that could be followed.
     """
 
     layout: Layout | None
-    origins: frozenset[str]
-    n_calls: int
+    origins: tuple[frozenset[str], ...]
+
+    @property
+    def n_calls(self) -> int:
+        """How often it was called."""
+        return len(self.origins)
+
+    def origins_of(self, call: int) -> frozenset[str]:
+        """Return the inputs that a call depends on; none where that is not known."""
+        return self.origins[call] if call < len(self.origins) else frozenset()
 
 
 class Recording:
@@ -82,7 +87,8 @@ class Recording:
         self.source_dtypes: dict[str, str] = {}
         self._hidden = HiddenStates(layers_root(model), [x for x in layers if x.point == "hidden_states"])
         self._masks = TokenMasks(self.net, layers)
-        self._inner = {part: Completions(part) for part in _models_inside(self.net, itself=forward is not None)}
+        models = [part for part in outermost_models(self.net) if part is not self.net or forward is not None]
+        self._inner = {part: Completions(part) for part in models}
         self._tracker: DimTracker | None = None
         self._completing = self._stop_early = False
         self._n_samples: int | None = None
@@ -152,7 +158,7 @@ class Recording:
     @contextmanager
     def tracking(self) -> Iterator[None]:
         """Follow the dims of the first forward, which tells what they mean in all."""
-        if self.facts:
+        if self.facts or self._n_samples == 1:  # of one sample, dims cannot be told from others of size 1
             yield
             return
         with DimTracker() as tracker:
@@ -204,6 +210,9 @@ class Recording:
         if call == "each":
             return [(f"{layer.name}#{number}", value) for number, value in enumerate(values)]
         if call == "mean":
+            if len({value.shape for value in values}) > 1:
+                shapes = ", ".join(str(tuple(value.shape)) for value in values)
+                raise CaptureError(f"layer {layer.name!r}: expected calls of one shape to average, found {shapes}")
             return [(layer.name, torch.stack(values).mean(0))]
         return [(layer.name, values[call or 0])]
 
@@ -219,11 +228,13 @@ class Recording:
         """Return the pooled activation in new memory."""
         n_samples = len(value) if self._n_samples is None else self._n_samples
         known = self.facts.get(layer.name)
-        rows, n_positions = arranged(value, layer, n_samples, None if known is None else known.layout)
+        layout = None if known is None else known.layout
+        around = self._masks.telling(layer.module) if layout is None else None
+        rows, n_positions = arranged(value, layer, n_samples, layout, around)
         if n_positions == 1:
             n_virtual = self._masks.n_virtual(layer, rows.shape[1])
             rows = rows[:, n_virtual:]  # the learned tokens of a prompt are not tokens of the probe set
-            origins = frozenset[str]() if known is None else known.origins
+            origins = frozenset[str]() if known is None else known.origins_of(len(self._seen[layer.name]))
             mask = self._masks.of(layer, rows.shape[1], origins) if mask is None else mask
         pooled = pool(rows, mask if n_positions == 1 else None, layer.spec.reduce, layer.name)
         return pooled.clone() if _shares_memory(pooled, value) else pooled
@@ -265,7 +276,10 @@ class Recording:
             tensor, mask = _unpacked(tensor)
         if self._tracker is not None:
             self._learn(layer, tensor)
-        self._seen[layer.name].append(self._pooled(tensor, layer, mask))  # at once: a forward may change it in place
+        call, number = layer.spec.call, len(self._seen[layer.name])
+        is_wanted = not isinstance(call, int) or call < 0 or call == number
+        # at once: the rest of the forward may change it in place
+        self._seen[layer.name].append(self._pooled(tensor, layer, mask) if is_wanted else tensor.new_empty(0))
         self.source_dtypes[layer.name] = str(tensor.dtype).removeprefix("torch.")
 
     def _learn(self, layer: Layer, tensor: torch.Tensor) -> None:
@@ -274,10 +288,9 @@ class Recording:
             return
         layout, origins = tracker.layout_of(tensor), tracker.origins_of(tensor)
         if known is None:
-            self.facts[layer.name] = Facts(layout, origins, 1)
+            self.facts[layer.name] = Facts(layout, (origins,))
         else:
-            same = layout if layout == known.layout else None
-            self.facts[layer.name] = Facts(same, origins | known.origins, known.n_calls + 1)
+            self.facts[layer.name] = Facts(layout if layout == known.layout else None, (*known.origins, origins))
 
 
 def _refuse_script(layer: Layer) -> None:
@@ -286,16 +299,6 @@ def _refuse_script(layer: Layer) -> None:
             f"layer {layer.name!r} is a part of a TorchScript module, on which hooks cannot be registered: record the "
             "model before it is scripted or traced, or a layer around that part"
         )
-
-
-def _models_inside(net: nn.Module, *, itself: bool) -> list[nn.Module]:
-    """Return the outermost Hugging Face models inside a network, or the network if it is one and counts."""
-    if is_pretrained(net) or is_peft(net):
-        return [net] if itself else []
-    inside: list[nn.Module] = []
-    for child in net.children():
-        inside += _models_inside(child, itself=True)
-    return inside
 
 
 def _unpacked(packed: PackedSequence) -> tuple[torch.Tensor, torch.Tensor]:

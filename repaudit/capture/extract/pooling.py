@@ -63,7 +63,8 @@ def pool(
         raise CaptureError(
             f"layer {layer!r}: the mask has {mask.shape[1]} tokens and the activation {tuple(activation.shape)} has "
             f"{activation.shape[1]} where tokens were expected: check that its second dim is tokens; a model that pads "
-            "its inputs (to a multiple of its attention window) needs inputs of such a length"
+            "its inputs (to a multiple of its attention window) needs inputs of such a length; where a layer has other "
+            "tokens than the inputs, LayerSpec(..., mask=None) counts all of them"
         )
     everything = mask is None or (mask.device.type == "cpu" and bool(mask.all()))
     keep = None if mask is None or everything else mask.to(device=activation.device, dtype=torch.bool)

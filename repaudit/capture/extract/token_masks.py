@@ -14,7 +14,7 @@ from torch import nn
 from repaudit.capture.extract.blocks import is_pretrained
 from repaudit.capture.extract.layer import Layer
 from repaudit.capture.extract.layer_spec import AUTO
-from repaudit.capture.extract.wrappers import config_of, n_virtual_tokens
+from repaudit.capture.extract.wrappers import config_of, is_peft, n_virtual_tokens
 from repaudit.capture.probe_set.probe_set import ATTENTION_MASK
 from repaudit.errors import CaptureError
 
@@ -54,13 +54,18 @@ class TokenMasks:
 
     def __init__(self, network: nn.Module, layers: Sequence[Layer]) -> None:
         self._inputs: Mapping[str, Any] = {}
-        above = _parents(network)
+        self._above = above = _parents(network)
         parts: dict[nn.Module, _Part] = {}
         self._ways: dict[str, list[_Part]] = {}
         for layer in layers:
             way = [module for module in _way(layer.module, above) if is_pretrained(module) or n_virtual_tokens(module)]
             self._ways[layer.name] = [parts.setdefault(module, _part(module)) for module in way]
+        self._outermost = [parts.setdefault(module, _part(module)) for module in outermost_models(network)]
         self._parts = list(parts.values())
+
+    def telling(self, module: nn.Module) -> nn.Module:
+        """Return a module, or the nearest around it with parameters."""
+        return next((one for one in _way(module, self._above) if next(one.parameters(), None) is not None), module)
 
     @contextmanager
     def watching(self) -> Iterator[None]:
@@ -100,8 +105,11 @@ class TokenMasks:
                     f"found {', '.join(self._inputs) or 'none'}"
                 )
             return mask
-        mask = self._found(layer, tokens)
-        return self._of_frames(layer, mask, tokens) if mask is not None and self._masks(mask, origins) else None
+        mask = self._found(layer, tokens, origins)
+        if mask is not None and not self._masks(mask, origins):
+            self._ask(layer, tokens, [name for name in self._fitting(tokens) if name != ATTENTION_MASK])
+            return None
+        return None if mask is None else self._of_frames(layer, mask, tokens)
 
     def n_virtual(self, layer: Layer, tokens: int) -> int:
         """Return how many learned tokens of a prompt stand before those of the probe set."""
@@ -111,12 +119,12 @@ class TokenMasks:
                 return part.n_virtual
         return 0
 
-    def _found(self, layer: Layer, tokens: int) -> torch.Tensor | None:
+    def _found(self, layer: Layer, tokens: int, origins: frozenset[str]) -> torch.Tensor | None:
         models = [part for part in self._ways[layer.name] if part.given is not None]
         prompted = [part for part in models if part.n_virtual]
         if not models:
             mask = _mask(self._inputs.get(ATTENTION_MASK))
-            return self._of_another_name(layer, tokens) if mask is None else mask
+            return self._of_another_name(layer, tokens, origins) if mask is None else mask
         feeds: list[torch.Tensor] | None = None
         for part in prompted[-1:] or models:  # inside a prompted model, the mask is that of the prompt as well
             given = part.given or {}
@@ -145,24 +153,42 @@ class TokenMasks:
         return not origins or not masked or bool(masked & origins)
 
     def _named(self, name: str) -> torch.Tensor | None:
-        """Return an input that is a mask; torch's ``key_padding_mask`` is true where a token does not count."""
+        """Return an input that is a mask; a ``padding_mask`` is true where a token does not count."""
         mask = _mask(self._inputs.get(name))
-        return ~mask if mask is not None and _is_padding(name, mask) else mask
+        return mask == 0 if mask is not None and _is_padding(name, mask) else mask
 
-    def _of_another_name(self, layer: Layer, tokens: int) -> torch.Tensor | None:
-        fitting = [
+    def _of_another_name(self, layer: Layer, tokens: int, origins: frozenset[str]) -> torch.Tensor | None:
+        """Return the mask that a model inside the network was given for the same inputs, or torch's padding mask."""
+        for part in self._outermost:
+            given = part.given or {}
+            mask = _mask(given.get(ATTENTION_MASK))
+            tensors = [value for name, value in given.items() if name in _TOKENS]
+            if mask is not None and mask.shape[1] == tokens and _names_of(tensors, self._inputs) & origins:
+                return mask
+        fitting = self._fitting(tokens)
+        if len(fitting) == 1 and _is_padding(fitting[0], self._inputs[fitting[0]]):
+            shape = self._inputs[fitting[0]].shape
+            masked = [name for name in origins if self._inputs[name].shape[:2] == shape]
+            if len(masked) == 1:
+                return self._named(fitting[0])
+        self._ask(layer, tokens, fitting)
+        return None
+
+    def _fitting(self, tokens: int) -> list[str]:
+        """Return the names of the masks (sample, token) of so many tokens among the inputs."""
+        return [
             name
             for name, value in self._inputs.items()
             if _is_mask(name, value) and value.ndim == 2 and value.shape[1] == tokens
         ]
-        if len(fitting) == 1 and _is_padding(fitting[0], self._inputs[fitting[0]]):
-            return self._named(fitting[0])
+
+    def _ask(self, layer: Layer, tokens: int, fitting: Sequence[str]) -> None:
         if fitting:
             raise CaptureError(
-                f"layer {layer.name!r}: the probe set holds {', '.join(map(repr, fitting))}, and no 'attention_mask': "
-                f"say which one masks its {tokens} tokens, LayerSpec(..., mask={fitting[0]!r}), or mask=None"
+                f"layer {layer.name!r}: the probe set holds {', '.join(map(repr, fitting))}, and nothing tells whether "
+                f"one of them masks its {tokens} tokens: say so, LayerSpec(..., mask={fitting[0]!r}), where nonzero "
+                "counts, or mask=None"
             )
-        return None
 
     def _of_frames(self, layer: Layer, mask: torch.Tensor, tokens: int) -> torch.Tensor:
         """Return the mask of a speech model's frames, where the mask is that of the sound they were made of."""
@@ -207,7 +233,7 @@ def _is_mask(name: str, value: Any) -> bool:
 
 
 def _is_padding(name: str, mask: torch.Tensor) -> bool:
-    return name.endswith("key_padding_mask") and mask.dtype == torch.bool
+    return name.endswith("padding_mask") and not mask.is_floating_point()
 
 
 def _mask(value: Any) -> torch.Tensor | None:
@@ -220,6 +246,13 @@ def _same(first: Any, second: torch.Tensor) -> bool:
     if not isinstance(first, torch.Tensor) or first.shape != second.shape or first.device != second.device:
         return False
     return first.dtype == second.dtype and bool(torch.equal(first, second))
+
+
+def outermost_models(network: nn.Module) -> list[nn.Module]:
+    """Return the Hugging Face models of a network that are in no other, the network itself included."""
+    if is_pretrained(network) or is_peft(network):
+        return [network]
+    return [model for child in network.children() for model in outermost_models(child)]
 
 
 def _parents(network: nn.Module) -> dict[nn.Module, nn.Module]:
