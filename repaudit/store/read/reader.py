@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import xarray as xr
-from zarr.storage import FsspecStore
+from zarr.storage import FsspecStore, LocalStore
 
 from repaudit.errors import CorruptStoreError
 from repaudit.names import ATTRS, CHECKSUM, MODELS, STEP
@@ -17,6 +17,7 @@ from repaudit.store.format.documents import DOCUMENT, read_document
 from repaudit.store.format.layout import ABSENT, COLUMNS
 from repaudit.store.format.root_document import nothing_there, store_attributes
 from repaudit.store.format.schema import unbelievable, violations
+from repaudit.store.read.guarded_store import GuardedStore
 from repaudit.store.read.plain_store import PlainStore
 from repaudit.store.storage.local import LocalStorage
 from repaudit.store.storage.place import open_storage
@@ -73,9 +74,11 @@ def open_store(url: str | os.PathLike[str], storage_options: Mapping[str, Any] |
     storage = open_storage(url, storage_options)
     if store_attributes(storage) is None:
         raise nothing_there(storage)
-    absent = check_documents(storage)
+    arrays: dict[str, Any] = {}
+    absent = check_documents(storage, arrays)
     try:
-        zarr_store = _zarr_store(storage, url, storage_options)
+        folder = storage.root if isinstance(storage, LocalStorage) else None
+        zarr_store: Any = GuardedStore(_zarr_store(storage, url, storage_options), arrays, folder)
         tree = xr.open_datatree(zarr_store, engine="zarr", consolidated=False, chunks={})
     except (PermissionError, ConnectionError, TimeoutError, Warning):
         raise
@@ -113,9 +116,9 @@ def _keep_checksums(tree: xr.DataTree) -> None:
 
 
 def _zarr_store(storage: Storage, url: str | os.PathLike[str], storage_options: Mapping[str, Any] | None) -> Any:
-    """Return what xarray opens: a path, or a Zarr store without remembered listings."""
+    """Return the Zarr store of a storage, without remembered listings."""
     if isinstance(storage, LocalStorage):
-        return storage.url
+        return LocalStore(storage.root, read_only=True)
     if isinstance(storage, RemoteStorage) and storage.is_plain:
         return PlainStore(storage)
     store = FsspecStore.from_url(os.fspath(url), storage_options=dict(storage_options or {}), read_only=True)
@@ -123,8 +126,14 @@ def _zarr_store(storage: Storage, url: str | os.PathLike[str], storage_options: 
     return store
 
 
-def check_documents(storage: Storage) -> list[str]:
+def check_documents(storage: Storage, arrays: dict[str, Any] | None = None) -> list[str]:
     """Refuse metadata that breaks the format, or would make a reader allocate absurd amounts, before anything is read.
+
+    Parameters
+    ----------
+    storage : Storage
+    arrays : dict, optional
+        Filled with the documents of the models' arrays, by key.
 
     Returns
     -------
@@ -153,6 +162,9 @@ def check_documents(storage: Storage) -> list[str]:
             _refuse(storage, key, ["its document is missing, and with it the record of its steps"] * lost)
             continue
         _check_model(storage, key, model, version)
+        if arrays is not None:
+            listed = model["consolidated_metadata"]["metadata"]
+            arrays |= {f"{key}/{array}": document for array, document in listed.items()}
         name = model["attributes"][ATTRS]["name"]
         if name in names:
             raise CorruptStoreError(

@@ -6,6 +6,7 @@ import contextlib
 import errno
 import os
 import shutil
+import stat
 import threading
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
@@ -75,7 +76,7 @@ class LocalStorage(Storage):
     def get(self, key: str) -> bytes | None:
         """Read one file, or return None where there is none."""
         try:
-            return self.path(key).read_bytes()
+            return _read_file(self.path(key))
         except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
             return None
 
@@ -302,6 +303,14 @@ def _rename_all(written: Sequence[tuple[Path, Path]], fence: Fence | None) -> No
         if fence is not None:
             fence.check()
         raise
+
+
+def _read_file(path: Path) -> bytes:
+    """Read a regular file; a pipe or a device is refused, since reading it may never end."""
+    with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
+        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            raise ForeignPathError(f"{path} is not a regular file: expected only those in a store")
+        return file.read()
 
 
 def _write_file(path: Path, parts: Parts) -> None:
