@@ -19,6 +19,7 @@ from repaudit.store.check.root_inspection import differences, refused_by_zarr
 from repaudit.store.format.documents import DOCUMENT, chunk_key, dump, read_document
 from repaudit.store.format.encoding import COORDINATE_CHUNK, checksum, decode_column
 from repaudit.store.format.layout import STEP_COLUMNS, coordinate_arrays
+from repaudit.store.format.model_facts import steps_of
 from repaudit.store.format.schema import unbelievable, violations
 from repaudit.store.storage.storage import Storage
 
@@ -246,7 +247,15 @@ class ModelInspection:
         return self.storage.get(f"{self.key}/{LAYER}/{chunk_key(0)}")
 
     def column(self, name: str, chunk: int) -> list[Any] | str:
-        """Return one chunk of a coordinate, or what is wrong with it."""
+        """Return one chunk of a coordinate, or what is wrong with it; step numbers also from the model's document."""
+        steps = steps_of(self.document or {}) if name == STEP and self.sound else None
+        if steps is not None and chunk * COORDINATE_CHUNK < len(steps):
+            part = steps[chunk * COORDINATE_CHUNK :][:COORDINATE_CHUNK]
+            return part + [STEP_COLUMNS[STEP].fill] * (COORDINATE_CHUNK - len(part))
+        return self.stored_column(name, chunk)
+
+    def stored_column(self, name: str, chunk: int) -> list[Any] | str:
+        """Return one chunk of a coordinate as it is stored, or what is wrong with it."""
         if (name, chunk) not in self._columns:
             self._columns[name, chunk] = self._read_column(name, chunk)
         return self._columns[name, chunk]

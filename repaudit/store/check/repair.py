@@ -18,6 +18,7 @@ from repaudit.store.check.root_repair import mend_root, stale_lease
 from repaudit.store.format.documents import DOCUMENT, chunk_key, dump, read_document
 from repaudit.store.format.encoding import COORDINATE_CHUNK, checksum, encode_column
 from repaudit.store.format.layout import INPUTS_FINGERPRINT, LEASE, REPAIR, STEP_COLUMNS, model_document
+from repaudit.store.format.model_facts import step_chunks, steps_of
 from repaudit.store.format.provenance import now
 from repaudit.store.format.root_document import nothing_there, store_attributes
 from repaudit.store.storage.fenced import Fenced
@@ -150,6 +151,7 @@ def _mend_model(storage: Storage, key: str, force: bool, version: int) -> list[P
         for problem in list(model.outdated()):
             storage.put(problem.location, [dump(model.arrays[problem.location.split("/")[-2]])])
             done.append(Problem(problem.location, problem.kind, f"{problem.message}; it was rewritten"))
+        done += _mend_step_numbers(model)
         for chunk in list(model.leftovers()):
             storage.delete(chunk)
             if chunk in leftovers:
@@ -157,6 +159,15 @@ def _mend_model(storage: Storage, key: str, force: bool, version: int) -> list[P
     finally:
         lease.release()
     return done
+
+
+def _mend_step_numbers(model: ModelInspection) -> Iterator[Problem]:
+    """Write the numbers of the steps again where they are not what the model's document says."""
+    for index, (name, data) in enumerate(step_chunks(steps_of(model.document or {}) or []).items()):
+        path = f"{model.key}/{STEP}/{name}"
+        if model.stored_column(STEP, index) != model.column(STEP, index):
+            model.storage.put(path, [data])
+            yield Problem(path, "damaged_chunk", "the numbers of the steps were rewritten from the model's document")
 
 
 @dataclass
@@ -278,6 +289,7 @@ def _mended_document(model: ModelInspection, rows: list[_Row]) -> dict[str, Any]
             chunk_rows = len(model.layer_keys) if key == LAYER else COORDINATE_CHUNK
             arrays[key]["chunk_grid"]["configuration"]["chunk_shape"] = [chunk_rows, *shape[1:]]
     document["attributes"][ATTRS] |= {"committed": len(rows), "repaired": now()}
+    document["attributes"][ATTRS]["steps"] = [int(row.columns[STEP]) for row in rows]
     for array in document["consolidated_metadata"]["metadata"].values():
         if array["dimension_names"][0] == STEP:
             array["shape"][0] = len(rows)
@@ -292,7 +304,7 @@ def _replay(storage: Storage, key: str) -> None:
         storage.delete_prefix(base)
         return
     hidden = copy.deepcopy(document)  # while chunks move, readers see no step of this model
-    hidden["attributes"][ATTRS]["committed"] = 0
+    hidden["attributes"][ATTRS] |= {"committed": 0, "steps": []}
     for array in hidden["consolidated_metadata"]["metadata"].values():
         if array["dimension_names"][0] == STEP:
             array["shape"][0] = 0

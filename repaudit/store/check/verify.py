@@ -222,7 +222,10 @@ def _columns(model: ModelInspection) -> Iterator[Problem]:
         for chunk in range(count):
             if model.chunk_name(name, chunk) not in present:
                 continue
-            values = model.column(name, chunk)
+            values = model.stored_column(name, chunk)
+            known, count_here = model.column(name, chunk), committed - chunk * COORDINATE_CHUNK
+            if name == STEP and not isinstance(values, str) and values[:count_here] != known[:count_here]:
+                values = "it is not what the model's document says"
             if isinstance(values, str):
                 message = f"chunk {chunk} of {name} is damaged: {values}"
                 yield Problem(f"{path}/{model.chunk_name(name, chunk)}", "damaged_chunk", message)

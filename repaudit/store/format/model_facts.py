@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from typing import Any
 
-from repaudit.names import ATTRS
+import numpy as np
+
+from repaudit.names import ATTRS, STEP
+from repaudit.store.format.documents import chunk_key
+from repaudit.store.format.encoding import COORDINATE_CHUNK, encode_column
+from repaudit.store.format.layout import STEP_COLUMNS
 
 
 def epoch_of(document: Mapping[str, Any]) -> int:
@@ -18,6 +24,33 @@ def epoch_of(document: Mapping[str, Any]) -> int:
     """
     epoch = _facts(document).get("epoch", 0)
     return epoch if type(epoch) is int else 0
+
+
+def steps_of(document: Mapping[str, Any]) -> list[int] | None:
+    """Return the steps that a model's document names, or None where it does not name as many as it has.
+
+    Examples
+    --------
+    >>> steps_of({"attributes": {"repaudit": {"committed": 2, "steps": [0, 10]}}})
+    [0, 10]
+    """
+    facts = _facts(document)
+    steps, committed = facts.get("steps"), facts.get("committed")
+    if not isinstance(steps, list) or len(steps) != committed or any(type(step) is not int for step in steps):
+        return None
+    rising = all(earlier < later for earlier, later in pairwise([-1, *steps]))
+    return list(steps) if rising and (not steps or steps[-1] < 2**63) else None
+
+
+def step_chunks(steps: Sequence[int]) -> dict[str, bytes]:
+    """Return the chunks of the coordinate `step`, by their names within the array."""
+    column, values = STEP_COLUMNS[STEP], np.array(steps, dtype=STEP_COLUMNS[STEP].numpy_dtype)
+    return {
+        chunk_key(start // COORDINATE_CHUNK): b"".join(
+            encode_column(values[start : start + COORDINATE_CHUNK], COORDINATE_CHUNK, column.fill)
+        )
+        for start in range(0, len(values), COORDINATE_CHUNK)
+    }
 
 
 def _facts(document: Mapping[str, Any]) -> Mapping[str, Any]:

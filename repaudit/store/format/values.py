@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import math
 import operator
+import time
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from repaudit.errors import LayoutError
+from repaudit.names import STEP
 from repaudit.store.format.encoding import round_mantissa
 from repaudit.store.format.layout import LayerLayout
 
@@ -92,3 +95,15 @@ def finite_number(value: Any, what: str) -> float:
     if finite is None or not math.isfinite(finite):
         raise ValueError(f"{what}={value!r}: expected seconds since 1970-01-01 UTC")
     return finite
+
+
+def stored_coordinate(name: str, row: Mapping[str, Any]) -> Any:
+    """Return a coordinate as it is stored: unknown numbers are NaN, times whole microseconds."""
+    value = row.get(name)
+    if name == STEP:
+        return int(row[STEP])
+    if name == "wall_time":
+        return round((time.time() if value is None else float(value)) * 1e6)
+    if name == "trigger":
+        return "" if value is None else str(value)
+    return float("nan") if value is None else float(value)

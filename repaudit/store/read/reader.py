@@ -13,11 +13,13 @@ from zarr.storage import FsspecStore, LocalStore
 from repaudit.errors import CorruptStoreError
 from repaudit.names import ATTRS, CHECKSUM, MODELS, STEP
 from repaudit.store.check.root_inspection import RootInspection
-from repaudit.store.format.documents import DOCUMENT, read_document
+from repaudit.store.format.documents import DOCUMENT, dump, read_document
 from repaudit.store.format.layout import ABSENT, COLUMNS
+from repaudit.store.format.model_facts import step_chunks, steps_of
 from repaudit.store.format.root_document import nothing_there, store_attributes
 from repaudit.store.format.schema import unbelievable, violations
 from repaudit.store.read.guarded_store import GuardedStore
+from repaudit.store.read.pinned import PinnedStore
 from repaudit.store.read.plain_store import PlainStore
 from repaudit.store.storage.local import LocalStorage
 from repaudit.store.storage.place import open_storage
@@ -74,11 +76,13 @@ def open_store(url: str | os.PathLike[str], storage_options: Mapping[str, Any] |
     storage = open_storage(url, storage_options)
     if store_attributes(storage) is None:
         raise nothing_there(storage)
+    pinned: dict[str, bytes] = {}
     arrays: dict[str, Any] = {}
-    absent = check_documents(storage, arrays)
+    absent = check_documents(storage, pinned, arrays)
     try:
         folder = storage.root if isinstance(storage, LocalStorage) else None
-        zarr_store: Any = GuardedStore(_zarr_store(storage, url, storage_options), arrays, folder)
+        guarded = GuardedStore(_zarr_store(storage, url, storage_options), arrays, folder)
+        zarr_store: Any = PinnedStore(guarded, pinned)
         tree = xr.open_datatree(zarr_store, engine="zarr", consolidated=False, chunks={})
     except (PermissionError, ConnectionError, TimeoutError, Warning):
         raise
@@ -126,13 +130,16 @@ def _zarr_store(storage: Storage, url: str | os.PathLike[str], storage_options: 
     return store
 
 
-def check_documents(storage: Storage, arrays: dict[str, Any] | None = None) -> list[str]:
+def check_documents(storage: Storage, pinned: dict[str, bytes], arrays: dict[str, Any]) -> list[str]:
     """Refuse metadata that breaks the format, or would make a reader allocate absurd amounts, before anything is read.
 
     Parameters
     ----------
     storage : Storage
-    arrays : dict, optional
+    pinned : dict
+        Filled with what is to be read of each model in the version that was checked: its document, and the numbers of
+        its steps.
+    arrays : dict
         Filled with the documents of the models' arrays, by key.
 
     Returns
@@ -162,9 +169,8 @@ def check_documents(storage: Storage, arrays: dict[str, Any] | None = None) -> l
             _refuse(storage, key, ["its document is missing, and with it the record of its steps"] * lost)
             continue
         _check_model(storage, key, model, version)
-        if arrays is not None:
-            listed = model["consolidated_metadata"]["metadata"]
-            arrays |= {f"{key}/{array}": document for array, document in listed.items()}
+        listed = model["consolidated_metadata"]["metadata"]
+        arrays |= {f"{key}/{array}": document for array, document in listed.items()}
         name = model["attributes"][ATTRS]["name"]
         if name in names:
             raise CorruptStoreError(
@@ -172,6 +178,8 @@ def check_documents(storage: Storage, arrays: dict[str, Any] | None = None) -> l
                 f"move one of them out of the store"
             )
         names[name] = key
+        pinned[f"{key}/{DOCUMENT}"] = dump(model)
+        pinned |= {f"{key}/{STEP}/{chunk}": data for chunk, data in step_chunks(steps_of(model) or []).items()}
     return sorted(absent)
 
 

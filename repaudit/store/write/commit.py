@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping, Sequence
 from typing import Any, Final, Literal, TypeAlias
 
@@ -29,9 +28,10 @@ from repaudit.store.format.layout import (
     model_document,
     model_key,
 )
-from repaudit.store.format.model_facts import epoch_of
+from repaudit.store.format.model_facts import epoch_of, steps_of
 from repaudit.store.format.provenance import now, package_versions
 from repaudit.store.format.schema import unbelievable
+from repaudit.store.format.values import stored_coordinate
 from repaudit.store.storage.fenced import Fenced
 from repaudit.store.storage.lease import Lease
 from repaudit.store.storage.storage import ChangedError, Parts, Storage
@@ -133,10 +133,10 @@ class ModelRecord:
         if self.committed == 0:
             self._reset(fresh)
             return
-        where = f"model {self.model_name!r} in {self.storage.url}"
-        check_inputs(where, self.document, fresh["attributes"][ATTRS].get(INPUTS_FINGERPRINT))
-        self.layers = matched_layers(where, self.document, self.layers, self.committed)
-        self._commit(self._grown(self.committed, epoch=self._next_epoch()))
+        model, url = f"model {self.model_name!r}", self.storage.url
+        check_inputs(f"{model} in {url}", self.document, fresh["attributes"][ATTRS].get(INPUTS_FINGERPRINT))
+        self.layers = matched_layers(model, url, self.document, self.layers, self.committed)
+        self._commit(self._grown(self.committed, epoch=self._next_epoch(), steps=self.columns[STEP]))
         self.epoch = epoch_of(self.document)
         self._follow_up(only_larger=True)
 
@@ -187,7 +187,11 @@ class ModelRecord:
 
     def _load_columns(self, count: int) -> None:
         chunks = range(-(-count // COORDINATE_CHUNK))
+        known = steps_of(self.document)
         for name, column in STEP_COLUMNS.items():
+            if name == STEP and known is not None:
+                self.columns[STEP] = known
+                continue
             data = [self._coordinate(f"{name}/{chunk_key(chunk)}") for chunk in chunks]
             self.columns[name] = [value for part in data for value in decode_column(part, column.numpy_dtype)][:count]
         width = self.document["consolidated_metadata"]["metadata"][CHECKSUM]["shape"][1]
@@ -225,7 +229,7 @@ class ModelRecord:
         if self.columns[STEP] and row[STEP] <= self.columns[STEP][-1]:
             raise StepOrderError(f"step {row[STEP]} is not greater than the committed step {self.columns[STEP][-1]}")
         index = self.committed
-        columns = {name: [*self._tail(name, index), _stored(name, row)] for name in STEP_COLUMNS}
+        columns = {name: [*self._tail(name, index), stored_coordinate(name, row)] for name in STEP_COLUMNS}
         objects: dict[str, Parts] = {}
         crcs = []
         for layer in self.layers:
@@ -236,7 +240,7 @@ class ModelRecord:
         objects |= self._coordinate_objects(index // COORDINATE_CHUNK, columns, sums)
         self.storage.put_many(objects)
         gaps = [gap for gap in self.gaps if gap[STEP] != row[STEP]]  # a stored step is no longer missing
-        self._commit(self._grown(index + 1, gaps=gaps))
+        self._commit(self._grown(index + 1, gaps=gaps, steps=[*self.columns[STEP], int(row[STEP])]))
         for name, values in columns.items():
             self.columns[name].append(values[-1])
         self.checksums.append(crcs)
@@ -297,7 +301,7 @@ class ModelRecord:
         gaps = [gap for gap in self.gaps if gap[STEP] <= after_step]
         if not dropped and gaps == self.gaps:
             return []
-        self._commit(self._grown(keep, gaps=gaps))
+        self._commit(self._grown(keep, gaps=gaps, steps=self.columns[STEP][:keep]))
         self.columns = {name: values[:keep] for name, values in self.columns.items()}
         self.checksums = self.checksums[:keep]
         self._follow_up(only_larger=True)
@@ -338,15 +342,3 @@ class ModelRecord:
             self._follow_up()
         finally:
             self.lease.release()
-
-
-def _stored(name: str, row: StepRow) -> Any:
-    """Return a coordinate as it is stored: unknown numbers are NaN, times whole microseconds."""
-    value = row.get(name)
-    if name == STEP:
-        return int(row[STEP])
-    if name == "wall_time":
-        return round((time.time() if value is None else float(value)) * 1e6)
-    if name == "trigger":
-        return "" if value is None else str(value)
-    return float("nan") if value is None else float(value)

@@ -22,7 +22,7 @@ def check_inputs(where: str, document: Mapping[str, Any], fingerprint: str | Non
 
 
 def matched_layers(
-    where: str, document: Mapping[str, Any], layers: Sequence[LayerLayout], committed: int
+    model: str, url: str, document: Mapping[str, Any], layers: Sequence[LayerLayout], committed: int
 ) -> list[LayerLayout]:
     """Return a writer's layers in the order of the record; refuse layers that differ from it."""
     arrays = document["consolidated_metadata"]["metadata"]
@@ -30,23 +30,23 @@ def matched_layers(
     wanted = {layer.name: layer.document(committed) for layer in layers}
     if set(stored) != set(wanted):
         raise LayoutError(
-            f"{where} has the layers {sorted(stored)}, this writer has "
+            f"{model} in {url} has the layers {sorted(stored)}, this writer has "
             f"{sorted(wanted)}: a model keeps its layers; use another model name, or if_exists='replace'"
         )
     for name, array in stored.items():
-        _check_layer(f"layer {name!r} of {where}", array, wanted[name])
+        _check_layer(f"layer {name!r} of {model}", url, array, wanted[name])
     order = list(stored)
     return sorted(layers, key=lambda layer: order.index(layer.name))
 
 
-def _check_layer(where: str, stored: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
+def _check_layer(where: str, url: str, stored: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
     for part in ("shape", "data_type", "codecs"):
         if stored[part] != wanted[part]:
-            raise LayoutError(f"{where} has {part} {stored[part]}, this writer has {wanted[part]}")
+            raise LayoutError(f"{where} has {part} {stored[part]} in {url}, this writer has {wanted[part]}")
     for part in ("source_dtype", "codec", "keepbits"):
         recorded, here = stored["attributes"].get(part), wanted["attributes"].get(part)
         if recorded != here:
             raise LayoutError(
-                f"{where} has {part} {recorded!r}, this writer has {here!r}: a layer keeps it; pass the same, or use "
+                f"{where} has {part} {recorded!r} in {url}, this writer has {here!r}: a layer keeps it; pass the same, or use "
                 "another model name"
             )
