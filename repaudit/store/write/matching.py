@@ -47,6 +47,6 @@ def _check_layer(where: str, url: str, stored: Mapping[str, Any], wanted: Mappin
         recorded, here = stored["attributes"].get(part), wanted["attributes"].get(part)
         if recorded != here:
             raise LayoutError(
-                f"{where} has {part} {recorded!r} in {url}, this writer has {here!r}: a layer keeps it; pass the same, or use "
-                "another model name"
+                f"{where} has {part} {recorded!r} in {url}, this writer has {here!r}: a layer keeps it; pass "
+                "the same, or use another model name"
             )
