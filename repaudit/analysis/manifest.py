@@ -29,10 +29,10 @@ class Manifest:
 
     @classmethod
     def of(cls, folder: Path) -> Manifest:
-        """Read the manifest of a folder; one without a manifest has no files of an analysis."""
+        """Read the manifest of a folder; without one only results that say so are of an analysis, an earlier one."""
         path = folder / MANIFEST
         if not os.path.lexists(path):
-            return cls(folder, {})
+            return cls(folder, {name: (digest_of(folder / name),) for name in _pieces_of_old(folder)})
         try:
             listed = json.loads(path.read_text(encoding="utf-8"))[_KEY]
             return cls(folder, {str(name): tuple(map(str, hashes)) for name, hashes in listed.items()})
@@ -56,6 +56,17 @@ class Manifest:
     def foreign(self, names: Iterable[str]) -> list[str]:
         """Return the names under which something stands that no analysis wrote, or that was changed since."""
         return [name for name in names if os.path.lexists(self.folder / name) and not self.owns(name)]
+
+
+def _pieces_of_old(folder: Path) -> list[str]:
+    """Return what an analysis wrote into a folder before there were lists, if its results are there."""
+    try:
+        attributes = json.loads((folder / "results.zarr/zarr.json").read_text(encoding="utf-8"))["attributes"]
+        versions = json.loads(attributes["versions"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return []
+    pieces = [name for name in ("results.zarr", "summary.json", "report.html") if (folder / name).exists()]
+    return pieces if isinstance(versions, dict) and "repaudit" in versions else []
 
 
 def digest_of(path: Path) -> str:

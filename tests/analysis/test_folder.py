@@ -27,7 +27,7 @@ def url(planted_store):
 def quick(monkeypatch):
     """Write figures and reports of a few bytes, of the names that analyses give them."""
 
-    def figures(_results, folder):
+    def figures(_results, folder, **_options):
         folder.mkdir()
         for name in ("spread.png", "pairs-only.png"):
             (folder / name).write_bytes(os.urandom(16))
@@ -58,7 +58,7 @@ def test_own_figures_are_replaced_and_obsolete_ones_removed_unless_changed(url, 
     first = (out / "figures" / "spread.png").read_bytes()
     (out / "figures" / "pairs-only.png").write_bytes(b"retouched")
 
-    def one_figure(_results, folder):
+    def one_figure(_results, folder, **_options):
         folder.mkdir()
         (folder / "approach.png").write_bytes(b"new")
 
@@ -179,3 +179,15 @@ def add_often(folder):
         with locked(folder):
             path = folder / "count"
             path.write_text(str(int(path.read_text() or 0) + 1 if path.exists() else 1))
+
+
+def test_results_of_before_there_were_lists_are_replaced(planted_store, tmp_path, undrawn):
+    url = planted_store()
+    ra.analyze(url, tmp_path / "out", frames=0, units=0)
+    (tmp_path / "out" / "files.json").unlink()
+    ra.analyze(url, tmp_path / "out", frames=0, units=0)
+    assert (tmp_path / "out" / "files.json").exists()
+    (tmp_path / "out" / "files.json").unlink()
+    (tmp_path / "out" / "results.zarr" / "zarr.json").write_text('{"attributes": {"versions": "{}"}}')
+    with pytest.raises(AnalysisError, match=r"which no analysis wrote"):
+        ra.analyze(url, tmp_path / "out", frames=0, units=0)
