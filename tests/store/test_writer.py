@@ -323,7 +323,7 @@ def test_an_interrupted_append_may_be_repeated(url, probe_set, layers, step_arra
     with ra.TrajectoryWriter(url, model_name="m", probe_set=probe_set, layers=layers) as writer:
         with monkeypatch.context() as interrupted:
 
-            def interrupt(item, timeout):
+            def interrupt(*_item, **_options):
                 raise KeyboardInterrupt
 
             interrupted.setattr(writer._committer.queue, "put", interrupt)
@@ -450,7 +450,17 @@ def test_truncation_across_coordinate_chunks_leaves_nothing_behind(url, probe_se
     assert catalog.steps(ra.open_store(url), "seed0") == [0, 1]
 
 
-@pytest.mark.parametrize("damage", ["zarr.json", "step/c.0"])
+def test_damaged_step_numbers_do_not_keep_a_run_from_going_on(url, probe_set, layers, step_arrays, tmp_path):
+    with open_writer(url, probe_set, layers) as writer:
+        writer.append(5, step_arrays(5))
+    (tmp_path / "store.zarr/models/seed0/step/c.0").write_text("{")
+    with open_writer(url, probe_set, layers) as writer:
+        assert writer.steps == [5]
+        writer.append(6, step_arrays(6))
+    assert catalog.steps(ra.open_store(url), "seed0") == [5, 6]
+
+
+@pytest.mark.parametrize("damage", ["zarr.json"])
 def test_a_damaged_model_can_be_replaced(url, probe_set, layers, step_arrays, tmp_path, damage):
     with open_writer(url, probe_set, layers) as writer:
         writer.append(5, step_arrays(5))

@@ -18,7 +18,7 @@ from repaudit.store.check.root_repair import mend_root, stale_lease
 from repaudit.store.format.documents import DOCUMENT, chunk_key, dump, read_document
 from repaudit.store.format.encoding import COORDINATE_CHUNK, checksum, encode_column
 from repaudit.store.format.layout import INPUTS_FINGERPRINT, LEASE, REPAIR, STEP_COLUMNS, model_document
-from repaudit.store.format.model_facts import step_chunks, steps_of
+from repaudit.store.format.model_facts import step_chunks
 from repaudit.store.format.provenance import now
 from repaudit.store.format.root_document import nothing_there, store_attributes
 from repaudit.store.storage.fenced import Fenced
@@ -163,7 +163,7 @@ def _mend_model(storage: Storage, key: str, force: bool, version: int) -> list[P
 
 def _mend_step_numbers(model: ModelInspection) -> Iterator[Problem]:
     """Write the numbers of the steps again where they are not what the model's document says."""
-    for index, (name, data) in enumerate(step_chunks(steps_of(model.document or {}) or []).items()):
+    for index, (name, data) in enumerate(step_chunks(model.document or {}).items()):
         path = f"{model.key}/{STEP}/{name}"
         if model.stored_column(STEP, index) != model.column(STEP, index):
             model.storage.put(path, [data])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from itertools import pairwise
 from typing import Any
 
@@ -10,7 +10,7 @@ import numpy as np
 
 from repaudit.names import ATTRS, STEP
 from repaudit.store.format.documents import chunk_key
-from repaudit.store.format.encoding import COORDINATE_CHUNK, encode_column
+from repaudit.store.format.encoding import encode_column
 from repaudit.store.format.layout import STEP_COLUMNS
 
 
@@ -42,14 +42,16 @@ def steps_of(document: Mapping[str, Any]) -> list[int] | None:
     return list(steps) if rising and (not steps or steps[-1] < 2**63) else None
 
 
-def step_chunks(steps: Sequence[int]) -> dict[str, bytes]:
-    """Return the chunks of the coordinate `step`, by their names within the array."""
+def step_chunks(document: Mapping[str, Any]) -> dict[str, bytes]:
+    """Return the chunks of a model's coordinate `step`, by their names within the array, from its document."""
+    steps = steps_of(document)
+    if not steps:
+        return {}
     column, values = STEP_COLUMNS[STEP], np.array(steps, dtype=STEP_COLUMNS[STEP].numpy_dtype)
+    size = document["consolidated_metadata"]["metadata"][STEP]["chunk_grid"]["configuration"]["chunk_shape"][0]
     return {
-        chunk_key(start // COORDINATE_CHUNK): b"".join(
-            encode_column(values[start : start + COORDINATE_CHUNK], COORDINATE_CHUNK, column.fill)
-        )
-        for start in range(0, len(values), COORDINATE_CHUNK)
+        chunk_key(start // size): b"".join(encode_column(values[start : start + size], size, column.fill))
+        for start in range(0, len(values), size)
     }
 
 

@@ -15,7 +15,7 @@ from repaudit.names import ATTRS, CHECKSUM, MODELS, STEP
 from repaudit.store.check.root_inspection import RootInspection
 from repaudit.store.format.documents import DOCUMENT, dump, read_document
 from repaudit.store.format.layout import ABSENT, COLUMNS
-from repaudit.store.format.model_facts import step_chunks, steps_of
+from repaudit.store.format.model_facts import step_chunks
 from repaudit.store.format.root_document import nothing_there, store_attributes
 from repaudit.store.format.schema import unbelievable, violations
 from repaudit.store.read.guarded_store import GuardedStore
@@ -179,7 +179,7 @@ def check_documents(storage: Storage, pinned: dict[str, bytes], arrays: dict[str
             )
         names[name] = key
         pinned[f"{key}/{DOCUMENT}"] = dump(model)
-        pinned |= {f"{key}/{STEP}/{chunk}": data for chunk, data in step_chunks(steps_of(model) or []).items()}
+        pinned |= {f"{key}/{STEP}/{chunk}": data for chunk, data in step_chunks(model).items()}
     return sorted(absent)
 
 

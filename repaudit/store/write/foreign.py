@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Final
 
 from repaudit.errors import NotAStoreError, StoreError
-from repaudit.names import MODELS
-from repaudit.store.format.documents import DOCUMENT
+from repaudit.names import ATTRS, MODELS
+from repaudit.store.format.documents import DOCUMENT, read_document
 from repaudit.store.format.layout import LEASE
 from repaudit.store.format.root_document import store_attributes
 from repaudit.store.storage.local import LOCK, LocalStorage
@@ -20,7 +20,15 @@ _CHUNK: Final = re.compile(r"c\.\d[^/]*")
 
 def foreign_models(storage: Storage) -> list[str]:
     """Return what is among the models of a folder without a root document, which come after it."""
-    return [f"{MODELS}/{name}" for name in storage.children(MODELS) if name != DOCUMENT]
+    return [
+        f"{MODELS}/{name}" for name in storage.children(MODELS) if name != DOCUMENT and not _is_model(storage, name)
+    ]
+
+
+def _is_model(storage: Storage, name: str) -> bool:
+    document = read_document(storage, f"{MODELS}/{name}/{DOCUMENT}") or {}
+    attributes = document.get("attributes")
+    return isinstance(attributes, dict) and ATTRS in attributes
 
 
 def refuse_inside(storage: Storage) -> None:

@@ -45,6 +45,7 @@ def ensure_root(storage: Storage, probe_set: ProbeSetLike, *, wait: float = ROOT
         raise NotAStoreError(f"{storage.url} is a file: expected a Zarr folder, or a new path")
     while (attributes := store_attributes(storage)) is None:
         refuse_inside(storage)
+        _refuse_foreign(storage)  # before anything is put there
         lease = lease_within(wait, storage, f"{PROBE}/{LEASE}", f"the new store {storage.url}")
         try:
             if store_attributes(storage) is None:
@@ -141,7 +142,7 @@ def _refuse_foreign(storage: Storage) -> None:
             f"expected an empty folder or a new path"
         )
     models = [name for name in storage.children(MODELS) if name != DOCUMENT]
-    if models:
+    if models and store_attributes(storage) is None:  # else another process has just created it
         raise CorruptStoreError(
             f"{storage.url} holds models ({', '.join(map(repr, models[:5]))}), but its root document is lost: restore "
             f"{DOCUMENT} from a backup, or record into another store"
