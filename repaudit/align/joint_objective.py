@@ -190,6 +190,8 @@ class JointObjective(nn.Module):
         CaptureError, LayerPathError
             The student's layer is not to be had.
         """
+        if not callable(task):
+            raise TypeError(f"task: expected a function that forwards the student, found {type(task).__name__}")
         weight = self.weight_at(step)
         if not weight:
             self.metrics = {"match_weight": 0.0}

@@ -100,7 +100,8 @@ def _kept(results: str | os.PathLike[str] | xr.DataTree) -> xr.Dataset:
 
 def _chosen(what: str, asked: Any, known: Sequence[Any]) -> int:
     if asked not in known:
-        raise OperatorError(f"expected a {what} among {', '.join(map(str, known))}, found {asked!r}")
+        hint = "; `repaudit analyze --scales` chooses them" if what == "scale" else ""
+        raise OperatorError(f"expected a {what} among {', '.join(map(str, known))}, found {asked!r}{hint}")
     return list(known).index(asked)
 
 
