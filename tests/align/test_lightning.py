@@ -235,3 +235,20 @@ def test_the_held_out_distance_is_logged_by_the_audit(tmp_path: Path) -> None:
     rows = list(csv.DictReader(Path(logger.log_dir, "metrics.csv").read_text().splitlines()))
     found = {int(row["step"]): float(row["held_out_distance"]) for row in rows if row["held_out_distance"]}
     assert found == pytest.approx(expected, rel=1e-4)
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_a_step_that_was_set_on_the_module_comes_back(tmp_path: Path, fails: bool) -> None:
+    module = ra.HFTrainerModule(students.student())
+
+    def step(batch: Any, batch_idx: int) -> Any:
+        if fails:
+            raise OSError("the disk is gone")
+        return ra.HFTrainerModule.training_step(module, batch, batch_idx)
+
+    module.training_step = step  # type: ignore[method-assign]
+    try:
+        fit(module, tmp_path, ra.AlignmentCallback(students.objective()))
+    except OSError:
+        assert fails
+    assert module.training_step is step

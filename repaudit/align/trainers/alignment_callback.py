@@ -50,6 +50,8 @@ class AlignmentCallback(pl.Callback):
     def __init__(self, objective: JointObjective, head_learning_rate: float = 1e-3) -> None:
         self.objective, self.head_learning_rate = objective, head_learning_rate
         self._heads: torch.optim.Optimizer | None = None
+        self._of_instance: Any = None
+        self._is_in_place = False
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Find what is wrong before the first step."""
@@ -69,20 +71,30 @@ class AlignmentCallback(pl.Callback):
         if trained and self._heads is None:
             self._heads = torch.optim.AdamW(trained, lr=self.head_learning_rate)
         step_of_task = pl_module.training_step
+        self._of_instance = pl_module.__dict__.get("training_step")
 
         def training_step(batch: Any, *args: Any, **kwargs: Any) -> Any:
             return self._joined(trainer, pl_module, batch, lambda rest: step_of_task(rest, *args, **kwargs))
 
         pl_module.training_step = training_step  # type: ignore[method-assign]
+        self._is_in_place = True
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Give the module its own step back."""
         if stage == "fit":
-            pl_module.__dict__.pop("training_step", None)
+            self._give_back(pl_module)
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
         """Give the module its own step back."""
+        self._give_back(pl_module)
+
+    def _give_back(self, pl_module: pl.LightningModule) -> None:
+        if not self._is_in_place:
+            return
+        own, self._of_instance, self._is_in_place = self._of_instance, None, False
         pl_module.__dict__.pop("training_step", None)
+        if own is not None:  # one that was set on this module, and not by its class
+            pl_module.training_step = own  # type: ignore[method-assign]
 
     def on_before_optimizer_step(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: torch.optim.Optimizer
