@@ -159,7 +159,8 @@ class RootInspection:
     def _group(self, key: str) -> dict[str, Any] | None:
         """Return the document of one encoding as the list of all holds it, if all its inputs are whole."""
         document = self.read(_path(key))
-        fingerprint = None if isinstance(document, str) else document.get("attributes", {}).get(INPUTS_FINGERPRINT)
+        attributes = None if isinstance(document, str) else document.get("attributes")
+        fingerprint = attributes.get(INPUTS_FINGERPRINT) if isinstance(attributes, dict) else None
         if not isinstance(fingerprint, str) or inputs_key(fingerprint) != key or isinstance(document, str):
             return None
         named = document.get("consolidated_metadata", {}).get("metadata", {})
@@ -180,7 +181,8 @@ class RootInspection:
         keys = set()
         for name in self.storage.children(MODELS):
             document = self.read(f"{MODELS}/{name}/{DOCUMENT}")
-            facts = {} if isinstance(document, str) else document.get("attributes", {}).get(ATTRS, {})
+            attributes = None if isinstance(document, str) else document.get("attributes")
+            facts = attributes.get(ATTRS) if isinstance(attributes, dict) else None
             fingerprint = facts.get(INPUTS_FINGERPRINT) if isinstance(facts, dict) else None
             keys |= {inputs_key(fingerprint)} if isinstance(fingerprint, str) else set()
         return keys
