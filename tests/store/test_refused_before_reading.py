@@ -70,7 +70,8 @@ def test_a_chunk_longer_than_its_values_is_refused(store):
 
 
 @pytest.mark.parametrize(
-    "name", ["models/a/model.layers.0/c.0.0.0", "models/a/step/c.0", "models/a/zarr.json", "zarr.json", "sample/c.0"]
+    "name",
+    ["models/a/model.layers.0/c.0.0.0", "models/a/checksum/c.0.0", "models/a/zarr.json", "zarr.json", "sample/c.0"],
 )
 def test_a_pipe_in_the_place_of_a_file_is_refused_at_once(store, name):
     (store / name).unlink()

@@ -15,7 +15,12 @@ def step_checksums(tree: xr.DataTree, model: str, layer: str) -> dict[int, int]:
     """Return the checksum of a layer's activations at every committed step."""
     dataset = catalog.model_dataset(tree, model)
     column = [str(name) for name in dataset[LAYER].values].index(layer)
-    sums = dataset[CHECKSUM].isel({LAYER: column}).values
+    try:
+        sums = dataset[CHECKSUM].isel({LAYER: column}).values
+    except (OSError, ValueError) as error:
+        raise CorruptStoreError(
+            f"the checksums of model {model!r} cannot be read ({error}); run `repaudit verify --data`"
+        ) from error
     return {int(step): int(crc) for step, crc in zip(dataset[STEP].values, sums, strict=True)}
 
 

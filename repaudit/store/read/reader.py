@@ -178,7 +178,10 @@ def check_documents(storage: Storage, pinned: dict[str, bytes], arrays: dict[str
                 f"move one of them out of the store"
             )
         names[name] = key
-        pinned[f"{key}/{DOCUMENT}"] = dump(model)
+        try:
+            pinned[f"{key}/{DOCUMENT}"] = dump(model)
+        except ValueError as error:
+            _refuse(storage, f"{key}/{DOCUMENT}", [f"it holds what JSON has not ({error})"])
         pinned |= {f"{key}/{STEP}/{chunk}": data for chunk, data in step_chunks(model).items()}
     return sorted(absent)
 
