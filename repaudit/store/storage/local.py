@@ -150,6 +150,8 @@ class LocalStorage(Storage):
 
     def put_many(self, objects: Mapping[str, Parts], fence: Fence | None = None) -> None:
         """Write several files, each atomically; all of them are safe when this returns."""
+        if fence is not None:
+            fence.check()  # before a folder is made where a store was deleted
         written: list[tuple[Path, Path]] = []
         directories: set[Path] = set()
         syncs = []

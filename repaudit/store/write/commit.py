@@ -337,6 +337,7 @@ class ModelRecord:
     def finalise(self) -> None:
         """Bring the arrays' own documents up to date and release the lease."""
         try:
+            self.lease.check()  # first: where the store was deleted, there is nothing to settle
             self.settle()
             self.lease.check()
             self._follow_up()
