@@ -152,6 +152,7 @@ class Recording:
             self._arguments.run(moved, attempt)
         finally:
             self._completing = False
+            self._masks.begin({})  # keeps no inputs alive, nor the graph behind them
         self.check()
         return self.seen
 
