@@ -248,9 +248,8 @@ def test_the_theme_is_followed_while_the_page_is_open(show):
     quiet(page)
 
 
-def test_a_hovered_point_tells_its_sample(show):
-    page = show(labels=(HOSTILE, "json", "<b>bold</b>"))
-    place = "document.querySelector('[data-layer=layer-0][data-figure=embedding]')"
+def hovered(page: Browser, place: str) -> str:
+    """Return what is said where the mouse is over the first point of a plot."""
     page.evaluate(f"{place}.scrollIntoView({{block: 'center', behavior: 'instant'}})")
     x, y = page.evaluate(
         f"(() => {{ const r = {place}.querySelector('path.point').getBoundingClientRect();"
@@ -259,7 +258,14 @@ def test_a_hovered_point_tells_its_sample(show):
     page.hover(x - 40, y - 40)
     page.hover(x, y)
     page.until(f"{place}.querySelector('.hovertext')")
-    said = page.evaluate(f"{place}.querySelector('.hovertext').textContent")
+    said: str = page.evaluate(f"{place}.querySelector('.hovertext').textContent")
+    return said
+
+
+def test_a_hovered_point_tells_its_sample(show):
+    page = show(labels=(HOSTILE, "json", "<b>bold</b>"))
+    place = "document.querySelector('[data-layer=layer-0][data-figure=embedding]')"
+    said = hovered(page, place)
     assert re.search(r"def\sparse_\d+\(source\):", said)
     assert HOSTILE[:20] in said
     assert page.evaluate("window.broken") is None
@@ -275,15 +281,7 @@ def test_a_hovered_point_of_a_line_tells_its_model(show):
         place = f"document.querySelector('[data-layer=layer-0][data-figure=\"{figure}\"]')"
         if not page.evaluate(f"{place}.data.some(t => Array.isArray(t.hovertext) && t.hovertext[0] === 'first')"):
             continue
-        page.evaluate(f"{place}.scrollIntoView({{block: 'center', behavior: 'instant'}})")
-        x, y = page.evaluate(
-            f"(() => {{ const r = {place}.querySelector('path.point').getBoundingClientRect();"
-            " return [r.x + r.width / 2, r.y + r.height / 2]; })()"
-        )
-        page.hover(x - 40, y - 40)
-        page.hover(x, y)
-        page.until(f"{place}.querySelector('.hovertext')")
-        said = page.evaluate(f"{place}.querySelector('.hovertext').textContent")
+        said = hovered(page, place)
         assert "first" in said or "second" in said, (figure, said)
         told.append(figure)
     assert len(told) > 1, figures
