@@ -297,13 +297,27 @@ def _potential_distances(matrix: Array, time: int, samples: Sequence[int] | None
 
 
 def _rows_of_power(matrix: NDArray[Any], time: int, samples: Sequence[int] | None) -> NDArray[Any]:
-    """Return rows of ``matrix^time``: squarings of the matrix, and products of the rows alone."""
-    rows, time = matrix if samples is None else matrix[list(samples)], time - 1
-    while time:
-        rows = rows @ matrix if time % 2 else rows
-        time //= 2
-        matrix = matrix @ matrix if time else matrix
-    return rows
+    """Return rows of ``matrix^time``, by as many squarings of the matrix as save more products with the rows alone.
+
+    A walk that has mixed, whose rows are equal to rounding, stays as it is.
+    """
+    chosen = np.arange(len(matrix)) if samples is None else np.asarray(samples)
+    squarings = min(range(time.bit_length()), key=lambda some: _products(time, some, len(matrix), len(chosen)))
+    rows: NDArray[Any] | None = None
+    for bit in range(squarings + 1):
+        for _ in range(time >> bit if bit == squarings else time >> bit & 1):
+            rows = matrix[chosen] if rows is None else rows @ matrix
+        if bit < squarings:
+            matrix = matrix @ matrix
+            if np.ptp(matrix, axis=0).max() <= np.finfo(matrix.dtype).eps * matrix.max():
+                return matrix[chosen]
+    return rows if rows is not None else matrix[chosen]
+
+
+def _products(time: int, squarings: int, count: int, rows: int) -> int:
+    """Return the cost of a power of a (count, count) matrix in rows multiplied."""
+    left, once = divmod(time, 2**squarings)
+    return squarings * count + (left + once.bit_count() - 1) * rows
 
 
 def diffusion_time(operator: Operator, t: int | str) -> int:

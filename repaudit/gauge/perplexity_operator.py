@@ -110,21 +110,39 @@ def _symmetric(hoods: Sequence[Neighborhoods], spread: Sequence[Spreading], coun
 
 
 def _dense(squared: Tensor, scale: Scale, points: Cloud, alpha: float) -> Computed:
-    count, floor = len(squared), _floor(points)
-    kernel, everyone = torch.empty_like(squared), torch.arange(count, device=squared.device)
-    spread: list[Spreading] = []
-    duplicates = 0
+    count = len(squared)
+    kernel = torch.zeros_like(squared)
+    few = 2 * scale.neighbors <= count <= BLOCK["cpu"]  # then choosing the neighbours costs less than all others do
+    duplicates, spread = (_fill_neighbors if few else _fill_all)(kernel, squared, scale, points)
+    _symmetrize_(kernel)
+    degrees = markov_(kernel, kernel.sum(1, dtype=torch.float64), alpha)
+    return Computed(kernel, degrees, _counts(points, duplicates, spread))
+
+
+def _fill_neighbors(kernel: Tensor, squared: Tensor, scale: Scale, points: Cloud) -> tuple[int, list[Spreading]]:
+    """Write the probabilities of each row's neighbours into a kernel of zeros; return duplicates and spreadings."""
+    duplicates, spread = 0, []
+    for hood in neighborhoods_within(squared, points, scale.neighbors):
+        again = partial(_again, hood, points)
+        spread.append(spread_over_neighbors(hood.squared, scale.perplexity, _floor(points), again))
+        kernel[hood.rows[:, None], hood.columns] = spread[-1].probability
+        duplicates += int((hood.squared.amin(1) == 0).sum())
+    return duplicates, spread
+
+
+def _fill_all(kernel: Tensor, squared: Tensor, scale: Scale, points: Cloud) -> tuple[int, list[Spreading]]:
+    """Write the probabilities of whole rows, a panel at a time; return duplicates and spreadings."""
+    count, everyone = len(squared), torch.arange(len(squared), device=squared.device)
+    duplicates, spread = 0, []
     for part in cache_panels(squared):
         rows = squared[part].clone()
         rows.diagonal(part.start).fill_(math.inf)
         duplicates += int((rows == 0).any(1).sum())
         rows = cut(rows, everyone[part], None, points, scale.neighbors) if scale.neighbors < count - 1 else rows
         again = partial(_again_among_all, rows, everyone[part], points)
-        spread.append(spread_over_neighbors(rows, scale.perplexity, floor, again))
+        spread.append(spread_over_neighbors(rows, scale.perplexity, _floor(points), again))
         kernel[part] = spread[-1].probability
-    _symmetrize_(kernel)
-    degrees = markov_(kernel, kernel.sum(1, dtype=torch.float64), alpha)
-    return Computed(kernel, degrees, _counts(points, duplicates, spread))
+    return duplicates, spread
 
 
 def _again_among_all(squared: Tensor, names: Tensor, points: Cloud, chosen: Tensor) -> Tensor:
