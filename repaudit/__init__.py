@@ -42,10 +42,14 @@ if TYPE_CHECKING:
     from repaudit.measure.similarity import Similarity as Similarity
     from repaudit.measure.similarity import similarity as similarity
     from repaudit.measure.similarity import similarity_map as similarity_map
+    from repaudit.measure.sketched import nearest_operators as nearest_operators
+    from repaudit.measure.sketched import sketch_distances as sketch_distances
     from repaudit.measure.spread import Spread as Spread
     from repaudit.measure.spread import spread as spread
     from repaudit.merge.merging import DiffusionMerging as DiffusionMerging
     from repaudit.operators.operator import DiffusionOperator as DiffusionOperator
+    from repaudit.operators.sketch import OperatorSketch as OperatorSketch
+    from repaudit.operators.sketch import sketch as sketch
     from repaudit.store.check.repair import repair as repair
     from repaudit.store.check.verify import verify as verify
     from repaudit.store.copying import copy_store as copy_store
@@ -71,6 +75,7 @@ _HOMES: Final = {
     "JointObjective": "repaudit.align.joint_objective",
     "LayerSpec": "repaudit.capture.extract.layer_spec",
     "OperatorMatch": "repaudit.align.operator_match",
+    "OperatorSketch": "repaudit.operators.sketch",
     "ProbeSet": "repaudit.capture.probe_set.probe_set",
     "Recorder": "repaudit.capture.record.recorder",
     "RepresentationAuditCallback": "repaudit.capture.trainers.lightning",
@@ -80,6 +85,7 @@ _HOMES: Final = {
     "TrajectoryWriter": "repaudit.store.write.writer",
     "analyze": "repaudit.analysis.pipeline",
     "copy_store": "repaudit.store.copying",
+    "nearest_operators": "repaudit.measure.sketched",
     "open_store": "repaudit.store.read.reader",
     "operator_distances": "repaudit.measure.distances",
     "phate_embedding": "repaudit.embed.phate",
@@ -88,6 +94,8 @@ _HOMES: Final = {
     "repair": "repaudit.store.check.repair",
     "similarity": "repaudit.measure.similarity",
     "similarity_map": "repaudit.measure.similarity",
+    "sketch": "repaudit.operators.sketch",
+    "sketch_distances": "repaudit.measure.sketched",
     "spread": "repaudit.measure.spread",
     "verify": "repaudit.store.check.verify",
 }

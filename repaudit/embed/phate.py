@@ -316,7 +316,7 @@ def _rows_of_power(matrix: NDArray[Any], time: int, samples: Sequence[int] | Non
 
 def _products(time: int, squarings: int, count: int, rows: int) -> int:
     """Return the cost of a power of a (count, count) matrix in rows multiplied."""
-    left, once = divmod(time, 2**squarings)
+    left, once = divmod(time, 1 << squarings)
     return squarings * count + (left + once.bit_count() - 1) * rows
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias, cast
 
 import numpy as np
 from dask.utils import parse_bytes
@@ -16,6 +16,8 @@ from repaudit.errors import OperatorError
 from repaudit.measure.gram import Gram, Progress, stream_gram
 from repaudit.measure.invariants import diffusion_distances, spectrum, standardized
 from repaudit.measure.null import NO_STRUCTURE, null_inner
+from repaudit.measure.sketched import SketchedMetric, check_metric, sketch_distances
+from repaudit.operators.sketch import sketch as count_sketch
 from repaudit.operators.stack import Operator, OperatorStack
 
 Array = NDArray[np.float64]
@@ -27,6 +29,8 @@ def operator_distances(
     metric: Metric = "frobenius",
     *,
     memory: str | int = "2GB",
+    sketch: int | None = None,
+    seed: int = 0,
     progress: Progress | None = None,
 ) -> Array:
     """Compute the distances of all pairs of operators on the same samples.
@@ -52,6 +56,12 @@ def operator_distances(
     memory : bytes, or text such as "2GB"
         Bound on the memory used in addition to the operators; it does not depend on T except for the (T, T) results.
         "rsa" keeps what does not fit in a temporary file.
+    sketch : int, optional
+        Estimate the distances from a sketch of each operator, of so many numbers, such as 4096: each operator is read
+        once. Squared distances are unbiased, with a relative standard error of ``sqrt(2 / sketch)``; "frobenius" and
+        "calibrated" alone.
+    seed : int
+        Of the sketches.
     progress : function of (done, all), optional
         Called as the work goes on.
 
@@ -64,7 +74,7 @@ def operator_distances(
     OperatorError
         Operators have different sizes, are not square, or have NaN; or not even one row of each fits in the budget.
     ValueError
-        The metric is unknown.
+        The metric is unknown, or not one that sketches keep; or `sketch` is not a square number.
 
     Examples
     --------
@@ -75,6 +85,7 @@ def operator_distances(
 
     See Also
     --------
+    nearest_operators : the nearest ones of very many operators.
     phate_trajectories : draws operators as points from these distances.
     spread : mean calibrated distance of several models, with an interval.
 
@@ -84,7 +95,12 @@ def operator_distances(
     """
     if metric not in METRICS:
         raise ValueError(f"expected a metric among {', '.join(METRICS)}, found {metric!r}")
-    return METRICS[metric](OperatorStack(operators), memory, progress)
+    stack = OperatorStack(operators)
+    if sketch is None:
+        return METRICS[metric](stack, memory, progress)
+    check_metric(metric)
+    made = [count_sketch(stack[index], sketch, seed=seed) for index in range(len(stack))]
+    return sketch_distances(made, cast(SketchedMetric, metric), memory=memory, progress=progress)
 
 
 def _frobenius(stack: OperatorStack, memory: str | int, progress: Progress | None) -> Array:

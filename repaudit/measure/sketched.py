@@ -1,0 +1,198 @@
+"""Distances and neighbours of very many operators from their sketches."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any, Final, Literal, TypeAlias
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy.sparse import issparse
+
+from repaudit.measure.gram import Progress, stream_gram
+from repaudit.measure.null import NO_STRUCTURE, null_inner
+from repaudit.operators.sketch import SIZE, OperatorSketch, entries_of, sketch, stacked
+from repaudit.operators.stack import Operator, OperatorStack
+
+Array = NDArray[np.float64]
+SketchedMetric: TypeAlias = Literal["frobenius", "calibrated"]
+"""Distances that are sums over entries, which sketches keep."""
+
+MORE: Final = 2
+"""Candidates that are compared exactly, as a multiple of the neighbours wanted: sketches order close ones wrongly."""
+_BLOCK: Final = 1024
+
+
+def sketch_distances(
+    sketches: Sequence[OperatorSketch],
+    metric: SketchedMetric = "frobenius",
+    *,
+    memory: str | int = "2GB",
+    progress: Progress | None = None,
+) -> Array:
+    """Estimate the distances of all pairs of operators from their sketches.
+
+    Squared distances are unbiased, with a relative standard error of ``sqrt(2 / size)``; the null of the calibrated
+    ones is exact.
+
+    Parameters
+    ----------
+    sketches : sequence of T OperatorSketch, of one size and seed
+    metric : "frobenius" or "calibrated"
+        As in :func:`repaudit.operator_distances`.
+    memory, progress
+        As in :func:`repaudit.operator_distances`.
+
+    Returns
+    -------
+    ndarray (T, T), float64, symmetric with a zero diagonal
+
+    Raises
+    ------
+    OperatorError
+        The sketches do not go together.
+    ValueError
+        The metric is another.
+
+    Examples
+    --------
+    >>> sketches = [sketch(np.roll(np.eye(64), shift, axis=1)) for shift in (0, 0, 1)]
+    >>> sketch_distances(sketches, "calibrated").round(1)[0].tolist()
+    [0.0, 0.0, 1.0]
+    """
+    check_metric(metric)
+    values = stacked(sketches)
+    side = math.isqrt(values.shape[1])
+    gram = stream_gram(OperatorStack(values.reshape(-1, side, side)), memory=memory, progress=progress)
+    squares = gram.squared_distances
+    if metric == "calibrated":
+        null = _null(_moments(sketches), _moments(sketches), sketches[0].samples)
+        squares = np.divide(squares, null, out=np.zeros_like(squares), where=null > NO_STRUCTURE)
+    distances: Array = np.sqrt(squares)
+    return distances
+
+
+def nearest_operators(
+    operators: Sequence[Operator],
+    k: int = 10,
+    metric: SketchedMetric = "calibrated",
+    *,
+    sketches: Sequence[OperatorSketch] | None = None,
+    size: int = SIZE,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> tuple[NDArray[np.int64], Array]:
+    """Find the nearest other operators of every one: candidates by sketches, then their exact distances.
+
+    Memory is that of the sketches (``4 size`` bytes per operator) and of a few operators, whatever their size.
+
+    Parameters
+    ----------
+    operators : sequence of T operators (sample, neighbor)
+        On the same samples; items of a lazy sequence are read once for the sketches, and once per exact distance.
+    k : int
+        Neighbours of each, fewer than T.
+    metric : "frobenius" or "calibrated"
+    sketches : sequence of T OperatorSketch, optional
+        Made of the operators if not given.
+    size, seed
+        Of the sketches that are made.
+    progress : function of (done, all), optional
+
+    Returns
+    -------
+    neighbors, distances : (T, k) each, nearest first
+
+    Raises
+    ------
+    OperatorError
+        The operators or sketches do not go together.
+    ValueError
+        ``k`` is not from 1 to T - 1, or the metric is another.
+
+    Examples
+    --------
+    >>> rings = [np.roll(np.eye(64), shift, axis=1) * 0.5 + 0.5 / 64 for shift in (0, 0, 1)]
+    >>> nearest_operators(rings, k=1)[0].ravel().tolist()[:2]
+    [1, 0]
+    """
+    check_metric(metric)
+    count = len(operators)
+    if not 1 <= k < count:
+        raise ValueError(f"expected k from 1 to {count - 1}, as there are {count} operators; found {k}")
+    made = sketches if sketches is not None else [sketch(operators[i], size, seed=seed) for i in range(count)]
+    if len(made) != count:
+        raise ValueError(f"expected a sketch of each of {count} operators, found {len(made)}")
+    near = _candidates(made, min(count - 1, MORE * k + 2), metric)
+    exact = _exact(operators, near, made, metric, progress)
+    order = np.lexsort((near, exact))[:, :k]  # of equal ones the first
+    distances: Array = np.sqrt(np.take_along_axis(exact, order, 1))
+    return np.take_along_axis(near, order, 1), distances
+
+
+def check_metric(metric: str) -> None:
+    """Raise a ValueError unless sketches keep this distance."""
+    if metric not in ("frobenius", "calibrated"):
+        raise ValueError(f"sketches keep the metrics frobenius and calibrated, found {metric!r}")
+
+
+def _candidates(sketches: Sequence[OperatorSketch], most: int, metric: SketchedMetric) -> NDArray[np.int64]:
+    """Return the nearest others of every sketch, (T, most), a block of rows at a time."""
+    values = torch.from_numpy(stacked(sketches))
+    values -= values.mean(0)  # so that less cancels
+    norms = values.square().sum(1)
+    moments, samples = _moments(sketches), sketches[0].samples
+    found = np.empty((len(values), most), dtype=np.int64)
+    for start in range(0, len(values), _BLOCK):
+        rows = slice(start, start + _BLOCK)
+        squares = torch.addmm(norms[rows, None] + norms[None], values[rows], values.T, alpha=-2)
+        if metric == "calibrated":
+            squares /= torch.from_numpy(np.maximum(_null(moments[:, rows], moments, samples), NO_STRUCTURE))
+        squares.diagonal(start).fill_(math.inf)
+        found[rows] = squares.topk(most, largest=False).indices.numpy()
+    return found
+
+
+def _exact(
+    operators: Sequence[Operator],
+    near: NDArray[np.int64],
+    sketches: Sequence[OperatorSketch],
+    metric: SketchedMetric,
+    progress: Progress | None,
+) -> Array:
+    """Return the squared distance of every operator from each of its candidates; each pair is compared once."""
+    first = np.broadcast_to(np.arange(len(near))[:, None], near.shape)
+    ends = np.stack([np.minimum(first, near).ravel(), np.maximum(first, near).ravel()], axis=1)
+    pairs, place = np.unique(ends, axis=0, return_inverse=True)
+    squares, held, own = np.empty(len(pairs)), -1, None
+    for index, (i, j) in enumerate(pairs.tolist()):
+        if i != held:
+            held, own = i, entries_of(operators[i])
+        squares[index] = _squared(own, entries_of(operators[j]))
+        if progress is not None:
+            progress(index + 1, len(pairs))
+    if metric == "calibrated":
+        moments = _moments(sketches)
+        top = np.array([_null(moments[:, [i]], moments[:, [j]], sketches[0].samples)[0, 0] for i, j in pairs])
+        squares = np.divide(squares, top, out=np.zeros_like(squares), where=top > NO_STRUCTURE)
+    return squares[place.ravel()].reshape(near.shape)
+
+
+def _squared(p: Any, q: Any) -> float:
+    apart = p - q
+    entries = apart.data if issparse(apart) else apart.ravel()
+    return float(entries @ entries)
+
+
+def _moments(sketches: Sequence[OperatorSketch]) -> Array:
+    """Return trace, sum and squared norm of every operator less ``1 / N``, (3, T)."""
+    return np.array([[one.trace, one.total, one.square] for one in sketches]).T
+
+
+def _null(rows: Array, columns: Array, samples: int) -> Array:
+    """Return the expected squared distances of unrelated operators, by their moments."""
+    (trace, total, square), (others, sums, norms) = rows[:, :, None], columns[:, None, :]
+    null: Array = square + norms - 2 * null_inner(trace, total, others, sums, samples)
+    return null

@@ -1,0 +1,149 @@
+"""Sketches against the distances that they estimate: unbiased, as sure as they say, and the same for any form."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import scipy.sparse
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import repaudit as ra
+from repaudit.errors import OperatorError
+from repaudit.measure.distances import operator_distances
+from repaudit.measure.sketched import nearest_operators, sketch_distances
+from repaudit.operators.sketch import mean_sketch, sketch
+
+
+def walk(count: int, side: int, seed: int = 0) -> list[ra.DiffusionOperator]:
+    """Operators of points that drift, in three clusters: near in time is near in distance."""
+    rng = np.random.default_rng(seed)
+    points, drift = rng.normal(size=(2, side, 8))
+    clusters = rng.normal(size=(3, 8))[rng.integers(0, 3, side)]
+    gauge = ra.DiffusionGauge(perplexity=6)
+    return [
+        gauge((points + 2 * step / count * clusters + np.sin(3 * step / count) * drift).astype(np.float32))
+        for step in range(count)
+    ]
+
+
+def pair(side: int = 40, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).dirichlet(np.full(side, 0.2), size=(2, side))
+
+
+def test_squared_distances_are_unbiased_with_the_error_that_is_told() -> None:
+    p, q = pair()
+    exact = float(((p - q) ** 2).sum())
+    estimates = []
+    for seed in range(400):
+        apart = sketch(p, 256, seed=seed).values - sketch(q, 256, seed=seed).values
+        estimates.append(float(apart @ apart) / exact)
+    told = sketch(p, 256).error
+    assert told == pytest.approx(np.sqrt(2 / 256))
+    assert abs(np.mean(estimates) - 1) < 4 * told / np.sqrt(400)
+    assert np.std(estimates) == pytest.approx(told, rel=0.2)
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(2, 30), st.integers(0, 2**63), st.floats(0.05, 0.95))
+def test_the_sketch_of_a_mean_is_the_mean_of_sketches(side: int, seed: int, share: float) -> None:
+    p, q = pair(side)
+    mixed = sketch(share * p + (1 - share) * q, 64, seed=seed)
+    mean = mean_sketch([sketch(p, 64, seed=seed), sketch(q, 64, seed=seed)], [share, 1 - share])
+    np.testing.assert_allclose(mean.values, mixed.values, atol=1e-5)
+    assert (mean.trace, mean.total) == pytest.approx((mixed.trace, mixed.total), abs=1e-9)
+
+
+@pytest.mark.parametrize("form", ["scipy", "coo", "tensor", "operator", "float32", "file"])
+def test_any_form_of_an_operator_has_one_sketch(form: str, tmp_path: Path) -> None:
+    p, _ = pair()
+    p[p < 0.01] = 0
+    p /= p.sum(1, keepdims=True)
+    np.save(tmp_path / "p.npy", p)
+    forms: dict[str, Callable[[], Any]] = {
+        "scipy": lambda: scipy.sparse.coo_array(p),
+        "coo": lambda: torch.sparse_coo_tensor(
+            torch.from_numpy(np.stack(p.nonzero())), torch.from_numpy(p[p.nonzero()]), p.shape, check_invariants=True
+        ),
+        "tensor": lambda: torch.from_numpy(p),
+        "operator": lambda: ra.DiffusionOperator.from_matrix(p),
+        "float32": lambda: p.astype(np.float32),
+        "file": lambda: ra.operators.files.OperatorFile.at(tmp_path / "p.npy"),
+    }
+    found, wanted = sketch(forms[form]()), sketch(p)
+    np.testing.assert_allclose(found.values, wanted.values, atol=1e-5)
+    assert (found.trace, found.square) == pytest.approx((wanted.trace, wanted.square), abs=1e-5)
+
+
+def test_the_moments_are_exact_even_near_the_uniform_operator() -> None:
+    p = np.full((50, 50), 1 / 50) + 1e-7 * (np.random.default_rng(0).random((50, 50)) - 0.5)
+    made = sketch(p)
+    assert made.square == pytest.approx(float(((p - 1 / 50) ** 2).sum()), rel=0.1, abs=1e-14)
+    assert made.trace == pytest.approx(float(np.trace(p - 1 / 50)), abs=1e-12)
+
+
+@pytest.mark.parametrize("metric", ["frobenius", "calibrated"])
+def test_sketched_distances_are_those_of_all_entries_within_the_bound(metric: Any) -> None:
+    operators = walk(40, 120)
+    exact, estimated = operator_distances(operators, metric), operator_distances(operators, metric, sketch=4096)
+    off = ~np.eye(40, dtype=bool)
+    errors = np.abs(estimated[off] ** 2 / exact[off] ** 2 - 1)
+    assert np.median(errors) < 0.018
+    assert np.quantile(errors, 0.95) < 3 * np.sqrt(2 / 4096)  # all pairs share their hashes: errors go together
+    np.testing.assert_array_equal(estimated, estimated.T)
+    assert not estimated.diagonal().any()
+
+
+def test_nearest_operators_are_those_of_all_pairs() -> None:
+    operators = [one.matrix for one in walk(60, 120)]
+    exact = operator_distances(operators, "calibrated")
+    np.fill_diagonal(exact, np.inf)
+    neighbors, distances = nearest_operators(operators, k=5)
+    truth = np.argsort(exact, 1)[:, :5]
+    recall = np.mean([len(set(a) & set(b)) / 5 for a, b in zip(neighbors, truth, strict=True)])
+    assert recall >= 0.99
+    np.testing.assert_allclose(distances, np.take_along_axis(exact, neighbors, 1), rtol=1e-5)
+    assert (np.diff(distances, axis=1) >= 0).all()
+
+
+def test_of_equal_operators_the_first_ones_are_nearest() -> None:
+    p, q = pair()
+    neighbors, distances = nearest_operators([p, q, p, p], k=2)
+    assert neighbors.tolist() == [[2, 3], [0, 2], [0, 3], [0, 2]]
+    assert distances[0].tolist() == [0.0, 0.0]
+
+
+def test_each_operator_is_read_once_for_its_sketch() -> None:
+    class Counted(list[Any]):
+        reads = 0
+
+        def __getitem__(self, index: Any) -> Any:
+            self.reads += 1
+            return super().__getitem__(index)
+
+    stack = Counted(pair())
+    operator_distances(stack, "calibrated", sketch=64)
+    assert stack.reads <= len(stack) + 1  # one look at its size
+
+
+def test_what_does_not_go_together_is_refused() -> None:
+    p, q = pair()
+    with pytest.raises(OperatorError, match="one size and seed"):
+        sketch_distances([sketch(p), sketch(q, seed=1)])
+    with pytest.raises(OperatorError, match="on the same samples"):
+        sketch_distances([sketch(p), sketch(np.eye(7))])
+    with pytest.raises(ValueError, match="square number"):
+        sketch(p, 1000)
+    with pytest.raises(ValueError, match="frobenius and calibrated"):
+        operator_distances([p, q], "hellinger", sketch=64)
+    with pytest.raises(ValueError, match="k from 1 to 1"):
+        nearest_operators([p, q], k=2)
+    with pytest.raises(OperatorError, match="finite"):
+        sketch(np.array([[np.nan, 1.0], [0.5, 0.5]]))
+    with pytest.raises(OperatorError, match="finite"):
+        sketch(scipy.sparse.csr_array(np.array([[np.inf, 1.0], [0.5, 0.5]])))
