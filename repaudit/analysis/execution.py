@@ -72,9 +72,9 @@ def workplace(settings: Settings, threads: int) -> Iterator[Workplace]:
 
 
 @contextmanager
-def side_by_side(most: int) -> Iterator[Workplace]:
-    """Provide threads of this process, which share the threads that BLAS and torch may use."""
-    own = max(1, torch.get_num_threads() // most)
+def side_by_side(most: int, *, own: int | None = None) -> Iterator[Workplace]:
+    """Provide threads of this process, which share the threads that BLAS and torch may use, or have `own` ones each."""
+    own = max(1, torch.get_num_threads() // most) if own is None else own
     of_torch = partial(threadpool_limits, own, "openmp")  # OpenMP counts for each thread, BLAS for the process
     with threadpool_limits(own, "blas"), ThreadPoolExecutor(most, initializer=of_torch) as executor:
         yield Workplace(executor, most)

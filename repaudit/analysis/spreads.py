@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import combinations
@@ -77,10 +77,10 @@ def spread_curve(operators: LayerOperators, study: Study) -> SpreadCurve:
     for step in steps:
         content = operators.content(step)
         if len(content) > 1:
-            compute = partial(_arrays, operators.at(step), study.settings.seed)
+            compute = partial(spread_arrays, operators.at(step), study.settings.seed)
             found[step] = study.cache.recall(["spread", study.settings.seed, sorted(content.items())], compute)
     known = {step: arrays for step, arrays in found.items() if np.isfinite(arrays["value"])}
-    margins = _band(list(known.values()), [list(operators.at(step)) for step in known], operators.models())
+    margins = curve_band(list(known.values()), [list(operators.at(step)) for step in known], operators.models())
     dataset = _spread_dataset(operators, study, found)
     level = np.full(len(steps), np.nan)
     level[[steps.index(step) for step in known]] = margins.level
@@ -90,7 +90,7 @@ def spread_curve(operators: LayerOperators, study: Study) -> SpreadCurve:
     return SpreadCurve(dataset, _pairs_dataset(operators, study, found), margins.change)
 
 
-def _arrays(operators: Mapping[str, Any], seed: int) -> dict[str, Any]:
+def spread_arrays(operators: Mapping[str, Any], seed: int) -> dict[str, Any]:
     """Return everything that is kept of a spread: numbers, resamples, and a row per pair of models."""
     result: Spread = spread(operators, seed=seed)
     numbers = {number: getattr(result, number) for number in (*NUMBERS.values(), "largest_sample")}
@@ -98,7 +98,8 @@ def _arrays(operators: Mapping[str, Any], seed: int) -> dict[str, Any]:
     return {**numbers, "halves": result.halves, "left_out": result.left_out, "pairs": np.array(pairs)}
 
 
-def _band(found: list[dict[str, Array]], present: list[list[str]], models: list[str]) -> Band:
+def curve_band(found: Sequence[Mapping[str, Any]], present: Sequence[Sequence[str]], models: Sequence[str]) -> Band:
+    """Return the margins of a curve from the resamples of its steps, and the models that each of them has."""
     if not found:
         return Band(np.zeros(0), np.zeros((0, 0)))
     left_out = np.full((len(found), len(models)), np.nan)

@@ -10,13 +10,14 @@ from typing import Annotated
 
 import typer
 
-from repaudit.cli import analysis, recording, store
+from repaudit.cli import analysis, recording, store, watch
 from repaudit.names import __version__
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None)
 for _command in (
     recording.record,
     store.info,
+    watch.watch,
     analysis.analyze,
     analysis.report,
     store.verify,

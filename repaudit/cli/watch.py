@@ -1,0 +1,202 @@
+"""The command watch: trainings that are being recorded, in a terminal, as JSON, or as a page of this machine."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Sequence
+from itertools import dropwhile, groupby, pairwise, zip_longest
+from typing import TYPE_CHECKING, Annotated, Any, Final
+
+import typer
+from rich.console import Group
+from rich.live import Live
+from rich.markup import escape
+from rich.table import Table
+from rich.text import Text
+
+from repaudit.cli.answer import COLORS
+from repaudit.cli.console import AsJson, Layers, Models, PlainConsole, Store, one_line_errors, parse_names, visible
+
+if TYPE_CHECKING:
+    from repaudit.live.runs import Run
+    from repaudit.live.spreads import LiveCurve
+    from repaudit.live.watcher import Look
+
+BLOCKS: Final = "▁▂▃▄▅▆▇█"
+WIDTH: Final = 32
+"""Most characters of a curve."""
+_STATES: Final = {"running": "green", "silent": "red", "ended": "dim"}
+_FRAME: Final = 8
+"""Lines of the view that are not layers or models."""
+
+
+def watch(
+    store: Store,
+    models: Models = None,
+    layers: Layers = None,
+    perplexity: Annotated[float, typer.Option(help="Scale of the spread: effective neighbours.")] = 15.0,
+    every: Annotated[float, typer.Option(help="Seconds between two looks.", min=0.1)] = 5.0,
+    once: Annotated[bool, typer.Option("--once", help="Look once, and compute everything before.")] = False,
+    serve: Annotated[bool, typer.Option("--serve", help="Show a page of this machine instead.")] = False,
+    port: Annotated[int, typer.Option(help="Port of the page; 0 for any free one.", min=0, max=65535)] = 0,
+    as_json: AsJson = False,
+) -> None:
+    """Watch trainings that are being recorded: each model's last audit, and the spread of each layer so far.
+
+    Example: repaudit watch runs.zarr --layers "model.layers[*]"
+    """
+    with one_line_errors():
+        from repaudit.errors import RepauditError, StoreNotFoundError
+        from repaudit.gauge.gauge import DiffusionGauge
+        from repaudit.live.watcher import Watcher
+
+        watcher = Watcher(
+            store,
+            models=parse_names(models),
+            layers=parse_names(layers),
+            gauge=DiffusionGauge(perplexity=perplexity),
+        )
+        if serve:
+            from repaudit.live.page import serve as serve_page
+
+            serve_page(watcher, every, port, lambda address: typer.echo(f"watching {store} at {address}"))
+            return
+        if once:
+            look = watcher.look()
+            if as_json:
+                typer.echo(json.dumps(look.plain(), indent=2))
+            else:
+                console = PlainConsole()
+                console.print(view(look, console.width), soft_wrap=False)
+            return
+        if as_json:
+            while True:
+                typer.echo(json.dumps(watcher.look(every).plain()))
+                time.sleep(every)
+        console = PlainConsole()
+        if not console.is_terminal:
+            raise RepauditError("watch redraws a terminal, found none: use --once, --json or --serve")
+        with Live(Text(f"waiting for {visible(store)}"), console=console, auto_refresh=False, screen=False) as live:
+            while True:
+                try:
+                    look = watcher.look(every)
+                    live.update(view(look, console.width, console.height), refresh=True)
+                    time.sleep(0 if look.waiting else every)
+                except StoreNotFoundError:  # the first training has not begun
+                    time.sleep(every)
+
+
+def view(look: Look, width: int = 80, height: int | None = None) -> Group:
+    """Return what a terminal of this size shows: models, layers, and what is missing."""
+    room = None if height is None else max(4, height - _FRAME - len(look.runs))
+    notes = []
+    if len(look.runs) < 2:
+        notes.append("a spread needs at least two models")
+    if look.waiting:
+        notes.append(f"{look.waiting} spreads are being computed")
+    if look.failed:
+        (layer, step), why = next(iter(look.failed.items()))
+        notes.append(f"{len(look.failed)} spreads could not be computed; {layer} at step {step}: {why}")
+    head = Text(visible(look.url), style="bold")
+    what = Text("spread: 0 identical, 1 unrelated; 95% interval; verdicts are so far", style="dim")
+    parts: list[Any] = [head, _runs(look.runs), _curves(look.curves, width, room), what]
+    return Group(*parts, *(Text(visible(note), style="yellow") for note in notes))
+
+
+def _runs(runs: Sequence[Run]) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    for title in ("model", "state", "audits", "last step", "since then", "heartbeat", "failures"):
+        table.add_column(title, no_wrap=True)
+    for run in runs:
+        last = f"{len(run.failures)}, last: {run.failures[-1][1]}" if run.failures else "0"
+        table.add_row(
+            escape(visible(run.model)),
+            f"[{_STATES[run.state]}]{run.state}[/]",
+            str(run.audits),
+            "-" if run.step is None else str(run.step),
+            _age(run.seconds_since_audit),
+            _age(run.seconds_since_heartbeat),
+            escape(visible(last)),
+        )
+    return table
+
+
+def _curves(curves: Sequence[LiveCurve], total: int, room: int | None) -> Table:
+    """Return a row per layer, or per run of layers of one verdict where there is no room for all."""
+    width = max(8, min(WIDTH, total - 68))
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    others = {"spread so far": max(13, width), "now": 18, "verdict": 10, "settled": 7}
+    differ = len({curve.models for curve in curves}) > 1
+    others |= {"models": 6} if differ else {}
+    room_for_names = max(12, total - sum(others.values()) - 2 * len(others))
+    table.add_column("layer", no_wrap=True, overflow="ellipsis", max_width=room_for_names)
+    for title, needs in others.items():
+        table.add_column(title, no_wrap=True, min_width=needs)
+    together = room is not None and len(curves) > room
+    for run in _by_verdict(curves) if together else ([curve] for curve in curves):
+        first, last = run[0], run[-1]
+        name = first.layer if len(run) == 1 else f"{first.layer} … {_end(first.layer, last.layer)} ({len(run)})"
+        verdict = f"[{COLORS.get(first.verdict, 'yellow')}]{first.verdict}[/]"
+        settled = sorted({"-" if curve.settled is None else str(curve.settled) for curve in run})
+        drawn = sparkline(_mean(run), width)
+        cells = [drawn, _now(run), verdict, "/".join(settled[:2])]
+        cells += [str(min(curve.models for curve in run))] if differ else []
+        table.add_row(f"[cyan]{escape(visible(name))}[/]", *cells)
+    return table
+
+
+def _end(first: str, last: str) -> str:
+    """Return the last name without the parts in front that it shares with the first one."""
+    pairs = zip_longest(first.split("."), last.split("."))
+    return ".".join(theirs for _, theirs in dropwhile(lambda pair: pair[0] == pair[1], pairs) if theirs)
+
+
+def _by_verdict(curves: Sequence[LiveCurve]) -> list[list[LiveCurve]]:
+    return [list(run) for _, run in groupby(curves, key=lambda curve: curve.verdict)]
+
+
+def _mean(run: Sequence[LiveCurve]) -> list[float]:
+    """Return the mean curve of some layers at the steps that all of them have."""
+    shared = set.intersection(*(set(curve.steps) for curve in run))
+    by_step = [dict(zip(curve.steps, curve.value, strict=True)) for curve in run]
+    return [sum(one[step] for one in by_step) / len(run) for step in sorted(shared)]
+
+
+def _now(run: Sequence[LiveCurve]) -> str:
+    known = [curve for curve in run if curve.steps]
+    if not known:
+        return "-"
+    if len(known) == 1:
+        (curve,) = known
+        return escape(f"{curve.value[-1]:.2f} [{curve.low[-1]:.2f}, {curve.high[-1]:.2f}]")
+    ends = [curve.value[-1] for curve in known]
+    return f"{min(ends):.2f} to {max(ends):.2f}"
+
+
+def sparkline(values: Sequence[float], width: int = WIDTH) -> str:
+    """Return a curve from 0 to 1 as blocks, the last steps of a longer one averaged to its width.
+
+    Examples
+    --------
+    >>> sparkline([0.0, 0.5, 1.0])
+    '▁▅█'
+    """
+    count = len(values)
+    if count > width:
+        edges = [round(index * count / width) for index in range(width + 1)]
+        values = [sum(values[a:b]) / (b - a) for a, b in pairwise(edges)]
+    return "".join(BLOCKS[min(len(BLOCKS) - 1, max(0, math.floor(value * len(BLOCKS))))] for value in values)
+
+
+def _age(seconds: float | None) -> str:
+    if seconds is None:
+        return "-"
+    return (
+        f"{seconds:.0f} s"
+        if seconds < 90
+        else f"{seconds / 60:.0f} min"
+        if seconds < 5400
+        else f"{seconds / 3600:.0f} h"
+    )

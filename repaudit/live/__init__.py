@@ -1,0 +1,1 @@
+"""What is known of trainings while they run."""

@@ -1,0 +1,184 @@
+"""The spread of models in training: what is new is computed, everything else is remembered."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import xarray as xr
+
+from repaudit.analysis.execution import side_by_side
+from repaudit.analysis.selection import Selection, select
+from repaudit.analysis.spreads import curve_band, spread_arrays
+from repaudit.errors import ActivationError, AnalysisError, CorruptStoreError
+from repaudit.gauge.gauge import DiffusionGauge
+from repaudit.measure.phases import verdict
+from repaudit.measure.settling import settled
+from repaudit.store.read.activations import read_step, step_checksums
+
+Content = dict[str, int]
+"""By model: the checksum of its activations."""
+
+
+@dataclass(frozen=True)
+class LiveCurve:
+    """The spread of one layer so far, at the steps that at least two models share.
+
+    Attributes
+    ----------
+    layer : str
+    steps : tuple of int
+    value, low, high : tuple of float, one per step
+    verdict : str
+        As in an analysis: it may change with every step.
+    settled : int or None
+        Step from which the spread has stayed within its last interval.
+    models : int
+        Models at the last step.
+    waiting : int
+        Steps whose spread is not computed yet.
+    """
+
+    layer: str
+    steps: tuple[int, ...]
+    value: tuple[float, ...]
+    low: tuple[float, ...]
+    high: tuple[float, ...]
+    verdict: str
+    settled: int | None
+    models: int
+    waiting: int
+
+
+class LiveSpreads:
+    """Follow the spread of the models of a store, layer by layer.
+
+    Parameters
+    ----------
+    models, layers : sequence of str, optional
+        What to follow, names or patterns; everything by default.
+    gauge : DiffusionGauge, optional
+        ``DiffusionGauge()`` by default.
+    seed : int
+        Of the resamples.
+
+    Examples
+    --------
+    >>> from pathlib import Path
+    >>> from tempfile import mkdtemp
+    >>> import repaudit as ra
+    >>> url = Path(mkdtemp(), "store.zarr")
+    >>> probe_set = ra.ProbeSet.from_tensors({"input_ids": np.arange(24).reshape(12, 2)})
+    >>> points = np.random.default_rng(0).normal(size=(12, 4)).astype(np.float32)
+    >>> for name in ("seed0", "seed1"):
+    ...     layers = {"model.norm": ((12, 4), "float32")}
+    ...     with ra.TrajectoryWriter(url, model_name=name, probe_set=probe_set, layers=layers) as writer:
+    ...         _ = writer.append(600, {"model.norm": points})
+    >>> (curve,) = LiveSpreads(gauge=DiffusionGauge(perplexity=3)).update(ra.open_store(url))
+    >>> curve.steps, curve.value
+    ((600,), (0.0,))
+    """
+
+    def __init__(
+        self,
+        *,
+        models: Sequence[str] | None = None,
+        layers: Sequence[str] | None = None,
+        gauge: DiffusionGauge | None = None,
+        seed: int = 0,
+    ) -> None:
+        self.models, self.layers, self.seed = models, layers, seed
+        self.gauge = DiffusionGauge() if gauge is None else gauge
+        self._found: dict[str, dict[int, tuple[Content, dict[str, Any]]]] = {}
+        self._operators: dict[tuple[str, str, int, int], Any] = {}
+        self.failed: dict[tuple[str, int], str] = {}
+        """Why the spread of a layer at a step could not be computed."""
+
+    def update(self, tree: xr.DataTree, seconds: float | None = None) -> list[LiveCurve]:
+        """Return the curve of every layer, having computed what is new, the latest steps first.
+
+        Parameters
+        ----------
+        tree : DataTree
+            The store as :func:`repaudit.open_store` has just opened it.
+        seconds : float, optional
+            Stop computing after this time; the rest is done by the next calls.
+        """
+        try:
+            selection = select(tree, self.models, self.layers)
+        except AnalysisError:  # nothing to compare yet
+            return []
+        contents = {layer: _contents(tree, selection, layer) for layer in selection.layers}
+        due = [
+            (step, layer)
+            for layer, steps in contents.items()
+            for step, content in steps.items()
+            if self._found.get(layer, {}).get(step, ({}, {}))[0] != content
+        ]
+
+        def compute(one: tuple[int, str]) -> None:
+            step, layer = one
+            self._compute(tree, layer, step, contents[layer][step], len(selection.models))
+
+        if due:
+            with side_by_side(1, own=1) as workplace:  # one thread: the training needs the others
+                for _ in workplace.run(compute, _until(sorted(due, key=lambda one: -one[0]), seconds)):
+                    pass
+        return [self._curve(layer, steps) for layer, steps in contents.items()]
+
+    def _compute(self, tree: xr.DataTree, layer: str, step: int, content: Content, every: int) -> None:
+        found = self._found.setdefault(layer, {})
+        try:
+            operators = {model: self._operator(tree, model, layer, step, crc) for model, crc in content.items()}
+            found[step] = content, spread_arrays(operators, self.seed)
+            self.failed.pop((layer, step), None)
+        except (ActivationError, CorruptStoreError) as error:
+            found[step] = content, {"value": np.nan}
+            self.failed[layer, step] = str(error)
+        if len(content) == every:  # nobody else is to be compared with these
+            for model, crc in content.items():
+                self._operators.pop((model, layer, step, crc), None)
+
+    def _operator(self, tree: xr.DataTree, model: str, layer: str, step: int, crc: int) -> Any:
+        key = model, layer, step, crc
+        if key not in self._operators:
+            self._operators[key] = self.gauge(read_step(tree, model, layer, step, crc))
+        return self._operators[key]
+
+    def _curve(self, layer: str, contents: Mapping[int, Content]) -> LiveCurve:
+        found = self._found.get(layer, {})
+        for step in [step for step in found if step not in contents]:  # a record that was truncated
+            del found[step]
+        known = {step: found[step] for step in sorted(found) if np.isfinite(found[step][1]["value"])}
+        arrays = [one for _, one in known.values()]
+        present = [list(content) for content, _ in known.values()]
+        steps = tuple(known)
+        value, low, high = (tuple(float(one[name]) for one in arrays) for name in ("value", "low", "high"))
+        margins = curve_band(arrays, present, sorted({model for models in present for model in models})).change
+        waiting = sum(1 for step, content in contents.items() if found.get(step, ({}, {}))[0] != content)
+        return LiveCurve(
+            layer, steps, value, low, high,
+            verdict(steps, value, low, high, margins), settled(steps, value, low, high, margins),
+            len(present[-1]) if present else 0, waiting,
+        )  # fmt: skip
+
+
+def _until(items: Sequence[tuple[int, str]], seconds: float | None) -> Iterator[tuple[int, str]]:
+    """Iterate over items for some seconds, over one at least."""
+    started = time.monotonic()
+    for index, item in enumerate(items):
+        if seconds is not None and index and time.monotonic() - started > seconds:
+            return
+        yield item
+
+
+def _contents(tree: xr.DataTree, selection: Selection, layer: str) -> dict[int, Content]:
+    """Return the steps of a layer that at least two models have, with each one's checksum."""
+    having = [model for model in selection.models if layer in selection.layers_of[model]]
+    sums = {model: step_checksums(tree, model, layer) for model in having}
+    steps = sorted({step for known in sums.values() for step in known})
+    contents = {step: {model: known[step] for model, known in sums.items() if step in known} for step in steps}
+    return {step: content for step, content in contents.items() if len(content) > 1}

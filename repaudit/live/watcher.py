@@ -1,0 +1,86 @@
+"""A store in use, looked at again and again."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from repaudit.gauge.gauge import DiffusionGauge
+from repaudit.live.runs import Run, runs
+from repaudit.live.spreads import LiveCurve, LiveSpreads
+from repaudit.store.read.reader import open_store
+from repaudit.store.storage.place import open_storage
+
+
+@dataclass(frozen=True)
+class Look:
+    """What a store showed at one moment.
+
+    Attributes
+    ----------
+    url : str
+    runs : tuple of Run, one per model
+    curves : tuple of LiveCurve, one per layer that at least two models may share
+    failed : what could not be computed, by layer and step
+    """
+
+    url: str
+    runs: tuple[Run, ...]
+    curves: tuple[LiveCurve, ...]
+    failed: Mapping[tuple[str, int], str]
+
+    @property
+    def waiting(self) -> int:
+        """How many spreads are not computed yet."""
+        return sum(curve.waiting for curve in self.curves)
+
+    def plain(self) -> dict[str, Any]:
+        """Return everything in types that JSON has."""
+        failed = [{"layer": layer, "step": step, "reason": why} for (layer, step), why in self.failed.items()]
+        return {
+            "url": self.url,
+            "models": [asdict(run) for run in self.runs],
+            "layers": [asdict(curve) for curve in self.curves],
+            "failed": failed,
+        }
+
+
+class Watcher:
+    """Look at the models in a store: how their recordings stand, and the spread of each layer so far.
+
+    Parameters
+    ----------
+    url : path or URL of the store
+    models, layers : sequence of str, optional
+        Names or patterns; everything by default.
+    gauge : DiffusionGauge, optional
+    storage_options : mapping, optional
+        Passed to fsspec.
+    """
+
+    def __init__(
+        self,
+        url: str | os.PathLike[str],
+        *,
+        models: Sequence[str] | None = None,
+        layers: Sequence[str] | None = None,
+        gauge: DiffusionGauge | None = None,
+        storage_options: Mapping[str, Any] | None = None,
+    ) -> None:
+        self.url, self._options = url, storage_options
+        self._storage = open_storage(url, storage_options)
+        self._spreads = LiveSpreads(models=models, layers=layers, gauge=gauge)
+
+    def look(self, seconds: float | None = None) -> Look:
+        """Open the store as it is now, and compute what is new, for some seconds at most.
+
+        Raises
+        ------
+        StoreError
+            There is no store, or it is damaged.
+        """
+        tree = open_store(self.url, self._options)
+        curves = self._spreads.update(tree, seconds)
+        return Look(os.fspath(self.url), tuple(runs(tree, self._storage)), tuple(curves), dict(self._spreads.failed))

@@ -1,0 +1,310 @@
+"""Watching a store that is being written: only what is new is computed, and what is shown is what is there."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import pty
+import re
+import select
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from rich.console import Console
+from starlette.testclient import TestClient
+
+import repaudit as ra
+from repaudit.cli.watch import sparkline, view
+from repaudit.live.page import Board, application
+from repaudit.live.spreads import LiveCurve, LiveSpreads
+from repaudit.live.watcher import Look, Watcher
+from repaudit.store.read.reader import open_store
+
+SAMPLES, FEATURES = 40, 8
+GAUGE = ra.DiffusionGauge(perplexity=6)
+COMMAND = str(Path(sys.executable).with_name("repaudit"))
+
+
+def values(model: int, step: int, seed: int = 0) -> np.ndarray:
+    """Activations of models that come together."""
+    rng = np.random.default_rng(seed)
+    shared, own = rng.normal(size=(SAMPLES, FEATURES)), rng.normal(size=(9, SAMPLES, FEATURES))[model]
+    together: np.ndarray = shared + own * np.exp(-step / 20)
+    return together.astype(np.float32)
+
+
+def writer(url: Path, model: int, layers: int = 1, **options: Any) -> ra.TrajectoryWriter:
+    probe_set = ra.ProbeSet.from_tensors({"input_ids": torch.arange(2 * SAMPLES).reshape(SAMPLES, 2)})
+    shapes = {f"layers.{i}": ((SAMPLES, FEATURES), "float32") for i in range(layers)}
+    return ra.TrajectoryWriter(
+        url, model_name=f"seed{model}", probe_set=probe_set, layers=shapes, durable=False, **options
+    )
+
+
+def append(to: ra.TrajectoryWriter, model: int, steps: list[int], layers: int = 1) -> None:
+    for step in steps:
+        to.append(step, {f"layers.{i}": values(model, step, i) for i in range(layers)})
+    to.flush()
+
+
+class Counted:
+    """A gauge that counts how often it computes."""
+
+    def __init__(self) -> None:
+        self.calls = 0
+
+    def __call__(self, array: Any) -> Any:
+        self.calls += 1
+        return GAUGE(array)
+
+
+def test_only_new_steps_are_computed_and_the_curve_is_that_of_an_analysis(tmp_path: Path) -> None:
+    url, gauge = tmp_path / "s.zarr", Counted()
+    live = LiveSpreads(gauge=gauge)  # type: ignore[arg-type]
+    with writer(url, 0) as one, writer(url, 1) as two:
+        append(one, 0, [0, 10])
+        append(two, 1, [0, 10])
+        (curve,) = live.update(open_store(url))
+        assert (curve.steps, gauge.calls) == ((0, 10), 4)
+        live.update(open_store(url))
+        assert gauge.calls == 4
+        append(one, 0, [20])
+        (curve,) = live.update(open_store(url))
+        assert (curve.steps, gauge.calls) == ((0, 10), 4)  # nobody to compare it with yet
+        append(two, 1, [20])
+        (curve,) = live.update(open_store(url))
+        assert (curve.steps, gauge.calls, curve.waiting) == ((0, 10, 20), 6, 0)
+    results = ra.analyze(url, gauge=GAUGE, frames=0, units=0, figures="none")
+    spread = results["spread"].isel(layer=0, scale=0)
+    for name, found in (("spread", curve.value), ("low", curve.low), ("high", curve.high)):
+        np.testing.assert_allclose(np.array(found), np.asarray(spread[name]), rtol=1e-12)
+    entry = results.repaudit.summary["layers"]["layers.0"]
+    assert (curve.verdict, curve.settled) == (entry["verdict"], entry["settled"])
+
+
+def test_a_model_that_comes_late_is_compared_without_computing_the_others_again(tmp_path: Path) -> None:
+    url, gauge = tmp_path / "s.zarr", Counted()
+    live = LiveSpreads(gauge=gauge)  # type: ignore[arg-type]
+    with writer(url, 0) as one, writer(url, 1) as two, writer(url, 2) as three:
+        append(one, 0, [0, 10])
+        append(two, 1, [0, 10])
+        append(three, 2, [0])
+        assert live.update(open_store(url))[0].models == 2  # at the last step
+        assert gauge.calls == 5
+        append(three, 2, [10])
+        (curve,) = live.update(open_store(url))
+        assert (curve.models, gauge.calls) == (3, 6)
+
+
+def test_steps_that_a_truncation_drops_are_forgotten(tmp_path: Path) -> None:
+    url, live = tmp_path / "s.zarr", LiveSpreads(gauge=GAUGE)
+    for model in (0, 1):
+        with writer(url, model) as one:
+            append(one, model, [0, 10, 20])
+    assert live.update(open_store(url))[0].steps == (0, 10, 20)
+    with writer(url, 0, truncate_after=10) as one:
+        assert live.update(open_store(url))[0].steps == (0, 10)
+        one.append(20, {"layers.0": values(5, 0)})
+        one.flush()
+        (curve,) = live.update(open_store(url))
+    fresh = LiveSpreads(gauge=GAUGE).update(open_store(url))[0]
+    assert curve.value == fresh.value
+
+
+def test_a_time_limit_leaves_the_rest_for_the_next_look_and_begins_with_the_last_steps(tmp_path: Path) -> None:
+    url, live = tmp_path / "s.zarr", LiveSpreads(gauge=GAUGE)
+    for model in (0, 1):
+        with writer(url, model) as one:
+            append(one, model, [0, 10, 20, 30])
+    (curve,) = live.update(open_store(url), seconds=0)
+    assert curve.steps[-1] == 30
+    assert curve.waiting == 4 - len(curve.steps) > 0
+    while curve.waiting:
+        (curve,) = live.update(open_store(url), seconds=0)
+    assert curve.steps == (0, 10, 20, 30)
+
+
+def test_what_cannot_be_computed_is_named_and_the_rest_goes_on(tmp_path: Path) -> None:
+    url = tmp_path / "s.zarr"
+    for model in (0, 1):
+        with writer(url, model) as one:
+            append(one, model, [0])
+            one.append(10, {"layers.0": np.full((SAMPLES, FEATURES), np.nan if model else 1, np.float32)})
+    look = Watcher(url, gauge=GAUGE).look()
+    assert look.curves[0].steps == (0,)
+    ((layer, step),) = look.failed
+    assert (layer, step) == ("layers.0", 10)
+    assert "finite" in look.failed[layer, step]
+    assert look.waiting == 0
+
+
+def test_a_run_is_running_silent_or_ended(tmp_path: Path) -> None:
+    url = tmp_path / "s.zarr"
+    with writer(url, 0) as one:
+        append(one, 0, [0, 10])
+        (run,) = Watcher(url).look().runs
+        assert (run.state, run.audits, run.step) == ("running", 2, 10)
+        assert (run.seconds_since_audit or 0) < 60
+        assert (run.seconds_since_heartbeat or 0) < 60
+    assert Watcher(url).look().runs[0].state == "ended"
+    script = (
+        "import os, sys; sys.path.insert(0, sys.argv[2]); from pathlib import Path; import test_watch as t; "
+        "w = t.writer(Path(sys.argv[1]), 0); w.flush(); os._exit(1)"
+    )
+    subprocess.run([sys.executable, "-c", script, str(url), str(Path(__file__).parent)], check=False, timeout=120)
+    assert Watcher(url).look().runs[0].state == "silent"
+
+
+def curves(count: int, steps: int = 200) -> tuple[LiveCurve, ...]:
+    value = tuple(np.linspace(0.9, 0.1, steps))
+    return tuple(
+        LiveCurve(f"model.layers.{i}", tuple(range(steps)), value, value, value,
+                  "converging" if i < 50 else "unchanged", None, 3, 0)
+        for i in range(count)
+    )  # fmt: skip
+
+
+def shown(look: Look, width: int, height: int) -> list[str]:
+    stream = io.StringIO()
+    console = Console(file=stream, width=width, height=height, force_terminal=True, color_system=None)
+    console.print(view(look, width, height))
+    return [line for line in stream.getvalue().splitlines() if line.strip()]
+
+
+def test_sixty_layers_fit_a_small_terminal_and_no_word_is_cut() -> None:
+    lines = shown(Look("s.zarr", (), curves(60), {}), 80, 24)
+    assert len(lines) <= 24
+    assert all(len(line) <= 80 for line in lines)
+    text = "\n".join(lines)
+    assert "model.layers.0 … 49" in text
+    assert "converging" in text
+    assert "unchanged" in text
+    every = shown(Look("s.zarr", (), curves(60), {}), 120, 90)
+    assert sum("model.layers." in line for line in every) == 60
+
+
+def test_names_are_never_instructions_to_the_terminal() -> None:
+    (curve,) = curves(1)
+    evil = "a\x1b[2Jb"
+    look = Look(evil, (), (LiveCurve(evil, *list(vars(curve).values())[1:]),), {(evil, 0): evil})
+    assert "\x1b[2J" not in "".join(shown(look, 100, 30))
+
+
+def test_a_long_curve_is_averaged_to_its_width() -> None:
+    assert sparkline([0.0] * 100 + [1.0] * 100, width=4) == "▁▁██"
+    assert sparkline([]) == ""
+    assert sparkline([1.7, -0.2]) == "█▁"
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Path:
+    url = tmp_path / "s.zarr"
+    for model in (0, 1):
+        with writer(url, model, 2) as one:
+            append(one, model, [0, 10, 20], 2)
+    return url
+
+
+def test_once_as_json_says_all_of_it(store: Path) -> None:
+    run = subprocess.run(
+        [COMMAND, "watch", str(store), "--once", "--json", "--perplexity", "6"],
+        capture_output=True, text=True, check=True, timeout=200,
+    )  # fmt: skip
+    found = json.loads(run.stdout)
+    assert [(one["model"], one["state"], one["step"]) for one in found["models"]] == [
+        ("seed0", "ended", 20), ("seed1", "ended", 20),
+    ]  # fmt: skip
+    expected = LiveSpreads(gauge=GAUGE).update(open_store(store))
+    assert [one["layer"] for one in found["layers"]] == ["layers.0", "layers.1"]
+    assert found["layers"][1]["value"] == list(expected[1].value)
+
+
+def test_a_terminal_shows_trainings_as_they_go_on(tmp_path: Path) -> None:
+    url = tmp_path / "s.zarr"
+    outer, inner = pty.openpty()
+    command = [COMMAND, "watch", str(url), "--every", "0.2", "--perplexity", "6"]
+    environment = {**os.environ, "COLUMNS": "100", "LINES": "40", "TERM": "xterm"}
+    process = subprocess.Popen(command, stdin=inner, stdout=inner, stderr=inner, env=environment, close_fds=True)
+    text = ""
+
+    def until(wanted: str, seconds: float = 120) -> None:
+        nonlocal text
+        end = time.monotonic() + seconds
+        while not re.search(wanted, text):
+            assert time.monotonic() < end, f"no {wanted!r} in {text[-2000:]!r}"
+            assert process.poll() is None, text[-2000:]
+            if select.select([outer], [], [], 0.5)[0]:
+                text += os.read(outer, 65536).decode(errors="replace")
+
+    try:
+        until("waiting for")
+        with writer(url, 0) as one, writer(url, 1) as two:
+            append(one, 0, [0])
+            append(two, 1, [0])
+            until("seed1.*running")
+            until("layers.0.*undecided")
+            append(one, 0, [10, 20, 40, 80, 160])
+            append(two, 1, [10, 20, 40, 80, 160])
+            until("layers.0.*converging")
+        until("seed1.*ended")
+    finally:
+        process.kill()
+        process.wait()
+        os.close(outer)
+        os.close(inner)
+
+
+def test_the_page_shows_the_store_asks_nobody_else_and_renews_itself(store: Path) -> None:
+    board = Board(Watcher(store, gauge=GAUGE), every=0.1)
+    client = TestClient(application(board))
+    assert client.get("/state.json").json()["models"] == []
+    board.start()
+    try:
+        end = time.monotonic() + 60
+        while len(client.get("/state.json").json()["layers"]) < 2:
+            assert time.monotonic() < end
+            time.sleep(0.05)
+        with writer(store, 2, 2) as three:
+            append(three, 2, [0, 10, 20], 2)
+        while [one["models"] for one in client.get("/state.json").json()["layers"]] != [3, 3]:
+            assert time.monotonic() < end
+            time.sleep(0.05)
+    finally:
+        board.stop()
+    page = client.get("/")
+    assert "connect-src 'self'" in page.headers["content-security-policy"]
+    assert not re.search(r"(src|href)=[\"']?https?:", page.text)
+
+
+def test_a_taken_port_is_one_line(store: Path) -> None:
+    import socket
+
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        run = subprocess.run(
+            [COMMAND, "watch", str(store), "--serve", "--port", str(port)],
+            capture_output=True, text=True, check=False, timeout=120,
+        )  # fmt: skip
+    assert run.returncode == 2
+    assert f"port {port}" in run.stderr.strip().splitlines()[-1]
+
+
+def test_without_a_terminal_or_a_store_it_is_one_line(store: Path, tmp_path: Path) -> None:
+    run = subprocess.run([COMMAND, "watch", str(store)], capture_output=True, text=True, check=False, timeout=120)
+    assert (run.returncode, len(run.stderr.strip().splitlines())) == (2, 1)
+    assert "--once" in run.stderr
+    run = subprocess.run(
+        [COMMAND, "watch", str(tmp_path / "no.zarr"), "--once"],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+    )
+    assert (run.returncode, len(run.stderr.strip().splitlines())) == (2, 1)
