@@ -28,6 +28,8 @@ BLOCKS: Final = "▁▂▃▄▅▆▇█"
 WIDTH: Final = 32
 """Most characters of a curve."""
 _STATES: Final = {"running": "green", "silent": "red", "ended": "dim"}
+_MAKING: Final = 10.0
+"""Seconds after which what has no root document is no store in the making."""
 _FRAME: Final = 8
 """Lines of the view that are not layers or models."""
 
@@ -48,7 +50,7 @@ def watch(
     Example: repaudit watch runs.zarr --layers "model.layers[*]"
     """
     with one_line_errors():
-        from repaudit.errors import RepauditError, StoreNotFoundError
+        from repaudit.errors import NotAStoreError, RepauditError, StoreNotFoundError
         from repaudit.gauge.gauge import DiffusionGauge
         from repaudit.live.watcher import Watcher
 
@@ -79,13 +81,20 @@ def watch(
         if not console.is_terminal:
             raise RepauditError("watch redraws a terminal, found none: use --once, --json or --serve")
         with Live(Text(f"waiting for {visible(store)}"), console=console, auto_refresh=False, screen=False) as live:
+            foreign_since = None
             while True:
                 try:
                     look = watcher.look(every)
                     live.update(view(look, console.width, console.height), refresh=True)
                     time.sleep(0 if look.waiting else every)
+                    foreign_since = None
                 except StoreNotFoundError:  # the first training has not begun
                     time.sleep(every)
+                except NotAStoreError:  # a store in the making has no root document for a moment
+                    foreign_since = foreign_since or time.monotonic()
+                    if time.monotonic() - foreign_since > _MAKING:
+                        raise
+                    time.sleep(0.1)
 
 
 def view(look: Look, width: int = 80, height: int | None = None) -> Group:
