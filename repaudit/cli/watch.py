@@ -18,11 +18,12 @@ from rich.text import Text
 
 from repaudit.cli.answer import COLORS
 from repaudit.cli.console import AsJson, Layers, Models, PlainConsole, Store, one_line_errors, parse_names, visible
+from repaudit.errors import NotAStoreError, RepauditError, StoreNotFoundError
 
 if TYPE_CHECKING:
     from repaudit.live.runs import Run
     from repaudit.live.spreads import LiveCurve
-    from repaudit.live.watcher import Look
+    from repaudit.live.watcher import Look, Watcher
 
 BLOCKS: Final = "▁▂▃▄▅▆▇█"
 WIDTH: Final = 32
@@ -50,7 +51,6 @@ def watch(
     Example: repaudit watch runs.zarr --layers "model.layers[*]"
     """
     with one_line_errors():
-        from repaudit.errors import NotAStoreError, RepauditError, StoreNotFoundError
         from repaudit.gauge.gauge import DiffusionGauge
         from repaudit.live.watcher import Watcher
 
@@ -77,24 +77,28 @@ def watch(
             while True:
                 typer.echo(json.dumps(watcher.look(every).plain()))
                 time.sleep(every)
-        console = PlainConsole()
-        if not console.is_terminal:
-            raise RepauditError("watch redraws a terminal, found none: use --once, --json or --serve")
-        with Live(Text(f"waiting for {visible(store)}"), console=console, auto_refresh=False, screen=False) as live:
-            foreign_since = None
-            while True:
-                try:
-                    look = watcher.look(every)
-                    live.update(view(look, console.width, console.height), refresh=True)
-                    time.sleep(0 if look.waiting else every)
-                    foreign_since = None
-                except StoreNotFoundError:  # the first training has not begun
-                    time.sleep(every)
-                except NotAStoreError:  # a store in the making has no root document for a moment
-                    foreign_since = foreign_since or time.monotonic()
-                    if time.monotonic() - foreign_since > _MAKING:
-                        raise
-                    time.sleep(0.1)
+        _follow(watcher, store, every)
+
+
+def _follow(watcher: Watcher, store: str, every: float) -> None:
+    """Redraw the view in a terminal until interrupted."""
+    console, foreign_since = PlainConsole(), None
+    if not console.is_terminal:
+        raise RepauditError("watch redraws a terminal, found none: use --once, --json or --serve")
+    with Live(Text(f"waiting for {visible(store)}"), console=console, auto_refresh=False) as live:
+        while True:
+            try:
+                look = watcher.look(every)
+                live.update(view(look, console.width, console.height), refresh=True)
+                time.sleep(0 if look.waiting else every)
+                foreign_since = None
+            except StoreNotFoundError:  # the first training has not begun
+                time.sleep(every)
+            except NotAStoreError:  # a store in the making has no root document for a moment
+                foreign_since = foreign_since or time.monotonic()
+                if time.monotonic() - foreign_since > _MAKING:
+                    raise
+                time.sleep(0.1)
 
 
 def view(look: Look, width: int = 80, height: int | None = None) -> Group:
