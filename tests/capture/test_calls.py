@@ -140,3 +140,14 @@ def test_a_dataclass_with_one_tensor_is_read_and_one_with_several_refused(extrac
     torch.testing.assert_close(extract("[0]", one, input=x)["0"], one[0].linear(x).detach())
     with pytest.raises(ActivationTypeError, match="hidden, other, which is ambiguous"):
         extract("[0]", two, input=x)
+
+
+def test_calls_of_several_forwards_that_are_captured(seen):
+    torch.manual_seed(0)
+    model, x = Sometimes(), torch.cat([torch.ones(4, 1), torch.randn(4, 2)], 1)  # two calls
+    extractor = ra.ActivationExtractor(ra.LayerSpec("layer", call="each"))
+    for _ in range(2):
+        with extractor.capture(model), torch.no_grad():
+            expected = torch.cat([model(x), model(x[:2])])
+        assert list(extractor.activations) == ["layer#0", "layer#1"]
+        torch.testing.assert_close(extractor.activations["layer#1"], expected)

@@ -10,6 +10,9 @@ from typing import Any, Final, TypeAlias
 import torch
 
 SAMPLES, POSITIONS, FEATURES, UNKNOWN = "s", "p", "f", "?"
+LEARNED, LOST = "l", "x"
+"""Positions of parameters that are repeated for each sample, as learned queries, and ones of an unknown source."""
+PLACES: Final = frozenset({POSITIONS, LEARNED, LOST})
 Atom: TypeAlias = tuple[str, int]
 Dims: TypeAlias = tuple[tuple[Atom, ...], ...]
 """For each dim what it is a product of, the slowest first; nothing for a dim of size 1."""
@@ -29,6 +32,8 @@ class Operation:
         The result's.
     n_samples
         How many samples there are.
+    learned
+        The tensors among its arguments that are computed from parameters alone.
     """
 
     func: Callable[..., Any]
@@ -37,6 +42,7 @@ class Operation:
     tensors: Sequence[tuple[torch.Tensor, Dims | None]]
     shape: tuple[int, ...]
     n_samples: int
+    learned: Sequence[torch.Tensor] = ()
 
     @property
     def name(self) -> str:
@@ -82,9 +88,9 @@ def size_of(dim: tuple[Atom, ...]) -> int:
     return prod(size for _, size in dim)
 
 
-def _as_positions(dims: Iterable[tuple[Atom, ...]]) -> Dims:
+def _as_positions(dims: Iterable[tuple[Atom, ...]], label: str = POSITIONS) -> Dims:
     """Return dims, positions for what had no meaning."""
-    return tuple(tuple((POSITIONS if label == UNKNOWN else label, n) for label, n in dim) for dim in dims)
+    return tuple(tuple((label if known == UNKNOWN else known, n) for known, n in dim) for dim in dims)
 
 
 def _embedded(op: Operation) -> Dims | None:
@@ -98,13 +104,14 @@ def _features_last(op: Operation) -> Dims | None:
         return None
     last = first[-1]
     is_kept = bool(last) and size_of(last) == op.shape[-1] and all(label == FEATURES for label, _ in last)
-    return (*_as_positions(first[:-1]), last if is_kept else _mixed(last, op.shape[-1]))
+    positions = _as_positions(first[:-1], LOST if op.first is None else POSITIONS)
+    return (*positions, last if is_kept else _mixed(last, op.shape[-1]))
 
 
 def _mixed(dim: tuple[Atom, ...], size: int) -> tuple[Atom, ...]:
     """Return what a dim becomes by a matrix of weights: positions that are mixed are positions, others features."""
-    are_positions = bool(dim) and all(label == POSITIONS for label, _ in dim)
-    return atom(POSITIONS if are_positions else FEATURES, size)
+    are_positions = bool(dim) and all(label in PLACES for label, _ in dim)
+    return atom(dim[0][0] if are_positions else FEATURES, size)
 
 
 def _features_second(op: Operation) -> Dims | None:
@@ -112,9 +119,11 @@ def _features_second(op: Operation) -> Dims | None:
     if first is None or len(first) < 2:
         return None
     second = _mixed(first[1], op.shape[1])
-    if second and second[0][0] == POSITIONS and any(label == FEATURES for dim in first[2:] for label, _ in dim):
+    if second and second[0][0] in PLACES and any(label == FEATURES for dim in first[2:] for label, _ in dim):
         return _resized((first[0], second, *first[2:]), op.shape)  # mixes tokens, feature by feature
-    return (*_as_positions(first[:1]), atom(FEATURES, op.shape[1]), *(atom(POSITIONS, size) for size in op.shape[2:]))
+    label = LOST if op.first is None else POSITIONS
+    kinds = [dim[0][0] if dim and dim[0][0] in PLACES else label for dim in first[2:]]
+    return (*_as_positions(first[:1]), atom(FEATURES, op.shape[1]), *map(atom, kinds, op.shape[2:]))
 
 
 def _recurrent(op: Operation) -> Dims | None:
@@ -224,6 +233,10 @@ def _attended(op: Operation) -> Dims | None:
     return None if op.first is None else (*op.first[:-1], atom(FEATURES, op.shape[-1]))
 
 
+def _attended_by_heads(op: Operation) -> Dims | None:
+    return op.first if op.first is not None and tuple(map(size_of, op.first)) == op.shape else None
+
+
 def _unfolded(op: Operation) -> Dims | None:
     if op.first is None or len(op.first) != 4 or len(op.shape) != 3:
         return None
@@ -254,27 +267,58 @@ def _alike(op: Operation) -> Dims | None:
     candidates = [dims for _, dims in op.tensors if dims is not None and len(dims) == len(op.shape)]
     found = []
     for place, size in enumerate(op.shape):
-        dim = _common([dims[place] for dims in candidates], size)
+        dim = _common([dims[place] for dims in candidates], size) or _from_learned(op, place)
         if dim is None:
             return None
         found.append(dim)
     return tuple(found) if candidates else None
 
 
+def _from_learned(op: Operation, place: int) -> tuple[Atom, ...] | None:
+    """Return the dim that single rows get where learned ones are added to them; nothing for one of size 1."""
+    size, at = op.shape[place], place - len(op.shape)
+    if size == 1:
+        return ()
+    if at == -1 or any(dims is not None and dims[place] for _, dims in op.tensors if len(dims or ()) == len(op.shape)):
+        return None
+    return atom(LEARNED, size) if any(-at <= value.ndim and value.shape[at] == size for value in op.learned) else None
+
+
+def _joined(op: Operation) -> Dims | None:
+    """Return the dims of tensors one behind another: learned rows beside others are no longer learned ones alone."""
+    dims = _alike(op)
+    if dims is None or all(known == op.tensors[0][1] and known is not None for _, known in op.tensors):
+        return dims
+    are_all = all(any(label == LEARNED for dim in known or () for label, _ in dim) for _, known in op.tensors)
+    return dims if are_all else tuple(tuple((LOST if label == LEARNED else label, n) for label, n in d) for d in dims)
+
+
 def _common(dims: Sequence[tuple[Atom, ...]], size: int) -> tuple[Atom, ...] | None:
-    """Return what several tensors say of one dim of their result; None where they say different things."""
+    """Return what several tensors say of one dim of their result; None where they say different things.
+
+    Positions of the inputs go before learned ones, which are added to them, and both before those of unknown source.
+    """
+    dims = sorted(
+        dims, key=lambda dim: max(((POSITIONS, LEARNED, LOST).index(x) for x, _ in dim if x in PLACES), default=0)
+    )
     fitting = [dim for dim in dims if size_of(dim) == size]
     told = [dim for dim in fitting if all(label != UNKNOWN for label, _ in dim)] or fitting
-    if any({label for label, _ in dim} != {label for label, _ in told[0]} for dim in told):
+    if any(_meanings(dim) != _meanings(told[0]) for dim in told):
         return None
     resized = (_resized([dim], [size]) for dim in dims)
     return told[0] if told else next((found[0] for found in resized if found is not None), None)
+
+
+def _meanings(dim: tuple[Atom, ...]) -> set[str]:
+    return {POSITIONS if label in PLACES else label for label, _ in dim}
 
 
 _RULES: Final[dict[str, Callable[[Operation], Dims | None]]] = {
     "embedding": _embedded,
     "einsum": _einsum,
     "scaled_dot_product_attention": _attended,
+    "multi_head_attention_forward": _attended_by_heads,
+    **dict.fromkeys(("cat", "concat", "concatenate"), _joined),
     "unfold": _unfolded,
     "__getitem__": _indexed,
     **dict.fromkeys(("linear", "bilinear", "layer_norm", "rms_norm"), _features_last),

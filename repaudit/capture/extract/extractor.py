@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
@@ -13,7 +12,8 @@ import torch
 from torch import nn
 
 from repaudit.capture.extract.dry_run import check_initialized, check_vocabulary, dry_run
-from repaudit.capture.extract.hooks import Facts, Recording
+from repaudit.capture.extract.facts import KnownFacts, are_certain
+from repaudit.capture.extract.hooks import Recording
 from repaudit.capture.extract.layer import Layer
 from repaudit.capture.extract.layer_paths import resolve_layers
 from repaudit.capture.extract.layer_spec import LayerSpec, as_spec
@@ -65,7 +65,7 @@ class ActivationExtractor:
         self.activations: dict[str, torch.Tensor] = {}
         self.source_dtypes: dict[str, str] = {}
         self.layers: dict[str, Layer] = {}
-        self._facts: weakref.WeakKeyDictionary[nn.Module, dict[str, Facts]] = weakref.WeakKeyDictionary()
+        self._facts = KnownFacts()
 
     def __getstate__(self) -> dict[str, Any]:
         """Return the state to pickle; models, and what they told, are of this process."""
@@ -74,7 +74,7 @@ class ActivationExtractor:
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
         self.layers = {}
-        self._facts = weakref.WeakKeyDictionary()
+        self._facts = KnownFacts()
 
     def extract(
         self,
@@ -87,8 +87,8 @@ class ActivationExtractor:
         """Forward the probe set through the model, which is left unchanged, and return the pooled activations.
 
         The model runs in evaluation mode, eagerly, without gradients, and only as deep as the deepest layer requested.
-        With a new model, one sample is forwarded whole first, to find a layer that fires twice; one that is padded on
-        the left is also forwarded without its padding.
+        With a new model, or inputs of other shapes, one sample is forwarded whole first, to find a layer that fires
+        twice; one that is padded on the left is also forwarded without its padding.
 
         Parameters
         ----------
@@ -135,7 +135,7 @@ class ActivationExtractor:
         whole = is_sharded(model) or is_offloaded(net)
         recording = _agreed(agree, lambda: self._prepared(model, probe_set, whole=whole, forward=forward))
         pieces = _Pieces(len(probe_set))
-        is_new = net not in self._facts
+        is_new = self._facts.of(net, probe_set.inputs) is None
         with Shield() as shield, _leaving(agree), forward_context(model), ExitStack() as stack:
             if is_new and not whole:
                 stack.enter_context(same_parameters(net))
@@ -144,7 +144,7 @@ class ActivationExtractor:
             if is_new:
                 with shield.lifted():
                     _agreed(agree, lambda: dry_run(recording, probe_set, call))
-                self._facts[net] = recording.facts
+                self._facts.keep(net, probe_set.inputs, recording.facts)
             for batch in probe_set.batches(batch_size):
                 with shield.lifted():
                     _agreed(agree, partial(pieces.extend, recording, batch, call, probe_set.ids))
@@ -157,10 +157,10 @@ class ActivationExtractor:
         self, model: nn.Module, probe_set: ProbeSet, *, whole: bool, forward: Callable[..., Any] | None
     ) -> Recording:
         layers = resolve_layers(model, self.layer_specs)
-        if network(model) not in self._facts:
+        facts = self._facts.of(network(model), probe_set.inputs)
+        if facts is None:
             check_initialized(network(model))
         check_vocabulary(network(model), probe_set)
-        facts = self._facts.get(network(model))
         return Recording(model, layers, whole=whole, facts=facts, forward=forward)
 
     @contextmanager
@@ -208,14 +208,15 @@ class ActivationExtractor:
 
         with ExitStack() as stack:
             stack.enter_context(eager())
-            recording = stack.enter_context(Recording(model, layers, facts=self._facts.get(net)))
+            recording = stack.enter_context(Recording(model, layers, facts=self._facts.certain(net)))
             stack.enter_context(recording.tracking())
             stack.callback(net.register_forward_pre_hook(before, with_kwargs=True, prepend=True).remove)
             stack.callback(net.register_forward_hook(after).remove)
             yield self
             if not joined:
                 after()
-        self._facts.setdefault(net, recording.facts)
+        if are_certain(recording.facts):
+            self._facts.keep(net, None, recording.facts)
         self.source_dtypes = {name: recording.source_dtypes[layer.name] for name, layer in self.layers.items()}
         self.activations = {name: torch.cat(values) for name, values in joined.items()}
 

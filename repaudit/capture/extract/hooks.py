@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import fields, is_dataclass
 from typing import Any
 
 import torch
@@ -15,10 +15,10 @@ from torch.nn.utils.rnn import PackedSequence, pad_packed_sequence
 from repaudit.capture.extract.completions import Completions
 from repaudit.capture.extract.dim_order import arranged
 from repaudit.capture.extract.dim_tracking import DimTracker
+from repaudit.capture.extract.facts import Call, Facts, are_certain, has_single
 from repaudit.capture.extract.forward_inputs import Arguments, ForwardInputs
 from repaudit.capture.extract.hidden_states import HiddenStates
 from repaudit.capture.extract.layer import Layer
-from repaudit.capture.extract.layout import Layout
 from repaudit.capture.extract.pooling import pool
 from repaudit.capture.extract.token_masks import TokenMasks, outermost_models
 from repaudit.capture.extract.wrappers import layers_root, network
@@ -27,31 +27,6 @@ from repaudit.errors import ActivationTypeError, CaptureError
 
 class _Stop(BaseException):
     """End a forward once every requested layer has fired; no ``except Exception`` on the way may swallow it."""
-
-
-@dataclass(frozen=True)
-class Facts:
-    """What the first forward of a model told of a layer.
-
-    Parameters
-    ----------
-    layout
-        What its dims mean, where that could be followed.
-    origins
-        The inputs that each of its calls depends on, where that could be followed.
-    """
-
-    layout: Layout | None
-    origins: tuple[frozenset[str], ...]
-
-    @property
-    def n_calls(self) -> int:
-        """How often it was called."""
-        return len(self.origins)
-
-    def origins_of(self, call: int) -> frozenset[str]:
-        """Return the inputs that a call depends on; none where that is not known."""
-        return self.origins[call] if call < len(self.origins) else frozenset()
 
 
 class Recording:
@@ -90,7 +65,7 @@ class Recording:
         models = [part for part in outermost_models(self.net) if part is not self.net or forward is not None]
         self._inner = {part: Completions(part) for part in models}
         self._tracker: DimTracker | None = None
-        self._completing = self._stop_early = False
+        self._completing = self._stop_early = self._is_learning = self._has_single = False
         self._n_samples: int | None = None
         self._names: Sequence[str] | None = None
         self.begin({})
@@ -101,6 +76,9 @@ class Recording:
         self._seen: dict[str, list[torch.Tensor]] = {layer.name: [] for layer in self.layers}
         self._failure: Exception | None = None
         if self._tracker is not None and self._n_samples is not None:
+            if not are_certain(self.facts):
+                self.facts.clear()
+            self._is_learning, self._has_single = not self.facts, has_single(inputs.values())
             self._tracker.start(inputs, self._n_samples)
 
     def begin_foreign(self, inputs: Mapping[str, Any]) -> None:
@@ -162,7 +140,7 @@ class Recording:
         if self.facts or self._n_samples == 1:  # of one sample, dims cannot be told from others of size 1
             yield
             return
-        with DimTracker() as tracker:
+        with DimTracker(_positions(self.net)) as tracker:
             self._tracker = tracker
             try:
                 yield
@@ -192,8 +170,10 @@ class Recording:
             if isinstance(call, int) and not -count <= call < count:
                 raise CaptureError(f"{kind} fired {count} times in one forward, and call={call} was asked for")
             known = self.facts.get(layer.name)
-            if known is not None and isinstance(call, str) and count != known.n_calls:
-                raise CaptureError(f"{kind} fired {count} times in one forward, and {known.n_calls} times in the first")
+            if known is not None and isinstance(call, str) and count != len(known.calls):
+                raise CaptureError(
+                    f"{kind} fired {count} times in one forward, and {len(known.calls)} times in the first"
+                )
 
     @property
     def seen(self) -> dict[str, torch.Tensor]:
@@ -235,8 +215,8 @@ class Recording:
         if n_positions == 1:
             n_virtual = self._masks.n_virtual(layer, rows.shape[1])
             rows = rows[:, n_virtual:]  # the learned tokens of a prompt are not tokens of the probe set
-            origins = frozenset[str]() if known is None else known.origins_of(len(self._seen[layer.name]))
-            mask = self._masks.of(layer, rows.shape[1], origins) if mask is None else mask
+            call = Call() if known is None else known.call(len(self._seen[layer.name]))
+            mask = self._masks.of(layer, rows.shape[1], call) if mask is None else mask
         pooled = pool(rows, mask if n_positions == 1 else None, layer.spec.reduce, layer.name)
         return pooled.clone() if _shares_memory(pooled, value) else pooled
 
@@ -285,13 +265,20 @@ class Recording:
 
     def _learn(self, layer: Layer, tensor: torch.Tensor) -> None:
         tracker, known = self._tracker, self.facts.get(layer.name)
-        if tracker is None:
+        if tracker is None or not self._is_learning:
             return
-        layout, origins = tracker.layout_of(tensor), tracker.origins_of(tensor)
-        if known is None:
-            self.facts[layer.name] = Facts(layout, (origins,))
-        else:
-            self.facts[layer.name] = Facts(layout if layout == known.layout else None, (*known.origins, origins))
+        call = Call(tracker.origins_of(tensor), tracker.are_learned(tensor))
+        is_certain = not self._has_single and 1 not in tensor.shape
+        now = Facts(tracker.layout_of(tensor), (call,), is_certain)
+        self.facts[layer.name] = now if known is None else known.joined(now)
+
+
+def _positions(net: nn.Module) -> list[nn.Parameter]:
+    """Return the parameters that are named as those of positions are, and not as queries' or latents'."""
+    named = net.named_parameters()
+    return [
+        p for name, p in named if "pos" in name.lower() and not ("quer" in name.lower() or "latent" in name.lower())
+    ]
 
 
 def _refuse_script(layer: Layer) -> None:

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from repaudit.capture.extract.blocks import is_pretrained
+from repaudit.capture.extract.facts import Call
 from repaudit.capture.extract.layer import Layer
 from repaudit.capture.extract.layer_spec import AUTO
 from repaudit.capture.extract.wrappers import config_of, is_peft, n_virtual_tokens
@@ -81,13 +82,13 @@ class TokenMasks:
         for part in self._parts:
             part.given = None
 
-    def of(self, layer: Layer, tokens: int, origins: frozenset[str]) -> torch.Tensor | None:
+    def of(self, layer: Layer, tokens: int, call: Call) -> torch.Tensor | None:
         """Return the mask ``(sample, token)`` of a layer with so many tokens, or None where all count.
 
         Parameters
         ----------
-        origins
-            The inputs that the layer depends on, where they are known.
+        call
+            What is known of this call of the layer.
 
         Raises
         ------
@@ -105,8 +106,16 @@ class TokenMasks:
                     f"found {', '.join(self._inputs) or 'none'}"
                 )
             return mask
-        mask = self._found(layer, tokens, origins)
-        if mask is not None and not self._masks(mask, origins):
+        if call.are_learned:
+            return None
+        mask = self._found(layer, tokens, call.origins)
+        if mask is not None and call.are_learned is None and mask.shape[1] == tokens:
+            raise CaptureError(
+                f"layer {layer.name!r}: its {tokens} tokens are as many as the mask's and the learned rows (queries "
+                "or latents) that it depends on: say LayerSpec(..., mask=None) where they are those, or the name of "
+                "the input that masks them"
+            )
+        if mask is not None and not self._masks(mask, call.origins):
             self._ask(layer, tokens, [name for name in self._fitting(tokens) if name != ATTENTION_MASK])
             return None
         return None if mask is None else self._of_frames(layer, mask, tokens)
