@@ -267,17 +267,52 @@ def test_the_end_is_that_of_the_training_not_of_its_best_model(tmp_path):
             assert not np.allclose(found["head"][0], model.head(torch.eye(3)))  # which is the best one
 
 
-@pytest.mark.parametrize("second", [False, True])
-def test_a_resume_that_restores_callbacks_ignores_none(tmp_path, second, caplog):
-    options = {"save_strategy": "steps", "save_steps": 2, "restore_callback_states_from_checkpoint": True}
-    model, callback = Regression(), hf_audits(tmp_path / "s.zarr")
-    if second:
-        hf_trainer(tmp_path / "a", callback, model=model).train()
-    hf_trainer(tmp_path / "b", callback, model=model, **options).train()
-    trainer = hf_trainer(tmp_path / "b", hf_audits(tmp_path / "s.zarr"), **options)
+RESTORING = {"save_strategy": "steps", "save_steps": 2, "restore_callback_states_from_checkpoint": True}
+
+
+@pytest.fixture
+def warned(caplog):
+    """The trainer's warnings, which do not reach the root logger."""
     logger = tf.utils.logging.get_logger("transformers.trainer")
     logger.addHandler(caplog.handler)
-    trainer.train(resume_from_checkpoint=str(tmp_path / "b" / "checkpoint-2"))
+    yield caplog
     logger.removeHandler(caplog.handler)
-    assert record(tmp_path / "s.zarr").step.values.tolist() == list(range(9 if second else 5))
-    assert not [line for line in caplog.messages if "Ignoring" in line] or second
+
+
+@pytest.mark.parametrize("callbacks", [1, 2])
+@pytest.mark.parametrize("second", [False, True])
+def test_a_resume_that_restores_callbacks_ignores_none(tmp_path, second, callbacks, warned):
+    def audits():
+        return [hf_audits(tmp_path / "s.zarr", f"seed{n}") for n in range(callbacks)]
+
+    model, first = Regression(), audits()
+    if second:
+        hf_trainer(tmp_path / "a", *first, model=model).train()
+    hf_trainer(tmp_path / "b", *first, model=model, **RESTORING).train()
+    trainer = hf_trainer(tmp_path / "b", *audits(), **RESTORING)
+    trainer.train(resume_from_checkpoint=str(tmp_path / "b" / "checkpoint-2"))
+    for n in range(callbacks):
+        assert record(tmp_path / "s.zarr", f"seed{n}").step.values.tolist() == list(range(9 if second else 5))
+    assert not [line for line in warned.messages if "Ignoring" in line]
+
+
+class Counts(tf.TrainerCallback, tf.trainer_callback.ExportableState):
+    """Another callback with a state."""
+
+    def state(self):
+        return {"args": {}, "attributes": {}}
+
+
+@pytest.mark.parametrize("left", ["none", "another name"])
+def test_states_that_a_resume_does_ignore_are_told(tmp_path, left, warned):
+    model, first = Regression(), [hf_audits(tmp_path / "s.zarr", name) for name in ("seed0", "seed1")]
+    hf_trainer(tmp_path / "a", *first, model=model).train()
+    hf_trainer(tmp_path / "b", *first, Counts(), model=model, **RESTORING).train()
+    callbacks = [] if left == "none" else [hf_audits(tmp_path / "s.zarr", "seed1")]
+    trainer = hf_trainer(tmp_path / "b", *callbacks, **RESTORING)
+    trainer.train(resume_from_checkpoint=str(tmp_path / "b" / "checkpoint-2"))
+    (line,) = {line for line in warned.messages if "Ignoring" in line}
+    assert f"repaudit: seed0 in {tmp_path / 's.zarr'}" in line
+    assert (f"repaudit: seed1 in {tmp_path / 's.zarr'}" in line) is (left == "none")
+    assert "Counts" in line
+    assert "TrainerControl" not in line

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import logging
+import sys
 from collections.abc import Mapping, Sequence
 from functools import partial
 from math import ceil
 from os import PathLike
-from typing import Any, Unpack
+from types import FrameType
+from typing import Any, Final, Unpack
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_utils import has_length
@@ -17,6 +20,9 @@ from repaudit.capture.record.options import AuditOptions
 from repaudit.capture.record.recorder import Recorder
 from repaudit.capture.record.session import AuditSession
 from repaudit.capture.record.trigger import ON_CHECKPOINT, ON_VALIDATION_END, AuditTrigger
+
+_IGNORED: Final = "Checkpoint included callbacks not included in current configuration. Ignoring. "
+"""What the trainer says of states for which it has no callback of the state's name."""
 
 
 class AuditTrainerCallback(TrainerCallback):
@@ -154,6 +160,35 @@ class AuditTrainerCallback(TrainerCallback):
     def _event(self, state: TrainerState, model: Any, triggers: tuple[str, ...], epoch: float | None = None) -> None:
         epoch = state.epoch if epoch is None else epoch
         self.session.event(model, state.global_step, triggers, epoch=epoch, loss=_last_loss(state))
+
+
+def _keep_false_alarms_back(record: logging.LogRecord) -> bool:
+    """Take the states that callbacks of the trainer do resume from out of its warning of ignored ones.
+
+    The trainer matches states by the names of classes, before a callback can take its own.
+    """
+    trainer = _restoring_trainer() if str(record.msg).startswith(_IGNORED) else None
+    if trainer is None:
+        return True
+    callbacks = [*trainer.callback_handler.callbacks, trainer.control]
+    known = {type(one).__name__ for one in callbacks}
+    known |= {one._state_key for one in callbacks if isinstance(one, AuditTrainerCallback)}
+    left = [name for name in trainer.state.stateful_callbacks if name not in known]
+    record.msg = f"{_IGNORED}({', '.join(left)})"
+    return bool(left)
+
+
+def _restoring_trainer() -> Any:
+    """Return the trainer that is warning: a log record does not tell."""
+    frame: FrameType | None = sys._getframe()
+    while frame is not None:
+        if hasattr(caller := frame.f_locals.get("self"), "callback_handler"):
+            return caller
+        frame = frame.f_back
+    return None
+
+
+logging.getLogger("transformers.trainer").addFilter(_keep_false_alarms_back)
 
 
 def whole_epochs(state: TrainerState, control: TrainerControl, loader: Any) -> int | None:
