@@ -99,6 +99,18 @@ def test_epochs_of_a_stream_are_counted_by_their_ends(tmp_path, options, expecte
         np.testing.assert_allclose(np.diff(values), np.diff(witness.weights[step][0]), atol=1e-6)
 
 
+class StopsEpoch(tf.TrainerCallback):
+    """Ends an epoch after five steps."""
+
+    def on_step_end(self, args, state, control, **_):
+        control.should_epoch_stop = state.global_step == 5
+
+
+def test_an_epoch_that_is_stopped_is_not_whole(tmp_path):
+    trained(tmp_path / "a", StopsEpoch(), audits(tmp_path / "s.zarr"), max_steps=20)
+    assert record(tmp_path / "s.zarr").step.values.tolist() == [0, 15]
+
+
 def test_every_second_epoch_and_every_batch_at_once(tmp_path):
     trained(tmp_path / "a", audits(tmp_path / "s.zarr", every_n_epochs=2, every_n_steps=15), max_steps=45)
     found = record(tmp_path / "s.zarr")

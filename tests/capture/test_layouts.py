@@ -153,6 +153,28 @@ class Graph(nn.Module):
         return self.out(self.mixed(mixed[self.how]()).relu())
 
 
+class Products(nn.Module):
+    """Makes features first by a matrix of its own, and stacks the states of a loop behind them."""
+
+    def __init__(self):
+        super().__init__()
+        self.embed, self.weights = nn.Linear(3, 8), nn.Parameter(torch.randn(6, 8))
+        self.first, self.states = nn.Identity(), nn.Identity()
+
+    def forward(self, x):
+        h = self.embed(x)
+        return self.first(self.weights @ h.mT), self.states(torch.stack([step.relu() for step in h.unbind(1)], 2))
+
+
+def test_features_before_as_many_positions_as_a_parameter_has_rows(seen, extract):
+    torch.manual_seed(0)
+    model, x = Products(), torch.randn(5, 8, 3)
+    found = extract(["first", "states"], model, x=x)
+    for name, own in seen(model, ["first", "states"], x=x).items():
+        assert own.shape[2] == 8
+        torch.testing.assert_close(found[name], own.mean(2), msg=name)
+
+
 @pytest.mark.parametrize("how", ["einsum", "product", "before", "mixer"])
 def test_positions_that_are_mixed_are_positions(seen, extract, how):
     torch.manual_seed(0)

@@ -95,6 +95,37 @@ def test_a_decoder_with_tokens_of_its_own_is_not_pooled_by_the_encoders_mask(see
     torch.testing.assert_close(found["trunk.decoder.block.1"], own.mean(1))
 
 
+@pytest.mark.parametrize("build", [t5, bart])
+def test_a_decoder_of_the_texts_own_tokens_has_their_mask(build, seen, extract):
+    model = build()
+    name = "decoder.block.1" if build is t5 else "decoder.layers.1"
+    start = torch.full((5, 1), 0 if build is t5 else 2)  # their configs' decoder_start_token_id
+    decoder = {"decoder_input_ids": torch.cat([start, IDS[:, :-1]], 1), "decoder_attention_mask": MASK}
+    own = seen(model, [name], **FULL, **decoder)[name]
+    torch.testing.assert_close(extract(name, model, **FULL)[name], mean(own, MASK))
+
+
+class Remakes(tf.PreTrainedModel):
+    """A model of transformers that gives the one inside as many tokens as the text has, which it made itself."""
+
+    config_class = tf.BertConfig
+
+    def __init__(self, config):
+        super().__init__(config)
+        self.embed, self.mix, self.inner = nn.Embedding(48, 16), nn.Linear(9, 9), tf.BertModel(config)
+        self.post_init()
+
+    def forward(self, input_ids, attention_mask=None):
+        return self.inner(inputs_embeds=self.mix(self.embed(input_ids).mT).mT)
+
+
+def test_tokens_that_a_model_makes_itself_have_no_mask(seen, extract):
+    torch.manual_seed(0)
+    model, name = Remakes(tf.BertConfig(**SIZES)), "inner.encoder.layer.1"
+    own = seen(model, [name], **FULL)[name]
+    torch.testing.assert_close(extract(name, model, **FULL)[name], own.mean(1))
+
+
 def test_prompts_are_not_tokens_of_the_samples(seen, extract):
     model = prompted()
     own = seen(model, ["base_model.transformer.h.1"], **FULL)["base_model.transformer.h.1"][:, 3:]
@@ -287,6 +318,16 @@ def test_padding_of_the_source_is_not_that_of_the_target(seen, extract):
     torch.testing.assert_close(extract("t.encoder.layers[0]", model, **inputs)["t.encoder.layers.0"], mean(own, MASK))
     with pytest.raises(CaptureError, match="nothing tells whether one of them masks its 9 tokens"):
         extract("t.decoder.layers[0]", model, **inputs)
+
+
+def test_of_two_padding_masks_none_is_guessed(extract):
+    class Both(Seq2Seq):
+        def forward(self, src, tgt, tgt_key_padding_mask, src_key_padding_mask):
+            return super().forward(src, tgt, src_key_padding_mask)
+
+    padding = {"tgt_key_padding_mask": MASK.flip(0) == 0, "src_key_padding_mask": MASK == 0}
+    with pytest.raises(CaptureError, match="'tgt_key_padding_mask', 'src_key_padding_mask', and nothing tells"):
+        extract("t.encoder.layers[0]", Both(), src=IDS, tgt=IDS.flip(0), **padding)
 
 
 def test_the_second_text_of_a_shared_trunk_is_not_masked_by_the_first(extract):
