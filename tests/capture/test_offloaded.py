@@ -65,6 +65,28 @@ def test_activations_are_those_of_the_model_as_it_was_and_the_offload_goes_on(of
     torch.testing.assert_close(offloaded(IDS).logits, bare(IDS).logits, rtol=0, atol=1e-6)
 
 
+class Scaled(nn.Module):
+    """Holds a parameter beside a layer, after which it computes on."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.scale, self.inner = nn.Parameter(torch.randn(3)), nn.Linear(3, 3)
+
+    def forward(self, x):
+        return self.inner(x * self.scale) * self.scale
+
+
+def test_a_layer_inside_a_module_that_holds_weights_does_not_leave_them_loaded():
+    x, bare = torch.randn(4, 3), Scaled()
+    model = accelerate.cpu_offload(copy.deepcopy(bare), execution_device=CPU)
+    before = places(model)
+    found = ra.ActivationExtractor("inner").extract(model, ra.ProbeSet.from_tensors({"x": x}))["inner"]
+    torch.testing.assert_close(found, bare.inner(x * bare.scale).detach())
+    assert set(before.values()) == {"meta"}
+    assert places(model) == before
+
+
 def test_an_offloaded_model_is_recorded(tmp_path):
     model = accelerate.cpu_offload(gpt2(), execution_device=CPU)
     with ra.Recorder(tmp_path / "s.zarr", "seed0", PROBE, ["transformer.h[*]"], on_store_error="raise") as recorder:

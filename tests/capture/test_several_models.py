@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 import transformers as tf
+from safetensors.torch import load_file
 from torch import nn
 from torch.utils.data import DataLoader
 
@@ -46,8 +47,8 @@ def in_lightning(callback, model, **options):
     callbacks = options.pop("callbacks", [])
     path = options.pop("ckpt_path", None)
     trainer = pl.Trainer(
-        accelerator="cpu", callbacks=[callback, *callbacks], enable_model_summary=False, **quiet,
-        **({"max_epochs": 1} | options),
+        accelerator="cpu", callbacks=[callback, *callbacks], enable_model_summary=False,
+        **(quiet | {"max_epochs": 1} | options),
     )  # fmt: skip
     module = model if isinstance(model, Module) else Module(network=model)
     trainer.fit(module, DataLoader(DATA, batch_size=4), ckpt_path=path, weights_only=False if path else None)
@@ -166,6 +167,30 @@ def test_a_copy_of_the_trained_model_goes_on(train, callback, tmp_path):
     audits, network = callback("trial{n}"), Regression(0)
     train(audits, network)
     train(audits, copy.deepcopy(network))
+    assert models(tmp_path) == ["trial0"]
+    assert steps(tmp_path, "trial0") == list(range(9))
+
+
+def test_a_model_that_starts_from_saved_weights_goes_on(callback, tmp_path):
+    audits, network = callback("trial{n}"), Regression(0)
+    saves = pl.callbacks.ModelCheckpoint(tmp_path, "{step}", every_n_train_steps=2, save_top_k=-1)
+    in_lightning(audits, network, callbacks=[saves], enable_checkpointing=True)
+    saved = torch.load(tmp_path / "step=2.ckpt", weights_only=False)["state_dict"]
+    other = Module(1)
+    other.load_state_dict(saved)
+    assert not torch.equal(other.network.head.weight, network.head.weight)
+    in_lightning(audits, other)
+    assert models(tmp_path) == ["trial0"]
+    assert steps(tmp_path, "trial0") == list(range(9))
+
+
+def test_a_model_of_transformers_that_starts_from_saved_weights_goes_on(callback, tmp_path):
+    audits = callback("trial{n}")
+    trainer = hf_trainer(tmp_path / "hf", audits, model=Regression(0), save_strategy="steps", save_steps=2)
+    trainer.train()
+    other = Regression(1)
+    other.load_state_dict(load_file(tmp_path / "hf" / "checkpoint-2" / "model.safetensors"))
+    hf_trainer(tmp_path / "hf", audits, model=other).train()
     assert models(tmp_path) == ["trial0"]
     assert steps(tmp_path, "trial0") == list(range(9))
 
