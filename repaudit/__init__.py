@@ -38,6 +38,8 @@ if TYPE_CHECKING:
     from repaudit.errors import AuditWarning as AuditWarning
     from repaudit.errors import StoreWarning as StoreWarning
     from repaudit.gauge.gauge import DiffusionGauge as DiffusionGauge
+    from repaudit.live.geometry import GeometryMetrics as GeometryMetrics
+    from repaudit.live.track import Track as Track
     from repaudit.measure.distances import operator_distances as operator_distances
     from repaudit.measure.similarity import Similarity as Similarity
     from repaudit.measure.similarity import similarity as similarity
@@ -71,6 +73,7 @@ _HOMES: Final = {
     "DiffusionMerging": "repaudit.merge.merging",
     "DiffusionOperator": "repaudit.operators.operator",
     "FeatureMatch": "repaudit.align.feature_match",
+    "GeometryMetrics": "repaudit.live.geometry",
     "HFTrainerModule": "repaudit.capture.trainers.hf_trainer_module",
     "JointObjective": "repaudit.align.joint_objective",
     "LayerSpec": "repaudit.capture.extract.layer_spec",
@@ -82,6 +85,7 @@ _HOMES: Final = {
     "Similarity": "repaudit.measure.similarity",
     "Spread": "repaudit.measure.spread",
     "StoreWarning": "repaudit.errors",
+    "Track": "repaudit.live.track",
     "TrajectoryWriter": "repaudit.store.write.writer",
     "analyze": "repaudit.analysis.pipeline",
     "copy_store": "repaudit.store.copying",

@@ -38,6 +38,13 @@ class Audit:
     loss: float | None
     wall_time: float
     metrics: Mapping[str, float] = field(default_factory=dict)
+    activations: Mapping[str, torch.Tensor] = field(default_factory=dict, repr=False)
+    seconds: float = 0.0
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of what the store gets, before compression."""
+        return sum(int(value.nbytes) for value in self.layers.values())
 
 
 class Auditor:
@@ -102,6 +109,7 @@ class Auditor:
 
     def take(self, model: nn.Module, step: int, epoch: float | None, loss: float | torch.Tensor | None) -> Audit:
         """Forward the probe set, and compute the operators if there is a gauge."""
+        began = time.perf_counter()
         activations = self._activations(model)
         operators: dict[str, Any] = {}
         if self.gauge is not None and self.ranks.writes:
@@ -110,7 +118,8 @@ class Auditor:
         layers = to_store(self.record, activations, operators) if self.ranks.writes else {}
         value = float(loss.detach()) if isinstance(loss, torch.Tensor) else loss
         numbers = self.metrics(activations) if self.metrics is not None and self.ranks.writes else {}
-        return Audit(step, layers, epoch, value, time.time(), dict(numbers))
+        seconds = time.perf_counter() - began
+        return Audit(step, layers, epoch, value, time.time(), dict(numbers), activations, seconds)
 
     def _extract(self, model: nn.Module, probe_set: ProbeSet, agree: Agree | None = None) -> dict[str, torch.Tensor]:
         return self.extractor.extract(model, probe_set, self.batch_size, self.forward, agree)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable, Mapping
-from typing import Any, Final, TypedDict
+from typing import Any, Final, Protocol, TypedDict, runtime_checkable
 
 import torch
 
@@ -24,6 +24,20 @@ from repaudit.store.write.retrying import OnStoreError
 _ONLY_TRAINERS_KNOW: Final = (EVERY_N_EPOCHS, ON_CHECKPOINT, ON_VALIDATION_END, AT_END)
 
 
+@runtime_checkable
+class Tracker(Protocol):
+    """What is told of every audit; :class:`repaudit.Track` is one."""
+
+    def audited(self, model: str, step: int, activations: Mapping[str, Any]) -> None:
+        """Take an audit, and return at once."""
+
+    def news(self) -> list[tuple[int, dict[str, float]]]:
+        """Return what has become known since the last call: step, and numbers by name."""
+
+    def close(self) -> None:
+        """Wait until all is known."""
+
+
 class AuditOptions(TypedDict, total=False):
     """Keywords of :class:`repaudit.Recorder` and of the callbacks; the defaults are :data:`DEFAULTS`.
 
@@ -37,7 +51,10 @@ class AuditOptions(TypedDict, total=False):
     gauge : DiffusionGauge or other callable, optional
         Computes operators at every audit, which are kept in ``trajectory``.
     metrics : function, optional
-        From the activations of an audit, by layer, to numbers by name, which the trainer's loggers get.
+        From the activations of an audit, by layer, to numbers by name, which the trainer's loggers get, together with
+        the audit's seconds and bytes; :class:`repaudit.GeometryMetrics` measures each layer's geometry.
+    track : repaudit.Track, optional
+        Compares every audit with the other models of a store, in a thread of its own.
     durable : bool
         Whether each commit is forced to the device (True).
     on_store_error : {"warn", "raise"}
@@ -72,6 +89,7 @@ class AuditOptions(TypedDict, total=False):
     forward: Callable[..., Any] | None
     gauge: Callable[[torch.Tensor], Any] | None
     metrics: Callable[[Mapping[str, torch.Tensor]], Mapping[str, float]] | None
+    track: Tracker | None
     durable: bool
     on_store_error: OnStoreError
     record: Record
@@ -89,6 +107,7 @@ DEFAULTS: Final[AuditOptions] = {
     "forward": None,
     "gauge": None,
     "metrics": None,
+    "track": None,
     "durable": True,
     "on_store_error": "warn",
     "record": ACTIVATIONS,
@@ -129,6 +148,8 @@ def checked_options(model_name: str, trigger: AuditTrigger | None, options: Audi
         raise TypeError(f"forward: expected a function of a batch's inputs, found {chosen['forward']!r}")
     if chosen["metrics"] is not None and not callable(chosen["metrics"]):
         raise TypeError(f"metrics: expected a function of the activations, found {chosen['metrics']!r}")
+    if chosen["track"] is not None and not isinstance(chosen["track"], Tracker):
+        raise TypeError(f"track: expected a repaudit.Track, found {chosen['track']!r}")
     asked = [name for name in _ONLY_TRAINERS_KNOW if trigger is not None and getattr(trigger, name)]
     if asked:
         raise ValueError(

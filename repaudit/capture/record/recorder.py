@@ -15,6 +15,7 @@ from repaudit.capture.extract.layer_spec import LayerSpec
 from repaudit.capture.extract.wrappers import network
 from repaudit.capture.probe_set.probe_set import ProbeSet
 from repaudit.capture.record.audit import Audit, Auditor
+from repaudit.capture.record.cost import Cost
 from repaudit.capture.record.failed_audits import Failures, warn_recorded_before
 from repaudit.capture.record.open_records import hold, let_go, take_over
 from repaudit.capture.record.options import AuditOptions, checked_options
@@ -87,6 +88,8 @@ class Recorder:
             chosen["metrics"],
             chosen["forward"],
         )
+        self.track = chosen["track"]
+        self.cost = Cost()
         self.model_attrs = dict(chosen["model_attrs"] or {})
         self._options, self._failures = chosen, Failures(model_name, chosen["on_store_error"])
         self.in_trainer = self.was_taken_over = False
@@ -167,6 +170,7 @@ class Recorder:
             failure = error
         self.auditor.ranks.agree(failure)
         self._is_open, self.was_taken_over = True, False
+        self.cost = Cost()
         self.if_exists = "resume"  # opened again by this recorder, it is the same record
         self._previous = self.last_recorded
 
@@ -290,7 +294,12 @@ class Recorder:
             )
             return True
 
-        return bool(self._failures.attempt(audit.step, append, writer))
+        stored = bool(self._failures.attempt(audit.step, append, writer))
+        if stored:
+            self.cost.add(audit)
+            if self.track is not None:
+                self.track.audited(self.model_name, audit.step, audit.activations)
+        return stored
 
     def amend(self, step: int, triggers: Sequence[str]) -> None:
         """Record all that asked for an audit which is already handed over."""
@@ -311,6 +320,8 @@ class Recorder:
             self._failures.attempt(None, writer.close, writer)
             self._writer = None  # only now: where an interrupt ends the wait, it is closed later
             let_go(writer)
+            if self.track is not None:
+                self.track.close()
             self._failures.all(writer)
             self._last_steps = writer.steps
 

@@ -110,6 +110,7 @@ class AuditSession:
             return
         triggers = self.trigger.due_at(step, self.last_step)
         self.last_step = step
+        self._tell()
         self.event(model, trainer_step, triggers, epoch=epoch, loss=loss, context=context)
 
     def end(
@@ -144,7 +145,8 @@ class AuditSession:
             self._last = (step, list(triggers))
             self.recorder.hand_over(audit, triggers)
             if audit.metrics and self.log is not None:
-                self.log(audit.metrics)
+                self.log({**audit.metrics, "audit/seconds": audit.seconds, "audit/bytes": float(audit.nbytes)})
+            self._tell()
 
     def saved(self, model: nn.Module) -> None:
         """Note that a checkpoint keeps the model as it is: a later training may start from there."""
@@ -152,14 +154,25 @@ class AuditSession:
             self._trained.reach(model)
 
     def flush(self) -> None:
-        """Wait until all audits are committed."""
+        """Wait until all audits are committed, and compared where they are tracked."""
         self.recorder.flush()
+        if self.recorder.track is not None:
+            self.recorder.track.close()
+        self._tell()
 
     def close(self) -> None:
         """Flush and close; another fit opens the record again."""
         if self.recorder.is_open:
             self._trained.reach()
         self.recorder.close()
+        self._tell()
+
+    def _tell(self) -> None:
+        """Pass on what has become known of earlier audits."""
+        track = self.recorder.track
+        for _, numbers in track.news() if track is not None else ():
+            if self.log is not None:
+                self.log(numbers)
 
     def _recognise(self, model: nn.Module, trainer_step: int, *, resumed: bool) -> None:
         """Tell a training that goes on, or resumes, from the first one of another model."""

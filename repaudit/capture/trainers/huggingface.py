@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
 import sys
 from collections.abc import Mapping, Sequence
@@ -12,7 +13,10 @@ from types import FrameType
 from typing import Any, Final, Unpack
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
+from transformers.trainer_callback import CallbackHandler
 from transformers.trainer_utils import has_length
+from transformers.utils import logging as hf_logging
 
 from repaudit.capture.extract.layer_spec import LayerSpec
 from repaudit.capture.probe_set.probe_set import ProbeSet
@@ -23,6 +27,8 @@ from repaudit.capture.record.trigger import ON_CHECKPOINT, ON_VALIDATION_END, Au
 
 _IGNORED: Final = "Checkpoint included callbacks not included in current configuration. Ignoring. "
 """What the trainer says of states for which it has no callback of the state's name."""
+
+_logger = hf_logging.get_logger(__name__)
 
 
 class AuditTrainerCallback(TrainerCallback):
@@ -84,7 +90,7 @@ class AuditTrainerCallback(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, *, model: Any = None, **_: Any
     ) -> None:
         """Try everything once, and audit the untrained model if that is due."""
-        self.session.log = partial(_log, state)
+        self.session.log = partial(_log, args, state, control, _reporters())
         kept: Any = state.stateful_callbacks  # saved with every checkpoint, by the trainer
         if state.global_step > 0:
             self.session.mark_resumed()
@@ -147,6 +153,8 @@ class AuditTrainerCallback(TrainerCallback):
         if not (args.load_best_model_at_end and state.best_model_checkpoint):  # else it is no longer the last step's
             self.session.end(model, state.global_step, epoch=state.epoch)
         self.session.close()
+        if said := self.recorder.cost.describe(self.recorder.store, self.recorder.model_name):
+            _logger.info(said)
 
     def close(self) -> None:
         """Commit what was audited, and release the model, where an exception has ended the training."""
@@ -211,9 +219,27 @@ def whole_epochs(state: TrainerState, control: TrainerControl, loader: Any) -> i
     return ceil(state.epoch) if came_to_its_end else None
 
 
-def _log(state: TrainerState, metrics: Mapping[str, float]) -> None:
-    """Put an audit's metrics into the trainer's history."""
+def _log(
+    args: TrainingArguments,
+    state: TrainerState,
+    control: TrainerControl,
+    reporters: Sequence[TrainerCallback],
+    metrics: Mapping[str, float],
+) -> None:
+    """Put an audit's metrics into the trainer's history, and pass them to what it reports to."""
     state.log_history.append({**metrics, "step": state.global_step, "epoch": state.epoch or 0.0})
+    for reporter in reporters:
+        reporter.on_log(args, state, control, logs=dict(metrics))
+
+
+def _reporters() -> list[TrainerCallback]:
+    """Return the trainer's callbacks of ``report_to``: it does not tell callbacks of each other."""
+    frame = inspect.currentframe()
+    while frame is not None and not isinstance(frame.f_locals.get("self"), CallbackHandler):
+        frame = frame.f_back
+    handler = frame.f_locals["self"] if frame is not None else None
+    known: Any = tuple(INTEGRATION_TO_CALLBACK.values())
+    return [callback for callback in handler.callbacks if isinstance(callback, known)] if handler is not None else []
 
 
 def _last_loss(state: TrainerState) -> float | None:

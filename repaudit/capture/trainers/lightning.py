@@ -11,6 +11,7 @@ from typing import Any, Unpack
 
 import lightning.pytorch as pl
 import torch
+from lightning.pytorch.utilities import rank_zero_info
 
 from repaudit.capture.extract.layer_spec import LayerSpec
 from repaudit.capture.probe_set.probe_set import ProbeSet
@@ -149,6 +150,8 @@ class RepresentationAuditCallback(pl.Callback):
         """Audit the end of the training if that is due, and wait until every audit is committed."""
         self.session.end(pl_module, trainer.global_step, epoch=trainer.current_epoch, context=self._context(trainer))
         self.session.flush()
+        if said := self.recorder.cost.describe(self.recorder.store, self.recorder.model_name):
+            rank_zero_info(said)
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Audit the untrained model if no step was trained."""

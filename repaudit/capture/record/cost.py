@@ -1,0 +1,60 @@
+"""What the audits of a training cost: seconds, bytes, and their share of the time."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from shlex import quote
+from typing import Any
+
+from dask.utils import format_bytes
+
+from repaudit.capture.record.audit import Audit
+
+
+@dataclass
+class Cost:
+    """The audits since a record was opened.
+
+    Attributes
+    ----------
+    audits, layers : int
+    seconds : float
+        In which the training waited for audits; what the store's thread does beside it does not count.
+    nbytes : int
+        Given to the store, before compression.
+
+    Examples
+    --------
+    >>> Cost().describe("runs.zarr", "seed0")
+    ''
+    """
+
+    audits: int = 0
+    layers: int = 0
+    seconds: float = 0.0
+    nbytes: int = 0
+    began: float = field(default_factory=time.perf_counter)
+
+    def add(self, audit: Audit) -> None:
+        """Count an audit that the store has taken."""
+        self.audits += 1
+        self.layers = max(self.layers, len(audit.layers))
+        self.seconds += audit.seconds
+        self.nbytes += audit.nbytes
+
+    @property
+    def share(self) -> float:
+        """Share of the time since the record was opened."""
+        return self.seconds / max(time.perf_counter() - self.began, 1e-9)
+
+    def describe(self, store: Any, model: str) -> str:
+        """Return one line for the end of a training, with the command to look at it; empty without an audit."""
+        if not self.audits:
+            return ""
+        each = 1e3 * self.seconds / self.audits
+        return (
+            f"repaudit: {self.audits} audits of model {model!r} in {store}, {self.layers} layers, "
+            f"{format_bytes(self.nbytes)}; {each:.0f} ms each, {self.share:.1%} of the time. "
+            f"Next: repaudit analyze {quote(str(store))}"
+        )

@@ -1,0 +1,156 @@
+"""The spread against other models while a model trains, in a thread of its own."""
+
+from __future__ import annotations
+
+import os
+import threading
+import warnings
+from collections.abc import Mapping
+from queue import Empty, Full, Queue
+from typing import Any, Final
+
+from repaudit.analysis.execution import side_by_side
+from repaudit.errors import ActivationError, AuditWarning
+from repaudit.gauge.gauge import DiffusionGauge
+from repaudit.measure.spread import Spread, spread
+from repaudit.store.read import catalog
+from repaudit.store.read.activations import read_step
+from repaudit.store.read.reader import open_store
+
+WAITING: Final = 2
+"""Audits that may wait for their spread; of more, the oldest ones are left out."""
+_END: Final = None
+
+
+class Track:
+    """Compare a model in training with the other models of a store: ``track=ra.Track("runs.zarr")`` of a callback.
+
+    After every audit the spread of this model and of all others that have the same step, layer by layer, is computed
+    in a thread of its own: the training does not wait for it. The trainer's loggers get it as ``spread/<layer>`` with
+    one of the next audits, or at the end; audits that come faster than their spreads are left out and counted.
+
+    Parameters
+    ----------
+    store : path or URL
+        Of models on the same samples; may be the one that is being written.
+    gauge : DiffusionGauge, optional
+        ``DiffusionGauge()`` by default.
+    storage_options : mapping, optional
+        Passed to fsspec.
+
+    Attributes
+    ----------
+    latest : dict of layer to (step, Spread)
+        The last spread of each layer that is known.
+    left_out : int
+        Audits without a spread, since others were still being computed.
+
+    See Also
+    --------
+    repaudit.GeometryMetrics : numbers of one model alone.
+
+    Examples
+    --------
+    >>> track = Track("runs.zarr")
+    >>> track.latest
+    {}
+    """
+
+    def __init__(
+        self,
+        store: str | os.PathLike[str],
+        *,
+        gauge: DiffusionGauge | None = None,
+        storage_options: Mapping[str, Any] | None = None,
+    ) -> None:
+        self.store, self._options = store, storage_options
+        self.gauge = DiffusionGauge() if gauge is None else gauge
+        self.latest: dict[str, tuple[int, Spread]] = {}
+        self.left_out = 0
+        self._new: list[tuple[int, dict[str, float]]] = []
+        self._failed: list[str] = []
+        self._begin()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return the state to pickle: the thread stays in its process."""
+        gone = ("_queue", "_thread", "_lock")
+        return {name: value for name, value in self.__dict__.items() if name not in gone}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._begin()
+
+    def _begin(self) -> None:
+        self._queue: Queue[Any] = Queue(WAITING)
+        self._thread: threading.Thread | None = None
+        self._lock = threading.Lock()
+
+    def audited(self, model: str, step: int, activations: Mapping[str, Any]) -> None:
+        """Take an audit to compare; return at once."""
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._work, name="repaudit-track", daemon=True)
+            self._thread.start()
+        while True:
+            try:
+                self._queue.put_nowait((model, step, activations))
+                return
+            except Full:
+                try:
+                    self._queue.get_nowait()
+                    self.left_out += 1
+                except Empty:
+                    continue
+
+    def news(self) -> list[tuple[int, dict[str, float]]]:
+        """Return the spreads that have become known since the last call: step, and numbers by name.
+
+        What failed since then is warned of.
+        """
+        with self._lock:
+            news, self._new = self._new, []
+            failed, self._failed = self._failed, []
+        for reason in failed:
+            warnings.warn(reason, AuditWarning, stacklevel=2)
+        return news
+
+    def close(self) -> None:
+        """Wait until all spreads are known, and end the thread; another audit starts it again."""
+        if self._thread is not None:
+            self._queue.put(_END)
+            self._thread.join()
+            self._thread = None
+
+    def _work(self) -> None:
+        with side_by_side(1, own=1) as workplace:
+            while (audit := self._queue.get()) is not _END:
+                for _ in workplace.run(self._compare, [audit]):
+                    pass
+
+    def _compare(self, audit: tuple[str, int, Mapping[str, Any]]) -> None:
+        model, step, activations = audit
+        try:
+            tree = open_store(self.store, self._options)
+            others = [name for name in catalog.models(tree) if name != model and step in catalog.steps(tree, name)]
+            numbers = {}
+            for layer, values in activations.items():
+                having = [name for name in others if layer in catalog.layers(tree, name)]
+                if not having:
+                    continue
+                found = self._spread(tree, model, step, layer, values, having)
+                if found is not None:
+                    self.latest[layer] = step, found
+                    numbers[f"spread/{layer}"] = found.value
+        except Exception as error:  # noqa: BLE001 - whatever it is, the training goes on
+            with self._lock:
+                self._failed.append(f"track: no spread at step {step} of model {model!r}: {error}")
+            return
+        if numbers:
+            with self._lock:
+                self._new.append((step, {**numbers, "spread/at_step": float(step)}))
+
+    def _spread(self, tree: Any, model: str, step: int, layer: str, values: Any, others: list[str]) -> Spread | None:
+        try:
+            operators = {model: self.gauge(values)}
+            return spread(operators | {name: self.gauge(read_step(tree, name, layer, step)) for name in others})
+        except ActivationError:  # tokens, too few samples, or values that are not finite: no operator
+            return None

@@ -1,0 +1,161 @@
+"""Numbers for the trainer's loggers: each layer's geometry, and the spread against other models, without waiting."""
+
+from __future__ import annotations
+
+import csv
+import pickle
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import numpy as np
+import pytest
+import torch
+from lightning.pytorch.loggers import CSVLogger
+from torch import nn
+
+import repaudit as ra
+from repaudit.measure.distances import operator_distances
+
+N = 32
+GAUGE = ra.DiffusionGauge(perplexity=5)
+PROBE = ra.ProbeSet.from_tensors({"x": torch.randn(N, 4, generator=torch.Generator().manual_seed(0))})
+
+
+class Module(pl.LightningModule):
+    def __init__(self, seed: int) -> None:
+        super().__init__()
+        torch.manual_seed(seed)
+        self.network = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 2))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.network(x)  # type: ignore[no-any-return]
+
+    def training_step(self, batch: list[torch.Tensor], _index: int) -> torch.Tensor:
+        return nn.functional.mse_loss(self(batch[0]), batch[1])
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD(self.parameters(), 0.1)
+
+
+def fit(folder: Path, seed: int, name: str, logger: Any = False, steps: int = 6, **options: Any) -> Any:
+    torch.manual_seed(1)
+    data = torch.utils.data.TensorDataset(torch.randn(64, 4), torch.randn(64, 2))
+    callback = ra.RepresentationAuditCallback(
+        store=folder / "runs.zarr", model_name=name, probe_set=PROBE, layer_specs=["0", "2"], durable=False,
+        trigger=ra.AuditTrigger(every_n_steps=2, at_start=True), **options,
+    )  # fmt: skip
+    trainer = pl.Trainer(
+        max_steps=steps, max_epochs=-1, accelerator="cpu", callbacks=[callback], logger=logger, log_every_n_steps=1,
+        enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False, default_root_dir=folder,
+    )  # fmt: skip
+    module = Module(seed)
+    trainer.fit(module, torch.utils.data.DataLoader(data, 8))
+    return module, callback
+
+
+def logged(folder: Path) -> list[dict[str, str]]:
+    (file,) = folder.rglob("metrics.csv")
+    with file.open(newline="") as stream:
+        return list(csv.DictReader(stream))
+
+
+@pytest.mark.filterwarnings("ignore:.*does not have many workers", "ignore:.*GPU available but not used")
+def test_lightnings_logger_gets_the_geometry_of_every_audit(tmp_path: Path) -> None:
+    fit(tmp_path, 0, "seed0", CSVLogger(tmp_path), metrics=ra.GeometryMetrics(GAUGE))
+    rows = [row for row in logged(tmp_path) if row.get("audit/0/effective_neighbors")]
+    assert [int(row["step"]) for row in rows] == [0, 2, 4, 6]
+    activations = ra.open_store(tmp_path / "runs.zarr").repaudit.activations("seed0", "2").values
+    operators = [GAUGE(one) for one in activations]
+    exact = operator_distances(operators, "calibrated")
+    for index, row in enumerate(rows):
+        assert float(row["audit/2/effective_neighbors"]) == pytest.approx(
+            operators[index].diagnostics["effective_neighbors"], rel=1e-4
+        )
+        if index:
+            assert float(row["audit/2/from_start"]) == pytest.approx(exact[0, index], rel=1e-3)
+            assert float(row["audit/2/from_last"]) == pytest.approx(exact[index - 1, index], rel=1e-3)
+        assert float(row["audit/bytes"]) == N * (8 + 2) * 4
+        assert 0 < float(row["audit/seconds"]) < 60
+
+
+def test_the_spread_against_the_other_models_is_that_of_the_store(tmp_path: Path) -> None:
+    fit(tmp_path, 0, "seed0")
+    fit(tmp_path, 1, "seed1")
+    track = ra.Track(tmp_path / "runs.zarr", gauge=GAUGE)
+    fit(tmp_path, 2, "seed2", CSVLogger(tmp_path), track=track)
+    tree = ra.open_store(tmp_path / "runs.zarr")
+    wanted = {
+        step: ra.spread({name: GAUGE(tree.repaudit.activations(name, "0").sel(step=step).values)
+                         for name in ("seed0", "seed1", "seed2")}).value
+        for step in (0, 2, 4, 6)
+    }  # fmt: skip
+    found = {
+        int(float(row["spread/at_step"])): float(row["spread/0"]) for row in logged(tmp_path) if row.get("spread/0")
+    }
+    assert track.left_out == 4 - len(found)
+    assert 6 in found
+    for step, value in found.items():
+        assert value == pytest.approx(wanted[step], rel=1e-4)
+    assert track.latest["0"][0] == 6
+    assert track.latest["0"][1].n_models == 3
+
+
+def test_training_is_the_same_bit_for_bit(tmp_path: Path) -> None:
+    fit(tmp_path, 1, "other")
+    plain, _ = fit(tmp_path, 0, "plain")
+    watched, _ = fit(
+        tmp_path, 0, "watched", metrics=ra.GeometryMetrics(GAUGE), track=ra.Track(tmp_path / "runs.zarr", gauge=GAUGE)
+    )
+    for one, other in zip(plain.parameters(), watched.parameters(), strict=True):
+        assert torch.equal(one, other)
+
+
+def test_a_slow_comparison_never_delays_an_audit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fit(tmp_path, 0, "seed0")
+    track, gate = ra.Track(tmp_path / "runs.zarr", gauge=GAUGE), threading.Event()
+    compare = track._compare
+    monkeypatch.setattr(track, "_compare", lambda audit: (gate.wait(60), compare(audit)))
+    values = {"0": torch.randn(N, 8)}
+    began = time.monotonic()
+    for step in (0, 2, 4, 6):
+        track.audited("live", step, values)
+    assert time.monotonic() - began < 30
+    assert track.left_out >= 1
+    assert track.news() == []
+    gate.set()
+    track.close()
+    assert [step for step, _ in track.news()][-1] == 6
+
+
+def test_what_fails_warns_in_the_training_and_no_more(tmp_path: Path) -> None:
+    track = ra.Track(tmp_path / "nowhere.zarr", gauge=GAUGE)
+    with pytest.warns(ra.AuditWarning, match="no spread at step"):
+        fit(tmp_path, 0, "seed0", track=track)
+    assert ra.open_store(tmp_path / "runs.zarr").repaudit.steps("seed0") == [0, 2, 4, 6]
+
+
+def test_a_layer_without_an_operator_has_no_numbers() -> None:
+    measure = ra.GeometryMetrics(GAUGE)
+    found = measure({"tokens": torch.randn(N, 3, 8), "top": torch.randn(N, 8), "bad": torch.full((N, 8), np.nan)})
+    assert list(found) == ["audit/top/effective_neighbors"]
+
+
+def test_a_track_goes_through_pickle_and_others_are_refused(tmp_path: Path) -> None:
+    track = ra.Track(tmp_path / "runs.zarr", gauge=GAUGE)
+    again = pickle.loads(pickle.dumps(track))
+    assert again.news() == []
+    with pytest.raises(TypeError, match=r"track: expected a repaudit\.Track"):
+        ra.Recorder("runs.zarr", "seed0", PROBE, "0", track="runs.zarr")  # type: ignore[arg-type]
+
+
+def test_the_end_of_a_training_tells_what_was_recorded(tmp_path: Path) -> None:
+    _, callback = fit(tmp_path, 0, "seed0")
+    cost = callback.recorder.cost
+    assert (cost.audits, cost.layers, cost.nbytes) == (4, 2, 4 * N * 10 * 4)
+    assert 0 < cost.share < 1
+    said = cost.describe("my runs.zarr", "seed0")
+    assert "4 audits of model 'seed0'" in said
+    assert said.endswith("Next: repaudit analyze 'my runs.zarr'")
