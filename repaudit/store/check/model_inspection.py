@@ -14,13 +14,14 @@ from zarr.buffer.cpu import Buffer
 
 from repaudit.errors import CorruptStoreError
 from repaudit.names import ATTRS, CHECKSUM, FORMAT_VERSION, LAYER, STEP
+from repaudit.store.check.expected import differences, refused_by_zarr
 from repaudit.store.check.problem import Problem
-from repaudit.store.check.root_inspection import differences, refused_by_zarr
 from repaudit.store.format.documents import DOCUMENT, chunk_key, dump, read_document
 from repaudit.store.format.encoding import COORDINATE_CHUNK, checksum, decode_column
 from repaudit.store.format.layout import STEP_COLUMNS, coordinate_arrays
 from repaudit.store.format.model_facts import steps_of
 from repaudit.store.format.schema import unbelievable, violations
+from repaudit.store.format.seal import broken_seal
 from repaudit.store.storage.storage import Storage
 
 _CHECKSUM_BYTES: Final = 4
@@ -42,6 +43,7 @@ class ModelInspection:
     def __init__(self, storage: Storage, key: str, version: int = FORMAT_VERSION) -> None:
         self.storage, self.key, self.version = storage, key, version
         self.problems: list[str] = []
+        self.sealed = True
         self._columns: dict[tuple[str, int], list[Any] | str] = {}
         self.document = self._read_document()
         self.arrays: dict[str, dict[str, Any]] = self._read_arrays()
@@ -58,6 +60,9 @@ class ModelInspection:
             return None
         broken = violations("model", document, self.version)
         self.problems += [f"{path}: {violation}" for violation in broken]
+        if (wrong := broken_seal(document)) is not None:
+            self.problems.append(f"{path}: {wrong}")
+            self.sealed = False
         return None if broken else document
 
     def _read_arrays(self) -> dict[str, dict[str, Any]]:
@@ -99,7 +104,8 @@ class ModelInspection:
                     settled[key] = array
             elif _but_length(array) != _but_length(arrays[key]):
                 self.problems.append(f"the metadata of {key} in {DOCUMENT} and in {key}/{DOCUMENT} differ")
-                if self._evidence(key, array, names) > self._evidence(key, arrays[key], names):
+                here, there = self._evidence(key, array, names), self._evidence(key, arrays[key], names)
+                if here > there or (here == there and not self.sealed):
                     settled[key] = array
         return settled
 

@@ -17,14 +17,20 @@ from repaudit.store.check.problem import Problem
 from repaudit.store.check.root_repair import mend_root, stale_lease
 from repaudit.store.format.documents import DOCUMENT, chunk_key, dump, read_document
 from repaudit.store.format.encoding import COORDINATE_CHUNK, checksum, encode_column
-from repaudit.store.format.layout import INPUTS_FINGERPRINT, LEASE, REPAIR, STEP_COLUMNS, model_document
+from repaudit.store.format.layout import INPUTS_FINGERPRINT, LEASE, REPAIR, STEP_COLUMNS, model_document, safe_key
 from repaudit.store.format.model_facts import step_chunks
 from repaudit.store.format.provenance import now
 from repaudit.store.format.root_document import nothing_there, store_attributes
+from repaudit.store.format.seal import model_bytes
 from repaudit.store.storage.fenced import Fenced
 from repaudit.store.storage.lease import Holder, Lease, gone
 from repaudit.store.storage.place import open_storage
 from repaudit.store.storage.storage import TEMPORARY, Parts, Storage
+
+_CONFIRMED: Final = frozenset(
+    {"name", "committed", "steps", "epoch", "repaired", "unconfirmed", INPUTS_FINGERPRINT, "lost", "truncations"}
+)
+"""Facts of a model that something else in the store tells as well, or that say how its record was changed."""
 
 _UNKNOWN: Final[Mapping[str, Any]] = {"epoch": float("nan"), "wall_time": 0, "trigger": "", "loss": float("nan")}
 
@@ -269,7 +275,7 @@ def _stage(model: ModelInspection, rows: list[_Row]) -> None:
     names = np.array(list(model.layer_keys), dtype=object)
     objects[f"{base}/{LAYER}/{chunk_key(0)}"] = encode_column(names, len(names), "")
     storage.put_many(objects)
-    storage.put(f"{base}/{DOCUMENT}", [dump(_mended_document(model, rows))])
+    storage.put(f"{base}/{DOCUMENT}", [model_bytes(_mended_document(model, rows))])
 
 
 def _mended_document(model: ModelInspection, rows: list[_Row]) -> dict[str, Any]:
@@ -288,7 +294,12 @@ def _mended_document(model: ModelInspection, rows: list[_Row]) -> dict[str, Any]
             arrays[key]["shape"] = shape
             chunk_rows = len(model.layer_keys) if key == LAYER else COORDINATE_CHUNK
             arrays[key]["chunk_grid"]["configuration"]["chunk_shape"] = [chunk_rows, *shape[1:]]
-    document["attributes"][ATTRS] |= {"committed": len(rows), "repaired": now()}
+    facts = document["attributes"][ATTRS]
+    facts |= {"committed": len(rows), "repaired": now()}
+    if not model.sealed:
+        key = model.key.rpartition("/")[2]
+        facts["name"] = facts["name"] if safe_key(str(facts["name"])) == key else decode_name(key)
+        facts["unconfirmed"] = sorted(facts.keys() - _CONFIRMED)
     document["attributes"][ATTRS]["steps"] = [int(row.columns[STEP]) for row in rows]
     for array in document["consolidated_metadata"]["metadata"].values():
         if array["dimension_names"][0] == STEP:
@@ -308,7 +319,7 @@ def _replay(storage: Storage, key: str) -> None:
     for array in hidden["consolidated_metadata"]["metadata"].values():
         if array["dimension_names"][0] == STEP:
             array["shape"][0] = 0
-    storage.put(f"{key}/{DOCUMENT}", [dump(hidden)])
+    storage.put(f"{key}/{DOCUMENT}", [model_bytes(hidden)])
     for staged in list(storage.keys(base)):
         target = f"{key}/{staged.removeprefix(base + '/')}"
         if target != f"{key}/{DOCUMENT}":
@@ -319,7 +330,7 @@ def _replay(storage: Storage, key: str) -> None:
             for name, array in document["consolidated_metadata"]["metadata"].items()
         }
     )
-    storage.put(f"{key}/{DOCUMENT}", [dump(document)])
+    storage.put(f"{key}/{DOCUMENT}", [model_bytes(document)])
     storage.delete(f"{base}/{DOCUMENT}")
     storage.delete_prefix(base)
 

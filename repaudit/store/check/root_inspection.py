@@ -7,41 +7,20 @@ from math import prod
 from typing import Any
 
 import numpy as np
-import zarr
-from zarr.buffer.cpu import Buffer
 
 from repaudit.errors import CorruptStoreError, ForeignPathError
 from repaudit.names import ATTRS, FORMAT_VERSION, MODELS, PROBE, SAMPLE, SHA256
+from repaudit.store.check.expected import deviations, sound_input
 from repaudit.store.check.problem import Problem
-from repaudit.store.format.documents import DOCUMENT, chunk_key, column_document, dump, group_document, read_document
+from repaudit.store.format.documents import DOCUMENT, chunk_key, column_document, group_document, read_document
 from repaudit.store.format.encoding import decode_column
 from repaudit.store.format.layout import COLUMNS, INPUTS_FINGERPRINT, LEASE
 from repaudit.store.format.sample_set import inputs_key
-from repaudit.store.format.schema import MOST_SAMPLES, unbelievable, violations
+from repaudit.store.format.schema import MOST_SAMPLES, violations
 from repaudit.store.storage.lease import Holder
 from repaudit.store.storage.storage import Storage
 
 _CHECKSUM_BYTES = 4
-
-
-def refused_by_zarr(document: Mapping[str, Any]) -> str | None:
-    """Return why Zarr cannot read arrays with this document, or None."""
-    try:
-        zarr.open_array(zarr.storage.MemoryStore({DOCUMENT: Buffer.from_bytes(dump(document))}), mode="r")
-    except Exception as error:  # noqa: BLE001 - a document may be wrong in any way
-        return f"{type(error).__name__}: {error}"[:300]
-    return None
-
-
-def differences(document: Mapping[str, Any], expected: Mapping[str, Any]) -> list[str]:
-    """List the parts in which a document is not as expected, its attributes left out.
-
-    Examples
-    --------
-    >>> differences({"shape": [3]}, {"shape": [2], "attributes": {}})
-    ['shape']
-    """
-    return [part for part in expected if part != "attributes" and document.get(part, []) != expected[part]]
 
 
 def _path(key: str) -> str:
@@ -63,6 +42,7 @@ class RootInspection:
 
     def __init__(self, storage: Storage, attributes: Mapping[str, Any], coordinates: Any) -> None:
         self.storage = storage
+        self.fingerprint = attributes.get("fingerprint")
         self.version = 1 if attributes.get("version") == 1 else FORMAT_VERSION
         samples = attributes.get("samples")
         self.samples = samples if type(samples) is int and 0 < samples <= MOST_SAMPLES else None
@@ -81,6 +61,10 @@ class RootInspection:
                 self._documents[path] = str(error)
         return self._documents[path]
 
+    def assume(self, problem: Problem) -> None:
+        """Go on as if what is wrong with a document were repaired."""
+        self._documents[problem.location] = dict(problem.remedy or {})
+
     def problems(self) -> Iterator[Problem]:
         """Find what is wrong with the documents that readers use, then with those of the inputs."""
         yield from self.visible_problems()
@@ -93,25 +77,27 @@ class RootInspection:
         if self.samples is not None:
             for name in self.coordinates:
                 yield from self._coordinate_problems(name, self.samples)
-            yield from self._probe_problems(self.samples)
-            yield from self._group_problems()
+            yield from (found := list(self._probe_problems(self.samples)))
+            if not found or not list(self._probe_problems(self.samples)):  # else the list says nothing about groups
+                yield from self._group_problems()
 
     def _models_problems(self) -> Iterator[Problem]:
         path, empty = f"{MODELS}/{DOCUMENT}", group_document({})
         document = self.read(path)
         if isinstance(document, str):
             yield Problem(path, "damaged_metadata", document, remedy=empty)
-        elif differences(document, empty) or not isinstance(document.get("attributes", {}), dict):
-            yield Problem(path, "damaged_metadata", f"{path} is not a Zarr group", remedy=empty)
         elif "consolidated_metadata" in document:
             message = f"{path} has consolidated metadata, which hides models and steps committed later"
             yield Problem(path, "misaligned", message, remedy=empty)
+        elif wrong := deviations(document, empty):
+            message = f"{path} is not what the format says: {', '.join(wrong)}"
+            yield Problem(path, "damaged_metadata", message, remedy=empty)
 
     def _coordinate_problems(self, name: str, samples: int) -> Iterator[Problem]:
         path = f"{name}/{DOCUMENT}"
         expected = column_document((samples,), "string", (samples,), (SAMPLE,), "", {"long_name": COLUMNS[name]})
         document = self.read(path)
-        wrong = [] if isinstance(document, str) else differences(document, expected)
+        wrong = [] if isinstance(document, str) else deviations(document, expected)
         if isinstance(document, str) or wrong:
             remedy = expected if isinstance(self.texts(name), list) else None  # only what its chunk confirms
             reason = document if isinstance(document, str) else f"{', '.join(wrong)} are not those of {samples} texts"
@@ -133,17 +119,42 @@ class RootInspection:
         if not reasons and not isinstance(group, str):
             listed = group["consolidated_metadata"]["metadata"]
             arrays = {key: document for key, document in listed.items() if document["node_type"] == "array"}
+            reasons += [f"{part} is not that of the format" for part in deviations(group, group_document({}, listed))]
             reasons += [
-                f"impossible metadata of {key}" for key, array in arrays.items() if not self._sound(array, samples)
+                f"impossible metadata of {key}" for key, array in arrays.items() if self._outdone(key, array, samples)
+            ]
+            reasons += [
+                f"impossible metadata of {key}"
+                for key, document in listed.items()
+                if document["node_type"] == "group" and self._outdone_group(key, document)
             ]
             if self.version == 1:
                 reasons += [f"no metadata of {key}" for key in self.input_keys() if key not in arrays]
         if reasons:
             yield Problem(path, "damaged_metadata", f"{path}: {'; '.join(reasons)}", remedy=self._mended_probe(samples))
 
+    def _outdone(self, key: str, array: dict[str, Any], samples: int) -> bool:
+        """Return whether a listed input cannot be right, or its own document is and its chunks say so."""
+        if sound_input(array, samples, key) is None:
+            return True
+        own = self.read(_path(key))
+        if own == array or self._confirmed(key, array):
+            return False
+        sound = sound_input(own, samples, key)
+        return sound is not None and self._confirmed(key, sound)
+
+    def _outdone_group(self, key: str, group: dict[str, Any]) -> bool:
+        """Return whether a listed encoding cannot be right, or is one that nobody names, unlike its own document."""
+        fingerprint = group["attributes"][INPUTS_FINGERPRINT]
+        if inputs_key(fingerprint) != key or group != group_document({INPUTS_FINGERPRINT: fingerprint}):
+            return True
+        own = self._group(key)
+        named = self._named_fingerprints()
+        return own is not None and fingerprint not in named and own["attributes"][INPUTS_FINGERPRINT] in named
+
     def _mended_probe(self, samples: int) -> dict[str, Any] | None:
         """Return the probe's group rebuilt from the documents of its inputs, if their chunks confirm all of them."""
-        arrays = {key: self._sound(self.read(_path(key)), samples) for key in self.input_keys()}
+        arrays = {key: sound_input(self.read(_path(key)), samples, key) for key in self.input_keys()}
         sound = {key: array for key, array in arrays.items() if array is not None and self._confirmed(key, array)}
         groups = {key: self._group(key) for key in self._group_keys()}
         whole = {key: document for key, document in groups.items() if document is not None}
@@ -164,7 +175,7 @@ class RootInspection:
         if not isinstance(fingerprint, str) or inputs_key(fingerprint) != key or isinstance(document, str):
             return None
         named = document.get("consolidated_metadata", {}).get("metadata", {})
-        arrays = {name: self._sound(self.read(_path(f"{key}/{name}")), self.samples or 0) for name in named}
+        arrays = {name: sound_input(self.read(_path(f"{key}/{name}")), self.samples or 0, name) for name in named}
         whole = all(array is not None and self._confirmed(f"{key}/{name}", array) for name, array in arrays.items())
         return group_document({INPUTS_FINGERPRINT: fingerprint}) if whole else None
 
@@ -177,15 +188,21 @@ class RootInspection:
         return [key for key in self._group_keys() if listed and key not in listed]
 
     def _read_by_models(self) -> set[str]:
-        """Return the encodings that models name, which nothing may drop."""
-        keys = set()
+        """Return the keys of the encodings that models name, which nothing may drop."""
+        return {inputs_key(fingerprint) for fingerprint in self._fingerprints_of_models()}
+
+    def _named_fingerprints(self) -> set[str]:
+        return {str(self.fingerprint), *self._fingerprints_of_models()}
+
+    def _fingerprints_of_models(self) -> set[str]:
+        found = set()
         for name in self.storage.children(MODELS):
             document = self.read(f"{MODELS}/{name}/{DOCUMENT}")
             attributes = None if isinstance(document, str) else document.get("attributes")
             facts = attributes.get(ATTRS) if isinstance(attributes, dict) else None
             fingerprint = facts.get(INPUTS_FINGERPRINT) if isinstance(facts, dict) else None
-            keys |= {inputs_key(fingerprint)} if isinstance(fingerprint, str) else set()
-        return keys
+            found |= {fingerprint} if isinstance(fingerprint, str) else set()
+        return found
 
     def leftover_inputs(self) -> list[str]:
         """Return the encodings whose adding was interrupted before they were whole, and that no model names."""
@@ -262,18 +279,8 @@ class RootInspection:
         return {
             key: array
             for key, array in listed.items()
-            if array["node_type"] == "array" and self._sound(array, self.samples)
+            if array["node_type"] == "array" and sound_input(array, self.samples, key)
         }
-
-    @staticmethod
-    def _sound(document: dict[str, Any] | str, samples: int) -> dict[str, Any] | None:
-        """Return an input's document if it can be right."""
-        if isinstance(document, str) or unbelievable(document) is not None:
-            return None
-        wrapped = group_document({}, {"input": document})
-        if violations("probe", wrapped, 1) or document["shape"][0] != samples or refused_by_zarr(document) is not None:
-            return None
-        return document if document["codecs"][-1].get("name") == "crc32c" else None
 
     @staticmethod
     def chunk_bytes(array: Mapping[str, Any]) -> int:

@@ -6,9 +6,13 @@ from collections.abc import Iterator
 
 from repaudit.names import ATTRS, PROBE
 from repaudit.store.check.problem import Problem
+from repaudit.store.check.rebuilt_root import rebuilt_root
 from repaudit.store.check.root_inspection import RootInspection
 from repaudit.store.format.documents import DOCUMENT, dump, read_document
 from repaudit.store.format.layout import LEASE
+from repaudit.store.format.root_document import root_seal
+from repaudit.store.format.schema import violations
+from repaudit.store.format.seal import seal
 from repaudit.store.storage.lease import Holder, Lease, abandoned
 from repaudit.store.storage.storage import TEMPORARY, Storage
 
@@ -19,6 +23,12 @@ def mend_root(storage: Storage) -> Iterator[Problem]:
     if document.pop("consolidated_metadata", None) is not None:
         storage.put(DOCUMENT, [dump(document)])
         yield Problem(DOCUMENT, "misaligned", "the consolidated metadata that hid later steps was removed")
+    version = document["attributes"][ATTRS]["version"]
+    if root_seal(document) or (version > 1 and violations("root", document, version)):
+        document = rebuilt_root(storage, document)
+        storage.put(DOCUMENT, [seal(document)])
+        told = "it was made again from the samples and inputs; when and with what the store was created is unconfirmed"
+        yield Problem(DOCUMENT, "damaged_metadata", f"{DOCUMENT} does not match its checksum or the format; {told}")
     attributes, coordinates = document["attributes"][ATTRS], document["attributes"].get("coordinates")
     for _ in range(2):  # the inputs' documents are repaired after the group that lists them
         for problem in list(RootInspection(storage, attributes, coordinates).problems()):

@@ -15,7 +15,7 @@ from repaudit.store.check.root_inspection import RootInspection
 from repaudit.store.format.documents import DOCUMENT, chunk_key, read_document
 from repaudit.store.format.encoding import COORDINATE_CHUNK, checksum
 from repaudit.store.format.layout import COLUMNS, INPUTS_FINGERPRINT, LEASE, STEP_COLUMNS
-from repaudit.store.format.root_document import nothing_there, store_attributes
+from repaudit.store.format.root_document import nothing_there, root_seal, store_attributes
 from repaudit.store.format.sample_set import inputs_key
 from repaudit.store.format.schema import violations
 from repaudit.store.storage.lease import Holder, abandoned
@@ -101,6 +101,8 @@ def _root(storage: Storage, attributes: Mapping[str, Any], data: bool) -> Iterat
     document = read_document(storage, DOCUMENT) or {}
     for violation in violations("root", document, attributes["version"]):
         yield Problem(DOCUMENT, "damaged_metadata", f"{DOCUMENT}: {violation}")
+    if (wrong := root_seal(document)) is not None:
+        yield Problem(DOCUMENT, "damaged_metadata", f"{DOCUMENT}: {wrong}")
     if "consolidated_metadata" in document:
         message = "the root has consolidated metadata, which hides steps committed later from every reader"
         yield Problem(DOCUMENT, "misaligned", message)

@@ -13,6 +13,9 @@ _DOCUMENT_BYTES: Final = 256 * 2**20
 
 DOCUMENT: Final = "zarr.json"
 
+FILLS: Final[Mapping[str, Any]] = {"f": "NaN", "i": 0, "u": 0, "b": False}
+"""The fill values of inputs, by the kind of their dtype."""
+
 
 def chunk_key(*indices: int) -> str:
     """Return the key of a chunk below its array: one file each in the array's own directory.

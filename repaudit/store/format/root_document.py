@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from repaudit.errors import NotAStoreError, StoreError, StoreNotFoundError, UnknownVersionError
+from repaudit.errors import CorruptStoreError, NotAStoreError, StoreError, StoreNotFoundError, UnknownVersionError
 from repaudit.names import ATTRS, FORMAT_VERSION
 from repaudit.store.format.documents import DOCUMENT, read_document
+from repaudit.store.format.seal import broken_seal
 from repaudit.store.storage.local import LocalStorage
 from repaudit.store.storage.storage import Storage
 
@@ -35,6 +37,30 @@ def store_attributes(storage: Storage) -> dict[str, Any] | None:
             f"{FORMAT_VERSION}: use a repaudit that knows it"
         )
     return local
+
+
+def root_seal(document: Mapping[str, Any]) -> str | None:
+    """Return in words that the root document does not match its checksum, which does not cover what others add to it.
+
+    Examples
+    --------
+    >>> root_seal({"attributes": {}, "consolidated_metadata": {}}) is None
+    True
+    """
+    return broken_seal({name: part for name, part in document.items() if name != "consolidated_metadata"})
+
+
+def refuse_broken(storage: Storage) -> None:
+    """Refuse a root document that does not match its checksum.
+
+    Raises
+    ------
+    CorruptStoreError
+        Saying what to do.
+    """
+    wrong = root_seal(read_document(storage, DOCUMENT) or {})
+    if wrong is not None:
+        raise CorruptStoreError(f"{storage.url}: {DOCUMENT}: {wrong}; run `repaudit verify`, then `repaudit repair`")
 
 
 def nothing_there(storage: Storage) -> StoreError:

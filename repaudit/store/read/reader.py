@@ -16,8 +16,9 @@ from repaudit.store.check.root_inspection import RootInspection
 from repaudit.store.format.documents import DOCUMENT, dump, read_document
 from repaudit.store.format.layout import ABSENT, COLUMNS
 from repaudit.store.format.model_facts import step_chunks
-from repaudit.store.format.root_document import nothing_there, store_attributes
+from repaudit.store.format.root_document import nothing_there, root_seal, store_attributes
 from repaudit.store.format.schema import unbelievable, violations
+from repaudit.store.format.seal import broken_seal, unsealed
 from repaudit.store.read.guarded_store import GuardedStore
 from repaudit.store.read.pinned import PinnedStore
 from repaudit.store.read.plain_store import PlainStore
@@ -155,9 +156,13 @@ def check_documents(storage: Storage, pinned: dict[str, bytes], arrays: dict[str
     document = read_document(storage, DOCUMENT) or {}
     attributes = document.get("attributes", {})
     _refuse(storage, DOCUMENT, violations("root", document, version := attributes[ATTRS]["version"]))
+    _refuse(storage, DOCUMENT, [wrong] if (wrong := root_seal(document)) else [])
+    pinned[DOCUMENT] = dump(unsealed(document))
     root = RootInspection(storage, attributes[ATTRS], attributes.get("coordinates"))
     for problem in root.visible_problems():
-        _refuse(storage, problem.location, [problem.message])
+        _refuse(storage, problem.location, [problem.message] if problem.remedy is None else [])
+        root.assume(problem)  # the rest of the store says what belongs there
+        pinned[problem.location] = dump(problem.remedy or {})
     absent = root.absent_chunks()
     for name in absent.keys() & COLUMNS.keys():
         _refuse(storage, name, [f"the {COLUMNS[name]} of every sample is missing"])
@@ -179,7 +184,7 @@ def check_documents(storage: Storage, pinned: dict[str, bytes], arrays: dict[str
             )
         names[name] = key
         try:
-            pinned[f"{key}/{DOCUMENT}"] = dump(model)
+            pinned[f"{key}/{DOCUMENT}"] = dump(unsealed(model))
         except ValueError as error:
             _refuse(storage, f"{key}/{DOCUMENT}", [f"it holds what JSON has not ({error})"])
         pinned |= {f"{key}/{STEP}/{chunk}": data for chunk, data in step_chunks(model).items()}
@@ -198,6 +203,7 @@ def _check_model(storage: Storage, key: str, document: Mapping[str, Any], versio
     _refuse(
         storage, path, [f"the arrays of {key} have {sorted(lengths)} steps, expected one number"] * (len(lengths) > 1)
     )
+    _refuse(storage, path, [wrong] if (wrong := broken_seal(document)) else [])
 
 
 def _refuse(storage: Storage, path: str, reasons: list[str]) -> None:

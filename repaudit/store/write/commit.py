@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from typing import Any, Final, Literal, TypeAlias
 
@@ -31,6 +32,7 @@ from repaudit.store.format.layout import (
 from repaudit.store.format.model_facts import epoch_of, steps_of
 from repaudit.store.format.provenance import now, package_versions
 from repaudit.store.format.schema import unbelievable
+from repaudit.store.format.seal import broken_seal, model_bytes
 from repaudit.store.format.values import stored_coordinate
 from repaudit.store.storage.fenced import Fenced
 from repaudit.store.storage.lease import Lease
@@ -91,11 +93,11 @@ class ModelRecord:
         facts = {"name": model_name, "committed": 0, "gaps": [], "created": now(), "versions": package_versions()}
         fresh = model_document({**attributes, **facts}, layers, 0)
         try:
-            dump(fresh)
+            fresh = json.loads(dump(fresh))  # as it will be read: tuples are lists, and keys texts
         except (TypeError, ValueError) as error:
             raise LayoutError(f"model {model_name!r}: expected attributes that JSON can hold ({error})") from error
         # The group comes before its lease, so that no reader ever meets a directory that is not a Zarr group.
-        created = storage.create(f"{key}/{DOCUMENT}", dump(fresh))
+        created = storage.create(f"{key}/{DOCUMENT}", model_bytes(fresh))
         if not created and if_exists == "error":
             raise ModelExistsError(
                 f"model {model_name!r} is already in {storage.url}, expected a new one: pass if_exists='resume' to "
@@ -167,6 +169,8 @@ class ModelRecord:
             self.storage.note(f"{self.key}/{DOCUMENT}")
             document = read_document(self.storage, f"{self.key}/{DOCUMENT}")
             assert document is not None  # noqa: S101 - narrows the type; a missing document is caught below
+            if (wrong := broken_seal(document)) is not None:
+                raise ValueError(wrong)
             self.document = document
             count = self.committed
             self.columns = {name: [] for name in STEP_COLUMNS}
@@ -281,7 +285,7 @@ class ModelRecord:
     def _put(self, document: dict[str, Any]) -> None:
         # Until the put returns, it is unknown whether it reached the store.
         self.uncertain = True
-        self.storage.swap(f"{self.key}/{DOCUMENT}", [dump(document)])
+        self.storage.swap(f"{self.key}/{DOCUMENT}", [model_bytes(document)])
         self.uncertain = False
 
     def record_gap(self, step: int, reason: str) -> None:

@@ -3,22 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Final
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from repaudit.errors import CorruptStoreError, FingerprintError, ProbeSetError
 from repaudit.names import PROBE, SAMPLE, TOKEN, encode_name
-from repaudit.store.format.documents import DOCUMENT, chunk_key, column_document, dump, group_document, read_document
+from repaudit.store.format.documents import (
+    DOCUMENT,
+    FILLS,
+    chunk_key,
+    column_document,
+    dump,
+    group_document,
+    read_document,
+)
 from repaudit.store.format.encoding import CHUNK_BYTES, encode_column
 from repaudit.store.format.layout import INPUTS_FINGERPRINT, LEASE, OFFSETS, START_END, ProbeSetLike
 from repaudit.store.format.sample_set import inputs_key
 from repaudit.store.storage.fenced import Fenced
 from repaudit.store.storage.storage import Parts, Storage
 from repaudit.store.write.retrying import lease_within
-
-_KINDS: Final = {"f": "NaN", "i": 0, "u": 0, "b": False}
 
 
 def ensure_inputs(storage: Storage, probe_set: ProbeSetLike, wait: float) -> None:
@@ -94,7 +100,7 @@ def add_array(
     text = values.dtype.kind == "O"
     if not text:
         values = _storable(key, values)
-    fill = "" if text else _KINDS[values.dtype.kind]
+    fill = "" if text else FILLS[values.dtype.kind]
     data_type = "string" if text else values.dtype.name
     rows = len(values) if text else min(len(values), max(1, CHUNK_BYTES // max(1, values[:1].nbytes)))
     document = column_document(values.shape, data_type, (rows, *values.shape[1:]), dimensions, fill, attributes)
@@ -109,7 +115,7 @@ def _storable(key: str, values: NDArray[Any]) -> NDArray[Any]:
     """Return an input as Zarr can hold it; bfloat16 as float32, exactly."""
     if values.dtype.name == "bfloat16":
         values = values.astype(np.float32)
-    if values.dtype.kind not in _KINDS or 0 in values.shape:
+    if values.dtype.kind not in FILLS or 0 in values.shape:
         raise ProbeSetError(
             f"{key} has dtype {values.dtype} and shape {values.shape}: expected numbers, one or more per sample"
         )

@@ -14,8 +14,9 @@ from repaudit.store.format.documents import DOCUMENT, chunk_key, dump, group_doc
 from repaudit.store.format.encoding import decode_column
 from repaudit.store.format.layout import COLUMNS, LEASE, ProbeSetLike
 from repaudit.store.format.provenance import now, package_versions
-from repaudit.store.format.root_document import store_attributes
+from repaudit.store.format.root_document import refuse_broken, store_attributes
 from repaudit.store.format.sample_set import SampleSet
+from repaudit.store.format.seal import seal
 from repaudit.store.storage.fenced import Fenced
 from repaudit.store.storage.lease import Holder, Lease, abandoned
 from repaudit.store.storage.local import LocalStorage
@@ -55,6 +56,7 @@ def ensure_root(storage: Storage, probe_set: ProbeSetLike, *, wait: float = ROOT
                 _create_root(fenced, probe_set)
         finally:
             lease.release()
+    refuse_broken(storage)
     if attributes["version"] == 1:
         _refuse_other_inputs(storage, attributes, probe_set)
     else:
@@ -175,4 +177,4 @@ def _create_root(storage: Storage, probe_set: ProbeSetLike) -> None:
         "versions": package_versions(),
     }
     described = " ".join(name for name, texts in strings.items() if texts is not None and name != SAMPLE)
-    storage.put(DOCUMENT, [dump(group_document({ATTRS: attributes, "coordinates": described}))])
+    storage.put(DOCUMENT, [seal(group_document({ATTRS: attributes, "coordinates": described}))])
