@@ -11,7 +11,7 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
-from repaudit.errors import ActivationError
+from repaudit.errors import ActivationError, CorruptStoreError
 from repaudit.gauge.gauge import DiffusionGauge
 from repaudit.names import SAMPLE
 from repaudit.store.format.sample_set import row_hashes
@@ -63,7 +63,10 @@ def _values(encoded: xr.Dataset) -> tuple[NDArray[Any], str]:
 
 def digest_of(encoded: xr.Dataset) -> str:
     """Return what tells encoded inputs from others, whatever store they are in."""
-    arrays = {str(name): array.values for name, array in encoded.data_vars.items()}
+    try:
+        arrays = {str(name): array.values for name, array in encoded.data_vars.items()}
+    except (OSError, ValueError) as error:
+        raise CorruptStoreError(f"the inputs cannot be read ({error}): run `repaudit verify --data`") from error
     return hashlib.sha256("".join(row_hashes(arrays, encoded.sizes[SAMPLE])).encode()).hexdigest()
 
 

@@ -116,13 +116,13 @@ def layer_operators(
         One operator does not fit in the memory budget.
     """
     keys = study.selection.keys(layer)
-    tasks = {key: _task(study, layer, key, checksum) for key, checksum in _checksums(study, layer, keys).items()}
+    sums, failed = _checksums(study, layer, keys)
+    tasks = {key: _task(study, layer, key, checksum) for key, checksum in sums.items()}
     names = {key: task.digests() for key, task in tasks.items()}
-    stored = {key: [study.cache.operator(name) for name in names[key]] for key in keys}
-    missing = [tasks[key] for key in keys if None in stored[key]]
+    stored = {key: [study.cache.operator(name) for name in names[key]] for key in tasks}
+    missing = [task for key, task in tasks.items() if None in stored[key]]
     for _ in range(len(keys) - len(missing)):
         advance()
-    failed: dict[Key, str] = {}
     for task, every in workplace.run(compute, missing):
         for index, made in enumerate(every):
             if made.matrix is None:
@@ -187,9 +187,17 @@ def threads(study: Study) -> int:
     return int(max(1, min(cpu_count() or 1, study.settings.budget // need)))
 
 
-def _checksums(study: Study, layer: str, keys: Sequence[Key]) -> dict[Key, int]:
-    sums = {model: study.sources.checksums(model, layer) for model in dict.fromkeys(model for model, _ in keys)}
-    return {(model, step): sums[model][step] for model, step in keys}
+def _checksums(study: Study, layer: str, keys: Sequence[Key]) -> tuple[dict[Key, int], dict[Key, str]]:
+    """Return the checksum of every step, and why those of a model are not known."""
+    sums: dict[str, dict[int, int]] = {}
+    failed: dict[str, str] = {}
+    for model in dict.fromkeys(model for model, _ in keys):
+        try:
+            sums[model] = study.sources.checksums(model, layer)
+        except CorruptStoreError as error:
+            failed[model] = str(error)
+    known = {(model, step): sums[model][step] for model, step in keys if model in sums}
+    return known, {(model, step): failed[model] for model, step in keys if model in failed}
 
 
 def _task(study: Study, layer: str, key: Key, checksum: int) -> Task:

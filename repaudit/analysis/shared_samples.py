@@ -77,7 +77,7 @@ def _samples(tree: xr.DataTree) -> list[tuple[str, dict[str, str]]]:
         return [("text", dict(zip(ids, root[SHA256].values.tolist(), strict=True)))]
     found = []
     texts = [str(text) for text in root[TEXT].values] if TEXT in root else []
-    if texts and max(map(len, texts)) < PREVIEW_1:
+    if texts and (root.attrs[ATTRS]["version"] > 1 or max(map(len, texts)) < PREVIEW_1):
         found.append(("text", dict(zip(ids, map(text_hash, texts), strict=True))))
     inputs = {name: array.values for name, array in catalog.inputs(tree).data_vars.items()}
     return [

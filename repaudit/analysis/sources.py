@@ -19,7 +19,7 @@ from repaudit.analysis.shared_samples import SharedSamples, share_samples
 from repaudit.analysis.token_rows import TokenRows
 from repaudit.errors import AnalysisError
 from repaudit.names import ATTRS, CHECKSUM, LAYER, MODELS, PROBE, SAMPLE, encode_name
-from repaudit.store.format.layout import INPUTS_FINGERPRINT
+from repaudit.store.format.layout import INPUTS_FINGERPRINT, LOST
 from repaudit.store.format.sample_set import inputs_key
 from repaudit.store.read import catalog
 from repaudit.store.read.activations import read_step, step_checksums
@@ -118,6 +118,9 @@ def open_sources(urls: Sequence[str | os.PathLike[str]], settings: Settings) -> 
     if not given or len({os.path.realpath(url) if "://" not in url else url for url in given}) < len(given):
         raise AnalysisError(f"expected one or more stores, each once, found {', '.join(given) or 'none'}")
     trees = {url: open_store(url) for url in given}
+    notes = [f"{what}: lost to damage" for tree in trees.values() for what in catalog.lost(tree)]
+    for tree in trees.values():
+        tree.dataset = tree.to_dataset().drop_vars(tree.attrs.get(LOST, ()), errors="ignore")
     shared = share_samples(trees) if len(trees) > 1 else SharedSamples({})
     shown = _shown_names(trees)
     recorded = {name: _recorded(trees[url], model) for name, (url, model) in shown.items()}
@@ -130,9 +133,11 @@ def open_sources(urls: Sequence[str | os.PathLike[str]], settings: Settings) -> 
         for name, (url, model) in shown.items()
     }
     if len(trees) == 1 and not names.renames:
-        return Sources(trees[given[0]], trees, of_model)
-    notes = [*shared.notes, *(f"depth of {name}: in the order of {', '.join(recorded[name])}" for name in chosen)]
-    return Sources(_view(trees, of_model, shared), trees, of_model, tuple(notes if names.counts else shared.notes))
+        return Sources(trees[given[0]], trees, of_model, tuple(notes))
+    notes += shared.notes
+    if names.counts:
+        notes += [f"depth of {name}: in the order of {', '.join(recorded[name])}" for name in chosen]
+    return Sources(_view(trees, of_model, shared), trees, of_model, tuple(notes))
 
 
 def _recorded(tree: xr.DataTree, model: str) -> list[str]:

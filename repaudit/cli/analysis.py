@@ -29,6 +29,7 @@ from repaudit.cli.console import (
     parse_steps,
     progress_bars,
     say,
+    warn_of_lost,
 )
 
 MOST_LEFT_OUT = 8
@@ -178,10 +179,11 @@ def analyze(
 @contextmanager
 def _readable(stores: list[str]) -> Iterator[None]:
     """Open the stores before anything heavy is imported, so that what is no store is told at once."""
+    from repaudit.store.read import catalog
     from repaudit.store.read.reader import open_store
 
     for store in stores:
-        open_store(store)
+        warn_of_lost(store, catalog.lost(open_store(store)))
     yield
 
 

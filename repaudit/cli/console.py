@@ -81,6 +81,13 @@ def say(text: str) -> None:
     typer.echo(visible(text))
 
 
+def warn_of_lost(store: str, lost: Sequence[str]) -> None:
+    """Print one line on stderr that says what of a store is read as missing."""
+    if lost:
+        what = f"{store}: read as missing, because damaged or lost: {', '.join(lost)} (see repaudit verify --data)"
+        PlainConsole(stderr=True).print(f"[bold yellow]warning:[/] {escape(what)}", highlight=False)
+
+
 def _fail(error: object, code: int) -> None:
     PlainConsole(stderr=True).print(f"[bold red]error:[/] {escape(' '.join(str(error).split()))}", highlight=False)
     raise typer.Exit(code)

@@ -22,6 +22,7 @@ from repaudit.cli.console import (
     parse_names,
     parse_steps,
     say,
+    warn_of_lost,
 )
 
 if TYPE_CHECKING:
@@ -35,6 +36,7 @@ def info(store: Store, as_json: AsJson = False) -> None:
         from repaudit.store.read.reader import open_store
 
         description = {"url": store, **catalog.describe(open_store(store))}
+        warn_of_lost(store, description["lost"])
         if as_json:
             typer.echo(json.dumps(description, indent=2))
             return

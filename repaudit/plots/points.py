@@ -53,8 +53,9 @@ def two(points: xr.DataArray) -> tuple[NDArray[np.float64], NDArray[np.float64]]
 
 
 def labels_of(dataset: xr.Dataset) -> list[str] | None:
-    """Return the labels of the samples; None where the probe set had none."""
-    return [str(label) for label in dataset[LABEL].values] if LABEL in dataset.variables else None
+    """Return the labels of the samples; None where the probe set had none, or where they are lost."""
+    known = LABEL in dataset.variables and bool(dataset[LABEL].notnull().any())
+    return [str(label) for label in dataset[LABEL].values] if known else None
 
 
 @dataclass(frozen=True)

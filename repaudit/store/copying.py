@@ -13,7 +13,7 @@ import xarray as xr
 from repaudit.errors import CorruptStoreError, LayoutError, ModelExistsError, NotInStoreError, StepOrderError
 from repaudit.names import ATTRS, EPOCH, LABEL, LAYER, LOSS, SAMPLE, SHA256, STEP, TEXT, TRIGGER, WALL_TIME
 from repaudit.store.format.encoding import CodecName
-from repaudit.store.format.layout import INPUTS_FINGERPRINT
+from repaudit.store.format.layout import ABSENT, INPUTS_FINGERPRINT, LOST
 from repaudit.store.format.sample_set import PREVIEW_1, text_hash
 from repaudit.store.read import catalog
 from repaudit.store.read.activations import read_step, step_checksums
@@ -168,7 +168,7 @@ def _step_rows(tree: xr.DataTree, model: str) -> dict[int, dict[str, Any]]:
             EPOCH: _known(row[EPOCH]),
             LOSS: _known(row[LOSS]),
             TRIGGER: str(row[TRIGGER].values) or None,
-            WALL_TIME: int(microseconds) / 1e6,
+            WALL_TIME: 0.0 if np.isnat(row[WALL_TIME].values) else int(microseconds) / 1e6,
         }
     return rows
 
@@ -195,7 +195,8 @@ def _more_attributes(array: xr.DataArray) -> dict[str, Any]:
 
 
 def _model_attributes(tree: xr.DataTree, model: str) -> dict[str, Any]:
-    facts = catalog.model_dataset(tree, model).attrs[ATTRS]
+    attrs = catalog.model_dataset(tree, model).attrs
+    facts = attrs[ATTRS] | ({LOST: attrs[LOST]} if LOST in attrs else {})
     kept = {name: value for name, value in facts.items() if name not in {"name", "committed", "gaps", "created"}}
     return {**kept, "copied_gaps": facts["gaps"]} if facts["gaps"] else kept
 
@@ -230,11 +231,15 @@ def stored_probe_set(tree: xr.DataTree, model: str | None = None) -> StoredProbe
 def _stored_probe_set(tree: xr.DataTree, model: str | None) -> StoredProbeSet:
     root = tree.to_dataset()
     facts = root.attrs[ATTRS]
+    gone = root.attrs.get(LOST, ())
     known = {
-        name: [str(value) for value in root[name].values] if name in root else None
+        name: [str(value) for value in root[name].values] if name in root and name not in gone else None
         for name in (SAMPLE, LABEL, TEXT, SHA256)
     }
-    encoded = catalog.inputs(tree, model)
+    encoded = catalog.inputs(tree, model, damaged=True)
+    absent = frozenset(str(encoded[key].attrs.get("input", key)) for key in encoded.attrs.get(ABSENT, ()))
+    if (facts.get("raw") == "text" or absent) and known[SHA256] is None and facts["version"] > 1:
+        raise CorruptStoreError("what the samples are known by is lost (sha256): restore it from a backup")
     arrays = {str(array.attrs.get("input", key)): np.asarray(array.values) for key, array in encoded.data_vars.items()}
     return StoredProbeSet(
         str(encoded.attrs.get(INPUTS_FINGERPRINT, facts["fingerprint"])),
@@ -244,6 +249,8 @@ def _stored_probe_set(tree: xr.DataTree, model: str | None) -> StoredProbeSet:
         known[TEXT],
         _text_hashes(facts, known),
         {} if model is None else catalog.encoding(tree, model),
+        absent,
+        known[SHA256] if absent and facts.get("raw") == "inputs" else None,
     )
 
 

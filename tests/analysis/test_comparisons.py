@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+import xarray as xr
 
 import repaudit as ra
 from repaudit.analysis.input_geometry import token_shares
@@ -245,6 +246,39 @@ def test_a_damaged_chunk_is_left_out_by_name(planted_store, tmp_path):
     (line,) = results.repaudit.summary["left_out"]
     assert "seed1" in line
     assert "checksum" in line
+
+
+def flip(path) -> None:
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+def test_damage_of_what_no_operator_needs_is_told_and_costs_nothing_else(planted_store, tmp_path):
+    url = planted_store(models=2, layers=("only",))
+    whole = ra.analyze(url, tmp_path / "whole", **BARE)
+    for name in ("label/c.0", "models/seed1/loss/c.0", "models/seed1/trigger/c.0", "models/seed1/epoch/c.0"):
+        flip(url / name)
+    results = ra.analyze(url, tmp_path / "out", **BARE)
+    assert results.repaudit.summary["left_out"] == [
+        "label of the samples: lost to damage",
+        *(f"{name} of model seed1: lost to damage" for name in ("epoch", "loss", "trigger")),
+    ]
+    xr.testing.assert_identical(results["spread"].to_dataset(), whole["spread"].to_dataset())
+    flip(next((url / "probe").glob("*/input_ids/c.*")))
+    lines = ra.analyze(url, tmp_path / "again", **BARE).repaudit.summary["left_out"]
+    assert "input input_ids of the samples: lost to damage" in lines
+    assert any("geometry of the inputs" in line for line in lines)
+
+
+def test_a_model_without_checksums_is_left_out_and_the_others_are_not(planted_store, tmp_path):
+    url = planted_store(models=3, layers=("only",))
+    flip(url / "models/seed1/checksum/c.0.0")
+    results = ra.analyze(url, tmp_path / "out", **BARE)
+    failed = results["diagnostics"]["failed"].sel(layer="only").sum("step")
+    assert failed.sel(model="seed1") > 0
+    assert failed.sel(model=["seed0", "seed2"]).sum() == 0
+    assert all("checksums of model 'seed1'" in line for line in results.repaudit.summary["left_out"])
 
 
 def test_frames_of_one_are_the_last_and_the_picture_of_many_operators_keeps_both_ends(

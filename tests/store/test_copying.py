@@ -152,9 +152,11 @@ def test_a_store_is_not_copied_into_itself(source, tmp_path):
             copy_store(source, target)
 
 
-@pytest.mark.parametrize("part", ["models/a/loss/c.0", "probe/ffffffffffffffff/input_ids/c.0.0", "label/c.0"])
-def test_a_damaged_coordinate_is_a_clear_error_of_a_copy(source, tmp_path, part):
+@pytest.mark.parametrize(
+    ("part", "what"), [("sample/c.0", "ids of the samples"), ("models/a/checksum/c.0.0", "checksums")]
+)
+def test_damage_of_what_is_needed_is_a_clear_error_of_a_copy(source, tmp_path, part, what):
     chunk = Path(source) / part
     chunk.write_bytes(bytes([chunk.read_bytes()[0] ^ 1]) + chunk.read_bytes()[1:])
-    with pytest.raises(CorruptStoreError, match="verify"):
+    with pytest.raises(CorruptStoreError, match=what):
         copy_store(source, tmp_path / "copy.zarr")

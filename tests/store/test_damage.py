@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
+from typer.testing import CliRunner
 
 import repaudit as ra
-from repaudit.store.read import catalog
+from repaudit.cli import app
+from repaudit.errors import CorruptStoreError
+from repaudit.store.copying import copy_store, export_layer
+from repaudit.store.format.sample_set import text_hash
+from repaudit.store.read import catalog, model_columns
+from repaudit.store.read.activations import read_step
 from repaudit.store.read.stored_probe_set import StoredProbeSet
 
 LAYERS = {"l": ((3, 2), "float32")}
@@ -18,7 +26,9 @@ def store(tmp_path):
     for name in "abc":
         with ra.TrajectoryWriter(tmp_path / "s.zarr", model_name=name, probe_set=PROBE_SET, layers=LAYERS) as writer:
             for step in range(5):
-                writer.append(step, {"l": np.full((3, 2), step, "float32")}, loss=1.0)
+                writer.append(
+                    step, {"l": np.full((3, 2), step, "float32")}, loss=1.0, epoch=step / 2, trigger="t", wall_time=7
+                )
     return tmp_path / "s.zarr"
 
 
@@ -49,6 +59,160 @@ def test_a_writer_goes_on_where_step_numbers_are_lost(store):
     assert ra.verify(store, data=True) == []
 
 
+INPUT = f"probe/{'a' * 16}/x"
+DISPENSABLE = {
+    "label": "label/c.0",
+    "text": "text/c.0",
+    "sha256": "sha256/c.0",
+    "input": f"{INPUT}/c.0.0",
+    "loss": "models/b/loss/c.0",
+    "epoch": "models/b/epoch/c.0",
+    "trigger": "models/b/trigger/c.0",
+    "wall_time": "models/b/wall_time/c.0",
+}
+OF_SAMPLES, OF_STEPS = ("label", "text", "sha256"), ("loss", "epoch", "trigger", "wall_time")
+UNKNOWN = {"trigger": [""] * 5, "loss": ["nan"] * 5, "epoch": ["nan"] * 5, "wall_time": ["NaT"] * 5}
+
+
+def damage(store, name, kind) -> None:
+    path = store / DISPENSABLE[name]
+    if kind == "flipped":
+        flip(path)
+    elif kind == "missing":
+        path.unlink()
+    else:
+        path.write_bytes(path.read_bytes()[:9])
+
+
+def everything(store) -> dict[str, list[str]]:
+    """Give every value of an opened store as text."""
+    return {
+        f"{node.path.strip('/')}/{name}".strip("/"): [str(value) for value in np.asarray(variable.values).ravel()]
+        for node in ra.open_store(store).subtree
+        for name, variable in node.variables.items()
+    }
+
+
+def assert_only_this_is_missing(found, truth, name) -> None:
+    missing = {"input": (INPUT, ["nan"] * 9)} | {one: (one, ["None"] * 3) for one in OF_SAMPLES}
+    missing |= {one: (f"models/b/{one}", UNKNOWN[one]) for one in OF_STEPS}
+    key, values = missing[name]
+    assert found == truth | {key: values}
+
+
+@pytest.mark.parametrize("kind", ["flipped", "missing", "short"])
+@pytest.mark.parametrize("name", DISPENSABLE)
+def test_damage_costs_what_it_touches_and_is_told(store, tmp_path, name, kind):
+    truth = everything(store)
+    damage(store, name, kind)
+    assert_only_this_is_missing(everything(store), truth, name)
+    run = CliRunner().invoke(app, ["info", str(store)])
+    assert run.exit_code == 0
+    told = {"input": "input x of the samples"} | {one: f"{one} of the samples" for one in OF_SAMPLES}
+    assert run.stderr.count("\n") == 1
+    assert "warning: " in run.stderr
+    assert told.get(name, f"{name} of model b") in run.stderr
+    assert {problem.location for problem in ra.verify(store, data=True)} == {DISPENSABLE[name]}
+    assert export_layer(store, "b", "l", tmp_path / "b.npy") == (5, 3, 2)
+
+
+@pytest.mark.parametrize("name", DISPENSABLE)
+def test_a_copy_of_a_damaged_store_has_the_rest_and_says_what_is_lost(store, tmp_path, name):
+    truth = everything(store)
+    damage(store, name, "flipped")
+    copied = tmp_path / "copy.zarr"
+    assert copy_store(store, copied) == {model: list(range(5)) for model in "abc"}
+    assert ra.verify(copied, data=True) == []
+    found = everything(copied)
+    different = {key for key in truth if found.get(key) != truth[key]}
+    expected = {"input": {INPUT}, "sha256": set()} | {one: {f"models/b/{one}"} for one in OF_STEPS}
+    assert different == expected.get(name, {name})
+    lost = catalog.lost(ra.open_store(copied))
+    assert lost == {"input": ["input x of the samples"]}.get(name, [f"{name} of model b"] if name in OF_STEPS else [])
+    assert copy_store(store, copied) == {model: list(range(5)) for model in "abc"}
+
+
+@pytest.mark.parametrize("kind", ["flipped", "missing"])
+@pytest.mark.parametrize("name", DISPENSABLE)
+def test_repair_writes_what_is_lost_as_missing_and_records_it(store, name, kind):
+    truth = everything(store)
+    damage(store, name, kind)
+    done = ra.repair(store)
+    assert any(name in problem.message or DISPENSABLE[name] == problem.location for problem in done)
+    assert [problem.lost for problem in done if problem.lost] == []
+    assert ra.verify(store, data=True) == []
+    assert ra.repair(store) == []
+    assert_only_this_is_missing(everything(store), truth, name)
+    assert len(catalog.lost(ra.open_store(store))) == 1
+
+
+def test_inputs_are_whole_again_when_somebody_records_with_them(store):
+    truth = everything(store)
+    damage(store, "input", "flipped")
+    ra.repair(store)
+    ra.TrajectoryWriter(store, model_name="a", probe_set=PROBE_SET, layers=LAYERS).close()
+    assert everything(store) == truth
+    assert catalog.lost(ra.open_store(store)) == []
+    assert ra.verify(store, data=True) == []
+
+
+def test_hashes_of_texts_have_a_second_copy(tmp_path):
+    texts = ["r", "s", "t"]
+    hashes = [text_hash(text) for text in texts]
+    probe_set = StoredProbeSet("a" * 64, list("abc"), {"x": np.eye(3)}, texts=texts, text_hashes=hashes)
+    store = tmp_path / "s.zarr"
+    ra.TrajectoryWriter(store, model_name="a", probe_set=probe_set, layers=LAYERS).close()
+    truth = everything(store)
+    flip(store / "sha256/c.0")
+    assert everything(store) == truth
+    assert catalog.lost(ra.open_store(store)) == []
+    (done,) = ra.repair(store)
+    assert "computed again from the texts" in done.message
+    assert ra.verify(store, data=True) == []
+    assert everything(store) == truth
+
+
+@pytest.mark.parametrize("kind", ["flipped", "missing"])
+def test_lost_ids_are_an_error_of_their_own(store, kind):
+    flip(store / "sample/c.0") if kind == "flipped" else (store / "sample/c.0").unlink()
+    with pytest.raises(CorruptStoreError, match=r"ids of the samples cannot be read: sample/c\.0.*no second copy"):
+        ra.open_store(store)
+    run = CliRunner().invoke(app, ["info", str(store)])
+    assert (run.exit_code, run.stderr.count("\n")) == (3, 1)
+
+
+def test_the_names_of_layers_have_a_second_copy(store):
+    truth = everything(store)
+    flip(store / "models/b/layer/c.0")
+    assert everything(store) == truth
+
+
+@pytest.mark.parametrize("name", ["label", "text", "sha256", "loss", "trigger"])
+def test_a_writer_goes_on_where_what_is_dispensable_is_damaged(store, name):
+    damage(store, name, "flipped")
+    with ra.TrajectoryWriter(store, model_name="b", probe_set=PROBE_SET, layers=LAYERS) as writer:
+        writer.append(9, {"l": np.full((3, 2), 9, "float32")}, loss=2.0, trigger="u")
+    tree = ra.open_store(store)
+    dataset = catalog.model_dataset(tree, "b")
+    np.testing.assert_array_equal(dataset.loss.values, [np.nan if name == "loss" else 1.0] * 5 + [2.0])
+    assert dataset.trigger.values.tolist() == ["" if name == "trigger" else "t"] * 5 + ["u"]
+    assert len(catalog.lost(tree)) == 1
+    if name in OF_STEPS:
+        document = json.loads((store / "models/b/zarr.json").read_text())
+        assert document["attributes"]["repaudit"]["lost"] == [name]
+        assert ra.verify(store, data=True) == []
+
+
+def test_damaged_checksums_of_one_model_leave_the_others(store):
+    flip(store / "models/b/checksum/c.0.0")
+    tree = ra.open_store(store)
+    assert catalog.models(tree) == ["a", "b", "c"]
+    for name in "ac":
+        assert read_step(tree, name, "l", 3).values.tolist() == [[3, 3]] * 3
+    with pytest.raises(CorruptStoreError, match="checksums of model 'b' cannot be read"):
+        read_step(tree, "b", "l", 3)
+
+
 def test_a_reader_across_truncate_and_append_sees_one_version(store, monkeypatch):
     """The record changes after the documents were read, and before any coordinate is."""
     from repaudit.store.read import reader
@@ -64,3 +228,56 @@ def test_a_reader_across_truncate_and_append_sees_one_version(store, monkeypatch
     assert catalog.steps(ra.open_store(store), "b") == list(range(5))
     monkeypatch.undo()
     assert catalog.steps(ra.open_store(store), "b") == [0, 1, 7]
+
+
+def coordinates(tree) -> list[list]:
+    dataset = catalog.model_dataset(tree, "b")
+    return [dataset[name].values.tolist() for name in ("step", "loss", "epoch", "trigger", "wall_time", "checksum")]
+
+
+def go_back(store) -> None:
+    """Record the steps from 2 on again, with other values."""
+    with ra.TrajectoryWriter(store, model_name="b", probe_set=PROBE_SET, layers=LAYERS, truncate_after=1) as writer:
+        for step in (2, 3, 4):
+            writer.append(step, {"l": np.full((3, 2), 7, "float32")}, loss=9.0, epoch=9.0, trigger="new", wall_time=9)
+
+
+def test_coordinates_of_a_tree_opened_before_a_truncation_stay_the_old_ones(store):
+    tree, truth = ra.open_store(store), coordinates(ra.open_store(store))
+    go_back(store)
+    assert coordinates(tree) == truth
+    assert coordinates(ra.open_store(store))[1] == [1.0, 1.0, 9.0, 9.0, 9.0]
+
+
+@pytest.mark.parametrize("at", range(5, 10))
+@pytest.mark.parametrize("how", ["by another writer", "by the same writer"])
+def test_no_moment_of_a_truncation_mixes_old_and_new_coordinates(store, monkeypatch, at, how):
+    """The record goes back and on again, with the same steps, between two reads of one opening."""
+    writer = ra.TrajectoryWriter(store, model_name="b", probe_set=PROBE_SET, layers=LAYERS)
+    before = coordinates(ra.open_store(store))
+    if how == "by another writer":
+        writer.close()
+    reads = []
+
+    def read(storage, key, paths):
+        found = []
+        for path in paths:
+            if key == "models/b" and len(reads) == at:
+                reads.append("changed")
+                if how == "by another writer":
+                    go_back(store)
+                else:
+                    writer.truncate(1)
+                    for step in (2, 3, 4):
+                        writer.append(step, {"l": np.full((3, 2), 7, "float32")}, loss=9.0, epoch=9.0, trigger="new")
+                    writer.flush()
+            reads.append(path)
+            found.append(storage.get(f"{key}/{path}"))
+        return found
+
+    monkeypatch.setattr(model_columns, "_read", read)
+    seen = coordinates(ra.open_store(store))
+    monkeypatch.undo()
+    writer.close()
+    assert "changed" in reads
+    assert seen in (before, coordinates(ra.open_store(store)))

@@ -438,7 +438,8 @@ def test_several_threads_append_without_loss_or_disorder(url, probe_set, layers,
 
 
 def test_truncation_across_coordinate_chunks_leaves_nothing_behind(url, probe_set, monkeypatch):
-    for module in ("write.commit", "format.layout", "check.model_inspection", "check.verify", "format.encoding"):
+    modules = ("write.commit", "write.columns", "format.layout", "format.encoding", "format.step_columns")
+    for module in (*modules, "check.model_inspection", "check.verify"):
         monkeypatch.setattr(f"repaudit.store.{module}.COORDINATE_CHUNK", 4)
     layers = {"x": ((6, 1), "float32")}
     with open_writer(url, probe_set, layers) as writer:

@@ -11,7 +11,7 @@ from zarr.buffer.cpu import Buffer
 
 from repaudit.names import SAMPLE, TOKEN, encode_name
 from repaudit.store.format.documents import DOCUMENT, FILLS, column_document, dump, group_document
-from repaudit.store.format.layout import START_END
+from repaudit.store.format.layout import LOST, START_END
 from repaudit.store.format.schema import unbelievable, violations
 
 
@@ -64,6 +64,7 @@ def sound_input(document: dict[str, Any] | str, samples: int, key: str) -> dict[
 def _input_document(key: str, document: Mapping[str, Any]) -> dict[str, Any]:
     """Return the document of an input under this key, with the shape and dtype that a document says."""
     name, shape, dimensions = str(document["attributes"]["input"]), document["shape"], document["dimension_names"]
+    lost = {LOST: True} if document["attributes"].get(LOST) is True else {}
     rows = document["chunk_grid"]["configuration"]["chunk_shape"][0]
     possible = [{SAMPLE}, *({f"{key}_{axis}", TOKEN if axis == 1 else START_END} for axis in range(1, len(shape)))]
     fits = len(dimensions) == len(shape) and all(map(set.__contains__, possible, dimensions))
@@ -73,5 +74,5 @@ def _input_document(key: str, document: Mapping[str, Any]) -> dict[str, Any]:
         (rows, *shape[1:]),
         dimensions if fits else (),
         FILLS.get(np.dtype(document["data_type"]).kind),
-        {"long_name": name, "input": name} if encode_name(name) == key else {},
+        {"long_name": name, "input": name, **lost} if encode_name(name) == key else {},
     )

@@ -6,33 +6,27 @@ import copy
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any
 
 import numpy as np
 
 from repaudit.errors import CorruptStoreError, ForeignPathError, LeaseError
-from repaudit.names import ATTRS, CHECKSUM, LAYER, MODELS, STEP, decode_name
+from repaudit.names import ATTRS, CHECKSUM, LAYER, MODELS, STEP
+from repaudit.store.check.mended_document import mended_document
 from repaudit.store.check.model_inspection import ModelInspection
 from repaudit.store.check.problem import Problem
 from repaudit.store.check.root_repair import mend_root, stale_lease
 from repaudit.store.format.documents import DOCUMENT, chunk_key, dump, read_document
 from repaudit.store.format.encoding import COORDINATE_CHUNK, checksum, encode_column
-from repaudit.store.format.layout import INPUTS_FINGERPRINT, LEASE, REPAIR, STEP_COLUMNS, model_document, safe_key
+from repaudit.store.format.layout import LEASE, REPAIR, STEP_COLUMNS
 from repaudit.store.format.model_facts import step_chunks
-from repaudit.store.format.provenance import now
 from repaudit.store.format.root_document import nothing_there, store_attributes
 from repaudit.store.format.seal import model_bytes
+from repaudit.store.format.step_columns import column_objects
 from repaudit.store.storage.fenced import Fenced
 from repaudit.store.storage.lease import Holder, Lease, gone
 from repaudit.store.storage.place import open_storage
 from repaudit.store.storage.storage import TEMPORARY, Parts, Storage
-
-_CONFIRMED: Final = frozenset(
-    {"name", "committed", "steps", "epoch", "repaired", "unconfirmed", INPUTS_FINGERPRINT, "lost", "truncations"}
-)
-"""Facts of a model that something else in the store tells as well, or that say how its record was changed."""
-
-_UNKNOWN: Final[Mapping[str, Any]] = {"epoch": float("nan"), "wall_time": 0, "trigger": "", "loss": float("nan")}
 
 
 def repair(
@@ -240,7 +234,8 @@ def _judge_step(model: ModelInspection, index: int, last: int) -> _Row:
         values = model.column(name, chunk)
         if isinstance(values, str) and name != STEP:
             unknown.append(name)
-        columns[name] = _UNKNOWN.get(name) if isinstance(values, str) else values[position]
+        missing = None if name == STEP else STEP_COLUMNS[name].unknown
+        columns[name] = missing if isinstance(values, str) else values[position]
     if columns[STEP] is None or columns[STEP] <= last:
         return _Row(index, columns, [], "its step number is lost", unknown, all(_proven(model, index)))
     sums = model.column(CHECKSUM, chunk)
@@ -266,45 +261,12 @@ def _stage(model: ModelInspection, rows: list[_Row]) -> None:
     objects: dict[str, Parts] = {}
     for start in range(0, len(rows), COORDINATE_CHUNK):
         part, chunk = rows[start : start + COORDINATE_CHUNK], start // COORDINATE_CHUNK
-        for name, column in STEP_COLUMNS.items():
-            values = np.array([row.columns[name] for row in part], dtype=column.numpy_dtype)
-            fill = float(column.fill) if column.fill == "NaN" else column.fill
-            objects[f"{base}/{name}/{chunk_key(chunk)}"] = encode_column(values, COORDINATE_CHUNK, fill)
-        crcs = np.array([row.checksums for row in part], dtype="<u4").reshape(len(part), -1)
-        objects[f"{base}/{CHECKSUM}/{chunk_key(chunk, 0)}"] = encode_column(crcs, COORDINATE_CHUNK, 0)
+        columns = {name: [row.columns[name] for row in part] for name in STEP_COLUMNS}
+        objects |= column_objects(base, chunk, columns, [row.checksums for row in part])
     names = np.array(list(model.layer_keys), dtype=object)
     objects[f"{base}/{LAYER}/{chunk_key(0)}"] = encode_column(names, len(names), "")
     storage.put_many(objects)
-    storage.put(f"{base}/{DOCUMENT}", [model_bytes(_mended_document(model, rows))])
-
-
-def _mended_document(model: ModelInspection, rows: list[_Row]) -> dict[str, Any]:
-    if model.document is not None and model.sound and model.complete:
-        document = copy.deepcopy(model.document)
-    else:
-        name = decode_name(model.key.rpartition("/")[2])
-        known = {} if model.document is None else model.document["attributes"][ATTRS]
-        read = {array["attributes"].get(INPUTS_FINGERPRINT) for array in model.arrays.values()} - {None}
-        facts = {"name": name, "committed": 0, "gaps": [], "created": now()} | copy.deepcopy(known)
-        facts |= {INPUTS_FINGERPRINT: read.pop()} if model.version > 1 and len(read) == 1 else {}
-        document = model_document(facts, [], 0)
-        arrays = document["consolidated_metadata"]["metadata"]
-        arrays |= {key: copy.deepcopy(model.arrays[key]) for key in model.layer_keys.values()}
-        for key, shape in ((LAYER, [len(model.layer_keys)]), (CHECKSUM, [0, len(model.layer_keys)])):
-            arrays[key]["shape"] = shape
-            chunk_rows = len(model.layer_keys) if key == LAYER else COORDINATE_CHUNK
-            arrays[key]["chunk_grid"]["configuration"]["chunk_shape"] = [chunk_rows, *shape[1:]]
-    facts = document["attributes"][ATTRS]
-    facts |= {"committed": len(rows), "repaired": now()}
-    if not model.sealed:
-        key = model.key.rpartition("/")[2]
-        facts["name"] = facts["name"] if safe_key(str(facts["name"])) == key else decode_name(key)
-        facts["unconfirmed"] = sorted(facts.keys() - _CONFIRMED)
-    document["attributes"][ATTRS]["steps"] = [int(row.columns[STEP]) for row in rows]
-    for array in document["consolidated_metadata"]["metadata"].values():
-        if array["dimension_names"][0] == STEP:
-            array["shape"][0] = len(rows)
-    return document
+    storage.put(f"{base}/{DOCUMENT}", [model_bytes(mended_document(model, rows))])
 
 
 def _replay(storage: Storage, key: str) -> None:
@@ -351,5 +313,5 @@ def _describe(model: ModelInspection, rows: list[_Row], rebuilt: bool) -> Iterat
         yield Problem(f"{model.key}/{LAYER}/{chunk_key(0)}", "damaged_chunk", message)
     unknown = sorted({name for row in rows for name in row.unknown})
     if unknown:
-        message = f"{', '.join(unknown)}: damaged chunks were replaced by 'unknown', or by recomputed checksums"
+        message = f"{', '.join(unknown)}: damaged chunks were replaced by missing values, or by recomputed checksums"
         yield Problem(model.key, "damaged_chunk", message)

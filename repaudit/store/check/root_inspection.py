@@ -223,15 +223,6 @@ class RootInspection:
         arrays = {key: self.read(_path(key)) for key in self.input_keys() if key.partition("/")[0] in added}
         return group_document({}, {**listed["consolidated_metadata"]["metadata"], **added, **arrays})  # type: ignore[dict-item]
 
-    def absent_chunks(self) -> dict[str, int]:
-        """Return how many chunks are missing of each listed input and of each coordinate of the samples."""
-        absent = {name: int(self.storage.size(f"{name}/{chunk_key(0)}") is None) for name in self.coordinates}
-        for key, array in self.listed_inputs().items():
-            expected = -(-array["shape"][0] // array["chunk_grid"]["configuration"]["chunk_shape"][0])
-            present = [name for name in self.storage.children(f"{PROBE}/{key}") if name.startswith("c.")]
-            absent[f"{PROBE}/{key}"] = max(0, expected - len(present))
-        return {key: count for key, count in absent.items() if count}
-
     def _group_problems(self) -> Iterator[Problem]:
         for key, group in self._listed_groups().items():
             if self.read(_path(key)) != group:

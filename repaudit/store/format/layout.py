@@ -57,6 +57,9 @@ INPUTS_FINGERPRINT: Final = "inputs_fingerprint"
 ABSENT: Final = "absent_inputs"
 """The attribute, in memory, of opened inputs that names those of which chunks are missing."""
 
+LOST: Final = "lost"
+"""The attribute that names columns of the samples or steps, or says of an input, that values were lost to damage."""
+
 ENCODING: Final = ("tokenizer", "tokenizer_sha256", "max_length", "truncated")
 """Attributes of a model that say how its texts became inputs: its tokenizer, and how many it cut at what length."""
 
@@ -135,6 +138,16 @@ class Column:
     def numpy_dtype(self) -> np.dtype[Any]:
         """The dtype in memory, little-endian."""
         return np.dtype(object) if self.dtype == "string" else np.dtype(self.dtype).newbyteorder("<")
+
+    @property
+    def numpy_fill(self) -> Any:
+        """The fill in memory."""
+        return float(self.fill) if self.fill == "NaN" else self.fill
+
+    @property
+    def unknown(self) -> Any:
+        """What stands for a value that is lost: NaN, an empty text, or the time that readers show as NaT."""
+        return int(np.iinfo(np.int64).min) if self.dtype == "int64" else self.numpy_fill
 
 
 STEP_COLUMNS: Final[Mapping[str, Column]] = {

@@ -26,6 +26,23 @@ def epoch_of(document: Mapping[str, Any]) -> int:
     return epoch if type(epoch) is int else 0
 
 
+def truncations_of(document: Mapping[str, Any]) -> int:
+    """Return how often steps were dropped from a record; 0 where its document tells nothing of it."""
+    count = _facts(document).get("truncations", 0)
+    return count if type(count) is int else 0
+
+
+def era_of(document: Mapping[str, Any]) -> tuple[Any, ...]:
+    """Return what is the same of two documents of a model if steps were only added between them.
+
+    Examples
+    --------
+    >>> era_of({"attributes": {"repaudit": {"epoch": 2, "truncations": 1, "committed": 7}}})
+    (2, 1, None)
+    """
+    return epoch_of(document), truncations_of(document), _facts(document).get("repaired")
+
+
 def steps_of(document: Mapping[str, Any]) -> list[int] | None:
     """Return the steps that a model's document names, or None where it does not name as many as it has.
 

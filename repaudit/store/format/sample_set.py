@@ -43,7 +43,9 @@ class SampleSet:
         ids = [str(name) for name in probe_set.ids]
         if hashes is not None:
             return cls(ids, [str(one) for one in hashes], "text")
-        return cls(ids, row_hashes(probe_set.arrays(), len(ids)), "inputs", probe_set.fingerprint)
+        known = getattr(probe_set, "input_hashes", None)
+        rows = row_hashes(probe_set.arrays(), len(ids)) if known is None else [str(one) for one in known]
+        return cls(ids, rows, "inputs", probe_set.fingerprint)
 
     @property
     def fingerprint(self) -> str:

@@ -9,7 +9,7 @@ import xarray as xr
 
 from repaudit.errors import CorruptStoreError, NotInStoreError
 from repaudit.names import ATTRS, KIND, LABEL, LAYER, MODELS, OPERATOR, PROBE, SAMPLE, STEP
-from repaudit.store.format.layout import ABSENT, ENCODING, INPUTS_FINGERPRINT
+from repaudit.store.format.layout import ABSENT, ENCODING, INPUTS_FINGERPRINT, LOST
 from repaudit.store.format.sample_set import inputs_key
 
 
@@ -75,7 +75,7 @@ def model_dataset(tree: xr.DataTree, model: str) -> xr.Dataset:
     return groups[model].to_dataset()
 
 
-def inputs(tree: xr.DataTree, model: str | None = None) -> xr.Dataset:
+def inputs(tree: xr.DataTree, model: str | None = None, *, damaged: bool = False) -> xr.Dataset:
     """Return the encoded inputs that a model read, samples along the first dim; by default the first encoding.
 
     Raises
@@ -83,24 +83,24 @@ def inputs(tree: xr.DataTree, model: str | None = None) -> xr.Dataset:
     NotInStoreError
         If the store has no such model, or not its inputs.
     CorruptStoreError
-        If a part of them is missing.
+        If a part of them is missing or damaged, unless `damaged` ones are wanted too.
     """
     probe = tree.children[PROBE]
     if not probe.children:  # format version 1: one encoding
-        return _whole(probe)
+        return _whole(probe, damaged)
     wanted = str(tree.attrs[ATTRS]["fingerprint"]) if model is None else fingerprint(tree, model)
     key = inputs_key(wanted)
     if key not in probe.children:
         raise NotInStoreError(f"the store lacks the inputs {wanted} of model {model!r}: run `repaudit verify`")
-    return _whole(probe.children[key])
+    return _whole(probe.children[key], damaged)
 
 
-def _whole(inputs: xr.DataTree) -> xr.Dataset:
+def _whole(inputs: xr.DataTree, damaged: bool) -> xr.Dataset:
     absent = inputs.attrs.get(ABSENT)
-    if absent:
+    if absent and not damaged:
         raise CorruptStoreError(
-            f"chunks of the inputs {', '.join(absent)} in {inputs.path} are missing: restore them from a backup "
-            "(`repaudit verify` lists them)"
+            f"values of the inputs {', '.join(absent)} in {inputs.path} are missing or damaged: restore them from a "
+            "backup, or record with the same inputs again"
         )
     return inputs.to_dataset(inherit=False)
 
@@ -137,6 +137,22 @@ def encoding(tree: xr.DataTree, model: str) -> dict[str, Any]:
     return {name: facts[name] for name in ENCODING if name in facts}
 
 
+def lost(tree: xr.DataTree) -> list[str]:
+    """Say what of a store is read as missing because it is damaged, or was when the store was repaired.
+
+    Examples
+    --------
+    >>> lost(xr.DataTree(xr.Dataset(attrs={"lost": ["label"]})))
+    ['label of the samples']
+    """
+    found = [f"{name} of the samples" for name in tree.attrs.get(LOST, ())]
+    for node in tree.children[PROBE].subtree if PROBE in tree.children else ():
+        found += [f"input {name} of the samples" for name in node.attrs.get(ABSENT, ())]
+    for model, node in sorted(_groups(tree).items()):
+        found += [f"{name} of model {model}" for name in node.attrs.get(LOST, ())]
+    return found
+
+
 def _groups(tree: xr.DataTree) -> dict[str, xr.DataTree]:
     if MODELS not in tree.children:
         return {}
@@ -150,7 +166,8 @@ def _groups(tree: xr.DataTree) -> dict[str, xr.DataTree]:
 def describe(tree: xr.DataTree) -> dict[str, Any]:
     """Return what a store holds in plain types, as ``repaudit info`` prints it."""
     attributes = tree.attrs[ATTRS]
-    labels = tree.to_dataset()[LABEL].values if LABEL in tree.variables else ()
+    known = LABEL in tree.variables and LABEL not in tree.attrs.get(LOST, ())
+    labels = tree.to_dataset()[LABEL].values if known else ()
     return {
         "version": attributes["version"],
         "fingerprint": attributes["fingerprint"],
@@ -159,6 +176,7 @@ def describe(tree: xr.DataTree) -> dict[str, Any]:
         "samples": tree.sizes.get(SAMPLE, 0),
         "labels": sorted({str(label) for label in labels}),
         "models": [_describe_model(tree, model) for model in models(tree)],
+        "lost": lost(tree),
     }
 
 

@@ -13,7 +13,9 @@ from numpy.typing import NDArray
 class StoredProbeSet:
     """Inputs, ids, labels and texts of the samples of a store, with the fingerprint they were recorded under.
 
-    ``text_hashes`` and ``encoding`` are those of :class:`repaudit.store.format.layout.ProbeSetLike`.
+    ``text_hashes`` and ``encoding`` are those of :class:`repaudit.store.format.layout.ProbeSetLike`. ``lost_inputs``
+    names inputs of which values were lost to damage; the samples are then known by ``input_hashes``, their hashes from
+    before.
 
     Examples
     --------
@@ -29,6 +31,8 @@ class StoredProbeSet:
     texts: Sequence[str] | None = None
     text_hashes: Sequence[str] | None = None
     encoding: Mapping[str, Any] = field(default_factory=dict)
+    lost_inputs: frozenset[str] = frozenset()
+    input_hashes: Sequence[str] | None = None
 
     def arrays(self) -> Mapping[str, NDArray[Any]]:
         """Return the inputs by name, samples along the first dim."""

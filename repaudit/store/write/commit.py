@@ -19,24 +19,27 @@ from repaudit.errors import (
 )
 from repaudit.names import ATTRS, CHECKSUM, LAYER, STEP
 from repaudit.store.format.documents import DOCUMENT, chunk_key, dump, read_document
-from repaudit.store.format.encoding import COORDINATE_CHUNK, decode_column, encode_column, encode_step
+from repaudit.store.format.encoding import COORDINATE_CHUNK, encode_column, encode_step
 from repaudit.store.format.layout import (
     INPUTS_FINGERPRINT,
     LEASE,
+    LOST,
     REPAIR,
     STEP_COLUMNS,
     LayerLayout,
     model_document,
     model_key,
 )
-from repaudit.store.format.model_facts import epoch_of, steps_of
+from repaudit.store.format.model_facts import epoch_of, truncations_of
 from repaudit.store.format.provenance import now, package_versions
 from repaudit.store.format.schema import unbelievable
 from repaudit.store.format.seal import broken_seal, model_bytes
+from repaudit.store.format.step_columns import column_objects
 from repaudit.store.format.values import stored_coordinate
 from repaudit.store.storage.fenced import Fenced
 from repaudit.store.storage.lease import Lease
 from repaudit.store.storage.storage import ChangedError, Parts, Storage
+from repaudit.store.write.columns import Columns, load_columns
 from repaudit.store.write.foreign import delete_arrays, refuse_foreign
 from repaudit.store.write.matching import check_inputs, matched_layers
 
@@ -62,6 +65,7 @@ class ModelRecord:
         self.document: dict[str, Any] = {}
         self.columns: dict[str, list[Any]] = {}
         self.checksums: list[list[int]] = []
+        self.lost: frozenset[str] = frozenset()
         self.uncertain = False
         self.epoch = 0
 
@@ -173,10 +177,8 @@ class ModelRecord:
                 raise ValueError(wrong)
             self.document = document
             count = self.committed
-            self.columns = {name: [] for name in STEP_COLUMNS}
-            self.checksums = []
-            if count:
-                self._load_columns(count)
+            loaded = load_columns(self.storage, self.key, document, count) if count else Columns()
+            self.columns, self.checksums, self.lost = loaded.values, loaded.checksums, loaded.lost
         except (AssertionError, KeyError, TypeError, ValueError) as error:
             raise CorruptStoreError(
                 f"{self.storage.url}: the record of model {self.model_name!r} cannot be read ({error}): "
@@ -188,26 +190,6 @@ class ModelRecord:
             self.uncertain = True
             self.storage.secure(f"{self.key}/{DOCUMENT}")
         self.uncertain = False
-
-    def _load_columns(self, count: int) -> None:
-        chunks = range(-(-count // COORDINATE_CHUNK))
-        known = steps_of(self.document)
-        for name, column in STEP_COLUMNS.items():
-            if name == STEP and known is not None:
-                self.columns[STEP] = known
-                continue
-            data = [self._coordinate(f"{name}/{chunk_key(chunk)}") for chunk in chunks]
-            self.columns[name] = [value for part in data for value in decode_column(part, column.numpy_dtype)][:count]
-        width = self.document["consolidated_metadata"]["metadata"][CHECKSUM]["shape"][1]
-        data = [self._coordinate(f"{CHECKSUM}/{chunk_key(chunk, 0)}") for chunk in chunks]
-        rows = [np.array(decode_column(part, np.dtype("<u4")), "<u4").reshape(-1, width) for part in data]
-        self.checksums = np.concatenate(rows)[:count].tolist()
-
-    def _coordinate(self, key: str) -> bytes:
-        data = self.storage.get(f"{self.key}/{key}")
-        if data is None:
-            raise ValueError(f"{key} is missing")
-        return data
 
     def _reset(self, fresh: dict[str, Any]) -> None:
         """Commit an empty record with this writer's layout, then delete what the earlier one left."""
@@ -241,7 +223,7 @@ class ModelRecord:
             objects[f"{self.key}/{layer.step_key(index)}"] = parts
             crcs.append(crc)
         sums = [*self.checksums[index - index % COORDINATE_CHUNK : index], crcs]
-        objects |= self._coordinate_objects(index // COORDINATE_CHUNK, columns, sums)
+        objects |= column_objects(self.key, index // COORDINATE_CHUNK, columns, sums)
         self.storage.put_many(objects)
         gaps = [gap for gap in self.gaps if gap[STEP] != row[STEP]]  # a stored step is no longer missing
         self._commit(self._grown(index + 1, gaps=gaps, steps=[*self.columns[STEP], int(row[STEP])]))
@@ -252,22 +234,12 @@ class ModelRecord:
     def _tail(self, name: str, index: int) -> list[Any]:
         return self.columns[name][index - index % COORDINATE_CHUNK : index]
 
-    def _coordinate_objects(
-        self, chunk: int, columns: Mapping[str, list[Any]], sums: list[list[int]]
-    ) -> dict[str, Parts]:
-        objects: dict[str, Parts] = {}
-        for name, column in STEP_COLUMNS.items():
-            fill = float(column.fill) if column.fill == "NaN" else column.fill
-            data = encode_column(np.array(columns[name], dtype=column.numpy_dtype), COORDINATE_CHUNK, fill)
-            objects[f"{self.key}/{name}/{chunk_key(chunk)}"] = data
-        crcs = np.array(sums, dtype="<u4").reshape(len(sums), len(self.layers))
-        objects[f"{self.key}/{CHECKSUM}/{chunk_key(chunk, 0)}"] = encode_column(crcs, COORDINATE_CHUNK, 0)
-        return objects
-
     def _grown(self, count: int, **changes: Any) -> dict[str, Any]:
         """Return the model's document with `count` steps."""
         attributes = self.document["attributes"]
         consolidated = self.document["consolidated_metadata"]
+        if self.lost:
+            changes[LOST] = sorted(self.lost | set(attributes[ATTRS].get(LOST, [])))
         arrays = {
             name: {**array, "shape": [count, *array["shape"][1:]]} if array["dimension_names"][0] == STEP else array
             for name, array in consolidated["metadata"].items()
@@ -305,7 +277,8 @@ class ModelRecord:
         gaps = [gap for gap in self.gaps if gap[STEP] <= after_step]
         if not dropped and gaps == self.gaps:
             return []
-        self._commit(self._grown(keep, gaps=gaps, steps=self.columns[STEP][:keep]))
+        number = truncations_of(self.document) + 1
+        self._commit(self._grown(keep, gaps=gaps, steps=self.columns[STEP][:keep], truncations=number))
         self.columns = {name: values[:keep] for name, values in self.columns.items()}
         self.checksums = self.checksums[:keep]
         self._follow_up(only_larger=True)

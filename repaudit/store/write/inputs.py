@@ -20,7 +20,7 @@ from repaudit.store.format.documents import (
     read_document,
 )
 from repaudit.store.format.encoding import CHUNK_BYTES, encode_column
-from repaudit.store.format.layout import INPUTS_FINGERPRINT, LEASE, OFFSETS, START_END, ProbeSetLike
+from repaudit.store.format.layout import INPUTS_FINGERPRINT, LEASE, LOST, OFFSETS, START_END, ProbeSetLike
 from repaudit.store.format.sample_set import inputs_key
 from repaudit.store.storage.fenced import Fenced
 from repaudit.store.storage.storage import Parts, Storage
@@ -32,11 +32,11 @@ def ensure_inputs(storage: Storage, probe_set: ProbeSetLike, wait: float) -> Non
 
     The arrays come first; the commit is one put of the group that lists all inputs.
     """
-    if _has(storage, probe_set.fingerprint):
+    if _has(storage, probe_set):
         return
     lease = lease_within(wait, storage, f"{PROBE}/{LEASE}", f"the inputs of {storage.url}")
     try:
-        if not _has(storage, probe_set.fingerprint):
+        if not _has(storage, probe_set):
             objects, documents = encoded_inputs(probe_set)
             fenced = Fenced(storage, lease)
             fenced.put_many(objects)
@@ -52,7 +52,9 @@ def encoded_inputs(probe_set: ProbeSetLike) -> tuple[dict[str, Parts], dict[str,
     objects: dict[str, Parts] = {}
     documents = {group: group_document({INPUTS_FINGERPRINT: probe_set.fingerprint})}
     for name, values in arrays.items():
-        key, attributes = f"{group}/{encode_name(name)}", {"long_name": name, "input": name}
+        key = f"{group}/{encode_name(name)}"
+        attributes: dict[str, Any] = {"long_name": name, "input": name}
+        attributes |= {LOST: True} if name in lost_inputs(probe_set) else {}
         documents[key] = add_array(objects, f"{PROBE}/{key}", values, probe_dimensions(name, arrays), attributes)
     own = {key.partition("/")[2]: document for key, document in documents.items() if key != group}
     objects[f"{PROBE}/{group}/{DOCUMENT}"] = [dump(group_document(documents[group]["attributes"], own))]
@@ -69,8 +71,14 @@ def _listed(storage: Storage) -> dict[str, Any]:
         ) from error
 
 
-def _has(storage: Storage, fingerprint: str) -> bool:
+def lost_inputs(probe_set: ProbeSetLike) -> frozenset[str]:
+    """Return the names of the inputs of which a probe set, which was read from a damaged store, lacks values."""
+    return frozenset(getattr(probe_set, "lost_inputs", ()))
+
+
+def _has(storage: Storage, probe_set: ProbeSetLike) -> bool:
     """Return whether a store has inputs, whole: lost chunks of them can be written again by who has the inputs."""
+    fingerprint = probe_set.fingerprint
     listed, group = _listed(storage), inputs_key(fingerprint)
     if group not in listed:
         return False
@@ -81,7 +89,12 @@ def _has(storage: Storage, fingerprint: str) -> bool:
             "into another store"
         )
     arrays = {key: document for key, document in listed.items() if key.startswith(f"{group}/")}
-    return all(_chunks(document) == _present(storage, key) for key, document in arrays.items())
+    if lost_inputs(probe_set):
+        return True  # what it lacks is no better than what is there
+    return all(
+        _chunks(document) == _present(storage, key) and LOST not in document["attributes"]
+        for key, document in arrays.items()
+    )
 
 
 def _chunks(document: Mapping[str, Any]) -> int:

@@ -117,7 +117,7 @@ def _warn_of_other_labels(storage: Storage, probe_set: ProbeSetLike) -> None:
     if probe_set.labels is None:
         return
     there, here = _column(storage, LABEL), [str(label) for label in probe_set.labels]
-    if there == here:
+    if there == here or (storage.children(LABEL) and not any(there)):  # the same, or lost
         return
     first = next((index for index, (a, b) in enumerate(zip(there, here, strict=False)) if a != b), 0)
     has = f"{there[first]!r}" if there else "none"
@@ -131,7 +131,10 @@ def _warn_of_other_labels(storage: Storage, probe_set: ProbeSetLike) -> None:
 
 def _column(storage: Storage, name: str) -> list[str]:
     data = storage.get(f"{name}/{chunk_key(0)}")
-    return [str(value) for value in decode_column(data, np.dtype(object))] if data is not None else []
+    try:
+        return [str(value) for value in decode_column(data, np.dtype(object))] if data is not None else []
+    except Exception:  # noqa: BLE001 - a damaged chunk may fail anywhere in the decoder
+        return []
 
 
 def _refuse_foreign(storage: Storage) -> None:

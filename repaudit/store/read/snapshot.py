@@ -1,0 +1,164 @@
+"""What is read of a store before anything else: its documents, checked, and the small arrays that go with them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from repaudit.errors import CorruptStoreError
+from repaudit.names import ATTRS, MODELS, PROBE, SAMPLE, STEP
+from repaudit.store.check.lost_parts import damaged_inputs, empty_chunk, is_lost, replaced_columns
+from repaudit.store.check.root_inspection import RootInspection
+from repaudit.store.format.documents import DOCUMENT, chunk_key, dump, read_document
+from repaudit.store.format.layout import COLUMNS, LOST
+from repaudit.store.format.model_facts import era_of
+from repaudit.store.format.root_document import root_seal
+from repaudit.store.format.schema import unbelievable, violations
+from repaudit.store.format.seal import broken_seal, unsealed
+from repaudit.store.read.model_columns import read_columns
+from repaudit.store.storage.storage import Storage
+
+_LOOKS: Final = 8
+"""Attempts to read a model's coordinates without a truncation or another writer in between."""
+
+
+@dataclass
+class Snapshot:
+    """What was read, of one version.
+
+    Attributes
+    ----------
+    pinned : dict
+        Objects by key, in the place of those in the store.
+    arrays : dict
+        The documents of the models' arrays, by key.
+    absent : list of str
+        The keys of the inputs of which chunks are missing or damaged.
+    lost : dict
+        By key of a group, the columns of which values are missing because they were lost.
+    """
+
+    pinned: dict[str, bytes] = field(default_factory=dict)
+    arrays: dict[str, Any] = field(default_factory=dict)
+    absent: list[str] = field(default_factory=list)
+    lost: dict[str, list[str]] = field(default_factory=dict)
+
+
+def take_snapshot(storage: Storage) -> Snapshot:
+    """Read and check the documents: none may break the format, or make a reader allocate absurd amounts.
+
+    Raises
+    ------
+    CorruptStoreError
+        Naming the document and what is wrong with it.
+    """
+    snapshot = Snapshot()
+    document = read_document(storage, DOCUMENT) or {}
+    attributes = document.get("attributes", {})
+    refuse(storage, DOCUMENT, violations("root", document, version := attributes[ATTRS]["version"]))
+    refuse(storage, DOCUMENT, [wrong] if (wrong := root_seal(document)) else [])
+    snapshot.pinned[DOCUMENT] = dump(unsealed(document))
+    root = RootInspection(storage, attributes[ATTRS], attributes.get("coordinates"))
+    for problem in root.visible_problems():
+        refuse(storage, problem.location, [problem.message] if problem.remedy is None else [])
+        root.assume(problem)  # the rest of the store says what belongs there
+        snapshot.pinned[problem.location] = dump(problem.remedy or {})
+    _take_samples(snapshot, root, attributes[ATTRS])
+    _take_inputs(snapshot, root)
+    _take_models(snapshot, storage, version)
+    return snapshot
+
+
+def _take_samples(snapshot: Snapshot, root: RootInspection, facts: Mapping[str, Any]) -> None:
+    if root.samples is not None and isinstance(wrong := root.texts(SAMPLE), str):
+        raise CorruptStoreError(
+            f"{root.storage.url}: the ids of the samples cannot be read: {SAMPLE}/{chunk_key(0)}: {wrong}; they "
+            "have no second copy: restore that file from a backup"
+        )
+    recorded = facts.get(LOST)
+    lost = set(COLUMNS) & {name for name in recorded if isinstance(name, str)} if isinstance(recorded, list) else set()
+    for name, (data, is_gone) in replaced_columns(root, facts).items():
+        snapshot.pinned[f"{name}/{chunk_key(0)}"] = b"".join(data)
+        lost |= {name} if is_gone else set()
+    if lost:
+        snapshot.lost[""] = sorted(lost)
+
+
+def _take_inputs(snapshot: Snapshot, root: RootInspection) -> None:
+    listed, damaged = root.listed_inputs(), damaged_inputs(root, every=False)
+    for key, chunks in damaged.items():
+        empty = b"".join(empty_chunk(listed[key]))
+        snapshot.pinned |= {f"{PROBE}/{key}/{chunk}": empty for chunk in chunks}
+    gone = damaged.keys() | {key for key, array in listed.items() if is_lost(array)}
+    snapshot.absent = sorted(f"{PROBE}/{key}" for key in gone)
+
+
+def _take_models(snapshot: Snapshot, storage: Storage, version: int) -> None:
+    names: dict[str, str] = {}
+    for child in storage.children(MODELS):
+        key = f"{MODELS}/{child}"
+        if child == DOCUMENT or (name := _take_model(snapshot, storage, key, version)) is None:
+            continue
+        if name in names:
+            raise CorruptStoreError(
+                f"{storage.url}: {names[name]} and {key} are both model {name!r}, expected one group per model: "
+                f"move one of them out of the store"
+            )
+        names[name] = key
+
+
+def _take_model(snapshot: Snapshot, storage: Storage, key: str, version: int) -> str | None:
+    """Take a model's document and coordinates of one version, and return its name; None where there is no model."""
+    path = f"{key}/{DOCUMENT}"
+    document = read_document(storage, path)
+    for _ in range(_LOOKS):
+        if document is None:
+            lost = storage.size(f"{key}/{STEP}/{DOCUMENT}") is not None
+            refuse(storage, key, ["its document is missing, and with it the record of its steps"] * lost)
+            return None
+        try:
+            dump(document)
+        except ValueError as error:
+            refuse(storage, path, [f"it holds what JSON has not ({error})"])
+        _check_model(storage, key, document, version)
+        bare = dump(unsealed(document))
+        chunks, lost_columns = read_columns(storage, key, document)
+        later = read_document(storage, path)
+        if later is not None and era_of(later) == era_of(document):
+            break
+        document = later
+    else:
+        raise CorruptStoreError(f"{storage.url}: {key} kept changing while it was read: open the store again")
+    facts = document["attributes"][ATTRS]
+    snapshot.pinned[path] = bare
+    snapshot.pinned |= {f"{key}/{chunk}": data for chunk, data in chunks.items()}
+    snapshot.arrays |= {f"{key}/{name}": array for name, array in document["consolidated_metadata"]["metadata"].items()}
+    if lost_columns:
+        snapshot.lost[key] = lost_columns
+    return str(facts["name"])
+
+
+def _check_model(storage: Storage, key: str, document: Mapping[str, Any], version: int) -> None:
+    path = f"{key}/{DOCUMENT}"
+    refuse(storage, path, violations("model", document, version))
+    arrays = document["consolidated_metadata"]["metadata"]
+    for name, array in arrays.items():
+        reason = unbelievable(array)
+        refuse(storage, path, [f"the metadata of {name} cannot be right: {reason}"] if reason else [])
+    committed = document["attributes"][ATTRS]["committed"]
+    lengths = {array["shape"][0] for array in arrays.values() if array["dimension_names"][0] == STEP} | {committed}
+    refuse(
+        storage, path, [f"the arrays of {key} have {sorted(lengths)} steps, expected one number"] * (len(lengths) > 1)
+    )
+    refuse(storage, path, [wrong] if (wrong := broken_seal(document)) else [])
+
+
+def refuse(storage: Storage, path: str, reasons: list[str]) -> None:
+    """Raise CorruptStoreError with the first reason, if there is one."""
+    if reasons:
+        more = f" (and {len(reasons) - 1} more)" if len(reasons) > 1 else ""
+        raise CorruptStoreError(
+            f"{storage.url}: {path}: {reasons[0]}{more}; nothing was read, "
+            f"run `repaudit verify`, then `repaudit repair`"
+        )
