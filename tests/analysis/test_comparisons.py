@@ -6,9 +6,11 @@ import numpy as np
 import pytest
 import torch
 import xarray as xr
+from typer.testing import CliRunner
 
 import repaudit as ra
 from repaudit.analysis.input_geometry import token_shares
+from repaudit.cli import app
 from repaudit.embed.phate import phate_frames
 from repaudit.errors import AnalysisError
 
@@ -269,6 +271,17 @@ def test_damage_of_what_no_operator_needs_is_told_and_costs_nothing_else(planted
     lines = ra.analyze(url, tmp_path / "again", **BARE).repaudit.summary["left_out"]
     assert "input input_ids of the samples: lost to damage" in lines
     assert any("geometry of the inputs" in line for line in lines)
+
+
+def test_the_command_says_in_one_line_what_is_lost(planted_store, tmp_path):
+    url = planted_store(models=2, layers=("only",), steps=(0, 1, 2))
+    flip(url / "label/c.0")
+    flip(url / "models/seed1/loss/c.0")
+    words = ("analyze", url, "--out", tmp_path / "out", "--no-figures", "--frames", "0", "--units", "0")
+    run = CliRunner().invoke(app, [str(word) for word in words])
+    assert run.exit_code == 0, run.stderr
+    (line,) = (line for line in run.stderr.splitlines() if "warning" in line)
+    assert "label of the samples, loss of model seed1" in line
 
 
 def test_a_model_without_checksums_is_left_out_and_the_others_are_not(planted_store, tmp_path):
