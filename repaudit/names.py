@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterable
 from typing import Final
 from urllib.parse import quote, unquote
 
@@ -70,6 +72,46 @@ _RESERVED: Final = frozenset(
     {"", ".", "..", "zarr.json", *STEP_COORDINATES, SAMPLE, LABEL, TEXT, SHA256, TOKEN, FEATURE, LAYER, CHECKSUM}
 )
 _UNRESERVED: Final = "@:+=,[]() "
+
+
+_INDEX: Final = re.compile(r"\[(\*|-?\d+|(?:-?\d+)?:(?:-?\d+)?)\]")
+
+
+def matching(pattern: str, names: Iterable[str]) -> list[str]:
+    """Return the names that a pattern stands for: itself if it is one, else those that it matches, in their order.
+
+    ``*`` and ``?`` stand for any text and any character, ``[*]``, ``[2]``, ``[-1]`` and ``[1:4]`` behind a name for
+    the numbers below it, as in the paths of layers.
+
+    Examples
+    --------
+    >>> matching("model.layers[-1]", ["model.norm", "model.layers.0", "model.layers.1"])
+    ['model.layers.1']
+    >>> matching("seed*", ["seed0", "other", "seed10"])
+    ['seed0', 'seed10']
+    """
+    names = list(names)
+    if pattern in names:
+        return [pattern]
+    pieces = _INDEX.split(pattern)  # text, index, text, index, ..., text
+    text = r"\.(\d+)".join(re.escape(piece).replace(r"\*", ".*").replace(r"\?", ".") for piece in pieces[::2])
+    found = {name: hit.groups() for name in names if (hit := re.fullmatch(text, name, re.DOTALL))}
+    for place, index in enumerate(pieces[1::2]):
+        count = max((int(numbers[place]) for numbers in found.values()), default=-1) + 1
+        allowed = _numbers(index, count)
+        found = {name: numbers for name, numbers in found.items() if int(numbers[place]) in allowed}
+    return list(found)
+
+
+def _numbers(index: str, count: int) -> range:
+    """Return the numbers below ``count`` that an index, a slice or ``*`` stands for."""
+    if index == "*":
+        return range(count)
+    if ":" not in index:
+        number = int(index) if int(index) >= 0 else int(index) + count
+        return range(number, number + 1)
+    first, last = (int(end) if end else None for end in index.split(":"))
+    return range(count)[first:last]
 
 
 def encode_name(name: str) -> str:

@@ -18,7 +18,7 @@ from repaudit.analysis.settings import Settings
 from repaudit.analysis.shared_samples import SharedSamples, share_samples
 from repaudit.analysis.token_rows import TokenRows
 from repaudit.errors import AnalysisError
-from repaudit.names import ATTRS, CHECKSUM, LAYER, MODELS, PROBE, SAMPLE, encode_name
+from repaudit.names import ATTRS, CHECKSUM, LAYER, MODELS, PROBE, SAMPLE, encode_name, matching
 from repaudit.store.format.layout import INPUTS_FINGERPRINT, LOST
 from repaudit.store.format.sample_set import inputs_key
 from repaudit.store.read import catalog
@@ -124,7 +124,8 @@ def open_sources(urls: Sequence[str | os.PathLike[str]], settings: Settings) -> 
     shared = share_samples(trees) if len(trees) > 1 else SharedSamples({})
     shown = _shown_names(trees)
     recorded = {name: _recorded(trees[url], model) for name, (url, model) in shown.items()}
-    chosen = [name for name in shown if name in (settings.models or shown)]
+    asked = [name for pattern in settings.models or shown for name in matching(pattern, shown)]
+    chosen = [name for name in shown if name in asked]
     counts = [len(recorded[name]) for name in chosen] if settings.match == "depth" else ()
     names = LayerNames(settings.layers_by_model, counts)
     names.refuse_unused(shown)

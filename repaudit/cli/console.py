@@ -26,8 +26,11 @@ Stores = Annotated[
     list[str], typer.Argument(metavar="STORE...", help="Path or URL of the store, or several of the same samples.")
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Machine-readable result on stdout.")]
-Models = Annotated[str | None, typer.Option(help="Models, separated by commas.")]
-Layers = Annotated[str | None, typer.Option(help="Layer names as `repaudit info` shows them, separated by commas.")]
+Models = Annotated[str | None, typer.Option(help="Models or patterns such as `seed*`, separated by commas.")]
+Layers = Annotated[
+    str | None,
+    typer.Option(help="Layers as `repaudit info` names them, or patterns such as `model.layers[*]`, with commas."),
+]
 Steps = Annotated[str | None, typer.Option(help="Steps and ranges, e.g. 0,10,100:200.")]
 
 

@@ -18,7 +18,7 @@ from rich.text import Text
 
 from repaudit.cli.answer import COLORS
 from repaudit.cli.console import AsJson, Layers, Models, PlainConsole, Store, one_line_errors, parse_names, visible
-from repaudit.errors import NotAStoreError, RepauditError, StoreNotFoundError
+from repaudit.errors import AnalysisError, NotAStoreError, RepauditError, StoreNotFoundError
 
 if TYPE_CHECKING:
     from repaudit.live.runs import Run
@@ -93,6 +93,9 @@ def _follow(watcher: Watcher, store: str, every: float) -> None:
                 time.sleep(0 if look.waiting else every)
                 foreign_since = None
             except StoreNotFoundError:  # the first training has not begun
+                time.sleep(every)
+            except AnalysisError as error:  # what is asked for may come with another training
+                live.update(Text(visible(str(error)), style="yellow"), refresh=True)
                 time.sleep(every)
             except NotAStoreError:  # a store in the making has no root document for a moment
                 foreign_since = foreign_since or time.monotonic()

@@ -13,10 +13,11 @@ import xarray as xr
 from repaudit.analysis.execution import side_by_side
 from repaudit.analysis.selection import Selection, select
 from repaudit.analysis.spreads import curve_band, spread_arrays
-from repaudit.errors import ActivationError, AnalysisError, CorruptStoreError
+from repaudit.errors import ActivationError, CorruptStoreError
 from repaudit.gauge.gauge import DiffusionGauge
 from repaudit.measure.phases import verdict
 from repaudit.measure.settling import settled
+from repaudit.store.read import catalog
 from repaudit.store.read.activations import read_step, step_checksums
 
 Content = dict[str, int]
@@ -106,11 +107,15 @@ class LiveSpreads:
             The store as :func:`repaudit.open_store` has just opened it.
         seconds : float, optional
             Stop computing after this time; the rest is done by the next calls.
+
+        Raises
+        ------
+        AnalysisError
+            The store has no such models or layers, or none that can be compared.
         """
-        try:
-            selection = select(tree, self.models, self.layers)
-        except AnalysisError:  # nothing to compare yet
+        if not any(catalog.steps(tree, model) for model in catalog.models(tree)):  # nothing to compare yet
             return []
+        selection = select(tree, self.models, self.layers)
         contents = {layer: _contents(tree, selection, layer) for layer in selection.layers}
         due = [
             (step, layer)

@@ -11,7 +11,20 @@ import numpy as np
 import xarray as xr
 
 from repaudit.errors import CorruptStoreError, LayoutError, ModelExistsError, NotInStoreError, StepOrderError
-from repaudit.names import ATTRS, EPOCH, LABEL, LAYER, LOSS, SAMPLE, SHA256, STEP, TEXT, TRIGGER, WALL_TIME
+from repaudit.names import (
+    ATTRS,
+    EPOCH,
+    LABEL,
+    LAYER,
+    LOSS,
+    SAMPLE,
+    SHA256,
+    STEP,
+    TEXT,
+    TRIGGER,
+    WALL_TIME,
+    matching,
+)
 from repaudit.store.format.encoding import CodecName
 from repaudit.store.format.layout import ABSENT, INPUTS_FINGERPRINT, LOST
 from repaudit.store.format.sample_set import PREVIEW_1, text_hash
@@ -204,12 +217,14 @@ def _model_attributes(tree: xr.DataTree, model: str) -> dict[str, Any]:
 def _choose(wanted: Collection[Any] | None, present: Collection[Any], what: str, where: str) -> list[Any]:
     if wanted is None:
         return list(present)
-    missing = sorted(set(wanted) - set(present))
+    meant = {item: matching(item, present) if isinstance(item, str) else {item} & {*present} for item in wanted}
+    missing = [item for item in sorted(meant) if not meant[item]]
     if missing:
         raise NotInStoreError(
             f"no {what} {', '.join(map(repr, missing))} in {where}: it has {', '.join(map(repr, sorted(present)))}"
         )
-    return [item for item in present if item in wanted]
+    chosen = {item for some in meant.values() for item in some}
+    return [item for item in present if item in chosen]
 
 
 def stored_probe_set(tree: xr.DataTree, model: str | None = None) -> StoredProbeSet:
