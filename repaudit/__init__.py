@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from repaudit.errors import StoreWarning as StoreWarning
     from repaudit.gauge.gauge import DiffusionGauge as DiffusionGauge
     from repaudit.live.geometry import GeometryMetrics as GeometryMetrics
+    from repaudit.live.stop_when_settled import StopWhenSettled as StopWhenSettled
     from repaudit.live.track import Track as Track
     from repaudit.measure.distances import operator_distances as operator_distances
     from repaudit.measure.similarity import Similarity as Similarity
@@ -84,6 +85,7 @@ _HOMES: Final = {
     "RepresentationAuditCallback": "repaudit.capture.trainers.lightning",
     "Similarity": "repaudit.measure.similarity",
     "Spread": "repaudit.measure.spread",
+    "StopWhenSettled": "repaudit.live.stop_when_settled",
     "StoreWarning": "repaudit.errors",
     "Track": "repaudit.live.track",
     "TrajectoryWriter": "repaudit.store.write.writer",

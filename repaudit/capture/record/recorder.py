@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from os import PathLike
 from types import TracebackType
 from typing import Any, Self, Unpack
@@ -89,6 +89,8 @@ class Recorder:
             chosen["forward"],
         )
         self.track = chosen["track"]
+        self.listeners: list[Callable[[int, Mapping[str, Any]], None]] = []
+        """Called with the step and the activations of every audit, in the training's own thread."""
         self.cost = Cost()
         self.model_attrs = dict(chosen["model_attrs"] or {})
         self._options, self._failures = chosen, Failures(model_name, chosen["on_store_error"])
@@ -102,7 +104,7 @@ class Recorder:
 
     def __getstate__(self) -> dict[str, Any]:
         """Return the state to pickle: in another process there is no such model."""
-        return {**self.__dict__, "_audited": None}
+        return {**self.__dict__, "_audited": None, "listeners": []}
 
     def begin_another(self, model_name: str) -> None:
         """Record another model from now on, with the same options."""
@@ -274,7 +276,11 @@ class Recorder:
         self, model: nn.Module, step: int, *, epoch: float | None = None, loss: float | torch.Tensor | None = None
     ) -> Audit | None:
         """Forward the probe set; return None if that failed and failures only warn."""
-        return self._failures.attempt(step, lambda: self.auditor.take(model, step, epoch, loss), self._writer)
+        audit = self._failures.attempt(step, lambda: self.auditor.take(model, step, epoch, loss), self._writer)
+        if audit is not None and self.auditor.ranks.writes:
+            for listen in self.listeners:
+                listen(step, audit.activations)
+        return audit
 
     def hand_over(self, audit: Audit, triggers: Sequence[str]) -> bool:
         """Queue an audit for the store; return False if that failed and failures only warn."""

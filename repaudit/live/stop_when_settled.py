@@ -1,0 +1,152 @@
+"""A callback of both trainers that ends a training, or freezes layers, whose geometry has settled."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+import lightning.pytorch as pl
+from transformers import TrainerCallback
+from transformers.trainer_callback import CallbackHandler
+
+from repaudit.capture.extract.wrappers import network
+from repaudit.capture.record.recorder import Recorder
+from repaudit.capture.record.session import AuditSession
+from repaudit.gauge.gauge import DiffusionGauge
+from repaudit.live.settling import SettlingLayers
+
+
+class StopWhenSettled(pl.Callback, TrainerCallback):
+    """Stop a training when the geometry of its layers has settled, or freeze each layer when its own has.
+
+    It stands beside an audit callback in the list of callbacks of Lightning's or transformers' trainer, and looks at
+    the audits that this one takes. A layer has settled when its last ``patience`` operators are, by the statistic of
+    the analysis, where the present one is.
+
+    Parameters
+    ----------
+    layers : sequence of str, optional
+        Names or patterns of recorded layers; all of them by default.
+    patience : int
+        Audits over which a layer must have stayed.
+    action : "stop" or "freeze"
+        Stop when all layers have settled; or freeze each, so that its parameters get no gradient any more.
+    gauge : DiffusionGauge, optional
+        ``DiffusionGauge()`` by default.
+
+    Attributes
+    ----------
+    settled : dict of layer to the step from which it has stayed
+    stopped_at : int or None
+        The step after which the training was stopped.
+
+    Raises
+    ------
+    ValueError
+        When the training begins: there is no audit callback, or no such layer, or the training has several processes,
+        of which only one sees the audits. Or an option is invalid.
+
+    See Also
+    --------
+    repaudit.RepresentationAuditCallback, repaudit.AuditTrainerCallback
+
+    Examples
+    --------
+    >>> stop = StopWhenSettled(layers=["model.layers[*]"], patience=4)
+    >>> stop.settled, stop.stopped_at
+    ({}, None)
+    """
+
+    def __init__(
+        self,
+        layers: Sequence[str] | str | None = None,
+        patience: int = 3,
+        *,
+        action: Literal["stop", "freeze"] = "stop",
+        gauge: DiffusionGauge | None = None,
+    ) -> None:
+        if action not in ("stop", "freeze"):
+            raise ValueError(f"action: expected 'stop' or 'freeze', found {action!r}")
+        self._layers = SettlingLayers(layers, patience, gauge)
+        self.action = action
+        self.stopped_at: int | None = None
+        self.frozen: list[str] = []
+        self._recorder: Recorder | None = None
+        self._is_due = False
+        self._newly: list[str] = []
+
+    @property
+    def settled(self) -> dict[str, int]:
+        """Layers that have settled, each with the step from which it has stayed."""
+        return dict(self._layers.since)
+
+    def audited(self, step: int, activations: Mapping[str, Any]) -> None:
+        """Look at an audit; the audit callback calls it."""
+        now = self._layers.audited(step, activations)
+        self._newly = [name for name in now if name not in self.frozen]
+        self._is_due = len(now) == len(self._layers.watched(activations))
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Find the audits of a Lightning trainer."""
+        if stage == "fit":
+            self._find(trainer.callbacks, trainer.world_size)  # type: ignore[attr-defined]
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Stop Lightning's training, or freeze, if that is due."""
+        if self._decide(pl_module, trainer.global_step):
+            trainer.should_stop = True
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Find the audits of a transformers trainer."""
+        frame = inspect.currentframe()
+        while frame is not None and not isinstance(frame.f_locals.get("self"), CallbackHandler):
+            frame = frame.f_back
+        self._find(frame.f_locals["self"].callbacks if frame is not None else [], args.world_size)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, *, model: Any = None, **kwargs: Any) -> None:
+        """Stop a transformers training, or freeze, if that is due."""
+        if self._decide(model, state.global_step):
+            control.should_training_stop = True
+
+    def on_train_end(self, *_args: Any, **_kwargs: Any) -> None:
+        """Look at no further audits: both trainers call it."""
+        if self._recorder is not None:
+            self._recorder.listeners.remove(self.audited)
+            self._recorder = None
+
+    def _find(self, callbacks: Sequence[Any], processes: int) -> None:
+        if processes > 1:
+            raise ValueError(f"StopWhenSettled: expected a training of one process, found {processes}")
+        sessions = [one.session for one in callbacks if isinstance(getattr(one, "session", None), AuditSession)]
+        if len(sessions) != 1:
+            raise ValueError(
+                f"StopWhenSettled: expected one audit callback beside it, whose audits tell what has settled, found "
+                f"{len(sessions)}: add a RepresentationAuditCallback or an AuditTrainerCallback"
+            )
+        if self._recorder is None:
+            self._recorder = sessions[0].recorder
+            self._recorder.listeners.append(self.audited)
+
+    def _decide(self, model: Any, step: int) -> bool:
+        """Freeze what has settled, and return whether to stop."""
+        if self.action == "freeze":
+            for name in self._newly:
+                self._freeze(model, name)
+            self._newly = []
+            return False
+        if self._is_due and self.stopped_at is None:
+            self.stopped_at = step
+        return self._is_due
+
+    def _freeze(self, model: Any, name: str) -> None:
+        """Let a layer's parameters get no gradient any more."""
+        if self._recorder is None:
+            return
+        path = self._recorder.auditor.extractor.layers[name].path
+        for parameter in network(model).get_submodule(path).parameters():
+            parameter.requires_grad_(False)
+            parameter.grad = None
+        self.frozen.append(name)

@@ -1,0 +1,143 @@
+"""Trainings that end, and layers that freeze, when the geometry has settled by the statistic of an analysis."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import numpy as np
+import pytest
+import torch
+import transformers as tf
+from torch import nn
+
+import repaudit as ra
+from repaudit.live.settling import SettlingLayers
+from repaudit.measure.comparison import approach
+from repaudit.measure.settling import settled
+
+GAUGE = ra.DiffusionGauge(perplexity=5)
+PROBE = ra.ProbeSet.from_tensors({"x": torch.randn(32, 4, generator=torch.Generator().manual_seed(0))})
+
+
+class Module(pl.LightningModule):
+    """A network whose learning rate is 0 from a step on: its geometry settles there."""
+
+    def __init__(self, rests_from: int) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.rests_from = rests_from
+        self.network = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 2))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.network(x)  # type: ignore[no-any-return]
+
+    def training_step(self, batch: list[torch.Tensor], _index: int) -> torch.Tensor:
+        return nn.functional.mse_loss(self(batch[0]), batch[1])
+
+    def configure_optimizers(self) -> Any:
+        optimizer = torch.optim.SGD(self.parameters(), 2.0)
+        rests = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: float(step < self.rests_from))
+        return [optimizer], [{"scheduler": rests, "interval": "step"}]
+
+
+def fit(folder: Path, rests_from: int, *stop: Any, steps: int = 60, audited: bool = True) -> pl.LightningModule:
+    torch.manual_seed(1)
+    data = torch.utils.data.TensorDataset(torch.randn(64, 4), torch.randn(64, 2))
+    audit = ra.RepresentationAuditCallback(
+        store=folder / "runs.zarr", model_name="seed0", probe_set=PROBE, layer_specs=["0", "2"], durable=False,
+        trigger=ra.AuditTrigger(every_n_steps=5, at_start=True),
+    )  # fmt: skip
+    module = Module(rests_from)
+    pl.Trainer(
+        max_steps=steps, max_epochs=-1, accelerator="cpu", callbacks=[*([audit] if audited else []), *stop],
+        logger=False, enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
+    ).fit(module, torch.utils.data.DataLoader(data, 8))  # fmt: skip
+    return module
+
+
+@pytest.fixture(autouse=True)
+def few_workers() -> None:
+    import warnings
+
+    warnings.filterwarnings("ignore", ".*does not have many workers")
+
+
+def test_lightning_stops_patience_audits_after_the_geometry_rests(tmp_path: Path) -> None:
+    stop = ra.StopWhenSettled(patience=3, gauge=GAUGE)
+    module = fit(tmp_path, 20, stop)
+    assert stop.stopped_at == 35
+    assert stop.settled["2"] == 20
+    assert stop.settled["0"] <= 20  # it moves less
+    assert ra.open_store(tmp_path / "runs.zarr").repaudit.steps("seed0") == [*range(0, 36, 5)]
+    assert module.trainer.global_step == 35
+
+
+def test_it_is_what_an_analysis_calls_settled(tmp_path: Path) -> None:
+    stop = ra.StopWhenSettled(["2"], patience=3, gauge=GAUGE)
+    fit(tmp_path, 20, stop)
+    array = ra.open_store(tmp_path / "runs.zarr").repaudit.activations("seed0", "2")
+    curve = approach([GAUGE(one.values) for one in array])
+    steps = array["step"].values
+    numbers = ([one.value for one in curve], [one.low for one in curve], [one.high for one in curve])
+    assert settled(steps, *numbers) == stop.settled["2"]
+
+
+def test_a_geometry_that_moves_is_not_stopped(tmp_path: Path) -> None:
+    stop = ra.StopWhenSettled(patience=3, gauge=GAUGE)
+    module = fit(tmp_path, 1000, stop, steps=40)
+    assert (stop.stopped_at, module.trainer.global_step) == (None, 40)
+
+
+def test_a_settled_layer_is_frozen_and_the_others_train_on(tmp_path: Path) -> None:
+    stop = ra.StopWhenSettled(["0"], patience=2, action="freeze", gauge=GAUGE)
+    module = fit(tmp_path, 20, stop)
+    assert stop.frozen == ["0"]
+    assert [parameter.requires_grad for parameter in module.network.parameters()] == [False, False, True, True]  # type: ignore[union-attr]
+    assert module.trainer.global_step == 60
+
+
+def test_the_transformers_trainer_stops_too(tmp_path: Path) -> None:
+    rows = torch.randint(1, 32, (40, 8), generator=torch.Generator().manual_seed(0))
+    tf.set_seed(0)
+    model = tf.GPT2LMHeadModel(tf.GPT2Config(vocab_size=32, n_embd=16, n_layer=2, n_head=2, n_positions=16))
+    audit = ra.AuditTrainerCallback(
+        tmp_path / "s.zarr", "seed0", ra.ProbeSet.from_tensors({"input_ids": rows}), ["transformer.h[*]"],
+        ra.AuditTrigger(every_n_steps=5, at_start=True), durable=False,
+    )  # fmt: skip
+    stop = ra.StopWhenSettled(["transformer.h[-1]"], patience=2, gauge=GAUGE)
+    optimizer = torch.optim.SGD(model.parameters(), 1.0)
+    rests = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: float(step < 10))
+    trainer = tf.Trainer(
+        model=model,
+        args=tf.TrainingArguments(
+            output_dir=str(tmp_path / "out"), max_steps=60, per_device_train_batch_size=4, save_strategy="no",
+            logging_strategy="no", report_to=[], use_cpu=True, disable_tqdm=True, dataloader_pin_memory=False,
+        ),
+        train_dataset=[{"input_ids": row, "labels": row} for row in rows],
+        callbacks=[audit, stop], optimizers=(optimizer, rests),
+    )  # fmt: skip
+    trainer.train()
+    assert (stop.stopped_at, trainer.state.global_step) == (20, 20)
+    assert list(stop.settled) == ["transformer.h.1"]
+
+
+def test_without_audits_or_with_an_unknown_layer_the_training_does_not_begin(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="one audit callback beside it"):
+        fit(tmp_path, 5, ra.StopWhenSettled(), audited=False)
+    with pytest.raises(ValueError, match="nope is not recorded; recorded are 0, 2"):
+        fit(tmp_path, 5, ra.StopWhenSettled(["nope"], gauge=GAUGE))
+    with pytest.raises(ValueError, match="patience"):
+        ra.StopWhenSettled(patience=0)
+    with pytest.raises(ValueError, match="action"):
+        ra.StopWhenSettled(action="pause")  # type: ignore[arg-type]
+
+
+def test_as_few_operators_are_kept_as_are_needed() -> None:
+    layers = SettlingLayers(patience=2, gauge=GAUGE)
+    rng = np.random.default_rng(0)
+    for step in range(6):
+        layers.audited(step, {"top": torch.tensor(rng.normal(size=(32, 4)))})
+    assert len(layers._last["top"]) == 3
+    assert layers.since == {}
