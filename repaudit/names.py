@@ -62,6 +62,9 @@ KIND: Final = "kind"
 OPERATOR: Final = "operator"
 """The ``kind`` of a layer that holds diffusion operators, and the end of its name."""
 
+SPARSE: Final = "sparse"
+"""Says of a layer of operators that the gauge made them sparse: most entries are 0."""
+
 OPERATOR_OF: Final = "operator_of"
 GAUGE: Final = "gauge"
 

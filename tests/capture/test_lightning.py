@@ -418,7 +418,6 @@ def test_an_analysis_takes_no_operator_for_activations(tmp_path):
     [
         ({"record": "operators"}, "give gauge="),
         ({"record": "nothing"}, "expected one of activations, operators, both"),
-        ({"record": "both", "gauge": ra.DiffusionGauge(knn=3, neighbors=2)}, "dense operators"),
     ],
 )
 def test_records_that_cannot_be_are_refused_at_once(tmp_path, options, message):

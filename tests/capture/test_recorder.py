@@ -229,3 +229,20 @@ def test_the_store_tells_the_dtype_that_the_model_computed_in(tmp_path, weights,
         assert arrays[name].attrs["source_dtype"] == kept
         if reduce == "mean":
             assert arrays[f"{name}@operator"].attrs["model_dtype"] == expected
+
+
+@pytest.mark.parametrize("gauge", [ra.DiffusionGauge(perplexity=5), ra.DiffusionGauge(knn=5, neighbors=8)], ids=str)
+def test_sparse_operators_take_the_room_of_their_entries(tmp_path, gauge):
+    count = 400
+    probe_set = ra.ProbeSet.from_tensors({"input": torch.randn(count, 8, generator=torch.Generator().manual_seed(0))})
+    model = nn.Sequential(nn.Linear(8, 16), nn.Tanh())
+    with ra.Recorder(tmp_path / "s.zarr", "m", probe_set, ["1"], gauge=gauge, record="operators") as recorder:
+        for step in range(4):
+            recorder.audit(model, step)
+    (_, operators), *_ = recorder.trajectory
+    stored = ra.open_store(tmp_path / "s.zarr")["models/m"]["1@operator"]
+    np.testing.assert_array_equal(stored[0].values, np.asarray(operators["1"]))
+    entries = operators["1"].csr.nnz
+    chunk = max(file.stat().st_size for file in (tmp_path / "s.zarr/models/m/1@operator").rglob("*") if file.is_file())
+    assert chunk < 12 * entries < 4 * count**2 / 4
+    assert stored.attrs["sparse"] is True

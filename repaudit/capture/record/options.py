@@ -63,6 +63,7 @@ class AuditOptions(TypedDict, total=False):
     record : {"activations", "operators", "both"}
         With a ``gauge``, what the store gets: ``"activations"``; ``"operators"`` instead, layers
         ``<layer>@operator`` on (step, sample, neighbor) whose attributes hold the gauge's parameters; or ``"both"``.
+        Sparse operators are compressed: they take about 10 bytes per entry that is not 0.
     if_exists : {"resume", "error", "replace"}
         What to do with a model that is already in the store.
     split_across_ranks : bool

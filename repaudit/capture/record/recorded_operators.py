@@ -10,7 +10,8 @@ import torch
 from numpy.typing import NDArray
 
 from repaudit.errors import CaptureError
-from repaudit.names import GAUGE, KIND, OPERATOR, OPERATOR_OF
+from repaudit.names import GAUGE, KIND, OPERATOR, OPERATOR_OF, SPARSE
+from repaudit.operators.sparse import SparseDiffusionOperator
 
 Record: TypeAlias = Literal["activations", "operators", "both"]
 
@@ -39,7 +40,7 @@ def check_record(record: str, gauge: Gauge | None) -> None:
     Raises
     ------
     ValueError
-        For an unknown choice, for operators without a gauge, and for a gauge of sparse operators.
+        For an unknown choice, and for operators without a gauge.
     """
     if record not in get_args(Record):
         raise ValueError(f"record: expected one of {', '.join(get_args(Record))}, found {record!r}")
@@ -47,8 +48,6 @@ def check_record(record: str, gauge: Gauge | None) -> None:
         return
     if gauge is None:
         raise ValueError(f"record={record!r} needs a gauge: give gauge=, such as DiffusionGauge()")
-    if getattr(gauge, "neighbors", None) is not None:
-        raise ValueError(f"record={record!r}: a store holds dense operators: give a gauge with neighbors=None")
 
 
 def try_gauge(gauge: Gauge, shapes: Shapes) -> dict[str, Any]:
@@ -90,6 +89,7 @@ def operator_layers(operators: Mapping[str, Any], gauge: Gauge) -> tuple[Shapes,
         attributes[operator_name(layer)] = {
             KIND: OPERATOR,
             OPERATOR_OF: layer,
+            **({SPARSE: True} if isinstance(operator, SparseDiffusionOperator) else {}),
             GAUGE: {"name": type(gauge).__name__, **_plain(getattr(operator, "attrs", {}))},
         }
     return shapes, attributes

@@ -28,6 +28,7 @@ from repaudit.names import (
     PROBE,
     SAMPLE,
     SHA256,
+    SPARSE,
     STEP,
     TEXT,
     TOKEN,
@@ -216,7 +217,7 @@ def lay_out_layers(
 
     `feature` (and `token`) are the dimensions where all layers share one width (one length), else each layer has
     ``feature_<width>`` (``token_<length>``). Layers whose attributes say that they hold operators are
-    ``(sample, neighbor)``.
+    ``(sample, neighbor)``; those of sparse operators are compressed, so that their zeros take no room.
     """
     if not layers:
         raise LayoutError("layers: expected at least one layer per model, found none")
@@ -245,12 +246,17 @@ def lay_out_layers(
                 shape,
                 dtypes[name],
                 dimensions,
-                Codec.choose(codec, dtypes[name], keepbits),
+                Codec.choose(_preset(codec, extra.get(name, {})), dtypes[name], keepbits),
                 dict(extra.get(name, {})),
             )
         )
         for name, shape, dimensions in laid_out
     ]
+
+
+def _preset(codec: CodecName, attributes: Mapping[str, Any]) -> CodecName:
+    """Return the codec of a layer: operators that are mostly zeros are compressed unless another one is asked for."""
+    return "compact" if codec == "auto" and attributes.get(KIND) == OPERATOR and attributes.get(SPARSE) else codec
 
 
 def check_name(name: Any, what: str) -> str:
