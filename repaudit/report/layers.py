@@ -78,6 +78,7 @@ class ScaleView:
     table: list[dict[str, str]] = field(default_factory=list)
     stress: dict[str, str] = field(default_factory=dict)
     merged: str = "the merged operator"
+    paths: str = TRAJECTORY
 
 
 @dataclass
@@ -255,7 +256,11 @@ def _add_trajectories(view: ScaleView, trajectories: xr.Dataset | None) -> None:
     for variable in (TRAJECTORY, MDS):
         if variable in dataset and known(dataset[variable]):
             view.figures[variable] = embeddings.trajectory_figure(trajectories, view.name, variable)
-    view.stress["trajectory"] = words.stress(scalar(dataset, STRESS), scalar(dataset, DISTANCE_STRESS))
+    apart = scalar(dataset, DISTANCE_STRESS)
+    view.stress[TRAJECTORY] = words.stress(scalar(dataset, STRESS), apart)
+    if MDS in view.figures and apart is not None and apart >= words.ROUGH:  # PHATE would show what is not there
+        view.paths = MDS
+        view.stress[MDS] = f"Classical scaling; PHATE has a stress of {apart:.2f} against the operators' distances."
 
 
 def _add_samples(view: ScaleView, groups: Groups, thinning: Thinning | None) -> None:
@@ -264,7 +269,7 @@ def _add_samples(view: ScaleView, groups: Groups, thinning: Thinning | None) -> 
     if frames is not None and thinning is not None and view.name in names_of(frames, LAYER):
         view.frames = frames_of(frames, view.name, thinning)
         if view.frames is not None:
-            view.figures["embedding"] = figure_of_frames(frames, view.frames["range"])
+            view.figures["embedding"] = figure_of_frames(frames, view.frames["ranges"][0])
             view.stress["embedding"] = _worst(one_layer(frames, view.name)) + thinning.words
             return
     if merged is not None and of_layer(merged, view.name, EMBEDDING):

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Self
 
 import pytest
+import xarray as xr
 
 from repaudit.report import write_report
 
@@ -174,10 +175,13 @@ def reports():
 def show(chromium, reports, make_results, tmp_path):
     """Write the report of some results, open it, and wait until everything in an open layer is drawn."""
 
-    def make(*, width: int = 1150, scheme: str = "light", **options: Any) -> Browser:
-        key = repr(options)
+    def make(*, width: int = 1150, scheme: str = "light", change: Any = None, **options: Any) -> Browser:
+        key = repr((options, change))
         if key not in reports:
-            reports[key] = write_report(*make_results(**options), tmp_path / "report.html")
+            results, summary = make_results(**options)
+            if change is not None:
+                change(results)
+            reports[key] = write_report(results, summary, tmp_path / "report.html")
         chromium.call("Page.navigate", url="about:blank")
         chromium.events.clear()
         chromium.view(width, 900, scheme=scheme)
@@ -367,12 +371,38 @@ def test_the_slider_moves_the_samples_and_the_axes_stay(show):
     page.until(f"Math.abs(place.data[0].x[0] - {0.2 * late[0]}) < 1e-5")
     assert page.evaluate("Array.from(place.data[0].x)") == pytest.approx([0.2 * x for x in late], abs=1e-5)
     assert page.evaluate("place.closest('figure').querySelector('output').textContent") == "step 16"
-    choose(page, "place", "source", 2)
-    page.until(f"Math.abs(place.data[0].x[0] - {0.2 * late[0] + 0.6}) < 1e-5")
     assert page.evaluate(ranges) == pytest.approx(before)
+    choose(page, "place", "source", 2)  # it lies elsewhere, and has a frame of its own
+    page.until(f"Math.abs(place.data[0].x[0] - {0.2 * late[0] + 0.6}) < 1e-5")
+    assert page.evaluate(ranges) == pytest.approx([bound + 0.6 for bound in before])
     page.evaluate("place.closest('figure').querySelector('.play').click()")
     page.until("place.closest('figure').querySelector('output').textContent === 'step 512'")
     page.until("place.closest('figure').querySelector('.play').textContent === 'Play'")
+    quiet(page)
+
+
+def test_one_sample_far_away_leaves_the_others_their_room(show):
+    def far(results):
+        frames = results["frames"].to_dataset()
+        frames["models"][{"model": 0, "sample": 3}] = 1e4
+        results["frames"] = xr.DataTree(frames)
+
+    page = show(more=True, change=far)
+    page.evaluate("void (window.place = document.querySelector('#layer-0 [data-figure=embedding]'))")
+    choose(page, "place", "source", 1)
+    page.until("place._fullLayout.xaxis.range[1] < 1e3")
+    inside = "place.data.flatMap(t => t.x).filter(x => x < 1e3)"
+    span = page.evaluate(f"Math.max(...{inside}) - Math.min(...{inside})")
+    low, high = page.evaluate("place._fullLayout.xaxis.range")
+    assert span > 0.5 * (high - low)
+    quiet(page)
+
+
+def test_a_rough_phate_gives_way_to_classical_scaling(show):
+    page = show(more=True)
+    place = "document.querySelector('#layer-0 [data-figure=mds]')"
+    assert page.evaluate(f"{place}.closest('figure').querySelector('[name=view]').value") == "mds"
+    assert "0.33" in page.evaluate(f"{place}.closest('figure').querySelector('figcaption').textContent")
     quiet(page)
 
 

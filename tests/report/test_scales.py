@@ -86,9 +86,11 @@ def test_a_control_switches_the_figures_of_each_layer_and_ids_are_unique(make_re
     assert ["hidden" in attrs for attrs in parts] == [False, True] * 3
     drawn = [(a["data-layer"], a["data-figure"]) for _, a in page.tags if a.get("class") == "plot"]
     assert len(set(drawn)) == len(drawn)
-    kinds = {"spread", "comparison", "pairs", "groups", "trajectory", "embedding", "effective_neighbors"}
+    kinds = {"spread", "comparison", "pairs", "groups", "embedding", "effective_neighbors"}
     for anchor in ("layer-1", "layer-1-scale-1"):
-        assert {figure for layer, figure in drawn if layer == anchor} >= kinds
+        figures = {figure for layer, figure in drawn if layer == anchor}
+        assert figures >= kinds
+        assert len(figures & {"trajectory", "mds"}) == 1
     assert {figure for layer, figure in drawn if layer == "overview"} == {"together", "together-1", "similarity"}
     units = [layer for layer, figure in drawn if figure.startswith("units")]
     assert units == ["layer-0", "layer-1", "layer-2"]

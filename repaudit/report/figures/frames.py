@@ -58,7 +58,8 @@ def frames_of(frames: xr.Dataset, layer: str, thinning: Thinning) -> dict[str, A
     """Return the positions of one layer's samples by source and step; None if fewer than two steps are known.
 
     The first source is the merged operator, the others are the models. Samples are in the order of :func:`picked`,
-    group by group. ``range`` contains all positions.
+    group by group. ``ranges`` has the bounds of both axes for each source: of all its steps, without the few samples
+    that would make dots of all others.
     """
     dataset = one_layer(frames, layer).isel({STEP: thinning.steps, SAMPLE: thinning.samples})
     everything = [_positions(dataset[MERGED])]
@@ -75,7 +76,7 @@ def frames_of(frames: xr.Dataset, layer: str, thinning: Thinning) -> dict[str, A
     return {
         "steps": [int(step) for step in dataset[STEP].values[seen]],
         "sources": ["all models merged", *(style.visible(names[k - 1], 40) for k in shown[1:])],
-        "range": _range(values),
+        "ranges": [_range(of_source) for of_source in values],
         "positions": canvas.packed(values),
     }
 
@@ -93,10 +94,17 @@ def _positions(values: xr.DataArray) -> NDArray[np.float32]:
 
 
 def _range(values: NDArray[np.float32]) -> list[list[float]]:
-    """Return bounds of both axes that contain every position of every source and step, with a margin."""
+    """Return bounds of both axes that contain the positions of every step, with a margin.
+
+    What lies farther out than three times the width of the middle 98% is left out: one sample far away would leave the
+    others in one place.
+    """
     bounds = []
     for k in (0, 1):
-        low, high = float(np.nanmin(values[..., k])), float(np.nanmax(values[..., k]))
+        known = values[..., k][np.isfinite(values[..., k])]
+        low, high = np.quantile(known, (0.01, 0.99)) if known.size else (0.0, 0.0)
+        near = known[(known >= low - 3 * (high - low)) & (known <= high + 3 * (high - low))]
+        low, high = (float(near.min()), float(near.max())) if near.size else (0.0, 0.0)
         margin = 0.05 * (high - low) or 1.0
         bounds.append([low - margin, high + margin])
     return bounds

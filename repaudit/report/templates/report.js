@@ -37,10 +37,11 @@
 
   // Samples of the chosen source at the chosen step, group by group.
   function placeSamples(made, place) {
-    const { positions, steps } = frames.layers[place.dataset.layer];
+    const { positions, steps, ranges } = frames.layers[place.dataset.layer];
     const values = numbers(positions);
     const [step, source] = [Number(chosen(place, "frame")), Number(chosen(place, "source") || 0)];
     let at = 2 * positions.shape[2] * (source * steps.length + step);
+    [made.layout.xaxis.range, made.layout.yaxis.range] = ranges[source];
     for (const trace of made.data) {
       const pick = frames.pick[trace.meta.group];
       trace.x = pick.map((_, k) => values[at + 2 * k]);
