@@ -1,5 +1,6 @@
 """Modules that one forward calls several times, and outputs of less usual types."""
 
+import weakref
 from dataclasses import dataclass
 
 import pytest
@@ -151,3 +152,18 @@ def test_calls_of_several_forwards_that_are_captured(seen):
             expected = torch.cat([model(x), model(x[:2])])
         assert list(extractor.activations) == ["layer#0", "layer#1"]
         torch.testing.assert_close(extractor.activations["layer#1"], expected)
+
+
+def test_no_inputs_are_kept_alive_after_a_forward():
+    model, alive = nn.Sequential(nn.Linear(3, 2)).double(), []
+    model.register_forward_pre_hook(lambda _module, args: alive.append(weakref.ref(args[0])))
+    counts = []
+
+    def agree(error):
+        assert error is None
+        counts.append((len(alive), sum(ref() is not None for ref in alive)))
+
+    probe_set = ra.ProbeSet.from_tensors({"x": torch.randn(6, 3)})  # converted for each batch
+    ra.ActivationExtractor("[0]").extract(model, probe_set, 2, agree=agree)
+    assert counts[-1] == (4, 0)
+    assert all(left == 0 for _, left in counts)

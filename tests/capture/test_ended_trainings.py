@@ -1,8 +1,10 @@
 """However a training ends, its last audit is in the record, and the same process may train again."""
 
+import gc
 import subprocess
 import sys
 import textwrap
+from concurrent.futures import ThreadPoolExecutor
 
 import lightning.pytorch as pl
 import numpy as np
@@ -224,6 +226,30 @@ def test_a_dropped_recorder_is_taken_over_and_a_live_one_is_not(tmp_path):
     assert record(tmp_path / "s.zarr").step.values.tolist() == [0, 1, 2]
 
 
+def test_a_training_in_another_thread_takes_nothing_over(tmp_path):
+    first, second = hf_audits(tmp_path / "s.zarr"), hf_audits(tmp_path / "s.zarr")
+    first.session.start(Regression(), 0)
+    with ThreadPoolExecutor(1) as pool, pytest.raises(LeaseError, match="close it first"):
+        pool.submit(second.session.start, Regression(), 0).result()
+    assert first.recorder.is_open
+    first.close()
+
+
+def test_a_dropped_recorder_that_refers_to_itself_is_taken_over(tmp_path):
+    model = Regression()
+    gc.disable()
+    try:
+        for step in range(2):
+            recorder = ra.Recorder(tmp_path / "s.zarr", "seed0", PROBE, ["head"], durable=False)
+            recorder.itself = recorder
+            assert recorder.audit(model, step)
+            recorder.flush()
+            del recorder
+    finally:
+        gc.enable()
+    assert record(tmp_path / "s.zarr").step.values.tolist() == [0, 1]
+
+
 @pytest.mark.parametrize(("options", "expected"), [({"max_steps": 3}, [0, 3]), ({"max_steps": 6}, [0, 4, 6])], ids=str)
 def test_the_default_audits_the_end_of_a_training(tmp_path, options, expected):
     callbacks = [
@@ -294,6 +320,8 @@ def test_a_resume_that_restores_callbacks_ignores_none(tmp_path, second, callbac
     for n in range(callbacks):
         assert record(tmp_path / "s.zarr", f"seed{n}").step.values.tolist() == list(range(9 if second else 5))
     assert not [line for line in warned.messages if "Ignoring" in line]
+    kept = (tmp_path / "b" / "checkpoint-2" / "trainer_state.json").read_text()
+    assert ("repaudit: seed0" in kept) is second  # else there is nothing that a later training would lack
 
 
 class Counts(tf.TrainerCallback, tf.trainer_callback.ExportableState):

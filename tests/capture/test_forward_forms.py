@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader
 from transformers import BertConfig, BertModel, Trainer, TrainingArguments
 
 import repaudit as ra
-from repaudit.errors import LayerPathError, ProbeSetError
+from repaudit.errors import CaptureError, LayerPathError, ProbeSetError
 
 LENGTHS = torch.tensor([8, 5, 3, 8, 2, 6])
 IDS = torch.randint(1, 32, (6, 8), generator=torch.Generator().manual_seed(3))
@@ -142,6 +142,50 @@ def test_a_single_input_goes_as_a_mapping_where_the_forward_looks_it_up():
     model = Takes(nn.Linear(3, 2))
     found = ra.ActivationExtractor("[0]").extract(model, ra.ProbeSet.from_tensors({"pixels": x}))["0"]
     torch.testing.assert_close(found, model[0](x).detach())
+
+
+def test_a_single_input_goes_as_a_mapping_where_the_annotation_says_so():
+    class Takes(nn.Sequential):
+        def forward(self, batch: dict[str, torch.Tensor]):
+            return super().forward(batch if isinstance(batch, torch.Tensor) else 2 * batch["pixels"])
+
+    x = torch.randn(4, 3)
+    model = Takes(nn.Linear(3, 2))
+    found = ra.ActivationExtractor("[0]").extract(model, ra.ProbeSet.from_tensors({"pixels": x}))["0"]
+    torch.testing.assert_close(found, model[0](2 * x).detach())
+
+
+def test_what_a_forward_takes_out_of_its_mapping_still_masks():
+    class Pops(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.embed, self.layer = nn.Embedding(32, 4), nn.Linear(4, 4)
+
+        def forward(self, batch):
+            mask = batch.pop("attention_mask")
+            return (self.layer(self.embed(batch.pop("input_ids"))) * mask[..., None]).sum(1)
+
+    model, mask = Pops(), MASK[..., None]
+    found = ra.ActivationExtractor("layer").extract(model, TEXTS)["layer"]
+    with torch.no_grad():
+        torch.testing.assert_close(found, (model.layer(model.embed(IDS * MASK)) * mask).sum(1) / mask.sum(1))
+
+
+def test_after_a_layers_own_error_no_other_form_is_tried():
+    class Takes(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.whole = nn.Identity()
+
+        def forward(self, batch):
+            return self.whole((batch["x"] if isinstance(batch, dict) else batch).long())
+
+    forms = []
+    model = Takes()
+    model.register_forward_pre_hook(lambda _module, args: forms.append(type(args[0])))
+    with pytest.raises(CaptureError, match="expected floating-point values"):
+        ra.ActivationExtractor("whole").extract(model, ra.ProbeSet.from_tensors({"x": torch.eye(3)}))
+    assert forms == [torch.Tensor]
 
 
 def test_inputs_that_fit_neither_by_name_nor_as_a_mapping_are_told():

@@ -124,6 +124,32 @@ def test_where_it_cannot_be_told_it_is_asked(seen, extract):
     torch.testing.assert_close(masked, mean(own, MASK))
 
 
+class Registers(nn.Module):
+    """Puts learned rows before a text that is lost on the way, and a convolution over learned rows."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.embed, self.registers, self.out = nn.Embedding(48, 16), nn.Parameter(torch.randn(4, 16)), nn.Linear(16, 8)
+        self.conv, self.latents = nn.Conv1d(16, 8, 1), nn.Parameter(torch.randn(9, 16))
+
+    def forward(self, input_ids, attention_mask):
+        text = self.embed(input_ids)
+        lost = torch.tensordot(text, torch.eye(16), ([2], [0]))
+        near = (self.latents.expand(len(text), -1, -1) @ text.mT).softmax(-1) @ text
+        return self.conv(near.mT), self.out(torch.cat([self.registers.expand(len(text), -1, -1), lost], 1))
+
+
+def test_learned_rows_beside_what_was_lost_are_not_all_learned(extract):
+    with pytest.raises(CaptureError, match=r"mask has 9 tokens and the activation \(2, 13, 8\).*mask=None"):
+        extract("out", Registers(), **FULL)
+
+
+def test_a_convolution_of_learned_rows_keeps_them(seen, extract):
+    model = Registers()
+    torch.testing.assert_close(extract("conv", model, **FULL)["conv"], seen(model, ["conv"], **FULL)["conv"].mean(2))
+
+
 class Positions(nn.Module):
     """Adds learned positions, repeated for each sample, to the tokens."""
 
@@ -162,3 +188,27 @@ def test_queries_of_blip2_beside_a_text_of_as_many_tokens(seen, extract):
     for name in names:
         assert own[name].shape == (5, 5, 16)
         torch.testing.assert_close(found[name], own[name].mean(1), msg=name)
+
+
+class Remakes(tf.PreTrainedModel):
+    """A model of transformers that gives the one inside as many tokens as the text has, which it made itself."""
+
+    config_class = tf.BertConfig
+
+    def __init__(self, config):
+        super().__init__(config)
+        self.embed, self.mix, self.inner = nn.Embedding(48, 16), nn.Linear(9, 9), tf.BertModel(config)
+        self.post_init()
+
+    def forward(self, input_ids, attention_mask=None):
+        return self.inner(inputs_embeds=self.mix(self.embed(input_ids).mT).mT)
+
+
+def test_tokens_that_a_model_makes_itself_have_no_mask(seen, extract):
+    torch.manual_seed(0)
+    config = tf.BertConfig(
+        vocab_size=48, hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2
+    )
+    model, name = Remakes(config), "inner.encoder.layer.1"
+    own = seen(model, [name], **FULL)[name]
+    torch.testing.assert_close(extract(name, model, **FULL)[name], own.mean(1))

@@ -105,27 +105,6 @@ def test_a_decoder_of_the_texts_own_tokens_has_their_mask(build, seen, extract):
     torch.testing.assert_close(extract(name, model, **FULL)[name], mean(own, MASK))
 
 
-class Remakes(tf.PreTrainedModel):
-    """A model of transformers that gives the one inside as many tokens as the text has, which it made itself."""
-
-    config_class = tf.BertConfig
-
-    def __init__(self, config):
-        super().__init__(config)
-        self.embed, self.mix, self.inner = nn.Embedding(48, 16), nn.Linear(9, 9), tf.BertModel(config)
-        self.post_init()
-
-    def forward(self, input_ids, attention_mask=None):
-        return self.inner(inputs_embeds=self.mix(self.embed(input_ids).mT).mT)
-
-
-def test_tokens_that_a_model_makes_itself_have_no_mask(seen, extract):
-    torch.manual_seed(0)
-    model, name = Remakes(tf.BertConfig(**SIZES)), "inner.encoder.layer.1"
-    own = seen(model, [name], **FULL)[name]
-    torch.testing.assert_close(extract(name, model, **FULL)[name], own.mean(1))
-
-
 def test_prompts_are_not_tokens_of_the_samples(seen, extract):
     model = prompted()
     own = seen(model, ["base_model.transformer.h.1"], **FULL)["base_model.transformer.h.1"][:, 3:]
