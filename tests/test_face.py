@@ -31,9 +31,22 @@ def test_trees_opened_by_xarray_have_the_accessor_and_need_no_torch(planted_stor
     run = fresh(
         "import sys; import repaudit; import xarray as xr\n"
         f"tree = xr.open_datatree({str(url)!r}, engine='zarr', consolidated=False, chunks={{}})\n"
-        "print(tree.repaudit.models, tree.repaudit.steps('seed0')[:1], 'torch' in sys.modules)"
+        "print(tree.repaudit.models, tree.repaudit.steps('seed0')[:1])\n"
+        "print(*{'torch', 'transformers', 'lightning', 'matplotlib'} & sys.modules.keys())"
     )
-    assert run.stdout.strip() == "['seed0', 'seed1', 'seed2'] [0] False", run.stderr
+    assert run.stdout.split("\n")[:2] == ["['seed0', 'seed1', 'seed2'] [0]", ""], run.stderr
+
+
+def test_a_tree_that_was_open_before_the_import_has_the_accessor_too(planted_store):
+    url = planted_store(layers=("only",))
+    run = fresh(
+        "import xarray as xr\n"
+        f"tree = xr.open_datatree({str(url)!r}, engine='zarr', consolidated=False, chunks={{}})\n"
+        "assert type(tree.repaudit) is dict\n"
+        "import repaudit\n"
+        "print(type(tree.repaudit).__name__, tree.repaudit.models)"
+    )
+    assert run.stdout.strip() == "TreeAccessor ['seed0', 'seed1', 'seed2']", run.stderr
 
 
 def test_every_name_is_found_where_the_table_says():
