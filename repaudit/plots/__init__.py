@@ -1,4 +1,7 @@
-"""Figures of an analysis with matplotlib: every function takes an ``ax``, draws on it and returns it."""
+"""Figures of an analysis with matplotlib: every function takes an ``ax``, draws on it and returns it.
+
+Each takes the group of the results that it draws, at one scale, or all results, of which it draws the first scale.
+"""
 
 from repaudit.plots.curves import (
     plot_approach,

@@ -6,20 +6,30 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import xarray as xr
 from matplotlib.lines import Line2D
 
 from repaudit.errors import AnalysisError
 from repaudit.names import LAYER, MODEL, STEP
 from repaudit.plots import canvas, style
 from repaudit.plots.lines import DISTANCES, Line, band_of, distances, line_of, pairs
-from repaudit.results import APPROACH, DIAGNOSTIC_NAMES, EFFECTIVE_NEIGHBORS, names_of, one_layer
+from repaudit.plots.scales import Found, at_one_scale
+from repaudit.results import (
+    APPROACH,
+    COMPARISON,
+    DIAGNOSTIC_NAMES,
+    DIAGNOSTICS,
+    EFFECTIVE_NEIGHBORS,
+    GROUPS,
+    SPREAD,
+    names_of,
+    one_layer,
+)
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 
-def plot_spread(spread: xr.Dataset, ax: Axes | None = None, layers: Sequence[str] | None = None) -> Axes:
+def plot_spread(spread: Found, ax: Axes | None = None, layers: Sequence[str] | None = None) -> Axes:
     """Draw the spread over steps, with its 95% intervals and the line of unrelated models at 1.
 
     A single layer also has, in grey, the band that holds over all steps at once.
@@ -28,7 +38,7 @@ def plot_spread(spread: xr.Dataset, ax: Axes | None = None, layers: Sequence[str
     ----------
     spread
         Group ``spread`` of the results at one scale: ``spread``, ``low``, ``high``, ``band_low`` and ``band_high`` on
-        (layer, step); the bounds may be absent.
+        (layer, step); the bounds may be absent. Or all results, of which the first scale is drawn.
     ax
         Where to draw; a new figure when None.
     layers
@@ -46,12 +56,14 @@ def plot_spread(spread: xr.Dataset, ax: Axes | None = None, layers: Sequence[str
 
     Examples
     --------
+    >>> import xarray as xr
     >>> from matplotlib.figure import Figure
     >>> values = {"spread": (("layer", "step"), [[0.2, 0.7, 0.1]])}
     >>> spread = xr.Dataset(values, coords={"layer": ["model.norm"], "step": [0, 10, 20]})
     >>> plot_spread(spread, ax=Figure().add_subplot()).get_ylabel()
     'spread (1 = unrelated)'
     """
+    spread = at_one_scale(spread, SPREAD)
     ax = canvas.axes(ax)
     names = list(layers) if layers is not None else names_of(spread, LAYER)
     handles = []
@@ -64,9 +76,7 @@ def plot_spread(spread: xr.Dataset, ax: Axes | None = None, layers: Sequence[str
     return ax
 
 
-def plot_comparison(
-    comparison: xr.Dataset, layer: str, ax: Axes | None = None, *, spread: xr.Dataset | None = None
-) -> Axes:
+def plot_comparison(comparison: Found, layer: str, ax: Axes | None = None, *, spread: Found | None = None) -> Axes:
     """Draw how far a layer's models are from each other, from the untrained networks and from the inputs.
 
     Parameters
@@ -93,12 +103,15 @@ def plot_comparison(
 
     Examples
     --------
+    >>> import xarray as xr
     >>> from matplotlib.figure import Figure
     >>> values = {"from_inputs": (("layer", "step"), [[0.2, 0.7]]), "feature_halves": ("layer", [0.03])}
     >>> comparison = xr.Dataset(values, coords={"layer": ["norm"], "step": [0, 10]})
     >>> plot_comparison(comparison, "norm", ax=Figure().add_subplot()).get_ylabel()
     'distance (1 = unrelated)'
     """
+    comparison = at_one_scale(comparison, COMPARISON)
+    spread = None if spread is None else at_one_scale(spread, SPREAD)
     ax = canvas.axes(ax)
     names = names_of(comparison, LAYER)
     one_layer(comparison, layer)
@@ -121,7 +134,7 @@ def plot_comparison(
 
 
 def plot_approach(
-    approach: xr.Dataset, ax: Axes | None = None, layers: Sequence[str] | None = None, *, model: str | None = None
+    approach: Found, ax: Axes | None = None, layers: Sequence[str] | None = None, *, model: str | None = None
 ) -> Axes:
     """Draw how a single model approaches its own end: its distance from its last operator, 0 there.
 
@@ -148,12 +161,14 @@ def plot_approach(
 
     Examples
     --------
+    >>> import xarray as xr
     >>> from matplotlib.figure import Figure
     >>> values = {"approach": (("layer", "model", "step"), [[[0.9, 0.4, 0.0]]])}
     >>> approach = xr.Dataset(values, coords={"layer": ["norm"], "model": ["seed0"], "step": [0, 10, 20]})
     >>> plot_approach(approach, ax=Figure().add_subplot()).lines[0].get_ydata().tolist()
     [0.9, 0.4, 0.0]
     """
+    approach = at_one_scale(approach, APPROACH)
     ax = canvas.axes(ax)
     models = names_of(approach, MODEL)
     if model is not None and model not in models:
@@ -170,7 +185,7 @@ def plot_approach(
     return ax
 
 
-def plot_groups(groups: xr.Dataset, layer: str, ax: Axes | None = None) -> Axes:
+def plot_groups(groups: Found, layer: str, ax: Axes | None = None) -> Axes:
     """Draw the spread within each group of models (solid) and between every pair of groups (dashed).
 
     Parameters
@@ -194,6 +209,7 @@ def plot_groups(groups: xr.Dataset, layer: str, ax: Axes | None = None) -> Axes:
 
     Examples
     --------
+    >>> import xarray as xr
     >>> from matplotlib.figure import Figure
     >>> values = {"spread": (("layer", "step", "group", "other"), [[[[0.1, 0.6], [0.6, 0.2]]]])}
     >>> names = {"group": ["small", "large"], "other": ["small", "large"]}
@@ -201,6 +217,7 @@ def plot_groups(groups: xr.Dataset, layer: str, ax: Axes | None = None) -> Axes:
     >>> [text.get_text() for text in plot_groups(groups, "norm", ax=Figure().add_subplot()).get_legend().get_texts()]
     ['small', 'large', 'small | large']
     """
+    groups = at_one_scale(groups, GROUPS)
     ax = canvas.axes(ax)
     curves = pairs(groups, layer)
     handles = []
@@ -230,6 +247,7 @@ def plot_settling(settling: Sequence[Mapping[str, Any]], ax: Axes | None = None)
 
     Examples
     --------
+    >>> import xarray as xr
     >>> from matplotlib.figure import Figure
     >>> settling = [{"layer": "norm", "settled": 40, "below_start": 10}]
     >>> [tick.get_text() for tick in plot_settling(settling, ax=Figure().add_subplot()).get_yticklabels()]
@@ -255,7 +273,7 @@ def plot_settling(settling: Sequence[Mapping[str, Any]], ax: Axes | None = None)
 
 
 def plot_diagnostics(
-    diagnostics: xr.Dataset, ax: Axes | None = None, *, variable: str = EFFECTIVE_NEIGHBORS, layer: str | None = None
+    diagnostics: Found, ax: Axes | None = None, *, variable: str = EFFECTIVE_NEIGHBORS, layer: str | None = None
 ) -> Axes:
     """Draw one diagnostic of the operators over steps, one line per model and layer, coloured by layer.
 
@@ -282,12 +300,14 @@ def plot_diagnostics(
 
     Examples
     --------
+    >>> import xarray as xr
     >>> from matplotlib.figure import Figure
     >>> values = {"entropy": (("layer", "model", "step"), [[[4.0, 3.0]]])}
     >>> diagnostics = xr.Dataset(values, coords={"layer": ["norm"], "model": ["seed0"], "step": [0, 10]})
     >>> plot_diagnostics(diagnostics, ax=Figure().add_subplot(), variable="entropy").get_title(loc="left")
     'diffusion spectral entropy'
     """
+    diagnostics = at_one_scale(diagnostics, DIAGNOSTICS)
     if variable not in diagnostics:
         raise AnalysisError(
             f"expected one of the diagnostics {sorted(map(str, diagnostics.data_vars))}, found {variable!r}"

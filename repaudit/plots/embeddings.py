@@ -12,15 +12,26 @@ from repaudit.errors import AnalysisError
 from repaudit.names import COMPONENT, LAYER, MODEL, SAMPLE, STEP
 from repaudit.plots import canvas, style
 from repaudit.plots.points import labels_of, path, two
-from repaudit.results import EMBEDDING, MERGED, OF_MODELS, TOGETHER, TRAJECTORY, UNIT, names_of, one_layer
+from repaudit.plots.scales import Found, at_one_scale
+from repaudit.results import (
+    EMBEDDING,
+    FRAMES,
+    MERGED,
+    OF_MODELS,
+    TOGETHER,
+    TRAJECTORIES,
+    TRAJECTORY,
+    UNIT,
+    UNITS,
+    names_of,
+    one_layer,
+)
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 
-def plot_trajectories(
-    trajectories: xr.Dataset, layer: str, ax: Axes | None = None, *, variable: str = TRAJECTORY
-) -> Axes:
+def plot_trajectories(trajectories: Found, layer: str, ax: Axes | None = None, *, variable: str = TRAJECTORY) -> Axes:
     """Draw the trajectories of all models in one layer, coloured by step and marked by model.
 
     Parameters
@@ -53,6 +64,7 @@ def plot_trajectories(
     >>> plot_trajectories(trajectories, "norm", ax=Figure().add_subplot()).lines[0].get_ydata().tolist()
     [0.0, 2.0]
     """
+    trajectories = at_one_scale(trajectories, TRAJECTORIES)
     ax = canvas.axes(ax)
     axis = style.StepAxis.of(trajectories[STEP].values)
     models = names_of(trajectories, MODEL)
@@ -73,7 +85,7 @@ def plot_trajectories(
     return ax
 
 
-def plot_together(trajectories: xr.Dataset, ax: Axes | None = None) -> Axes:
+def plot_together(trajectories: Found, ax: Axes | None = None) -> Axes:
     """Draw the trajectories of all layers in one picture: colour is the layer, the marker the model, larger later.
 
     Parameters
@@ -96,6 +108,7 @@ def plot_together(trajectories: xr.Dataset, ax: Axes | None = None) -> Axes:
     >>> len(plot_together(trajectories, ax=Figure().add_subplot()).lines)
     1
     """
+    trajectories = at_one_scale(trajectories, TRAJECTORIES)
     ax = canvas.axes(ax)
     layers, models = names_of(trajectories, LAYER), names_of(trajectories, MODEL)
     axis = style.StepAxis.of(trajectories[STEP].values)
@@ -115,7 +128,7 @@ def plot_together(trajectories: xr.Dataset, ax: Axes | None = None) -> Axes:
     return ax
 
 
-def plot_embedding(merged: xr.Dataset, layer: str, ax: Axes | None = None) -> Axes:
+def plot_embedding(merged: Found, layer: str, ax: Axes | None = None) -> Axes:
     """Draw the merged operator's embedding of the samples, coloured by label.
 
     Parameters
@@ -145,6 +158,7 @@ def plot_embedding(merged: xr.Dataset, layer: str, ax: Axes | None = None) -> Ax
     >>> [text.get_text() for text in plot_embedding(merged, "norm", ax=Figure().add_subplot()).get_legend().get_texts()]
     ['ham', 'spam']
     """
+    merged = at_one_scale(merged, MERGED)
     ax = canvas.axes(ax)
     groups = _draw_samples(ax, one_layer(merged, layer)[EMBEDDING], labels_of(merged))
     handles = [
@@ -156,7 +170,7 @@ def plot_embedding(merged: xr.Dataset, layer: str, ax: Axes | None = None) -> Ax
     return ax
 
 
-def plot_frame(frames: xr.Dataset, layer: str, step: int, ax: Axes | None = None, *, model: str | None = None) -> Axes:
+def plot_frame(frames: Found, layer: str, step: int, ax: Axes | None = None, *, model: str | None = None) -> Axes:
     """Draw the samples at one step, in the frame that all steps and models of the layer share.
 
     Parameters
@@ -189,6 +203,7 @@ def plot_frame(frames: xr.Dataset, layer: str, step: int, ax: Axes | None = None
     >>> plot_frame(frames, "norm", 1000, ax=Figure().add_subplot()).get_title(loc="left")
     'step 1,000'
     """
+    frames = at_one_scale(frames, FRAMES)
     frame, steps = one_layer(frames, layer), [int(value) for value in frames[STEP].values]
     if step not in steps:
         raise AnalysisError(f"layer {layer!r}: expected one of the steps {steps}, found {step}")
@@ -209,7 +224,7 @@ def plot_frame(frames: xr.Dataset, layer: str, step: int, ax: Axes | None = None
     return ax
 
 
-def plot_units(units: xr.Dataset, layer: str, ax: Axes | None = None, *, model: str | None = None) -> Axes:
+def plot_units(units: Found, layer: str, ax: Axes | None = None, *, model: str | None = None) -> Axes:
     """Draw a layer's units over steps (M-PHATE), coloured by step, one line per unit.
 
     Parameters
@@ -241,6 +256,7 @@ def plot_units(units: xr.Dataset, layer: str, ax: Axes | None = None, *, model: 
     >>> len(plot_units(units, "norm", ax=Figure().add_subplot()).lines)
     1
     """
+    units = at_one_scale(units, UNITS)
     models = names_of(units, MODEL)
     if model is not None and model not in models:
         raise AnalysisError(f"layer {layer!r}: expected one of the models {models}, found {model!r}")

@@ -11,6 +11,7 @@ from repaudit.errors import AnalysisError
 from repaudit.names import MODEL, STEP
 from repaudit.plots import canvas
 from repaudit.plots.points import Blocks, arrange
+from repaudit.plots.scales import Found, at_one_scale
 from repaudit.results import MEASURE, OTHER, REPRESENTATION, SIMILARITY
 
 if TYPE_CHECKING:
@@ -29,7 +30,7 @@ MEASURES = {
 
 
 def plot_similarity(
-    similarity: xr.Dataset, measure: str, step: int | None = None, ax: Axes | None = None, *, by: Blocks = MODEL
+    similarity: Found, measure: str, step: int | None = None, ax: Axes | None = None, *, by: Blocks = MODEL
 ) -> Axes:
     """Draw the similarity of every pair of representations as a map: 1 means alike.
 
@@ -66,6 +67,7 @@ def plot_similarity(
     >>> plot_similarity(similarity, "cka", ax=Figure().add_subplot()).get_title(loc="left")
     'linear CKA'
     """
+    similarity = at_one_scale(similarity, SIMILARITY)
     values = similarity_matrix(similarity, measure, step)
     ax = canvas.axes(ax)
     order = arrange(similarity, by)

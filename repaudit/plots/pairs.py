@@ -13,7 +13,8 @@ from scipy.spatial.distance import squareform
 from repaudit.errors import AnalysisError
 from repaudit.names import MODEL, STEP
 from repaudit.plots import canvas
-from repaudit.results import DISTANCE, HIGH, LOW, OTHER, PVALUE_HOLM, names_of, one_layer
+from repaudit.plots.scales import Found, at_one_scale
+from repaudit.results import DISTANCE, HIGH, LOW, OTHER, PAIRS, PVALUE_HOLM, names_of, one_layer
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -40,7 +41,7 @@ class PairDistances:
         return np.where(np.eye(len(self.models), dtype=bool), np.nan, self.distance)
 
 
-def plot_pairs(pairs: xr.Dataset, layer: str, ax: Axes | None = None, *, step: int | None = None) -> Axes:
+def plot_pairs(pairs: Found, layer: str, ax: Axes | None = None, *, step: int | None = None) -> Axes:
     """Draw the distance of every two models of a layer as a map: 0 is identical, 1 is unrelated.
 
     The models are in the order of the leaves of a hierarchical clustering (average linkage) of their distances.
@@ -78,7 +79,7 @@ def plot_pairs(pairs: xr.Dataset, layer: str, ax: Axes | None = None, *, step: i
     >>> [tick.get_text() for tick in ax.get_yticklabels()]
     ['seed1', 'seed0', 'seed2']
     """
-    found = pair_distances(pairs, layer, step)
+    found = pair_distances(at_one_scale(pairs, PAIRS), layer, step)
     if found is None:
         at = "at any step" if step is None else f"at step {step}"
         raise AnalysisError(f"expected two models with a distance in layer {layer!r}, found none {at}")

@@ -5,12 +5,16 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import xarray as xr
 
+from repaudit.errors import AnalysisError
 from repaudit.names import SCALE, SCALE_NAME, encode_name
 from repaudit.results import SPREAD
+
+Found: TypeAlias = xr.Dataset | xr.DataTree
+"""What a figure is drawn of: a group of the results at one scale, or all results, of which it takes the first scale."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +49,47 @@ def at_scale(results: xr.DataTree, index: int) -> xr.DataTree:
         for name, dataset in groups.items()
     }
     return xr.DataTree.from_dict({"/": xr.Dataset(attrs=results.attrs), **chosen})
+
+
+def scale_index(results: xr.DataTree, scale: float | str | None) -> int:
+    """Return which of the scales of an analysis is meant, by name or by number; the first when None."""
+    known = scales_of(results)
+    for index, (value, name) in enumerate(known):
+        if scale is None or (scale == name if isinstance(scale, str) else float(scale) == value):
+            return index
+    words = ", ".join(f"{name or 'unnamed'!r} ({value:g})" for value, name in known)
+    raise AnalysisError(f"expected one of the scales of these results, {words}; found {scale!r}")
+
+
+def at_one_scale(found: Found, name: str) -> xr.Dataset:
+    """Return the group of this name at the first scale, or the one group that was given.
+
+    Raises
+    ------
+    AnalysisError
+        The results lack the group, or a group of several scales was given: one of them has to be chosen.
+
+    Examples
+    --------
+    >>> results = xr.DataTree.from_dict({"spread": xr.Dataset({"spread": ("scale", [0.2, 0.4])})})
+    >>> float(at_one_scale(results, "spread")["spread"])
+    0.2
+    """
+    if isinstance(found, xr.DataTree):
+        if name not in found.children:
+            has = ", ".join(map(repr, found)) or "nothing"
+            raise AnalysisError(
+                f"expected the results of an analysis with the group {name!r}, or that group alone; "
+                f"found a tree with {has} in it"
+            )
+        found = found[name].to_dataset()
+        return found.isel({SCALE: 0}, drop=True) if SCALE in found.dims else found
+    if found.sizes.get(SCALE, 1) > 1:
+        raise AnalysisError(
+            f"expected the group {name!r} at one scale, found {found.sizes[SCALE]} scales: select one, "
+            f"as in {name}.isel({SCALE}=0)"
+        )
+    return found.squeeze(SCALE, drop=True) if SCALE in found.dims else found
 
 
 def scales(results: xr.DataTree) -> list[Scale]:

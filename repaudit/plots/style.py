@@ -12,6 +12,7 @@ import numpy as np
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import ArrayLike, NDArray
 
+from repaudit.markup import printable
 from repaudit.results import FROM_INPUTS, FROM_UNTRAINED, SPREAD
 
 VERDICTS: Final = {
@@ -221,7 +222,7 @@ def visible(text: str, limit: int | None = None) -> str:
     >>> visible("a\nb", None), visible("model.layers.12.mlp", 11)
     ('a\\nb', 'model…2.mlp')
     """
-    shown = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+    shown = printable(text)
     if limit is None or len(shown) <= limit:
         return shown
     half = (limit - 1) // 2

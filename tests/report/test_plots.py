@@ -197,3 +197,38 @@ def test_verdicts_stand_out_on_white_and_on_black(verdict):
     for paper in ("#fdfdfb", "#14171a"):
         light, dark = sorted((luminance(paper), luminance(style.VERDICTS[verdict])), reverse=True)
         assert (light + 0.05) / (dark + 0.05) >= 3
+
+
+def test_functions_take_whole_results_and_draw_the_first_scale(make_results):
+    results, _ = make_results(more=True, scales=True)
+    layer = "model.layers.1"
+    for draw, name, arguments in (
+        (plots.plot_spread, "spread", {}),
+        (plots.plot_comparison, "comparison", {"layer": layer}),
+        (plots.plot_groups, "groups", {"layer": layer}),
+        (plots.plot_diagnostics, "diagnostics", {}),
+        (plots.plot_trajectories, "trajectories", {"layer": layer}),
+        (plots.plot_together, "trajectories", {}),
+        (plots.plot_embedding, "merged", {"layer": layer}),
+        (plots.plot_frame, "frames", {"layer": layer, "step": 512}),
+        (plots.plot_units, "units", {"layer": layer}),
+        (plots.plot_pairs, "pairs", {"layer": layer}),
+        (plots.plot_similarity, "similarity", {"measure": "cka"}),
+    ):
+        group = results[name].to_dataset()
+        one = group.isel(scale=0, drop=True) if "scale" in group.dims else group
+        whole, alone = (draw(found, ax=Figure().add_subplot(), **arguments) for found in (results, one))
+        assert [line.get_xydata().tolist() for line in whole.lines] == [
+            line.get_xydata().tolist() for line in alone.lines
+        ], name
+        assert len(whole.get_children()) == len(alone.get_children())
+        if "scale" in group.dims:
+            with pytest.raises(AnalysisError, match=f"group '{name}' at one scale, found 2 scales: select one"):
+                draw(group, ax=Figure().add_subplot(), **arguments)
+
+
+def test_a_tree_without_the_group_is_told(make_results, ax):
+    results, _ = make_results()
+    del results["spread"]
+    with pytest.raises(AnalysisError, match=r"with the group 'spread'.* found a tree with 'trajectories'"):
+        plots.plot_spread(results, ax=ax)

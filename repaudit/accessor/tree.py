@@ -1,8 +1,4 @@
-"""``.repaudit`` on xarray objects: a store's models, layers, steps and operators by name.
-
-``import repaudit`` registers the accessors, also for trees opened with plain xarray. torch is imported with the first
-operator.
-"""
+"""``.repaudit`` on trees: a store's models, layers, steps and operators by name, or what came out of an analysis."""
 
 from __future__ import annotations
 
@@ -12,7 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 import xarray as xr
 
+from repaudit.accessor import kinds
+from repaudit.accessor.shown import table_of
+from repaudit.accessor.tree_plots import TreePlots
 from repaudit.errors import AnalysisError
+from repaudit.markup import html_table, text_table
 from repaudit.names import ATTRS, LAYER, MODEL, SHA256, STEP
 from repaudit.results import FINGERPRINT, SUMMARY
 from repaudit.store.read import catalog
@@ -55,18 +55,35 @@ class TreeAccessor:
     def __init__(self, tree: xr.DataTree) -> None:
         self._tree = tree
 
+    def __repr__(self) -> str:
+        return text_table(*table_of(self._tree))
+
+    def _repr_html_(self) -> str:
+        return html_table(*table_of(self._tree))
+
     @property
     def models(self) -> list[str]:
-        """Names of the models; empty if the tree is not a store."""
+        """Names of the models: of a store, sorted; of an analysis, in the order of its results."""
+        if kinds.is_results(self._tree):
+            return kinds.result_models(self._tree)
+        if not kinds.is_store(self._tree):
+            raise kinds.neither(self._tree)
         return catalog.models(self._tree)
 
     @property
+    def plot(self) -> TreePlots:
+        """Figures of the results of an analysis."""
+        return TreePlots(self._tree)
+
+    @property
     def fingerprint(self) -> str:
-        """Fingerprint of the probe set of a store."""
-        attributes = self._tree.attrs.get(ATTRS)
-        if not isinstance(attributes, dict) or FINGERPRINT not in attributes:
-            raise AnalysisError(f"expected the root of a store, found a tree without {ATTRS!r} in its attributes")
-        return str(attributes[FINGERPRINT])
+        """Fingerprint of the probe set of a store, or of that which was analysed."""
+        found = self._tree.attrs.get(FINGERPRINT) if kinds.is_results(self._tree) else None
+        if kinds.is_store(self._tree):
+            found = self._tree.attrs[ATTRS][FINGERPRINT]
+        if found is None:
+            raise kinds.neither(self._tree)
+        return str(found)
 
     @property
     def summary(self) -> dict[str, Any]:
@@ -78,23 +95,27 @@ class TreeAccessor:
         return summary
 
     def layers(self, model: str) -> list[str]:
-        """Return the names of a model's layers, in the order in which they were recorded.
+        """Return the names of a model's layers, in the order in which they were recorded, or of those analysed.
 
         Raises
         ------
         NotInStoreError
-            The store has no such model.
+            There is no such model.
         """
+        if kinds.is_results(self._tree):
+            return kinds.result_layers(self._tree, model)
         return catalog.layers(self._tree, model)
 
     def steps(self, model: str) -> list[int]:
-        """Return the committed steps of a model.
+        """Return the committed steps of a model, or those at which it was analysed.
 
         Raises
         ------
         NotInStoreError
-            The store has no such model.
+            There is no such model.
         """
+        if kinds.is_results(self._tree):
+            return kinds.result_steps(self._tree, model)
         return catalog.steps(self._tree, model)
 
     def activations(self, model: str, layer: str) -> xr.DataArray:
@@ -104,7 +125,11 @@ class TreeAccessor:
         ------
         NotInStoreError
             The store has no such model or layer.
+        AnalysisError
+            The tree holds the results of an analysis.
         """
+        if kinds.is_results(self._tree):
+            raise kinds.needs_activations(self._tree)
         activations = catalog.activations(self._tree, model, layer)
         known = {*activations.coords, SHA256}
         samples = {name: array for name, array in self._tree.coords.items() if name not in known}
@@ -133,48 +158,13 @@ class TreeAccessor:
         Raises
         ------
         AnalysisError
-            No model has the step, or a named one lacks it.
+            No model has the step, or a named one lacks it; or the tree holds the results of an analysis.
         """
+        if kinds.is_results(self._tree):
+            raise kinds.needs_activations(self._tree)
         names = self.models if models is None else list(models)
         having = [name for name in names if step in self.steps(name)]
         if not having or (models is not None and having != names):
             lacking = ", ".join(name for name in names if name not in having) or "the store, which has no models"
             raise AnalysisError(f"expected step {step} of layer {layer!r}, not found in {lacking}")
         return {name: self.activations(name, layer).sel({STEP: step}).repaudit.gauge(**gauge) for name in having}
-
-
-@xr.register_dataarray_accessor("repaudit")  # type: ignore[no-untyped-call]
-class ArrayAccessor:
-    """What can be computed from activations.
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> points = xr.DataArray(np.random.default_rng(0).normal(size=(20, 3)), dims=("sample", "feature"))
-    >>> points.repaudit.gauge(knn=5).n_samples
-    20
-    """
-
-    def __init__(self, array: xr.DataArray) -> None:
-        self._array = array
-
-    def gauge(self, **parameters: Any) -> DiffusionOperator:
-        """Compute the diffusion operator of activations (sample, feature).
-
-        Parameters
-        ----------
-        parameters
-            Parameters of :class:`repaudit.DiffusionGauge`.
-
-        Returns
-        -------
-        DiffusionOperator
-
-        Raises
-        ------
-        ActivationError
-            The array has other dims, or values that are not finite; the message names model, layer and step if known.
-        """
-        from repaudit.gauge.gauge import DiffusionGauge
-
-        return DiffusionGauge(**parameters)(self._array)
