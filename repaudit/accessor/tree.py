@@ -118,6 +118,16 @@ class TreeAccessor:
             return kinds.result_steps(self._tree, model)
         return catalog.steps(self._tree, model)
 
+    def facts(self, model: str) -> dict[str, Any]:
+        """Return what was recorded of a model of a store: versions, the steps that are missing, metadata of the run.
+
+        Raises
+        ------
+        NotInStoreError
+            The store has no such model.
+        """
+        return catalog.facts(self._tree, model)
+
     def activations(self, model: str, layer: str) -> xr.DataArray:
         """Return lazy activations (step, sample[, token], feature) of one layer of one model, with both as coordinates.
 

@@ -24,7 +24,7 @@ from repaudit.gauge.gauge import DiffusionGauge
 from repaudit.measure.comparison import departure, feature_halves, group_spread
 from repaudit.measure.spread import Spread, spread
 from repaudit.measure.tally import Tallies
-from repaudit.names import ATTRS, LAYER, MODEL, SAMPLE, SOURCE, STEP
+from repaudit.names import LAYER, MODEL, SAMPLE, SOURCE, STEP
 from repaudit.operators.operator import DiffusionOperator
 from repaudit.results import (
     APPROACH,
@@ -87,7 +87,7 @@ def comparison_dataset(operators: LayerOperators, study: Study, inputs: InputGeo
 
 def _only_recorded(study: Study, model: str) -> bool:
     """Whether a model is one set of weights that was not in training: step 0 is then not an untrained network."""
-    facts = catalog.model_dataset(study.tree, model).attrs[ATTRS]
+    facts = catalog.facts(study.tree, model)
     return SOURCE in facts and study.selection.steps[model] == (0,)
 
 

@@ -18,7 +18,7 @@ from repaudit.analysis.settings import Settings
 from repaudit.analysis.shared_samples import SharedSamples, share_samples
 from repaudit.analysis.token_rows import TokenRows
 from repaudit.errors import AnalysisError
-from repaudit.names import ATTRS, CHECKSUM, LAYER, MODELS, PROBE, SAMPLE, encode_name, matching
+from repaudit.names import ATTRS, CHECKSUM, LAYER, MODEL, MODELS, PROBE, SAMPLE, encode_name, matching
 from repaudit.store.format.layout import INPUTS_FINGERPRINT, LOST
 from repaudit.store.format.sample_set import inputs_key
 from repaudit.store.read import catalog
@@ -200,8 +200,8 @@ def _renamed(tree: xr.DataTree, shown: str, source: Source) -> xr.Dataset:
     }
     steps = {name: array for name, array in dataset.coords.items() if LAYER not in array.dims and name != CHECKSUM}
     steps.pop(SAMPLE, None)
-    facts = {INPUTS_FINGERPRINT: source.fingerprint, **dataset.attrs[ATTRS], "name": shown}
-    attrs = {**dataset.attrs, ATTRS: facts}
+    facts = {INPUTS_FINGERPRINT: source.fingerprint, **catalog.facts(tree, source.model), "name": shown}
+    attrs = {**dataset.attrs, MODEL: shown, ATTRS: facts}
     bare = {key: array.drop_vars([name for name in array.coords if name not in steps]) for key, array in arrays.items()}
     return xr.Dataset(bare, coords={**steps, LAYER: np.array(list(layers), dtype=object)}, attrs=attrs)
 

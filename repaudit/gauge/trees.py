@@ -9,6 +9,7 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
+from repaudit.flat import flat
 from repaudit.names import ATTRS, KIND, LAYER, MODEL, NEIGHBOR, OPERATOR, SAMPLE, STEP
 
 Matrix: TypeAlias = Callable[[xr.DataArray], NDArray[Any]]
@@ -20,7 +21,7 @@ def map_tree(matrix_of: Matrix, parameters: Mapping[str, Any], tree: xr.DataTree
     groups: dict[str, xr.Dataset] = {}
     left_out: list[str] = []
     for node in tree.subtree:
-        model = node.attrs.get(ATTRS, {}).get("name", node.name)
+        model = node.attrs.get(MODEL) or _recorded_name(node)
         operators = {}
         for key, array in node.data_vars.items():
             if not {STEP, SAMPLE} <= set(array.dims):
@@ -64,4 +65,10 @@ def operators_of(
     )
     if SAMPLE in activations.coords:
         found = found.assign_coords({NEIGHBOR: (NEIGHBOR, activations[SAMPLE].values)})
-    return found.assign_attrs({"long_name": "diffusion operator", "units": "1", **place, **parameters})
+    return found.assign_attrs(flat({"long_name": "diffusion operator", "units": "1", **place, **parameters}))
+
+
+def _recorded_name(node: xr.DataTree) -> Any:
+    """Return the name in the facts that plain xarray gives as a dict; else that of the group."""
+    facts = node.attrs.get(ATTRS)
+    return facts.get("name", node.name) if isinstance(facts, dict) else node.name

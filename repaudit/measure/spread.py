@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from repaudit.errors import OperatorError
+from repaudit.markup import html_table
 from repaudit.measure.pairs import Pair, compare, sampling_error
 from repaudit.measure.tally import GROUPS, Halves, Tallies, Tally
 from repaudit.operators.stack import Operator, side_of
@@ -81,6 +82,20 @@ class Spread:
     halves: Array = field(default_factory=lambda: np.zeros(0), repr=False, compare=False)
     left_out: Array = field(default_factory=lambda: np.zeros(0), repr=False, compare=False)
     pairs: Mapping[tuple[str, str], Pair] = field(default_factory=dict, repr=False, compare=False)
+
+    def __repr__(self) -> str:
+        return f"Spread({self.value:.3f}, 95% interval [{self.low:.3f}, {self.high:.3f}], {self.n_models} models)"
+
+    def _repr_html_(self) -> str:
+        rows = [
+            ("spread (0 identical, 1 unrelated)", f"{self.value:.3f}"),
+            ("95% interval", f"[{self.low:.3f}, {self.high:.3f}]"),
+            ("row by row", f"{self.rows:.3f}"),
+            ("Hellinger", f"{self.hellinger:.3f}"),
+            ("mean distance", f"{self.raw:.4g}"),
+            ("mean squared distance of unrelated operators", f"{self.null:.4g}"),
+        ]
+        return html_table(f"Spread of {self.n_models} models", (), rows)
 
 
 def spread(operators: Mapping[str, Operator] | Sequence[Operator], *, seed: int = 0) -> Spread:

@@ -19,7 +19,8 @@ from repaudit.errors import OperatorError
 from repaudit.names import SAMPLE
 from repaudit.operators.convert import signs
 from repaudit.operators.diagnostics import ALONE, row_entropy
-from repaudit.operators.operator import DEGREE, DiffusionOperator, Labels
+from repaudit.operators.labels import DEGREE, Labels
+from repaudit.operators.operator import DiffusionOperator
 
 LANDMARK: Final = "landmark"
 _PANEL_ENTRIES: Final = {"cpu": 2**20, "cuda": 2**25}
@@ -70,6 +71,10 @@ class LandmarkDiffusionOperator(DiffusionOperator):
         landmarks = torch.from_numpy(np.array(array.coords[LANDMARK].values))
         ids = array.coords[SAMPLE].values if SAMPLE in array.coords else None
         return cls(factor, degrees, landmarks, attrs=labels.attrs, diagnostics=labels.diagnostics, samples=ids)
+
+    @property
+    def _form(self) -> str:
+        return f"{self.factor.shape[1]:,} landmarks"
 
     @property
     def n_samples(self) -> int:

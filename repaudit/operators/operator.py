@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Final
 
@@ -19,14 +18,14 @@ from repaudit.distance.squared import squared_distances_
 from repaudit.errors import OperatorError
 from repaudit.names import NEIGHBOR, SAMPLE
 from repaudit.operators import diagnostics as seen
+from repaudit.operators import shown
 from repaudit.operators.convert import as_matrix, check_stochastic, signs
 from repaudit.operators.kept import kept_operator
+from repaudit.operators.labels import DEGREE, Labels, array_attrs, labels_of, same_order
 from repaudit.operators.stationary import stationary_distribution
 
 ROUNDING: Final = {torch.float32: 2e-5, torch.float64: 1e-9}
 """Relative asymmetry of the stationary flow up to which an operator counts as reversible."""
-
-DEGREE: Final = "degree"
 
 
 class DiffusionOperator:
@@ -107,8 +106,8 @@ class DiffusionOperator:
 
         Examples
         --------
-        >>> DiffusionOperator.from_results("store.analysis/results.zarr", "model.norm", scale=15)  # doctest: +SKIP
-        DiffusionOperator(256 samples, merge=frobenius)
+        >>> DiffusionOperator.from_results("store.analysis/results.zarr", "model.norm").n_samples  # doctest: +SKIP
+        256
         """
         kept = kept_operator(results, layer, scale, step)
         operator = DiffusionOperator.from_matrix(kept.matrix, kept.attrs)
@@ -133,7 +132,7 @@ class DiffusionOperator:
     def _read(cls, array: xr.DataArray, labels: Labels) -> DiffusionOperator:
         """Give back what :meth:`to_dataarray` of this form wrote."""
         if set(array.dims) == {SAMPLE, NEIGHBOR}:
-            array = _same_order(array.transpose(SAMPLE, NEIGHBOR))
+            array = same_order(array.transpose(SAMPLE, NEIGHBOR))
         tensor = as_matrix(array.values)
         check_stochastic(tensor)
         degrees = None
@@ -301,21 +300,18 @@ class DiffusionOperator:
         return xr.DataArray(self.to_numpy(), dims=(SAMPLE, NEIGHBOR), coords=coords, attrs=attrs, name="operator")
 
     def _array_attrs(self) -> dict[str, Any]:
-        named = {"long_name": "diffusion operator", "units": "1"}
-        return {**named, **self.attrs, "reversible": self.reversible, "diagnostics": self.diagnostics}
+        return array_attrs(self.attrs, self.reversible, self.diagnostics)
+
+    @property
+    def _form(self) -> str:
+        """How the matrix is kept, in words."""
+        return "dense"
 
     def __repr__(self) -> str:
-        shown = ", ".join(f"{key}={value}" for key, value in self.attrs.items() if key in {"kernel", "merge", "t"})
-        return f"DiffusionOperator({self.n_samples} samples{', ' if shown else ''}{shown})"
+        return shown.text_of(self.n_samples, self._form, self.attrs)
 
-
-@dataclass(frozen=True)
-class Labels:
-    """What an operator's DataArray says beside its values; ``exact``: its degrees are those it was made with."""
-
-    attrs: dict[str, Any]
-    exact: bool
-    diagnostics: Mapping[str, Any]
+    def _repr_html_(self) -> str:
+        return shown.html_of(self.n_samples, self._form, self.attrs, self._known)
 
 
 def _forms() -> list[type[DiffusionOperator]]:
@@ -324,24 +320,7 @@ def _forms() -> list[type[DiffusionOperator]]:
 
 
 def _from_dataarray(array: xr.DataArray, attrs: Mapping[str, Any] | None) -> DiffusionOperator:
-    given = dict(array.attrs if attrs is None else attrs)
-    exact = bool(given.pop("reversible", False)) and DEGREE in array.coords
-    diagnostics = given.pop("diagnostics", {})
-    for key in ("long_name", "units"):
-        given.pop(key, None)
     form = next((form for form in _forms() if form._wrote(array)), None)
     if form is None:
         raise OperatorError(f"expected one operator on (sample, neighbor), found dims {array.dims}; select one first")
-    return form._read(array, Labels(given, exact, diagnostics))
-
-
-def _same_order(array: xr.DataArray) -> xr.DataArray:
-    """Return the neighbours in the order of the samples, where both are labelled."""
-    if not {SAMPLE, NEIGHBOR} <= set(array.coords):
-        return array
-    samples, neighbors = array.coords[SAMPLE].values, array.coords[NEIGHBOR].values
-    if np.array_equal(samples, neighbors):
-        return array
-    if len(set(samples)) < len(samples) or sorted(samples) != sorted(neighbors):
-        raise OperatorError("expected transitions among the same samples, found other ids on neighbor than on sample")
-    return array.sel({NEIGHBOR: samples})
+    return form._read(array, labels_of(array, attrs))

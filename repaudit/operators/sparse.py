@@ -18,7 +18,8 @@ from repaudit.errors import OperatorError
 from repaudit.names import NEIGHBOR, SAMPLE
 from repaudit.operators.convert import as_sparse, is_sparse, signs
 from repaudit.operators.diagnostics import ALONE
-from repaudit.operators.operator import DEGREE, ROUNDING, DiffusionOperator, Labels
+from repaudit.operators.labels import DEGREE, Labels
+from repaudit.operators.operator import ROUNDING, DiffusionOperator
 from repaudit.operators.stationary import stationary_distribution
 
 ENTRY: Final = "entry"
@@ -59,6 +60,10 @@ class SparseDiffusionOperator(DiffusionOperator):
             ids = np.empty(count, dtype=array.coords[SAMPLE].dtype)
             ids[rows] = array.coords[SAMPLE].values
         return cls(matrix, degrees, attrs=attrs, diagnostics=labels.diagnostics, samples=ids)
+
+    @property
+    def _form(self) -> str:
+        return f"sparse, {self.matrix.coalesce().values().numel() / self.n_samples:.0f} entries a row"
 
     @cached_property
     def csr(self) -> csr_array:

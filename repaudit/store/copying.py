@@ -209,7 +209,7 @@ def _more_attributes(array: xr.DataArray) -> dict[str, Any]:
 
 def _model_attributes(tree: xr.DataTree, model: str) -> dict[str, Any]:
     attrs = catalog.model_dataset(tree, model).attrs
-    facts = attrs[ATTRS] | ({LOST: attrs[LOST]} if LOST in attrs else {})
+    facts = catalog.facts(tree, model) | ({LOST: attrs[LOST]} if LOST in attrs else {})
     kept = {name: value for name, value in facts.items() if name not in {"name", "committed", "gaps", "created"}}
     return {**kept, "copied_gaps": facts["gaps"]} if facts["gaps"] else kept
 

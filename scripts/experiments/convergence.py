@@ -96,7 +96,7 @@ def is_recorded(store: Path, name: str, replica: Replica) -> bool:
     tree = ra.open_store(store) if store.exists() else None
     if tree is None or name not in tree.repaudit.models:
         return False
-    found = tree[f"models/{name}"].attrs["repaudit"].get("replica")
+    found = tree.repaudit.facts(name).get("replica")
     if found != asdict(replica):
         sys.exit(
             f"{store} holds {name} with other parameters ({found}) than those asked for ({asdict(replica)}): choose "

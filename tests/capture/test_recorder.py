@@ -109,8 +109,8 @@ def test_a_failed_audit_is_told_once_counted_and_a_gap_of_the_record(tmp_path, c
             assert len(messages) == model.fails
         assert audits.failures == [(2, "MemoryError: no memory left")]
     assert not caplog.records
-    attributes = ra.open_store(tmp_path / "s.zarr")["models/seed0"].attrs["repaudit"]
-    assert [(gap["step"], gap["reason"]) for gap in attributes["gaps"]] == [(2, "MemoryError: no memory left")]
+    facts = ra.open_store(tmp_path / "s.zarr").repaudit.facts("seed0")
+    assert [(gap["step"], gap["reason"]) for gap in facts["gaps"]] == [(2, "MemoryError: no memory left")]
     with recorder(tmp_path / "s.zarr", ["first"]) as audits:
         audits.audit(model, 4)
         assert audits.failures == []  # that gap is an earlier run's

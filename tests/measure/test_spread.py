@@ -149,3 +149,12 @@ def test_kept_tallies_give_the_same_numbers() -> None:
     every, two = (spread_of_pairs(operators, pairs, 4, 0, Tallies(memory=memory)) for memory in (2**30, 0))
     assert every == two
     np.testing.assert_array_equal(every.halves, two.halves)
+
+
+def test_a_spread_is_shown_with_its_interval():
+    rng = np.random.default_rng(0)
+    kernels = rng.random((3, 30, 30))
+    found = spread(list(kernels / kernels.sum(2, keepdims=True)))
+    assert repr(found) == f"Spread({found.value:.3f}, 95% interval [{found.low:.3f}, {found.high:.3f}], 3 models)"
+    page = found._repr_html_()
+    assert all(f"{value:.3f}" in page for value in (found.value, found.low, found.high, found.rows))

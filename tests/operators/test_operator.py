@@ -197,3 +197,18 @@ def test_diagnostics_count_what_was_planted():
     assert not found["collapsed"]
     assert ra.DiffusionGauge(bandwidth=1e6)(far[:50]).diagnostics["uniformity"] == pytest.approx(1)
     assert ra.DiffusionGauge(knn=2)(X).diagnostics["floored"] == 3
+
+
+@pytest.mark.parametrize("parameters", [{}, {"knn": 4}, {"knn": 4, "landmarks": 50}], ids=["sparse", "dense", "thin"])
+def test_an_operator_is_shown_with_where_it_is_from(parameters):
+    X = np.random.default_rng(0).standard_normal((400, 4))
+    name = "<script>layer.1\n"
+    array = xr.DataArray(X, dims=("sample", "feature"), coords={"step": 7}, name=name)
+    operator = ra.DiffusionGauge(**parameters)(array)
+    form = {"": "sparse, ", "knn": "dense", "knnlandmarks": "50 landmarks"}["".join(parameters)]
+    said, page = repr(operator), operator._repr_html_()
+    assert said.startswith(f"DiffusionOperator(400 samples, {form}")
+    assert r"layer=<script>layer.1\n, step=7" in said
+    assert "<script" not in page
+    assert "\n" not in said + page
+    assert all(word in page for word in ("400 samples", form, "&lt;script&gt;layer.1", "duplicates"))

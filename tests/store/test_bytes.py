@@ -182,16 +182,20 @@ def test_a_root_is_not_made_again_from_samples_that_are_lost_too(store):
     assert (store / "zarr.json").read_bytes() == before
 
 
+def recorded(store):
+    """What the document of the model says of it."""
+    return json.loads((store / "models/m/zarr.json").read_text())["attributes"]["repaudit"]
+
+
 @pytest.mark.parametrize("change", [{"name": "n"}, {"inputs_fingerprint": "b" * 64}, {"steps": [0, 7]}, {"seed": 4}])
 def test_the_document_of_a_model_is_repaired_from_what_has_a_second_copy(store, change):
-    truth = held(store)
+    truth, was = held(store), recorded(store)
     rewrite(store / "models/m/zarr.json", lambda attributes: attributes["repaudit"].update(change))
     ra.repair(store)
     assert ra.verify(store, data=True) == []
     seen = held(store)
     assert {key for key in truth if seen[key] != truth[key]} == {"/models/m"}
-    facts = json.loads(seen["/models/m"])["repaudit"]
-    was = json.loads(truth["/models/m"])["repaudit"]
+    facts = recorded(store)
     assert facts["seed"] == change.get("seed", 3)
     assert "seed" in facts["unconfirmed"]
     for name in ("name", "inputs_fingerprint", "steps", "committed"):

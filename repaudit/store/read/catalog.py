@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import xarray as xr
 
 from repaudit.errors import CorruptStoreError, NotInStoreError
-from repaudit.names import ATTRS, KIND, LABEL, LAYER, MODELS, OPERATOR, PROBE, SAMPLE, STEP
+from repaudit.names import ATTRS, KIND, LABEL, LAYER, MODEL, MODELS, OPERATOR, PROBE, SAMPLE, STEP
 from repaudit.store.format.layout import ABSENT, ENCODING, INPUTS_FINGERPRINT, LOST
 from repaudit.store.format.sample_set import inputs_key
 
@@ -39,7 +40,7 @@ def steps(tree: xr.DataTree, model: str) -> list[int]:
 
 def gaps(tree: xr.DataTree, model: str) -> list[dict[str, Any]]:
     """Return the steps that were due and not stored, each with its reason."""
-    return list(model_dataset(tree, model).attrs[ATTRS].get("gaps", []))
+    return list(facts(tree, model).get("gaps", []))
 
 
 def activations(tree: xr.DataTree, model: str, layer: str) -> xr.DataArray:
@@ -128,13 +129,13 @@ def inputs_of_models(tree: xr.DataTree, models: Sequence[str]) -> dict[str, xr.D
 
 def fingerprint(tree: xr.DataTree, model: str) -> str:
     """Return the fingerprint of the inputs that a model read."""
-    return str(model_dataset(tree, model).attrs[ATTRS].get(INPUTS_FINGERPRINT, tree.attrs[ATTRS]["fingerprint"]))
+    return str(facts(tree, model).get(INPUTS_FINGERPRINT, tree.attrs[ATTRS]["fingerprint"]))
 
 
 def encoding(tree: xr.DataTree, model: str) -> dict[str, Any]:
     """Return how a model's texts were encoded, as far as it was recorded: tokenizer, length, number of cut texts."""
-    facts = model_dataset(tree, model).attrs[ATTRS]
-    return {name: facts[name] for name in ENCODING if name in facts}
+    known = facts(tree, model)
+    return {name: known[name] for name in ENCODING if name in known}
 
 
 def lost(tree: xr.DataTree) -> list[str]:
@@ -158,9 +159,20 @@ def _groups(tree: xr.DataTree) -> dict[str, xr.DataTree]:
         return {}
     groups = {}
     for key, node in tree.children[MODELS].children.items():
-        facts = node.attrs.get(ATTRS)
-        groups[str(facts["name"]) if isinstance(facts, dict) and "name" in facts else key] = node
+        groups[str(node.attrs.get(MODEL) or _facts(node.attrs).get("name", key))] = node
     return groups
+
+
+def facts(tree: xr.DataTree, model: str) -> dict[str, Any]:
+    """Return what was recorded of a model: versions, gaps, metadata of the run."""
+    return _facts(model_dataset(tree, model).attrs)
+
+
+def _facts(attrs: Mapping[Any, Any]) -> dict[str, Any]:
+    """Return a dict from the text that an opened store has, or as plain xarray gives it."""
+    found = attrs.get(ATTRS, {})
+    decoded: dict[str, Any] = json.loads(found) if isinstance(found, str) else dict(found)
+    return decoded
 
 
 def describe(tree: xr.DataTree) -> dict[str, Any]:

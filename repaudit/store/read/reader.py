@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Collection, Mapping
 from typing import Any
@@ -11,6 +12,7 @@ import xarray as xr
 from zarr.storage import FsspecStore, LocalStore
 
 from repaudit.errors import CorruptStoreError
+from repaudit.names import ATTRS, LAYER, MODEL, MODELS, TRIGGER
 from repaudit.store.format.layout import ABSENT, COLUMNS, LOST
 from repaudit.store.format.root_document import nothing_there, store_attributes
 from repaudit.store.read.guarded_store import GuardedStore
@@ -32,6 +34,9 @@ def open_store(url: str | os.PathLike[str], storage_options: Mapping[str, Any] |
 
     ``tree["models/seed0"]["model.layers.3"]`` is a DataArray (step, sample[, token], feature) over dask chunks of one
     step each; sample ids, labels and texts are at the root, the encoded inputs in ``probe``.
+
+    What was recorded of a model is in the attributes ``model``, its name, and ``repaudit``, a JSON text, so that xarray
+    writes a model to any format that it knows; ``tree.repaudit.facts("seed0")`` gives it as a dict.
 
     Parameters
     ----------
@@ -88,7 +93,9 @@ def open_store(url: str | os.PathLike[str], storage_options: Mapping[str, Any] |
         raise CorruptStoreError(
             f"{storage.url} cannot be opened ({type(error).__name__}: {error}): run `repaudit verify --data`"
         ) from error
-    tree.dataset = tree.to_dataset().assign_coords(_plain_texts(tree, snapshot.lost.get("", [])))
+    tree.dataset = tree.to_dataset().assign_coords(_plain_texts(tree, COLUMNS, snapshot.lost.get("", [])))
+    for node in tree[MODELS].children.values() if MODELS in tree.children else ():
+        node.dataset = _plain_model(node)
     for key in snapshot.absent:  # where they are read, they would be zeros
         group, _, name = key.rpartition("/")
         tree[group].attrs.setdefault(ABSENT, []).append(name)
@@ -97,12 +104,22 @@ def open_store(url: str | os.PathLike[str], storage_options: Mapping[str, Any] |
     return tree
 
 
-def _plain_texts(tree: xr.DataTree, lost: Collection[str]) -> dict[str, xr.DataArray]:
+def _plain_model(node: xr.DataTree) -> xr.Dataset:
+    """Return a model with attributes of text, and texts as ``str``, so that xarray can write it to any format.
+
+    Its step numbers are its coordinate ``step``.
+    """
+    facts = {name: value for name, value in node.attrs.get(ATTRS, {}).items() if name != "steps"}
+    dataset = node.to_dataset(inherit=False).assign_coords(_plain_texts(node, (LAYER, TRIGGER), ()))
+    return dataset.assign_attrs({MODEL: str(facts.get("name", node.name)), ATTRS: json.dumps(facts)})
+
+
+def _plain_texts(tree: xr.DataTree, names: Collection[str], lost: Collection[str]) -> dict[str, xr.DataArray]:
     """Return ids, labels and texts as arrays of ``str``: other libraries do not know NumPy's own type of strings.
 
     Lost ones are None.
     """
-    present = {name: tree.variables[name] for name in COLUMNS if name in tree.variables}
+    present = {name: tree.variables[name] for name in names if name in tree.variables}
     try:
         return {
             name: xr.DataArray(
@@ -114,7 +131,7 @@ def _plain_texts(tree: xr.DataTree, lost: Collection[str]) -> dict[str, xr.DataA
         }
     except (OSError, ValueError) as error:
         raise CorruptStoreError(
-            f"the ids, labels or texts of the samples cannot be read ({error}): run `repaudit verify --data`"
+            f"the texts of {tree.path} ({', '.join(present)}) cannot be read ({error}): run `repaudit verify --data`"
         ) from error
 
 

@@ -1,0 +1,53 @@
+"""What an operator's DataArray says beside its values."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+import xarray as xr
+
+from repaudit.errors import OperatorError
+from repaudit.flat import flat, nested
+from repaudit.names import NEIGHBOR, SAMPLE
+
+DEGREE: Final = "degree"
+
+
+@dataclass(frozen=True)
+class Labels:
+    """Attributes and diagnostics of an operator; ``exact``: its degrees are those it was made with."""
+
+    attrs: dict[str, Any]
+    exact: bool
+    diagnostics: Mapping[str, Any]
+
+
+def labels_of(array: xr.DataArray, attrs: Mapping[str, Any] | None) -> Labels:
+    """Return what :func:`array_attrs` wrote, or what these attributes say in its place."""
+    given = nested(array.attrs if attrs is None else attrs)
+    exact = bool(given.pop("reversible", False)) and DEGREE in array.coords
+    diagnostics = given.pop("diagnostics", {})
+    for key in ("long_name", "units"):
+        given.pop(key, None)
+    return Labels(given, exact, diagnostics)
+
+
+def array_attrs(attrs: Mapping[str, Any], reversible: bool, diagnostics: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the attributes of an operator's DataArray, such that every file format takes them."""
+    named = {"long_name": "diffusion operator", "units": "1"}
+    return flat({**named, **attrs, "reversible": reversible, "diagnostics": dict(diagnostics)})
+
+
+def same_order(array: xr.DataArray) -> xr.DataArray:
+    """Return the neighbours in the order of the samples, where both are labelled."""
+    if not {SAMPLE, NEIGHBOR} <= set(array.coords):
+        return array
+    samples, neighbors = array.coords[SAMPLE].values, array.coords[NEIGHBOR].values
+    if np.array_equal(samples, neighbors):
+        return array
+    if len(set(samples)) < len(samples) or sorted(samples) != sorted(neighbors):
+        raise OperatorError("expected transitions among the same samples, found other ids on neighbor than on sample")
+    return array.sel({NEIGHBOR: samples})
