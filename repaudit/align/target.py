@@ -18,7 +18,8 @@ from scipy.sparse import csr_array
 from torch import Tensor
 
 from repaudit.align.samples import rows_of
-from repaudit.embed.phate import diffusion_time, phate_embedding
+from repaudit.embed.phate import phate_embedding
+from repaudit.embed.potential import diffusion_time
 from repaudit.errors import OperatorError
 from repaudit.gauge.gauge import DiffusionGauge
 from repaudit.gauge.perplexity import neighbors_within

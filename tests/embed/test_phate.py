@@ -11,13 +11,13 @@ from scipy.stats import spearmanr
 from repaudit import DiffusionGauge
 from repaudit.embed.mds import kruskal_stress, mds_embedding, procrustes_align
 from repaudit.embed.phate import (
-    POTENTIAL_FLOOR,
     phate_embedding,
     phate_frames,
     phate_onto,
     phate_trajectories,
     unit_trajectories,
 )
+from repaudit.embed.potential import POTENTIAL_FLOOR, rows_of_power
 from repaudit.errors import ActivationError, OperatorError
 
 
@@ -226,3 +226,19 @@ def test_frames_on_other_samples_are_refused() -> None:
         phate_frames([chain(8), chain(9)], t=2)
     with pytest.raises(OperatorError, match="at least one"):
         phate_frames([])
+
+
+@pytest.mark.parametrize("rows", [None, range(0, 30, 2), [7]], ids=["all", "half", "one"])
+def test_rows_of_a_power_are_those_of_the_whole_power(rows):
+    matrix = np.random.default_rng(0).random((30, 30)) ** 6
+    matrix /= matrix.sum(1, keepdims=True)
+    for time in range(1, 70):
+        whole = np.linalg.matrix_power(matrix, time)
+        np.testing.assert_allclose(
+            rows_of_power(matrix, time, rows), whole if rows is None else whole[rows], atol=1e-12
+        )
+
+
+def test_a_walk_that_has_mixed_is_not_multiplied_further():
+    uniform = np.full((6, 6), 1 / 6, np.float32)
+    np.testing.assert_array_equal(rows_of_power(uniform, 10**9, [2]), uniform[[2]])
