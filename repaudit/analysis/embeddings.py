@@ -18,8 +18,10 @@ from repaudit.embed.mds import mds_embedding, scaled_stress
 from repaudit.embed.phate import phate_embedding, phate_frames, phate_onto, phate_trajectories, unit_trajectories
 from repaudit.errors import ActivationError
 from repaudit.measure.distances import calibrated_distances
+from repaudit.measure.sketched import sketch_distances
 from repaudit.names import COMPONENT, FEATURE, LABEL, LAYER, MODEL, OF_SAMPLE, POSITION, SAMPLE, STEP, TEXT
 from repaudit.operators.files import AnyOperatorFile
+from repaudit.operators.sketch import SIZE, OperatorSketch, sketch
 from repaudit.operators.stack import OperatorStack
 from repaudit.results import (
     DIFFUSION_TIME,
@@ -44,6 +46,8 @@ MOST_TOGETHER: Final = 1000
 """Most operators in the picture of all layers; of more, steps are chosen evenly, two at least."""
 MOST_UNIT_STEPS: Final = 24
 """Most steps, chosen evenly, at which units are drawn."""
+MOST_EXACT: Final = 2000
+"""Operators of a layout up to which their distances come from all entries; of more from their sketches."""
 MOST_MOVING: Final = 500
 """Most samples, chosen evenly, that are laid out at every step."""
 PREVIEW: Final = 200
@@ -62,7 +66,7 @@ def trajectory_dataset(operators: LayerOperators, study: Study) -> xr.Dataset:
             **{name: ((LAYER,), [float(points[name])]) for name in (STRESS, DISTANCE_STRESS)},
         },
         coords={LAYER: _names([operators.layer]), **_grid_coords(study)},
-        attrs={"metric": METRIC, "seed": study.settings.seed},
+        attrs={"metric": METRIC, "seed": study.settings.seed, **({"sketch": SIZE} if len(keys) > MOST_EXACT else {})},
     )
 
 
@@ -169,7 +173,10 @@ def _layouts(study: Study, name: list[Any], operators: list[StoredOperator]) -> 
     def rows(files: list[AnyOperatorFile], first: int) -> NDArray[Any]:
         return calibrated_distances(OperatorStack(files), first, memory=study.settings.memory)
 
-    distances = study.cache.distances([METRIC, *name], operators, rows)
+    if len(operators) > MOST_EXACT:
+        distances = sketch_distances([_sketch(study, one) for one in operators], METRIC, memory=study.settings.memory)
+    else:
+        distances = study.cache.distances([METRIC, *name], operators, rows)
     phate = phate_trajectories(distances, n_components=2, seed=study.settings.seed)
     return {
         TRAJECTORY: phate.values,
@@ -177,6 +184,18 @@ def _layouts(study: Study, name: list[Any], operators: list[StoredOperator]) -> 
         STRESS: phate.attrs["stress"],
         DISTANCE_STRESS: scaled_stress(distances, phate.values),
     }
+
+
+def _sketch(study: Study, operator: StoredOperator) -> OperatorSketch:
+    """Return an operator's sketch, kept by its content: 16 kB."""
+    kept = study.cache.recall(["sketch", SIZE, operator.digest], partial(_sketch_arrays, operator))
+    trace, total, square = (float(number) for number in kept["moments"])
+    return OperatorSketch(kept["values"], int(kept["samples"]), 0, trace, total, square)
+
+
+def _sketch_arrays(operator: StoredOperator) -> dict[str, Any]:
+    made = sketch(operator.file)
+    return {"values": made.values, "samples": made.samples, "moments": [made.trace, made.total, made.square]}
 
 
 def _embedding(operators: LayerOperators, step: int, study: Study) -> dict[str, Any]:
