@@ -44,7 +44,7 @@ class LayerSpec:
         the end), the ``"mean"`` of all, or ``"each"`` under a name of its own. None refuses such a module.
     mask
         The name of the input that masks the layer's tokens, None where all count. By default the mask that the layer's
-        part of the network is given.
+        part of the network is given; learned tokens, as latents and queries, have none.
     layout
         What the dims of the activation are, where that cannot be told: ``"sample"`` and ``"token"``, ``"height"``,
         ``"width"`` or ``"position"``, ``"feature"``, ``"head"`` or ``"channel"`` in their order, as in

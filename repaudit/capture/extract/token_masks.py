@@ -43,7 +43,7 @@ class TokenMasks:
     A layer below Hugging Face models takes the mask that the nearest of them was given, since an image tower that is
     given none masks nothing, and a decoder is given its own. Where it was given none, or one that is made for its
     attention, the mask is that of the same tokens one model further out, and outside of all the probe set's
-    ``attention_mask``.
+    ``attention_mask``. Learned rows that stand for no token of the inputs have none.
 
     Parameters
     ----------
