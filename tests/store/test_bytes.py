@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import random
+import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +13,9 @@ import numpy as np
 import pytest
 
 import repaudit as ra
-from repaudit.errors import CorruptStoreError, RepauditError
+from repaudit.errors import CorruptStoreError, NotAStoreError, RepauditError
 from repaudit.store.copying import copy_store
+from repaudit.store.format.sample_set import text_hash
 from repaudit.store.format.seal import broken_seal, seal
 from repaudit.store.read import catalog
 from repaudit.store.read.stored_probe_set import StoredProbeSet
@@ -171,6 +174,55 @@ def test_a_damaged_root_is_made_again_from_the_samples_and_inputs(store, name):
     assert facts.pop("unconfirmed") == ["created", "versions"]
     assert facts == truth
     ra.TrajectoryWriter(store, model_name="n", probe_set=probe_set(), layers=LAYERS).close()
+
+
+LOST_ROOTS = {
+    "missing": lambda data: None,
+    "empty": lambda data: b"",
+    "zeros": lambda data: bytes(len(data)),
+    "torn": lambda data: data[: len(data) // 2],
+    "no JSON": lambda data: data.replace(b'{"zarr_format"', b'["zarr_format"'),
+    "no store": lambda data: data.replace(b'"repaudit"', b'"repaudiu"'),
+    "no group": lambda data: data.replace(b'"group"', b'"gsoup"'),
+    "a later version": lambda data: data.replace(b'"version":2', b'"version":3'),
+}
+
+
+@pytest.mark.parametrize("known_by", ["texts", "hashes of texts", "inputs"])
+@pytest.mark.parametrize("kind", LOST_ROOTS)
+def test_a_lost_root_costs_no_store(tmp_path, kind, known_by):
+    hashes = None if known_by == "inputs" else [text_hash(text) for text in "rst"]
+    read = replace(probe_set(text_hashes=hashes), texts=None if known_by == "hashes of texts" else list("rst"))
+    store = tmp_path / "s.zarr"
+    ra.TrajectoryWriter(store, model_name="m", probe_set=read, layers=LAYERS).close()
+    truth = json.loads((store / "zarr.json").read_text())["attributes"]["repaudit"]
+    data = LOST_ROOTS[kind]((store / "zarr.json").read_bytes())
+    (store / "zarr.json").unlink() if data is None else (store / "zarr.json").write_bytes(data)
+    assert [problem.location for problem in ra.verify(store)] == ["zarr.json"]
+    with pytest.raises(CorruptStoreError, match=r"run `repaudit repair`"):
+        ra.open_store(store)
+    (done,) = ra.repair(store)
+    assert "unconfirmed" in done.message
+    assert ra.verify(store, data=True) == []
+    facts = ra.open_store(store).attrs["repaudit"]
+    told = facts.keys() - {"created", "versions", "repaired", "unconfirmed"}
+    assert {name: facts[name] for name in told} == {name: truth[name] for name in told}
+    ra.TrajectoryWriter(store, model_name="n", probe_set=read, layers=LAYERS).close()
+
+
+def test_what_was_lost_before_its_root_was_stays_lost(store):
+    (store / "label/c.0").unlink()
+    ra.repair(store)
+    (store / "zarr.json").write_bytes(b"")
+    ra.repair(store)
+    assert catalog.lost(ra.open_store(store)) == ["label of the samples"]
+
+
+def test_an_attempt_at_creation_is_no_lost_root(store):
+    shutil.rmtree(store / "models/m")
+    (store / "zarr.json").unlink()
+    with pytest.raises(NotAStoreError):
+        ra.repair(store)
 
 
 def test_a_root_is_not_made_again_from_samples_that_are_lost_too(store):

@@ -11,10 +11,11 @@ from typing import Any
 import numpy as np
 
 from repaudit.errors import CorruptStoreError, ForeignPathError, LeaseError
-from repaudit.names import ATTRS, CHECKSUM, LAYER, MODELS, STEP
+from repaudit.names import ATTRS, CHECKSUM, FORMAT_VERSION, LAYER, MODELS, STEP
 from repaudit.store.check.mended_document import mended_document
 from repaudit.store.check.model_inspection import ModelInspection
 from repaudit.store.check.problem import Problem
+from repaudit.store.check.rebuilt_root import is_lost
 from repaudit.store.check.root_repair import mend_root, stale_lease
 from repaudit.store.format.documents import DOCUMENT, chunk_key, dump, read_document
 from repaudit.store.format.encoding import COORDINATE_CHUNK, checksum, encode_column
@@ -58,8 +59,8 @@ def repair(
     StoreNotFoundError, NotAStoreError, UnknownVersionError, LeaseError
         If the path or URL is not a store that this library can repair, or a model has a living writer.
     CorruptStoreError
-        If the root document is lost, and with it the probe set's fingerprint. Also if intact activations would have to
-        be dropped, and `force` is not given; nothing of that model is changed then.
+        If the root document is lost, and with it the ids or hashes of the samples. Also if intact activations would
+        have to be dropped, and `force` is not given; nothing of that model is changed then.
 
     See Also
     --------
@@ -75,7 +76,7 @@ def repair(
     []
     """
     storage = url if isinstance(url, Storage) else open_storage(url, storage_options)
-    attributes = store_attributes(storage)
+    attributes = {"version": FORMAT_VERSION} if is_lost(storage) else store_attributes(storage)
     if attributes is None:
         raise nothing_there(storage)
     version = int(attributes["version"])

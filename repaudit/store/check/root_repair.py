@@ -9,7 +9,7 @@ from typing import Any
 from repaudit.names import ATTRS, PROBE
 from repaudit.store.check.lost_parts import damaged_inputs, empty_chunk, replaced_columns
 from repaudit.store.check.problem import Problem
-from repaudit.store.check.rebuilt_root import rebuilt_root
+from repaudit.store.check.rebuilt_root import is_lost, rebuilt_root
 from repaudit.store.check.root_inspection import RootInspection
 from repaudit.store.format.documents import DOCUMENT, chunk_key, dump, group_document, read_document
 from repaudit.store.format.layout import COLUMNS, LEASE, LOST
@@ -22,16 +22,18 @@ from repaudit.store.storage.storage import TEMPORARY, Storage
 
 def mend_root(storage: Storage) -> Iterator[Problem]:
     """Rewrite what the rest of the store determines, and remove what no commit refers to; yield what was done."""
-    document = read_document(storage, DOCUMENT) or {}
+    lost = is_lost(storage)
+    document = {} if lost else read_document(storage, DOCUMENT) or {}
     if document.pop("consolidated_metadata", None) is not None:
         storage.put(DOCUMENT, [dump(document)])
         yield Problem(DOCUMENT, "misaligned", "the consolidated metadata that hid later steps was removed")
-    version = document["attributes"][ATTRS]["version"]
-    if root_seal(document) or (version > 1 and violations("root", document, version)):
-        document = rebuilt_root(storage, document)
+    facts = {} if lost else document["attributes"][ATTRS]
+    if lost or root_seal(document) or (facts["version"] > 1 and violations("root", document, facts["version"])):
+        document = rebuilt_root(storage, facts)
         storage.put(DOCUMENT, [seal(document)])
+        wrong = "is lost" if lost else "does not match its checksum or the format"
         told = "it was made again from the samples and inputs; when and with what the store was created is unconfirmed"
-        yield Problem(DOCUMENT, "damaged_metadata", f"{DOCUMENT} does not match its checksum or the format; {told}")
+        yield Problem(DOCUMENT, "damaged_metadata", f"{DOCUMENT} {wrong}; {told}")
     attributes, coordinates = document["attributes"][ATTRS], document["attributes"].get("coordinates")
     for _ in range(2):  # the inputs' documents are repaired after the group that lists them
         for problem in list(RootInspection(storage, attributes, coordinates).problems()):
@@ -57,13 +59,13 @@ def _mend_columns(storage: Storage, document: dict[str, Any]) -> Iterator[Proble
     """Write damaged hashes of texts again, and damaged labels and texts as missing; the root says which are lost."""
     facts = document["attributes"][ATTRS]
     replaced = replaced_columns(RootInspection(storage, facts, document["attributes"].get("coordinates")), facts)
-    lost = {name for name, (_, is_lost) in replaced.items() if is_lost}
+    lost = {name for name, (_, is_gone) in replaced.items() if is_gone}
     if lost:  # before they are empty
         facts[LOST] = sorted(lost | set(facts.get(LOST, [])))
         storage.put(DOCUMENT, [seal(document) if facts["version"] > 1 else dump(document)])
-    for name, (data, is_lost) in replaced.items():
+    for name, (data, is_gone) in replaced.items():
         storage.put(f"{name}/{chunk_key(0)}", data)
-        done = "is lost; it is missing from now on" if is_lost else "was computed again from the texts"
+        done = "is lost; it is missing from now on" if is_gone else "was computed again from the texts"
         yield Problem(f"{name}/{chunk_key(0)}", "damaged_chunk", f"the {COLUMNS[name]} of every sample {done}")
 
 

@@ -11,11 +11,12 @@ from repaudit.errors import CorruptStoreError, UnknownVersionError
 from repaudit.names import ATTRS, CHECKSUM, LAYER, MODELS, PROBE, STEP
 from repaudit.store.check.model_inspection import ModelInspection
 from repaudit.store.check.problem import Kind, Problem
+from repaudit.store.check.rebuilt_root import attributes_of
 from repaudit.store.check.root_inspection import RootInspection
 from repaudit.store.format.documents import DOCUMENT, chunk_key, read_document
 from repaudit.store.format.encoding import COORDINATE_CHUNK, checksum
 from repaudit.store.format.layout import COLUMNS, INPUTS_FINGERPRINT, LEASE, STEP_COLUMNS
-from repaudit.store.format.root_document import nothing_there, root_seal, store_attributes
+from repaudit.store.format.root_document import nothing_there, root_seal
 from repaudit.store.format.sample_set import inputs_key
 from repaudit.store.format.schema import violations
 from repaudit.store.storage.lease import Holder, abandoned
@@ -68,7 +69,7 @@ def verify(
     """
     storage = url if isinstance(url, Storage) else open_storage(url, storage_options)
     try:
-        attributes = store_attributes(storage)
+        attributes = attributes_of(storage)
     except UnknownVersionError as error:
         return [Problem(DOCUMENT, "unknown_version", str(error))]
     except CorruptStoreError as error:

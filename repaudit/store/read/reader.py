@@ -13,8 +13,9 @@ from zarr.storage import FsspecStore, LocalStore
 
 from repaudit.errors import CorruptStoreError
 from repaudit.names import ATTRS, LAYER, MODEL, MODELS, TRIGGER
+from repaudit.store.check.rebuilt_root import attributes_of
 from repaudit.store.format.layout import ABSENT, COLUMNS, LOST
-from repaudit.store.format.root_document import nothing_there, store_attributes
+from repaudit.store.format.root_document import nothing_there
 from repaudit.store.read.guarded_store import GuardedStore
 from repaudit.store.read.pinned import PinnedStore
 from repaudit.store.read.plain_store import PlainStore
@@ -79,7 +80,7 @@ def open_store(url: str | os.PathLike[str], storage_options: Mapping[str, Any] |
     ('step', 'sample', 'feature')
     """
     storage = open_storage(url, storage_options)
-    if store_attributes(storage) is None:
+    if attributes_of(storage) is None:
         raise nothing_there(storage)
     snapshot = take_snapshot(storage)
     try:
