@@ -12,7 +12,6 @@ import xarray as xr
 import repaudit as ra
 
 ENGINE = "h5netcdf"
-pytest.importorskip("h5py")  # h5netcdf installs without what it writes with
 
 
 def there_and_back(data, path):
