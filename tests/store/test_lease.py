@@ -7,6 +7,7 @@ import dataclasses
 import errno
 import json
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -18,6 +19,7 @@ import pytest
 
 from repaudit.errors import LeaseError, StoreError
 from repaudit.store.storage.lease import Holder, Lease, _process_start, abandoned, mark
+from repaudit.store.storage.local import LocalStorage
 from repaudit.store.storage.place import open_storage
 
 KEY = "models/m/.lease"
@@ -208,3 +210,22 @@ def test_a_file_system_without_hard_links_is_told(tmp_path, monkeypatch, code):
     with pytest.raises(StoreError, match="no hard links"):
         Lease(storage, KEY, "model 'm'")
     assert [key for key in storage.keys() if not key.endswith(".lock")] == ["models/m/zarr.json"]  # noqa: SIM118
+
+
+def test_a_model_that_is_being_created_is_not_emptied_by_who_clears_unfinished_writes(tmp_path, monkeypatch):
+    storage, rename = LocalStorage(tmp_path), Path.rename
+
+    def stopped_halfway(path, **_):
+        for file in path.iterdir():
+            file.unlink()
+
+    def late(path, target):
+        monkeypatch.setattr(Path, "rename", rename)
+        with monkeypatch.context() as patched:
+            patched.setattr(shutil, "rmtree", stopped_halfway)
+            LocalStorage(tmp_path).discard_staged("probe")
+        return path.rename(target)
+
+    monkeypatch.setattr(Path, "rename", late)
+    assert storage.create("models/m/zarr.json", b"{}")
+    assert storage.get("models/m/zarr.json") == b"{}"

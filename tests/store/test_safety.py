@@ -235,3 +235,12 @@ def test_impossible_layers_are_refused(url, probe_set, layers, message):
     with pytest.raises(LayoutError, match=message):
         ra.TrajectoryWriter(url, model_name="m", probe_set=probe_set, layers=layers)
     assert not Path(url).exists()
+
+
+def test_a_directory_in_the_place_of_a_file_is_an_error_that_names_it(url, probe_set, layers):
+    ra.TrajectoryWriter(url, model_name="m", probe_set=probe_set, layers=layers).close()
+    own = Path(url, "sample/zarr.json")
+    own.unlink()
+    own.mkdir()
+    with pytest.raises(ForeignPathError, match=r"sample/zarr\.json is a directory, expected a file"):
+        ra.repair(url)

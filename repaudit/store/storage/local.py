@@ -260,8 +260,11 @@ class LocalStorage(Storage):
         for name in self.children(home):
             if name.endswith(TEMPORARY):
                 path = self.path(f"{home}/{name}")
-                if path.is_dir():
-                    shutil.rmtree(path, ignore_errors=True)
+                if path.is_dir():  # moved first: who renames it into place meanwhile must not get it emptied
+                    trash = self._staged(home)
+                    with contextlib.suppress(FileNotFoundError):
+                        path.rename(trash)
+                    shutil.rmtree(trash, ignore_errors=True)
                 else:
                     path.unlink(missing_ok=True)
 
@@ -305,6 +308,8 @@ def _rename_all(written: Sequence[tuple[Path, Path]], fence: Fence | None) -> No
         if fence is not None:
             fence.check()
         raise
+    except IsADirectoryError as error:
+        raise ForeignPathError(f"{path} is a directory, expected a file: move it out of the store") from error
 
 
 def _read_file(path: Path) -> bytes:
