@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -170,6 +171,46 @@ def test_hashes_of_texts_have_a_second_copy(tmp_path):
     assert "computed again from the texts" in done.message
     assert ra.verify(store, data=True) == []
     assert everything(store) == truth
+
+
+@pytest.fixture
+def other_samples(tmp_path):
+    """A store and one of other samples, both known by their texts."""
+    for name, texts in (("here", list("rst")), ("there", list("RST"))):
+        hashes = [text_hash(text) for text in texts]
+        read = StoredProbeSet("a" * 64, texts, {"x": np.eye(3)}, texts=texts, text_hashes=hashes)
+        ra.TrajectoryWriter(tmp_path / name, model_name="a", probe_set=read, layers=LAYERS).close()
+    return tmp_path / "here", tmp_path / "there"
+
+
+def test_hashes_of_other_samples_are_made_again(other_samples):
+    here, there = other_samples
+    truth = everything(here)
+    shutil.copy(there / "sha256/c.0", here / "sha256/c.0")
+    assert everything(here) == truth
+    assert [problem.location for problem in ra.verify(here, data=True)] == ["sha256/c.0"]
+    ra.repair(here)
+    assert ra.verify(here, data=True) == []
+    assert everything(here) == truth
+
+
+def test_texts_of_other_samples_are_read_as_missing(other_samples):
+    here, there = other_samples
+    truth = everything(here)
+    shutil.copy(there / "text/c.0", here / "text/c.0")
+    assert everything(here) == truth | {"text": ["None"] * 3}
+    assert [problem.location for problem in ra.verify(here, data=True)] == ["text/c.0"]
+    ra.repair(here)
+    assert ra.verify(here, data=True) == []
+    assert catalog.lost(ra.open_store(here)) == ["text of the samples"]
+
+
+def test_ids_of_other_samples_are_an_error(other_samples):
+    here, there = other_samples
+    shutil.copy(there / "sample/c.0", here / "sample/c.0")
+    assert [problem.location for problem in ra.verify(here, data=True)] == ["sample/c.0"]
+    with pytest.raises(CorruptStoreError, match=r"not those that the store was made of"):
+        ra.open_store(here)
 
 
 @pytest.mark.parametrize("kind", ["flipped", "missing"])

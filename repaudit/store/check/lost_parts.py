@@ -24,13 +24,32 @@ def replaced_columns(root: RootInspection, facts: Mapping[str, Any]) -> dict[str
     Hashes of texts are computed again; labels and texts become empty.
     """
     found = {}
+    other = contradicted(root, facts)
     for name in root.coordinates:
-        if name == SAMPLE or root.samples is None or isinstance(root.texts(name), list):
+        if name == SAMPLE or root.samples is None or (isinstance(root.texts(name), list) and name not in other):
             continue
         values = _hashes(root, facts) if name == SHA256 else None
         column = np.array(values or [], dtype=object)
         found[name] = encode_column(column, root.samples, ""), values is None
     return found
+
+
+def contradicted(root: RootInspection, facts: Mapping[str, Any]) -> set[str]:
+    """Return the columns that can be read, but are not those that the fingerprint of the samples was made of.
+
+    `sample` stands for ids or hashes of which nothing tells which of them it is.
+    """
+    ids, hashes, known = root.texts(SAMPLE), root.texts(SHA256), facts.get("samples_fingerprint")
+    gone = facts.get(LOST, ())
+    if not isinstance(ids, list) or not isinstance(hashes, list) or not isinstance(known, str) or SHA256 in gone:
+        return set()
+    raw: Any = facts.get("raw")
+    read = "" if raw == "text" else str(facts.get("fingerprint"))
+    texts = root.texts(TEXT) if raw == "text" and TEXT in root.coordinates and TEXT not in gone else None
+    again = [text_hash(text) for text in texts] if isinstance(texts, list) else None
+    if SampleSet(ids, hashes, raw, read).fingerprint == known:
+        return {TEXT} if again not in (None, hashes) else set()
+    return {SHA256} if again is not None and SampleSet(ids, again, raw, read).fingerprint == known else {SAMPLE}
 
 
 def _hashes(root: RootInspection, facts: Mapping[str, Any]) -> list[str] | None:

@@ -9,6 +9,7 @@ from typing import Any, Final
 
 from repaudit.errors import CorruptStoreError, UnknownVersionError
 from repaudit.names import ATTRS, CHECKSUM, LAYER, MODELS, PROBE, STEP
+from repaudit.store.check.lost_parts import contradicted
 from repaudit.store.check.model_inspection import ModelInspection
 from repaudit.store.check.problem import Kind, Problem
 from repaudit.store.check.rebuilt_root import attributes_of
@@ -118,6 +119,9 @@ def _root(storage: Storage, attributes: Mapping[str, Any], data: bool) -> Iterat
     for key in root.leftover_inputs():
         yield Problem(key, "leftover", "inputs that were never added whole")
     yield from _coordinates(root, data)
+    for name in contradicted(root, attributes) if data else ():
+        message = f"the chunk of {name} can be read, but is not what the fingerprint of the samples was made of"
+        yield Problem(f"{name}/{chunk_key(0)}", "damaged_chunk", message)
     yield from _inputs(root, data)
 
 

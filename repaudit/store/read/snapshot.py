@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from repaudit.errors import CorruptStoreError
-from repaudit.names import ATTRS, MODELS, PROBE, SAMPLE, STEP
-from repaudit.store.check.lost_parts import damaged_inputs, empty_chunk, is_lost, replaced_columns
+from repaudit.names import ATTRS, MODELS, PROBE, SAMPLE, SHA256, STEP
+from repaudit.store.check.lost_parts import contradicted, damaged_inputs, empty_chunk, is_lost, replaced_columns
 from repaudit.store.check.root_inspection import RootInspection
 from repaudit.store.format.documents import DOCUMENT, chunk_key, dump, read_document
 from repaudit.store.format.layout import COLUMNS, LOST
@@ -75,6 +75,11 @@ def _take_samples(snapshot: Snapshot, root: RootInspection, facts: Mapping[str, 
         raise CorruptStoreError(
             f"{root.storage.url}: the ids of the samples cannot be read: {SAMPLE}/{chunk_key(0)}: {wrong}; they "
             "have no second copy: restore that file from a backup"
+        )
+    if SAMPLE in contradicted(root, facts):
+        raise CorruptStoreError(
+            f"{root.storage.url}: {SAMPLE}/{chunk_key(0)} or {SHA256}/{chunk_key(0)}: the ids of the samples or their "
+            "hashes are not those that the store was made of, and have no second copy: restore them from a backup"
         )
     recorded = facts.get(LOST)
     lost = set(COLUMNS) & {name for name in recorded if isinstance(name, str)} if isinstance(recorded, list) else set()
