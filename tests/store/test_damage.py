@@ -322,3 +322,13 @@ def test_no_moment_of_a_truncation_mixes_old_and_new_coordinates(store, monkeypa
     writer.close()
     assert "changed" in reads
     assert seen in (before, coordinates(ra.open_store(store)))
+
+
+def test_checksums_of_another_model_cost_no_step_unasked(store):
+    with ra.TrajectoryWriter(store, model_name="d", probe_set=PROBE_SET, layers=LAYERS) as writer:
+        for step in range(5):
+            writer.append(step, {"l": np.full((3, 2), -1 - step, "float32")})
+    shutil.copy(store / "models/d/checksum/c.0.0", store / "models/b/checksum/c.0.0")
+    with pytest.raises(CorruptStoreError, match=r"models/b: not one of 5 steps can be kept .*nothing of this model"):
+        ra.repair(store)
+    assert catalog.steps(ra.open_store(store), "b") == list(range(5))

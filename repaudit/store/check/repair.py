@@ -186,7 +186,7 @@ class _Row:
 def _refuse_intact(model: ModelInspection, rows: list[_Row]) -> None:
     """Refuse to drop proven activations for a damaged column, or all of a model for one damaged part."""
     nameless = [row.index for row in rows if row.problem and row.intact]
-    some = [row.index for row in rows if any(_proven(model, row.index))] if all(row.problem for row in rows) else []
+    some = [row.index for row in rows if any(_readable(model, row.index))] if all(row.problem for row in rows) else []
     if not nameless and not some:
         return
     if nameless:
@@ -206,6 +206,11 @@ def _proven(model: ModelInspection, index: int) -> Iterator[bool]:
     for layer, key in enumerate(model.layer_keys.values()):
         expected = None if isinstance(sums, str) else sums[index % COORDINATE_CHUNK][layer]
         yield expected is not None and model.step_problem(key, index, expected) is None
+
+
+def _readable(model: ModelInspection, index: int) -> Iterator[bool]:
+    """Yield for each layer whether its chunk at this index is whole by its own checksum; another may be wrong."""
+    return (model.step_problem(key, index, None) is None for key in model.layer_keys.values())
 
 
 def _judge(model: ModelInspection) -> list[_Row]:
