@@ -5,8 +5,11 @@ Importing takes a second, forking a millisecond: the parent process imports once
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
+import platform
+import socket
 import sys
 import traceback
 from pathlib import Path
@@ -18,6 +21,18 @@ from repaudit.store.read.stored_probe_set import StoredProbeSet
 from repaudit.store.storage import lease
 
 TrajectoryWriter = ra.TrajectoryWriter
+
+
+NEW_UTS = 0x04000000
+
+
+def move_to(host: str) -> None:
+    """Give this process a host name of its own: another UTS namespace, or where that is not allowed another answer."""
+    if ctypes.CDLL(None).unshare(NEW_UTS) == 0:
+        socket.sethostname(host)
+        platform.uname.__globals__["_uname_cache"] = None  # the name was asked for before
+    else:
+        lease._host = lambda: host
 
 
 def step_arrays(layers: dict, step: int, seed: int) -> dict:
@@ -32,7 +47,7 @@ def record(task: dict) -> None:
     probe_set = StoredProbeSet("a" * 64, [f"s{i}" for i in range(samples)], {"x": np.zeros((samples, 2))})
     keywords = {"model_name": task["model"], "probe_set": probe_set, "layers": layers}
     if "host" in task:
-        lease._host = lambda: task["host"]
+        move_to(task["host"])
         lease.Lease.__init__.__kwdefaults__["term"] = task["term"]
     writer = TrajectoryWriter(task["url"], truncate_after=task.get("truncate_after"), **keywords)
     with Path(task["log"]).open("a", encoding="ascii", buffering=1) as log:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import random
 import signal
@@ -59,6 +60,8 @@ def test_a_writer_stopped_at_a_random_moment_damages_nothing_when_it_goes_on(tri
         task = {"url": str(url), "model": "seed0", "layers": LAYERS, "seed": trial, "steps": 100_000, "log": str(log)}
         pid = recorder.start(**task, goes_back=7, **elsewhere)
         wait_for(log)
+        holder = json.loads((url / "models/seed0/.lease").read_text())
+        assert holder["host"].startswith("elsewhere/") == bool(elsewhere)  # in a UTS namespace of its own
         try:
             writer = None
             while writer is None:
