@@ -10,6 +10,8 @@ from types import FrameType, TracebackType
 from typing import Any, Final, Self
 
 Handler = Callable[[int, FrameType | None], Any]
+_MARK: Final = "_repaudit_raised_by_handler"
+"""An attribute of such errors themselves: a second one may be lost on the way, as in a finalizer."""
 
 
 class Shield:
@@ -72,7 +74,6 @@ class _Signals:
         self.noted: dict[int, FrameType | None] = {}
         self.replaced: list[int] = []
         self.handlers: dict[int, Handler] = {}
-        self.raised: BaseException | None = None
 
     def enter(self) -> None:
         """Note the signals that come from now on."""
@@ -156,7 +157,7 @@ class _Signals:
         try:
             self.handlers[number](number, frame)
         except BaseException as error:
-            self.raised = error
+            setattr(error, _MARK, True)
             raise
 
 
@@ -165,8 +166,8 @@ os.register_at_fork(after_in_child=_SIGNALS.after_fork)
 
 
 def was_raised_by_handler(error: BaseException) -> bool:
-    """Return whether a signal's handler raised this error last: it is meant for the program, not for an audit."""
-    return error is _SIGNALS.raised
+    """Return whether a signal's handler raised this error: it is meant for the program, not for an audit."""
+    return getattr(error, _MARK, False)
 
 
 def handler_of(number: int) -> Any:

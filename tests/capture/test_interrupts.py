@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 import repaudit as ra
-from repaudit.interrupts import Shield, handler_of, set_handler
+from repaudit.interrupts import Shield
 
 PROBE = ra.ProbeSet.from_tensors({"src": torch.randn(3, 4, 8, generator=torch.Generator().manual_seed(0))})
 
@@ -295,56 +295,3 @@ def test_another_thread_needs_no_shield():
     thread.start()
     thread.join()
     assert done == [1]
-
-
-class Signals(nn.Module):
-    """Sends a signal whenever its mode is set, and tells then, and in a forward, how many were handled."""
-
-    def __init__(self):
-        super().__init__()
-        self.layer = nn.Linear(3, 2)
-
-    def __setattr__(self, name, value):
-        super().__setattr__(name, value)
-        if name == "training" and TOLD is not None:
-            signal.raise_signal(signal.SIGUSR1)
-            TOLD.append((value, len(HANDLED)))
-
-    def forward(self, x):
-        if TOLD is not None:
-            TOLD.append(("forward", len(HANDLED)))
-        return self.layer(x)
-
-
-TOLD, HANDLED = None, []
-
-
-def test_signals_wait_while_a_model_is_prepared_and_restored(monkeypatch):
-    model, extractor = Signals(), ra.ActivationExtractor("layer")
-    probe_set = ra.ProbeSet.from_tensors({"x": torch.eye(3)})
-    extractor.extract(model, probe_set)  # tries it, too
-    before = signal.signal(signal.SIGUSR1, lambda number, _: HANDLED.append(number))
-    told = []
-    try:
-        monkeypatch.setitem(globals(), "TOLD", told)
-        extractor.extract(model, probe_set)
-    finally:
-        monkeypatch.undo()
-        signal.signal(signal.SIGUSR1, before)
-    assert told == [(False, 0), ("forward", 1), (True, 1)]  # the second waits until the model is as it was
-    assert len(HANDLED) == 2
-
-
-def test_handlers_are_told_and_set_through_a_shield():
-    first, second = (lambda *_: None), (lambda *_: None)
-    before = signal.signal(signal.SIGUSR1, first)
-    try:
-        with Shield():
-            assert handler_of(signal.SIGUSR1) is first
-            assert signal.getsignal(signal.SIGUSR1) is not first
-            set_handler(signal.SIGUSR1, second)
-            assert handler_of(signal.SIGUSR1) is second
-            assert signal.getsignal(signal.SIGUSR1) is not second  # the shield still stands
-        assert signal.getsignal(signal.SIGUSR1) is second
-    finally:
-        signal.signal(signal.SIGUSR1, before)

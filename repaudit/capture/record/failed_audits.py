@@ -45,15 +45,18 @@ class Failures:
 
     def attempt(self, step: int | None, action: Callable[[], Result], writer: TrajectoryWriter | None) -> Result | None:
         """Turn a failure into a warning and a gap in the record, unless failures are raised."""
-        try:
-            with Shield() as shield, shield.lifted():  # tells what a signal's handler raises from what the audit does
-                return action()
-        except (LostRankError, StateError):
-            raise  # the processes are out of step, or the model is no longer as it was: the training must not go on
-        except Exception as error:
-            if self.policy == "raise" or was_raised_by_handler(error):
-                raise
-            reason = f"{type(error).__name__}: {error}"
+        with (
+            Shield() as shield
+        ):  # tells what a signal's handler raises, also around the block, from what the audit does
+            try:
+                with shield.lifted():
+                    return action()
+            except (LostRankError, StateError):
+                raise  # the processes are out of step, or the model is no longer as it was: the training must not go on
+            except Exception as error:
+                if self.policy == "raise" or was_raised_by_handler(error):
+                    raise
+                reason = f"{type(error).__name__}: {error}"
         at = "closing the store" if step is None else f"the audit at step {step}"
         if step is not None:
             self._audits[step] = reason
