@@ -14,7 +14,7 @@ from scipy.spatial.distance import pdist, squareform
 
 from repaudit.embed.mds import checked_distances, metric_mds, procrustes_align
 from repaudit.embed.multislice import multislice_operator, standardised_units
-from repaudit.embed.potential import diffusion_time, potential_distances
+from repaudit.embed.potential import IMPORTING, diffusion_time, potential_distances
 from repaudit.errors import OperatorError
 from repaudit.names import COMPONENT, FEATURE, SAMPLE, STEP
 from repaudit.operators.stack import Operator, dense
@@ -277,7 +277,8 @@ def _phate_of_operator(operator: Operator, n_components: int, t: int | str) -> t
 
 def _phate_potential(distances: Array, seed: int) -> tuple[Array, int, int]:
     """Return PHATE's potential, diffusion time and neighbours, with the fewest neighbours that connect all points."""
-    import phate
+    with IMPORTING:
+        import phate
 
     knn = min(KNN, len(distances) - 2)
     while True:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from threading import Lock
 from typing import Any, Final
 
 import numpy as np
@@ -13,6 +14,10 @@ from repaudit.operators.operator import DiffusionOperator
 from repaudit.operators.stack import Operator, dense
 
 Array = NDArray[np.float64]
+
+IMPORTING: Final = Lock()
+"""Held while phate or scikit-learn is imported: of two threads that import parts of it at once, one may meet a module
+that the other has made half."""
 
 T_MAX: Final = 100
 """Longest diffusion time at which the von Neumann entropy is computed."""
@@ -27,7 +32,8 @@ def potential_distances(matrix: Array, time: int, samples: Sequence[int] | None 
 
     Products of probabilities lose no digits in float32, which is twice as fast.
     """
-    from sklearn.metrics import euclidean_distances
+    with IMPORTING:
+        from sklearn.metrics import euclidean_distances
 
     if (matrix < 0).any():
         raise OperatorError("expected transition probabilities, found negative entries in the operator")
@@ -64,7 +70,8 @@ def _products(time: int, squarings: int, count: int, rows: int) -> int:
 def diffusion_time(operator: Operator, t: int | str) -> int:
     """Return `t`, or the knee of the von Neumann entropy ``-sum p log p`` of ``p = |lambda|^t / sum |lambda|^t``."""
     if t == "auto":
-        from phate.vne import find_knee_point
+        with IMPORTING:
+            from phate.vne import find_knee_point
 
         chain = operator if isinstance(operator, DiffusionOperator) else DiffusionOperator.from_matrix(dense(operator))
         times = np.arange(1, T_MAX + 1)

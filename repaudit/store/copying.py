@@ -91,11 +91,11 @@ def copy_store(
     Examples
     --------
     >>> probe_set = StoredProbeSet("abc", ["s0", "s1"], {"x": np.eye(2)})
-    >>> with TrajectoryWriter("memory://source.zarr", model_name="seed0", probe_set=probe_set,
+    >>> with TrajectoryWriter("memory://all.zarr", model_name="seed0", probe_set=probe_set,
     ...                       layers={"layer.0": ((2, 3), "float32")}) as writer:
     ...     for step in (0, 10):
     ...         writer.append(step, {"layer.0": np.ones((2, 3), "float32")})
-    >>> copy_store("memory://source.zarr", "memory://copy.zarr", steps=[10])
+    >>> copy_store("memory://all.zarr", "memory://fewer.zarr", steps=[10])
     {'seed0': [10]}
     """
     _refuse_same(source, destination, storage_options)

@@ -282,6 +282,7 @@ def test_the_end_is_that_of_the_training_not_of_its_best_model(tmp_path):
     for order in ([0, 1], [1, 0]):
         store = tmp_path / f"{order[0]}.zarr"
         both = [stops, hf_audits(store, at_end=True)]
+        torch.manual_seed(0)
         model = Regression()
         hf_trainer(
             tmp_path / "hf", seen, *(both[i] for i in order), model=model, eval_dataset=DATA[:4], **options

@@ -45,8 +45,11 @@ def test_a_damaged_store_is_one_line_and_exit_code_3(url, probe_set, layers, ste
     with ra.TrajectoryWriter(url, model_name="m", probe_set=probe_set, layers=layers) as writer:
         writer.append(0, step_arrays(0))
     (tmp_path / "store.zarr/zarr.json").write_text("{")
-    for words in (["info", url], ["copy", url, tmp_path / "copy.zarr"], ["repair", url]):
+    for words in (["info", url], ["copy", url, tmp_path / "copy.zarr"]):
         code, line = refused(*words)
         assert code == 3, line
-        assert "zarr.json is not JSON" in line
+        assert "zarr.json is missing or damaged beyond reading" in line
+        assert "repaudit repair" in line
     assert not (tmp_path / "copy.zarr").exists()
+    assert CliRunner().invoke(app, ["repair", str(url)]).exit_code == 0
+    assert ra.open_store(url).repaudit.steps("m") == [0]
