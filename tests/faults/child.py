@@ -58,7 +58,7 @@ def record(task: dict) -> None:
             if task.get("flush", True):
                 writer.flush()
                 log.write(f"{step}\n")
-            if step % task.get("goes_back", step + 1) == 2:
+            if "goes_back" in task and step % task["goes_back"] == 2:
                 log.write(f"back to {step - 2}\n")
                 writer.truncate(step - 2)
                 for again in (step - 1, step):
