@@ -30,6 +30,9 @@ _MARK_FIELDS: Final = 5
 _LOOK: Final = 1.0
 """Seconds between two looks at a holder that seems to be gone."""
 
+_RELEASED_IN, _BETWEEN_TRIES = 10.0, 0.02
+"""Seconds for which a lease is tried again that is there when it is made and gone when read, and between tries."""
+
 _LATEST: Final = 1e12
 _TOKEN: Final = re.compile("[0-9a-f]{32}")
 
@@ -159,13 +162,17 @@ class Lease:
         self._thread.start()
 
     def _acquire(self, force: bool) -> None:
-        if self.storage.create(self.key, self.holder.dump()):
-            return
-        self.storage.note(self.key)
-        data = self.storage.get(self.key)
-        if data is None:  # released between the two reads
-            self._acquire(force)
-            return
+        end = time.monotonic() + _RELEASED_IN
+        while True:
+            if self.storage.create(self.key, self.holder.dump()):
+                return
+            self.storage.note(self.key)
+            data = self.storage.get(self.key)
+            if data is not None:
+                break
+            if time.monotonic() > end:
+                raise LeaseError(f"{self.what}: its lease can be neither made nor read; try again")
+            time.sleep(_BETWEEN_TRIES)  # released between the two, or refused while others make it
         other = Holder.parse(data)
         if other.token == self.holder.token:  # a client that lost the answer to its put has tried it again
             return
