@@ -141,7 +141,7 @@ def _refuse_foreign(storage: Storage) -> None:
     """Refuse a folder that holds other files."""
     expected = {PROBE, MODELS, *COLUMNS}
     foreign = [name for name in storage.children() if name not in expected] + foreign_models(storage)
-    if foreign:
+    if foreign and store_attributes(storage) is None:  # else another process has made the store meanwhile
         raise NotAStoreError(
             f"{storage.url} exists and is not a repaudit store: it holds {', '.join(map(repr, foreign[:5]))}, "
             f"expected an empty folder or a new path"
