@@ -8,13 +8,13 @@ from functools import cached_property, lru_cache
 from typing import Any, Final, TypeAlias
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from scipy.sparse import csr_array, issparse
 
 from repaudit.errors import OperatorError
 from repaudit.measure.relabelling import pattern_sums
-from repaudit.operators.stack import Operator, dense, matrix_of
+from repaudit.operators.sketch import entries_of
+from repaudit.operators.stack import Operator
 
 Array: TypeAlias = NDArray[np.float64]
 Matrix: TypeAlias = Any
@@ -187,17 +187,10 @@ def as_float64(operator: Operator) -> Matrix:
     OperatorError
         The operator is not square, or not finite.
     """
-    matrix = matrix_of(operator)
-    if isinstance(matrix, torch.Tensor) and matrix.layout != torch.strided:
-        coo = matrix.detach().cpu().to_sparse_coo().coalesce()  # type: ignore[no-untyped-call]
-        rows, columns = coo.indices().numpy()
-        matrix = csr_array((coo.values().double().numpy(), (rows, columns)), shape=tuple(coo.shape))
+    matrix = entries_of(operator)
     if not issparse(matrix):
-        return dense(matrix)
+        return matrix
     sparse = csr_array(matrix, dtype=np.float64)
-    sparse.sum_duplicates()
     if sparse.shape[0] != sparse.shape[1] or sparse.shape[0] < 2:
         raise OperatorError(f"expected a square (sample, neighbor) of at least 2 samples, found {sparse.shape}")
-    if not np.isfinite(sparse.data).all():
-        raise OperatorError("expected finite entries, found NaN or infinity in the operator: leave this step out")
     return sparse
