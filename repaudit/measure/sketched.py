@@ -13,8 +13,8 @@ from scipy.sparse import issparse
 
 from repaudit.measure.gram import Progress, stream_gram
 from repaudit.measure.null import NO_STRUCTURE, null_inner
-from repaudit.operators.sketch import SIZE, OperatorSketch, entries_of, sketch, stacked
-from repaudit.operators.stack import Operator, OperatorStack
+from repaudit.operators.sketch import SIZE, OperatorSketch, sketch, stacked
+from repaudit.operators.stack import Operator, OperatorStack, entries_of
 
 Array = NDArray[np.float64]
 SketchedMetric: TypeAlias = Literal["frobenius", "calibrated"]

@@ -13,8 +13,7 @@ from scipy.sparse import csr_array, issparse
 
 from repaudit.errors import OperatorError
 from repaudit.measure.relabelling import pattern_sums
-from repaudit.operators.sketch import entries_of
-from repaudit.operators.stack import Operator
+from repaudit.operators.stack import Operator, entries_of
 
 Array: TypeAlias = NDArray[np.float64]
 Matrix: TypeAlias = Any

@@ -6,15 +6,14 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from scipy.sparse import csr_array, issparse
+from scipy.sparse import issparse
 
 from repaudit.errors import OperatorError
-from repaudit.operators.stack import Operator, dense, matrix_of, side_of
+from repaudit.operators.stack import Operator, entries_of, side_of
 
 SIZE: Final = 4096
 """Numbers of a sketch: the relative standard error of a squared distance is 2.2 %."""
@@ -151,24 +150,6 @@ def stacked(sketches: Sequence[OperatorSketch]) -> NDArray[np.float32]:
         found = ", ".join(f"{size} numbers of seed {seed} of {n} samples" for size, seed, n in sorted(kinds))
         raise OperatorError(f"expected sketches of one size and seed, of operators on the same samples, found {found}")
     return np.stack([one.values for one in sketches])
-
-
-def entries_of(operator: Operator) -> Any:
-    """Return an operator as a dense float64 array or a sparse one in rows, without duplicates, checked to be finite."""
-    matrix = matrix_of(operator)
-    if isinstance(matrix, torch.Tensor) and matrix.layout != torch.strided:
-        coo = matrix.detach().cpu().to_sparse_coo().coalesce()  # type: ignore[no-untyped-call]
-        rows, columns = coo.indices().numpy()
-        matrix = csr_array((coo.values().double().numpy(), (rows, columns)), shape=tuple(coo.shape))
-    if not issparse(matrix):
-        return dense(matrix)
-    sparse = csr_array(matrix)
-    if not sparse.has_canonical_format:
-        sparse = sparse.copy()
-        sparse.sum_duplicates()
-    if not np.isfinite(sparse.data).all():
-        raise OperatorError("expected finite entries, found NaN or infinity in the operator: leave this step out")
-    return sparse
 
 
 @lru_cache(maxsize=2)

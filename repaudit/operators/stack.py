@@ -8,6 +8,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 import torch
+from scipy.sparse import csr_array, issparse
 
 from repaudit.errors import OperatorError
 from repaudit.operators.files import PRECISIONS, OperatorFile, SparseOperatorFile
@@ -51,6 +52,24 @@ def dense(operator: Operator) -> np.ndarray[Any, np.dtype[np.float64]]:
     if not np.isfinite(array).all():
         raise OperatorError("expected finite entries, found NaN or infinity in the operator: leave this step out")
     return array
+
+
+def entries_of(operator: Operator) -> Any:
+    """Return an operator as a dense float64 array or a sparse one in rows, without duplicates, checked to be finite."""
+    matrix = matrix_of(operator)
+    if isinstance(matrix, torch.Tensor) and matrix.layout != torch.strided:
+        coo = matrix.detach().cpu().to_sparse_coo().coalesce()  # type: ignore[no-untyped-call]
+        rows, columns = coo.indices().numpy()
+        matrix = csr_array((coo.values().double().numpy(), (rows, columns)), shape=tuple(coo.shape))
+    if not issparse(matrix):
+        return dense(matrix)
+    sparse = csr_array(matrix)
+    if not sparse.has_canonical_format:
+        sparse = sparse.copy()
+        sparse.sum_duplicates()
+    if not np.isfinite(sparse.data).all():
+        raise OperatorError("expected finite entries, found NaN or infinity in the operator: leave this step out")
+    return sparse
 
 
 class OperatorStack:
