@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import lightning.pytorch as pl
 from transformers import TrainerCallback
-from transformers.trainer_callback import CallbackHandler
 
 from repaudit.capture.extract.wrappers import network
 from repaudit.capture.record.recorder import Recorder
 from repaudit.capture.record.session import AuditSession
+from repaudit.capture.trainers.huggingface import calling_callbacks
 from repaudit.gauge.gauge import DiffusionGauge
 from repaudit.live.settling import SettlingLayers
 
@@ -101,10 +100,7 @@ class StopWhenSettled(pl.Callback, TrainerCallback):
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Find the audits of a transformers trainer."""
-        frame = inspect.currentframe()
-        while frame is not None and not isinstance(frame.f_locals.get("self"), CallbackHandler):
-            frame = frame.f_back
-        self._find(frame.f_locals["self"].callbacks if frame is not None else [], args.world_size)
+        self._find(calling_callbacks(), args.world_size)
 
     def on_step_end(self, args: Any, state: Any, control: Any, *, model: Any = None, **kwargs: Any) -> None:
         """Stop a transformers training, or freeze, if that is due."""

@@ -233,13 +233,17 @@ def _log(
 
 
 def _reporters() -> list[TrainerCallback]:
-    """Return the trainer's callbacks of ``report_to``: it does not tell callbacks of each other."""
+    """Return the trainer's callbacks of ``report_to``."""
+    known: Any = tuple(INTEGRATION_TO_CALLBACK.values())
+    return [callback for callback in calling_callbacks() if isinstance(callback, known)]
+
+
+def calling_callbacks() -> list[TrainerCallback]:
+    """Return all callbacks of the trainer that is calling one of them: it does not tell them of each other."""
     frame = inspect.currentframe()
     while frame is not None and not isinstance(frame.f_locals.get("self"), CallbackHandler):
         frame = frame.f_back
-    handler = frame.f_locals["self"] if frame is not None else None
-    known: Any = tuple(INTEGRATION_TO_CALLBACK.values())
-    return [callback for callback in handler.callbacks if isinstance(callback, known)] if handler is not None else []
+    return list(frame.f_locals["self"].callbacks) if frame is not None else []
 
 
 def _last_loss(state: TrainerState) -> float | None:
