@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import xarray as xr
+from numpy.typing import NDArray
 
 from repaudit.errors import CorruptStoreError, LayoutError, ModelExistsError, NotInStoreError, StepOrderError
 from repaudit.names import (
@@ -26,7 +27,7 @@ from repaudit.names import (
     matching,
 )
 from repaudit.store.format.encoding import CodecName
-from repaudit.store.format.layout import ABSENT, INPUTS_FINGERPRINT, LOST
+from repaudit.store.format.layout import ABSENT, INPUTS_FINGERPRINT, LOST, RECORDED_DTYPE
 from repaudit.store.format.sample_set import PREVIEW_1, text_hash
 from repaudit.store.read import catalog
 from repaudit.store.read.activations import read_step, step_checksums
@@ -255,7 +256,7 @@ def _stored_probe_set(tree: xr.DataTree, model: str | None) -> StoredProbeSet:
     absent = frozenset(str(encoded[key].attrs.get("input", key)) for key in encoded.attrs.get(ABSENT, ()))
     if (facts.get("raw") == "text" or absent) and known[SHA256] is None and facts["version"] > 1:
         raise CorruptStoreError("what the samples are known by is lost (sha256): restore it from a backup")
-    arrays = {str(array.attrs.get("input", key)): np.asarray(array.values) for key, array in encoded.data_vars.items()}
+    arrays = {str(array.attrs.get("input", key)): _as_recorded(array) for key, array in encoded.data_vars.items()}
     return StoredProbeSet(
         str(encoded.attrs.get(INPUTS_FINGERPRINT, facts["fingerprint"])),
         known[SAMPLE] or [],
@@ -267,6 +268,12 @@ def _stored_probe_set(tree: xr.DataTree, model: str | None) -> StoredProbeSet:
         absent,
         known[SHA256] if absent and facts.get("raw") == "inputs" else None,
     )
+
+
+def _as_recorded(values: xr.DataArray) -> NDArray[Any]:
+    """Return an input with the dtype that was recorded; where this cannot say what is missing, that is 0."""
+    dtype = values.attrs.get(RECORDED_DTYPE)
+    return np.asarray(values.values) if dtype is None else np.zeros(values.shape, dtype)
 
 
 def _text_hashes(facts: Mapping[str, Any], known: Mapping[str, list[str] | None]) -> list[str] | None:

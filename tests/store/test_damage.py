@@ -147,6 +147,28 @@ def test_repair_writes_what_is_lost_as_missing_and_records_it(store, name, kind)
     assert len(catalog.lost(ra.open_store(store))) == 1
 
 
+@pytest.mark.parametrize("kind", ["flipped", "missing", "short"])
+def test_damaged_whole_numbers_are_never_read_as_zeros(tmp_path, kind):
+    ids = np.arange(6).reshape(3, 2)
+    probe_set = StoredProbeSet("a" * 64, list("abc"), {"ids": ids, "mask": ids % 2 == 0})
+    store, copied = tmp_path / "s.zarr", tmp_path / "copy.zarr"
+    with ra.TrajectoryWriter(store, model_name="a", probe_set=probe_set, layers=LAYERS) as writer:
+        writer.append(0, {"l": np.zeros((3, 2), "float32")})
+    path = store / f"probe/{'a' * 16}/ids/c.0.0"
+    if kind == "missing":
+        path.unlink()
+    else:
+        path.write_bytes(path.read_bytes()[:9]) if kind == "short" else flip(path)
+    copy_store(store, copied)
+    for url in (store, copied):
+        inputs = ra.open_store(url)[f"probe/{'a' * 16}"]
+        assert np.isnan(inputs["ids"].values).all()
+        assert inputs["ids"].shape == (3, 2)
+        np.testing.assert_array_equal(inputs["mask"].values, ids % 2 == 0)
+        ra.TrajectoryWriter(url, model_name="a", probe_set=probe_set, layers=LAYERS).close()
+        np.testing.assert_array_equal(ra.open_store(url)[f"probe/{'a' * 16}"]["ids"].values, ids)
+
+
 def test_inputs_are_whole_again_when_somebody_records_with_them(store):
     truth = everything(store)
     damage(store, "input", "flipped")

@@ -58,6 +58,9 @@ INPUTS_FINGERPRINT: Final = "inputs_fingerprint"
 ABSENT: Final = "absent_inputs"
 """The attribute, in memory, of opened inputs that names those of which chunks are missing."""
 
+RECORDED_DTYPE: Final = "recorded_dtype"
+"""The attribute, in memory, of a damaged input of whole numbers, which is read as NaN: the dtype that was recorded."""
+
 LOST: Final = "lost"
 """The attribute that names columns of the samples or steps, or says of an input, that values were lost to damage."""
 

@@ -14,7 +14,7 @@ from zarr.storage import FsspecStore, LocalStore
 from repaudit.errors import CorruptStoreError
 from repaudit.names import ATTRS, LAYER, MODEL, MODELS, TRIGGER
 from repaudit.store.check.rebuilt_root import attributes_of
-from repaudit.store.format.layout import ABSENT, COLUMNS, LOST
+from repaudit.store.format.layout import ABSENT, COLUMNS, LOST, RECORDED_DTYPE
 from repaudit.store.format.root_document import nothing_there
 from repaudit.store.read.guarded_store import GuardedStore
 from repaudit.store.read.pinned import PinnedStore
@@ -97,12 +97,22 @@ def open_store(url: str | os.PathLike[str], storage_options: Mapping[str, Any] |
     tree.dataset = tree.to_dataset().assign_coords(_plain_texts(tree, COLUMNS, snapshot.lost.get("", [])))
     for node in tree[MODELS].children.values() if MODELS in tree.children else ():
         node.dataset = _plain_model(node)
-    for key in snapshot.absent:  # where they are read, they would be zeros
+    for key in snapshot.absent:
         group, _, name = key.rpartition("/")
         tree[group].attrs.setdefault(ABSENT, []).append(name)
+        tree[group].dataset = _without_zeros(tree[group].to_dataset(inherit=False), name)
     for key, names in snapshot.lost.items():
         (tree[key] if key else tree).attrs[LOST] = names
     return tree
+
+
+def _without_zeros(inputs: xr.Dataset, name: str) -> xr.Dataset:
+    """Return inputs of which one that was damaged is NaN: whole numbers have no other sign of what is missing."""
+    damaged = inputs[name]
+    if damaged.dtype.kind == "f":
+        return inputs
+    unknown = xr.full_like(damaged, np.nan, dtype=np.float64).assign_attrs({RECORDED_DTYPE: str(damaged.dtype)})
+    return inputs.assign({name: unknown})
 
 
 def _plain_model(node: xr.DataTree) -> xr.Dataset:
