@@ -37,7 +37,7 @@ def null_axes(ax: Axes, steps: Any, *, count: int = 7, label: str = "") -> None:
     ax.set_ylim(0, max(1.1, 1.03 * ax.dataLim.y1))
     step_axis(ax, steps, count)
     despine(ax)
-    ax.set_xlabel("step" if label else "")
+    ax.set_xlabel(style.StepAxis.of(steps).title if label else "")
     ax.set_ylabel(label)
 
 
@@ -49,7 +49,7 @@ def step_axis(ax: Axes, steps: Any, count: int = 7) -> None:
     ticks = axis.ticks(count)
     ax.set_xticks(ticks, [f"{tick:,}" for tick in ticks])
     ax.set_xticks([], minor=True)
-    ax.set_xlabel("step")
+    ax.set_xlabel(axis.title)
 
 
 def step_colorbar(ax: Axes, axis: style.StepAxis) -> None:
@@ -61,7 +61,7 @@ def step_colorbar(ax: Axes, axis: style.StepAxis) -> None:
     bar = figure.colorbar(ScalarMappable(Normalize(first, last), STEPS), ax=ax, fraction=0.03, pad=0.02, shrink=0.6)
     ticks = axis.ticks(6)
     bar.set_ticks(list(axis.position(ticks)), labels=[f"{tick:,}" for tick in ticks])
-    bar.set_label("step", fontsize=8)
+    bar.set_label(axis.title, fontsize=8)
     bar.ax.tick_params(labelsize=7, length=0)
     bar.outline.set_visible(False)
 
@@ -80,8 +80,9 @@ def legend(ax: Axes, handles: Sequence[Line2D], names: Sequence[str]) -> None:
     """Draw a legend below the axes if there is more than one name."""
     if len(names) > 1:
         ax.legend(
-            handles, [safe(name, 34) for name in names], frameon=False, fontsize=7, handletextpad=0.4,
-            loc="upper center", bbox_to_anchor=(0.5, -0.06), ncols=min(4, len(names)), columnspacing=1.2,
+            handles, safes(names, 34), title=_repeated(len(names)), title_fontsize=7, frameon=False, fontsize=7,
+            handletextpad=0.4, loc="upper center", bbox_to_anchor=(0.5, -0.06), ncols=min(4, len(names)),
+            columnspacing=1.2,
         )  # fmt: skip
 
 
@@ -111,6 +112,17 @@ def despine(ax: Axes) -> None:
     ax.spines[["top", "right"]].set_visible(False)
     ax.tick_params(labelsize=8, color=FAINT)
     ax.spines[["left", "bottom"]].set_color(FAINT)
+
+
+def _repeated(models: int) -> str | None:
+    """Say that markers stand for several models, where there are more models than markers."""
+    most = len(style.MATPLOTLIB_MARKERS)
+    return f"markers repeat after {most} models" if models > most else None
+
+
+def safes(names: Sequence[str], limit: int) -> list[str]:
+    """Return names as :func:`safe` does, shortened so that they stay different."""
+    return [safe(name, limit) for name in style.shortened(names, limit)]
 
 
 def safe(name: str, limit: int = 60) -> str:

@@ -265,7 +265,7 @@ def plot_settling(settling: Sequence[Mapping[str, Any]], ax: Axes | None = None)
     steps = {step for entry in shown for step in (entry.get("below_start"), entry.get("settled")) if step is not None}
     canvas.step_axis(ax, sorted({0, *steps}))
     canvas.despine(ax)
-    ax.set_yticks(range(len(shown)), [canvas.safe(str(entry["layer"]), 34) for entry in shown])
+    ax.set_yticks(range(len(shown)), canvas.safes([str(entry["layer"]) for entry in shown], 34))
     ax.set_ylim(len(shown) - 0.5, -0.5)
     ax.spines["left"].set_visible(False)
     ax.set_title("ring: first below its start    dot: settled", loc="left", fontsize=8, color=canvas.INK)
@@ -347,4 +347,4 @@ def draw_band(ax: Axes, band: Line | None) -> None:
 
 def _legend(ax: Axes, handles: Sequence[Line2D], names: Sequence[str]) -> None:
     if len(names) > 1:
-        ax.legend(handles, [canvas.safe(name, 34) for name in names], frameon=False, fontsize=7, loc="best")
+        ax.legend(handles, canvas.safes(names, 34), frameon=False, fontsize=7, loc="best")

@@ -77,11 +77,12 @@ def plot_similarity(
         ax.axhline(start - 0.5, color="white", linewidth=1.2)
         ax.axvline(start - 0.5, color="white", linewidth=1.2)
     middles = [(start + end - 1) / 2 for _, start, end in order.blocks]
-    ax.set_xticks(middles, [canvas.safe(name, 24) for name, _, _ in order.blocks], rotation=90 if count > 60 else 30)
+    blocks = [name for name, _, _ in order.blocks]
+    ax.set_xticks(middles, canvas.safes(blocks, 24), rotation=90 if count > 60 else 30)
     if count <= 24:
-        ax.set_yticks(range(count), [canvas.safe(name, 34) for name in order.inner])
+        ax.set_yticks(range(count), canvas.safes(order.inner, 34))
     else:
-        ax.set_yticks(middles, [canvas.safe(name, 34) for name, _, _ in order.blocks])
+        ax.set_yticks(middles, canvas.safes(blocks, 34))
     ax.tick_params(labelsize=7, length=0)
     ax.spines[:].set_visible(False)
     ax.set_title(MEASURES.get(measure, canvas.safe(measure)), loc="left", fontsize=9, color=canvas.INK)

@@ -85,7 +85,7 @@ def plot_pairs(pairs: Found, layer: str, ax: Axes | None = None, *, step: int | 
         raise AnalysisError(f"expected two models with a distance in layer {layer!r}, found none {at}")
     ax = canvas.axes(ax)
     image = ax.imshow(found.drawn, cmap=canvas.SPREADS, vmin=0, vmax=1)
-    names = [canvas.safe(name, 26) for name in found.models]
+    names = canvas.safes(found.models, 26)
     ax.set_xticks(range(len(names)), names, rotation=30 if len(names) <= MOST_WRITTEN else 90, ha="right")
     ax.set_yticks(range(len(names)), names)
     for (row, column), value in np.ndenumerate(found.drawn):

@@ -266,18 +266,18 @@ def _small_multiples(dataset: xr.Dataset, draw: Callable[[str, Axes], Axes]) -> 
     layers = names_of(dataset, LAYER)
     figure, axes = _grid(len(layers))
     label = ""
-    for ax, layer in zip(axes, layers, strict=False):
+    for ax, layer, name in zip(axes, layers, canvas.safes(layers, 34), strict=False):
         label = draw(layer, ax).get_ylabel()
         ax.set(xlabel="", ylabel="")
         canvas.step_axis(ax, dataset[STEP].values, 5)
         ax.set_xlabel("")
-        ax.set_title(canvas.safe(layer, 34), loc="left", fontsize=9, color=canvas.INK)
+        ax.set_title(name, loc="left", fontsize=9, color=canvas.INK)
     axes[0].set_ylim(0, max(ax.get_ylim()[1] for ax in axes[: len(layers)]))
     for ax in axes[: len(layers)]:
         if ax is not axes[0] and ax.get_legend() is not None:
             ax.get_legend().remove()
     figure.supylabel(label, fontsize=9, color=canvas.INK)
-    figure.supxlabel("step", fontsize=9, color=canvas.INK)
+    figure.supxlabel(style.StepAxis.of(dataset[STEP].values).title, fontsize=9, color=canvas.INK)
     return figure
 
 
@@ -298,7 +298,7 @@ def _spread_figure(spread: xr.Dataset, verdicts: Mapping[str, Any]) -> Figure:
     layers = names_of(spread, LAYER)
     figure, axes = _grid(len(layers))
     lines = {layer: line_of(spread, layer) for layer in layers}
-    for ax, layer in zip(axes, layers, strict=False):
+    for ax, layer, name in zip(axes, layers, canvas.safes(layers, 34), strict=False):
         for other in lines.values():
             ax.plot(other.step, other.value, color=canvas.FAINT, linewidth=0.7, zorder=1)
         verdict = str(verdicts.get(layer, {}).get("verdict") or "")
@@ -306,11 +306,11 @@ def _spread_figure(spread: xr.Dataset, verdicts: Mapping[str, Any]) -> Figure:
         curves.draw_band(ax, band_of(spread, layer))
         curves.draw_curve(ax, lines[layer], color, band=True, label=layer)
         canvas.null_axes(ax, spread[STEP].values, count=5)
-        ax.set_title(canvas.safe(layer, 34), loc="left", fontsize=9, color=canvas.INK)
+        ax.set_title(name, loc="left", fontsize=9, color=canvas.INK)
         ax.set_title(verdict, loc="right", fontsize=9, color=color)
     axes[0].set_ylim(0, max(1.1, *(1.03 * ax.dataLim.y1 for ax in axes[: len(layers)])))
     figure.supylabel("spread (1 = unrelated, 0 = identical)", fontsize=9, color=canvas.INK)
-    figure.supxlabel("step", fontsize=9, color=canvas.INK)
+    figure.supxlabel(style.StepAxis.of(spread[STEP].values).title, fontsize=9, color=canvas.INK)
     return figure
 
 
@@ -328,10 +328,10 @@ def _diagnostics_figure(diagnostics: xr.Dataset) -> Figure:
     layers, models = names_of(diagnostics, LAYER), names_of(diagnostics, MODEL)
     lines = [Line2D([], [], color=style.depth_color(i, len(layers)), linewidth=2) for i in range(len(layers))]
     handles = [*lines, *[canvas.key(index) for index in range(len(models))]]
-    names = [canvas.safe(name, 34) for name in (*layers, *models)]
+    names = [*canvas.safes(layers, 34), *canvas.safes(models, 34)]
     columns = math.ceil(len(names) / 24)
     figure.legend(handles, names, loc="outside right upper", frameon=False, fontsize=7, ncols=columns)
-    figure.supxlabel("step", fontsize=9, color=canvas.INK)
+    figure.supxlabel(style.StepAxis.of(diagnostics[STEP].values).title, fontsize=9, color=canvas.INK)
     return figure
 
 

@@ -22,10 +22,20 @@ VERDICTS: Final = {
     "unchanged": "#6f7780",
     "undecided": "#8a8f96",
 }
-"""Colour of each verdict; each keeps a contrast of 3 or more on white and on near-black."""
+"""Colour of each verdict in figures; each keeps a contrast of 3 or more on white and on near-black."""
 
-DIRECTIONS: Final = {"falls": VERDICTS["converging"], "rises": VERDICTS["diverging"], "flat": VERDICTS["unchanged"]}
-"""Colours of the phases of a spread curve: those of the verdict that each would give."""
+VERDICT_WORDS: Final = {
+    "converging": ("#0b6aa2", "#3d9fda"),
+    "diverging": ("#ad4c00", "#e0761f"),
+    "unrelated": ("#984a83", "#c98ab7"),
+    "unchanged": ("#5f676f", "#a3abb3"),
+    "undecided": ("#696e75", "#949aa1"),
+}
+"""Colours of each verdict as a word, on white and on near-black: a contrast of 4.5 or more (WCAG AA)."""
+
+VERDICT_OF: Final = {"falls": "converging", "rises": "diverging", "flat": "unchanged"}
+"""The verdict that each phase of a spread curve would give alone, and the colours of the phases."""
+DIRECTIONS: Final = {direction: VERDICTS[verdict] for direction, verdict in VERDICT_OF.items()}
 
 LABEL_COLORS: Final = (
     *("#0072b2", "#e69f00", "#009e73", "#d55e00", "#cc79a7"),
@@ -34,8 +44,15 @@ LABEL_COLORS: Final = (
 """Colours that stay apart for colour-blind readers (after Okabe and Ito, and Tol)."""
 
 OTHER: Final = "#9aa0a6"
-MATPLOTLIB_MARKERS: Final = ("o", "s", "D", "^", "v", "P", "X", "*")
-PLOTLY_SYMBOLS: Final = ("circle", "square", "diamond", "triangle-up", "triangle-down", "cross", "x", "star")
+MATPLOTLIB_MARKERS: Final = (
+    *("o", "s", "D", "^", "v", "P", "X", "*"),
+    *("<", ">", "p", "h", "d", (4, 1, 0), (6, 1, 0), "8"),
+)
+PLOTLY_SYMBOLS: Final = (
+    *("circle", "square", "diamond", "triangle-up", "triangle-down", "cross", "x", "star"),
+    *("triangle-left", "triangle-right", "pentagon", "hexagon2", "diamond-tall", "star-diamond", "hexagram", "octagon"),
+)
+"""Markers of models, in their order, the same in both; the first eight stand for groups of labels too."""
 STEP_COLORS: Final = ("#6a4ba3", "#4a64a8", "#2a788e", "#22a884", "#5ec962", "#a5db36")
 """Early to late: viridis with less extreme ends, which would vanish on black and on white."""
 DEPTH_COLORS: Final = ("#7350c8", "#9a46bd", "#c03a83", "#e06a52", "#e0912a")
@@ -97,6 +114,11 @@ class StepAxis:
             return np.zeros(np.shape(steps))
         first, last = self.position([self.steps[0], self.steps[-1]])
         return np.asarray((self.position(steps) - first) / (last - first))
+
+    @property
+    def title(self) -> str:
+        """What the axis is called."""
+        return "step (log scale)" if self.log else "step"
 
     @property
     def dense(self) -> bool:
@@ -227,6 +249,45 @@ def visible(text: str, limit: int | None = None) -> str:
         return shown
     half = (limit - 1) // 2
     return f"{shown[: limit - 1 - half]}…{shown[-half:]}"
+
+
+def shortened(names: Sequence[str], limit: int) -> list[str]:
+    """Return names of at most ``limit`` characters: without the parts that all share, where any is longer, then cut.
+
+    Parts are what dots separate. Names are cut where this leaves most of them different, as near to their middle as
+    possible.
+
+    Examples
+    --------
+    >>> shortened([f"base_model.model.model.layers.{k}.self_attn.o_proj" for k in (0, 11)], 24)
+    ['…layers.0…', '…layers.11…']
+    """
+    shown = [visible(name) for name in names]
+    if all(len(name) <= limit for name in shown):
+        return shown
+    bare = _without_shared_parts(shown)
+    middle = limit // 2
+    heads = sorted(range(limit), key=lambda head: abs(head - middle))
+    cuts = [[_cut(name, head, limit) for name in bare] for head in heads]
+    return max(cuts, key=lambda cut: len(set(cut)))
+
+
+def _cut(name: str, head: int, limit: int) -> str:
+    tail = limit - 1 - head
+    return name if len(name) <= limit else f"{name[:head]}…{name[len(name) - tail :]}"
+
+
+def _without_shared_parts(names: Sequence[str]) -> list[str]:
+    """Return names without the parts that all of them begin and end with; a number keeps the part before it."""
+    parts = [name.split(".") for name in names]
+    shortest = min(map(len, parts))
+    first = next((k for k in range(shortest) if len({each[k] for each in parts}) > 1), shortest)
+    if first == shortest:
+        return list(names)
+    last = next((k for k in range(shortest - first) if len({each[-1 - k] for each in parts}) > 1), 0)
+    start = first - 1 if first and all(each[first].isdigit() for each in parts) else first
+    before, after = "…" * (start > 0), "…" * (last > 0)
+    return [f"{before}{'.'.join(each[start : len(each) - last])}{after}" for each in parts]
 
 
 def wrapped(text: str, width: int = 64, lines: int = 6) -> list[str]:

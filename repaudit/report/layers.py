@@ -109,6 +109,20 @@ class AtScale:
     groups: Groups
     summary: Mapping[str, Any]
 
+    @property
+    def others(self) -> str:
+        """Name under which the page keeps the curves of all layers; empty where there is one layer."""
+        return f"lines-{self.scale.index}" if len(self.groups.layers()) > 1 else ""
+
+    def lines(self) -> dict[str, Any]:
+        """Return the curves of all layers by their name, where there are several."""
+        spread, approach = self.groups.spread, self.groups.approach
+        if not self.others or (spread is None and approach is None):
+            return {}
+        if spread is not None:
+            return {self.others: curves.every_line(spread, SPREAD)}
+        return {self.others: curves.every_line(approach, APPROACH, model=0)}
+
 
 @dataclass(frozen=True)
 class Groups:
@@ -196,7 +210,7 @@ def _scale_view(name: str, anchor: str, at: AtScale, thinning: Thinning | None) 
         words.numbers(entry),
         words.group_numbers(entry),
     )
-    _add_spread(view, at.groups, entry)
+    _add_spread(view, at, entry)
     _add_pairs(view, at.groups.pairs)
     _add_comparison(view, at.groups)
     _add_trajectories(view, at.groups.trajectories)
@@ -205,12 +219,12 @@ def _scale_view(name: str, anchor: str, at: AtScale, thinning: Thinning | None) 
     return view
 
 
-def _add_spread(view: ScaleView, groups: Groups, entry: Mapping[str, Any]) -> None:
+def _add_spread(view: ScaleView, at: AtScale, entry: Mapping[str, Any]) -> None:
     """Add the spread over steps; for a single model its approach to its own end."""
     color = style.VERDICTS.get(view.verdict, style.OTHER)
-    spread, approach = groups.spread, groups.approach
+    spread, approach, others = at.groups.spread, at.groups.approach, at.others
     if spread is not None and of_layer(spread, view.name, SPREAD):
-        view.figures["spread"] = curves.spread_figure(spread, view.name, entry.get("phases") or ())
+        view.figures["spread"] = curves.spread_figure(spread, view.name, entry.get("phases") or (), others)
         axis = style.StepAxis.of(spread[STEP].values)
         view.sparkline = sparkline(line_of(spread, view.name), axis, color, _top(spread))
         view.table = list(words.rows(one_layer(spread, view.name)))
@@ -219,7 +233,7 @@ def _add_spread(view: ScaleView, groups: Groups, entry: Mapping[str, Any]) -> No
         line = line_of(approach, view.name, APPROACH, model=0)
         if not line.step.size:
             return
-        view.figures["approach"] = curves.approach_figure(approach, view.name)
+        view.figures["approach"] = curves.approach_figure(approach, view.name, others)
         view.sparkline = sparkline(line, style.StepAxis.of(approach[STEP].values), color, max(1.1, line.top))
 
 
@@ -293,6 +307,8 @@ def _add_units(view: ScaleView, units: xr.Dataset | None) -> None:
         if known(dataset[EMBEDDING].isel({MODEL: index})):
             view.units[f"units-{index}"] = model
             view.figures[f"units-{index}"] = embeddings.units_figure(units, view.name, index)
+            shown, steps = embeddings.units_shown(units).sizes[STEP], units.sizes[STEP]
+            view.stress[f"units-{index}"] = f"Shown: {shown} of {steps} steps." if shown < steps else ""
 
 
 def _add_diagnostics(view: ScaleView, at: AtScale) -> None:

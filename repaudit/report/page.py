@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import base64
+import gzip
 import hashlib
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
@@ -12,12 +14,12 @@ import xarray as xr
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from repaudit.names import LAYER, SAMPLE
+from repaudit.names import LAYER, SAMPLE, STEP
 from repaudit.plots import style
 from repaudit.plots.scales import Scale, at_scale, scales, summary_at
 from repaudit.report import scale_words, words
 from repaudit.report.figures import embeddings, frames, maps
-from repaudit.report.figures.canvas import as_data
+from repaudit.report.figures.canvas import as_data, shared
 from repaudit.report.layers import AtScale, Groups, LayerView, ScaleView, layer_views
 from repaudit.results import TOGETHER, TOGETHER_DISTANCE_STRESS, TOGETHER_STRESS, known, scalar
 from repaudit.store.storage.replacing import replacing
@@ -70,17 +72,30 @@ def write_report(results: xr.DataTree, summary: Mapping[str, Any], path: str | P
     views = [view for layer in layers for view in layer.views]
     overview = _overview(every, layers)
     figures = {view.anchor: {kind: as_data(made) for kind, made in view.figures.items()} for view in views}
+    figures, lists = shared(({"overview": overview} if overview else {}) | figures)
+    similarity = None if groups.similarity is None else maps.similarity_data(groups.similarity)
+    texts = _texts(every)
     html = environment.get_template("report.html.jinja").render(
         summary=summary,
         layers=layers,
         meaning=scale_words.meaning([at.scale for at in every]),
         scales=[{"name": at.scale.name, "title": scale_words.title(at.scale)} for at in every],
         settling=_settling(every),
-        figures=({"overview": overview} if overview else {}) | figures,
         overview=overview,
-        texts=_texts(every),
-        frames=_frames(every, views),
-        similarity=None if groups.similarity is None else maps.similarity_data(groups.similarity),
+        similarity=similarity,
+        data=_squeezed(
+            {
+                "figures": _by_kind(figures),  # like stands next to like: it is compressed better
+                "lists": lists,
+                "shared": {name: lines for at in every for name, lines in at.lines().items()},
+                "texts": texts,
+                "frames": _frames(every, views),
+                "similarity": similarity,
+                "tables": {view.anchor: view.table for view in views if view.table},
+            }
+        ),
+        repeated=_repeated(summary),
+        findable=_findable(views, texts),
         together_stress={_numbered("together", at.scale): _together_stress(at.groups.trajectories) for at in every},
         many=len(layers) >= MANY_LAYERS,
         most_rows=words.MOST_ROWS,
@@ -88,7 +103,7 @@ def write_report(results: xr.DataTree, summary: Mapping[str, Any], path: str | P
         span=words.span(summary),
         has_spread=any(at.groups.spread is not None for at in every),
         has_approach=any("approach" in view.figures for view in views),
-        verdicts=style.VERDICTS,
+        verdicts=style.VERDICT_WORDS,
         about=words.about(results, summary),
         script_sources=" ".join(_digest(assets[name]) for name in ("plotlyjs", "script")),
         **{name: Markup(text) for name, text in assets.items()},  # noqa: S704 - our own files and plotly's
@@ -132,6 +147,31 @@ def _assets(environment: Environment) -> dict[str, str]:
     return {"plotlyjs": get_plotlyjs(), "script": script, "css": css}
 
 
+def _by_kind(figures: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+    found: dict[str, dict[str, Any]] = {}
+    for anchor, of_layer in figures.items():
+        for kind, figure in of_layer.items():
+            found.setdefault(kind, {})[anchor] = figure
+    return found
+
+
+def _squeezed(data: Mapping[str, Any]) -> str:
+    """Return what the page's script reads: JSON, compressed, in base64."""
+    text = json.dumps(data, allow_nan=False, separators=(",", ":"))
+    return base64.b64encode(gzip.compress(text.encode(), mtime=0)).decode()
+
+
+def _repeated(summary: Mapping[str, Any]) -> str:
+    """Say that markers stand for several models, where there are more models than markers."""
+    most = len(style.PLOTLY_SYMBOLS)
+    return f" (repeated after {most} models: hover for the name)" if len(summary.get("models") or ()) > most else ""
+
+
+def _findable(views: Sequence[ScaleView], texts: Sequence[Sequence[str]]) -> bool:
+    """Whether the page has pictures of samples, and more than one sample to find there."""
+    return any("embedding" in view.figures for view in views) and sum(map(len, texts)) > 1
+
+
 def _digest(script: str) -> str:
     """Return the source by which the page's security policy allows this script only."""
     return f"'sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}'"
@@ -161,9 +201,11 @@ def _frames(every: Sequence[AtScale], views: Sequence[ScaleView]) -> dict[str, A
 
 
 def _together_stress(trajectories: xr.Dataset | None) -> str:
-    if trajectories is None:
+    if trajectories is None or TOGETHER not in trajectories:
         return ""
-    return words.stress(scalar(trajectories, TOGETHER_STRESS), scalar(trajectories, TOGETHER_DISTANCE_STRESS))
+    shown, steps = embeddings.together_shown(trajectories).sizes[STEP], trajectories.sizes[STEP]
+    stress = words.stress(scalar(trajectories, TOGETHER_STRESS), scalar(trajectories, TOGETHER_DISTANCE_STRESS))
+    return stress + (f" Shown: {shown} of {steps} steps." if shown < steps else "")
 
 
 def _texts(every: Sequence[AtScale]) -> list[list[str]]:

@@ -10,7 +10,7 @@ from markupsafe import Markup
 from repaudit.plots import style
 from repaudit.plots.lines import Line
 
-WIDTH, HEIGHT = 160.0, 40.0
+WIDTH, HEIGHT, MOST_POINTS = 160.0, 40.0, 60
 
 
 def sparkline(line: Line, axis: style.StepAxis, color: str, top: float = 1.1) -> Markup:
@@ -22,6 +22,8 @@ def sparkline(line: Line, axis: style.StepAxis, color: str, top: float = 1.1) ->
     >>> "<polyline" in sparkline(Line(step, value, value, value), style.StepAxis.of(step), "#0f7fc0")
     True
     """
+    shown = np.unique(np.linspace(0, len(line.step) - 1, min(len(line.step), MOST_POINTS)).round().astype(int))
+    line = Line(*(values[shown] for values in (line.step, line.value, line.low, line.high)))
     x = 3 + axis.fraction(line.step) * (WIDTH - 6)
 
     def points(values: np.ndarray, *, back: bool = False) -> str:

@@ -98,7 +98,7 @@ def group_numbers(entry: Mapping[str, Any]) -> dict[str, str]:
 
 def settling(summary: Mapping[str, Any]) -> list[dict[str, str]]:
     """Return the layers in the order in which they settle, with words for the steps, without those that have none."""
-    shown = []
+    shown: list[dict[str, str]] = []
     for entry in summary.get("settling") or ():
         settled, below = entry.get("settled"), entry.get("below_start")
         if settled is None and below is None:
@@ -106,7 +106,8 @@ def settling(summary: Mapping[str, Any]) -> list[dict[str, str]]:
         when = f"step {settled:,}" if settled is not None else "still moving"
         since = f"below its start from {below:,}" if below is not None else ""
         shown.append({"layer": str(entry["layer"]), "when": when, "since": since})
-    return shown
+    names = style.shortened([entry["layer"] for entry in shown], 40)
+    return [entry | {"layer": name} for entry, name in zip(shown, names, strict=True)]
 
 
 def stress(in_phate: float | None, in_distances: float | None) -> str:

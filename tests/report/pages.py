@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import gzip
 import json
 import re
 from html.parser import HTMLParser
@@ -42,11 +43,27 @@ class Page(HTMLParser):
         return re.sub(r"\s+", " ", " ".join(self.words))
 
     def data(self, name: str):
-        return json.loads(next(text for attrs, text in self.scripts if attrs.get("id") == name))
+        packed = next(text for attrs, text in self.scripts if attrs.get("id") == "data")
+        everything = json.loads(gzip.decompress(base64.b64decode(packed)))
+
+        def whole(value):
+            if isinstance(value, list):
+                return [whole(item) for item in value]
+            if isinstance(value, dict):
+                return everything["lists"][value["at"]] if "at" in value else {k: whole(v) for k, v in value.items()}
+            return value
+
+        found = whole(everything[name])
+        if name != "figures":
+            return found
+        layers = dict.fromkeys(layer for of_kind in found.values() for layer in of_kind)
+        return {layer: {kind: of[layer] for kind, of in found.items() if layer in of} for layer in layers}
 
 
 def numbers(array) -> np.ndarray:
-    """Values of an array of a figure, which plotly writes in base64."""
+    """Values of an array of a figure; of packed ones the numbers that their codes stand for."""
     if isinstance(array, dict):
-        return np.frombuffer(base64.b64decode(array["bdata"]), dtype=array["dtype"]).astype(float)
+        codes = np.frombuffer(base64.b64decode(array["bdata"]), dtype="<u2").astype(float)
+        codes[codes == 65535] = np.nan
+        return (array["low"] + codes / 65534 * (array["high"] - array["low"])).reshape(array["shape"])
     return np.array(array, dtype=float)

@@ -368,13 +368,13 @@ def test_the_slider_moves_the_samples_and_the_axes_stay(show):
     late = page.evaluate("Array.from(place.data[0].x)")
     assert page.evaluate("place.querySelectorAll('.scatterlayer path.point').length") == 120
     choose(page, "place", "frame", 0)
-    page.until(f"Math.abs(place.data[0].x[0] - {0.2 * late[0]}) < 1e-5")
-    assert page.evaluate("Array.from(place.data[0].x)") == pytest.approx([0.2 * x for x in late], abs=1e-5)
+    page.until(f"Math.abs(place.data[0].x[0] - {0.2 * late[0]}) < 1e-3")
+    assert page.evaluate("Array.from(place.data[0].x)") == pytest.approx([0.2 * x for x in late], abs=1e-3)
     assert page.evaluate("place.closest('figure').querySelector('output').textContent") == "step 16"
     assert page.evaluate(ranges) == pytest.approx(before)
     choose(page, "place", "source", 2)  # it lies elsewhere, and has a frame of its own
-    page.until(f"Math.abs(place.data[0].x[0] - {0.2 * late[0] + 0.6}) < 1e-5")
-    assert page.evaluate(ranges) == pytest.approx([bound + 0.6 for bound in before])
+    page.until(f"Math.abs(place.data[0].x[0] - {0.2 * late[0] + 0.6}) < 1e-3")
+    assert page.evaluate(ranges) == pytest.approx([bound + 0.6 for bound in before], abs=1e-3)
     page.evaluate("place.closest('figure').querySelector('.play').click()")
     page.until("place.closest('figure').querySelector('output').textContent === 'step 512'")
     page.until("place.closest('figure').querySelector('.play').textContent === 'Play'")
@@ -412,7 +412,7 @@ def test_the_similarity_map_follows_its_selectors(show):
     cells = "place.data[0].z.map(row => Array.from(row))"
     first = page.evaluate(cells)
     assert len(first) == 9
-    assert all(first[k][k] == pytest.approx(1) for k in range(9))
+    assert all(first[k][k] == pytest.approx(1, abs=1e-4) for k in range(9))
     choose(page, "place", "order", "layer")
     by_layer = page.evaluate(cells)
     order = [3 * model + layer for layer in range(3) for model in range(3)]
@@ -421,9 +421,9 @@ def test_the_similarity_map_follows_its_selectors(show):
     assert said.startswith("model.layers.0 · seed0<br>model.layers.0 · seed1<br>")
     assert "by chance 0.100" in said
     choose(page, "place", "measure", 1)
-    assert page.evaluate(cells)[0][1] == pytest.approx(by_layer[0][1] ** 2, rel=1e-5)
+    assert page.evaluate(cells)[0][1] == pytest.approx(by_layer[0][1] ** 2, abs=1e-4)
     choose(page, "place", "step", 1)
-    assert page.evaluate(cells)[0][1] == pytest.approx(by_layer[0][1] ** 4, rel=1e-5)
+    assert page.evaluate(cells)[0][1] == pytest.approx(by_layer[0][1] ** 4, abs=1e-4)
     quiet(page)
 
 

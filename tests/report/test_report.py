@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import importlib.util
 import json
 import re
@@ -49,11 +48,12 @@ def test_every_layer_has_its_figures_with_the_values_of_the_results(make_results
     for number, layer in enumerate(tree["spread"]["layer"].values):
         found = figures[f"layer-{number}"]
         assert {"spread", "trajectory", "mds", "embedding", "effective_neighbors"} <= set(found)
-        curve = next(trace for trace in found["spread"]["data"] if trace.get("meta") == {"ink": True})
-        np.testing.assert_allclose(numbers(curve["y"]), tree["spread"]["spread"].sel(layer=layer), rtol=1e-6)
+        curve = next(trace for trace in found["spread"]["data"] if "ink" in trace.get("meta", ()))
+        np.testing.assert_allclose(numbers(curve["y"]), tree["spread"]["spread"].sel(layer=layer), rtol=5e-4)
         assert found["spread"]["layout"]["shapes"][0]["y0"] == 1
         drawn = np.concatenate([numbers(trace["x"]) for trace in found["embedding"]["data"]])
-        assert sorted(drawn) == sorted(tree["merged"]["embedding"].sel(layer=layer)[:, 0].values.astype(np.float32))
+        known = tree["merged"]["embedding"].sel(layer=layer)[:, 0].values
+        np.testing.assert_allclose(sorted(drawn), sorted(known), rtol=5e-4)
 
 
 def test_hover_texts_stand_in_the_order_of_the_points(make_results, page):
@@ -81,7 +81,7 @@ def test_nothing_is_asked_of_the_network(page):
 
 def test_hostile_names_stay_text(page):
     shown = page(layers=(HOSTILE, "norm"), models=(HOSTILE, "b\u2028c"), labels=(HOSTILE, "<b>bold</b>"))
-    assert [tag for tag, _ in shown.tags].count("script") == 6
+    assert [tag for tag, _ in shown.tags].count("script") == 3
     assert "img" not in [tag for tag, _ in shown.tags]
     assert HOSTILE in shown.text
     names = [trace.get("name", "") for trace in shown.data("figures")["layer-0"]["embedding"]["data"]]
@@ -200,10 +200,10 @@ def test_moving_samples_are_those_of_the_results(make_results, page):
     tree, _ = make_results(more=True)
     frames = page(more=True).data("frames")
     kept = frames["layers"]["layer-1"]
-    values = np.frombuffer(base64.b64decode(kept["positions"]["bdata"]), "<f4").reshape(kept["positions"]["shape"])
+    values = [numbers(of_source) for of_source in kept["positions"]]
     order = np.concatenate([np.flatnonzero(np.arange(120) % 4 == k) for k in (0, 2, 3, 1)])
-    np.testing.assert_allclose(values[0], tree["frames"]["merged"][1].values[:, order], rtol=1e-6)
-    np.testing.assert_allclose(values[2], tree["frames"]["models"][1, 1].values[:, order], rtol=1e-6)
+    np.testing.assert_allclose(values[0], tree["frames"]["merged"][1].values[:, order], atol=1e-3)
+    np.testing.assert_allclose(values[2], tree["frames"]["models"][1, 1].values[:, order], atol=1e-3)
     for (x, y), of_source in zip(kept["ranges"], values, strict=True):
         for (low, high), component in zip((x, y), np.moveaxis(of_source, -1, 0), strict=True):
             assert low <= component.min()
@@ -223,4 +223,4 @@ def test_frames_beyond_the_limit_are_thinned_and_said(make_results):
 
 
 def numbers_of(kept) -> int:
-    return int(np.prod(kept["positions"]["shape"]))
+    return sum(int(np.prod(of_source["shape"])) for of_source in kept["positions"])

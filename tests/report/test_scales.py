@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import importlib.util
 import json
 from pathlib import Path
@@ -53,10 +52,13 @@ def test_each_scale_has_its_curve_band_and_words(make_results, written):
         for anchor, scale in ((f"layer-{number}", 15.0), (f"layer-{number}-scale-1", 30.0)):
             one = spread.sel(layer=layer, scale=scale)
             traces = figures[anchor]["spread"]["data"]
-            curve = next(trace for trace in traces if trace.get("meta") == {"ink": True})
-            np.testing.assert_allclose(pages.numbers(curve["y"]), one["spread"], rtol=1e-6)
-            band = pages.numbers(next(trace for trace in traces if trace.get("meta") == {"band": True})["y"])
-            np.testing.assert_allclose(band, [*one["band_high"].values, *one["band_low"].values[::-1]], rtol=1e-6)
+            curve = next(trace for trace in traces if "ink" in trace.get("meta", ()))
+            np.testing.assert_allclose(pages.numbers(curve["y"]), one["spread"], rtol=5e-4)
+            band = traces[0]["meta"]["band"]
+            assert traces[band["of"]] is curve
+            for end in ("low", "high"):
+                told = pages.numbers(curve["meta"]["told"][band[end]])
+                np.testing.assert_allclose(told, one[f"band_{end}"], rtol=5e-4)
         tops = [
             figures[a]["spread"]["layout"]["yaxis"]["range"] for a in (f"layer-{number}", f"layer-{number}-scale-1")
         ]
@@ -101,10 +103,10 @@ def test_moving_samples_are_those_of_their_scale(make_results, written):
     tree, summary = make_results(scales=True, more=True)
     layers = written(tree, summary).data("frames")["layers"]
     first, second = (
-        np.frombuffer(base64.b64decode(layers[anchor]["positions"]["bdata"]), "<f4")
+        np.stack([pages.numbers(of_source) for of_source in layers[anchor]["positions"]])
         for anchor in ("layer-0", "layer-0-scale-1")
     )
-    np.testing.assert_allclose(second, first / 2, rtol=1e-6)
+    np.testing.assert_allclose(second, first / 2, atol=1e-3)
 
 
 def test_effective_neighbours_are_the_medians_over_models(make_results, written):
@@ -160,7 +162,7 @@ def test_the_map_of_pairs_has_the_values_and_the_order_of_the_clustering(make_re
         (trace,) = figures[anchor]["pairs"]["data"]
         drawn = pages.numbers(trace["z"]).reshape(4, 4)
         expected = values[np.ix_(order, order)].astype(np.float32)
-        np.testing.assert_array_equal(drawn, np.where(np.eye(4, dtype=bool), np.nan, expected))
+        np.testing.assert_allclose(drawn, np.where(np.eye(4, dtype=bool), np.nan, expected), rtol=5e-4)
         assert figures[anchor]["pairs"]["layout"]["yaxis"]["ticktext"] == [FOUR[k] for k in order]
         d = expected[0, 1]
         assert trace["text"][0][1] == f"{d:.2f}"

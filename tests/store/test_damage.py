@@ -165,6 +165,7 @@ def test_damaged_whole_numbers_are_never_read_as_zeros(tmp_path, kind):
         assert np.isnan(inputs["ids"].values).all()
         assert inputs["ids"].shape == (3, 2)
         np.testing.assert_array_equal(inputs["mask"].values, ids % 2 == 0)
+        ra.repair(url)
         ra.TrajectoryWriter(url, model_name="a", probe_set=probe_set, layers=LAYERS).close()
         np.testing.assert_array_equal(ra.open_store(url)[f"probe/{'a' * 16}"]["ids"].values, ids)
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import base64
-import json
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any, Final
 
@@ -18,6 +18,9 @@ from repaudit.plots.lines import Line
 from repaudit.plots.points import two
 
 STEPS: Final = [[k / (len(style.STEP_COLORS) - 1), color] for k, color in enumerate(style.STEP_COLORS)]
+MOST_CODE: Final = 65_534
+SHORT: Final = 12
+"""Lists with fewer items stand where they are used."""
 GREY: Final = "rgba(128,134,140,0.55)"
 
 
@@ -37,6 +40,11 @@ def literal(text: str, limit: int = 40) -> str:
     return escape(style.visible(text, limit), quote=False)
 
 
+def literals(names: Sequence[str], limit: int) -> list[str]:
+    """Return names as :func:`literal` does, shortened so that they stay different."""
+    return [escape(name, quote=False) for name in style.shortened(names, limit)]
+
+
 def mode(axis: style.StepAxis) -> str:
     """Return plotly's mode: lines, with markers if there are few steps."""
     return "lines" if axis.dense else "lines+markers"
@@ -47,18 +55,36 @@ def symbol(index: int) -> str:
     return style.PLOTLY_SYMBOLS[index % len(style.PLOTLY_SYMBOLS)]
 
 
-def band(made: go.Figure, axis: style.StepAxis, line: Line, color: str, during: Any = None, meta: Any = None) -> Any:
-    """Fill between the bounds of a curve where they are known, during some of its steps; return what was filled."""
-    filled = np.isfinite(line.low) & np.isfinite(line.high)
-    filled = filled if during is None else filled & during
-    x = axis.position(line.step[filled])
-    if len(x):
-        made.add_scatter(
-            x=np.concatenate([x, x[::-1]]), y=np.concatenate([line.high[filled], line.low[filled][::-1]]),
-            mode="lines", line={"width": 0}, fill="toself", fillcolor=style.translucent(color, 0.22), hoverinfo="skip",
-            showlegend=False, meta=meta,
-        )  # fmt: skip
-    return x
+def curve(
+    made: go.Figure,
+    axis: style.StepAxis,
+    drawn: Line,
+    said: str,
+    *,
+    wide: Line | None = None,
+    meta: Any = None,
+    **look: Any,
+) -> None:
+    """Draw a curve; hovering tells the step, the value, its interval and that over all steps, where they are known."""
+    interval = "<br>95% %{customdata[1]:.3f} to %{customdata[2]:.3f}" if np.isfinite(drawn.low).any() else ""
+    interval += "<br>all steps %{customdata[3]:.3f} to %{customdata[4]:.3f}" if wide is not None else ""
+    told = [drawn.step, drawn.low, drawn.high, *((wide.low, wide.high) if wide else ())]
+    made.add_scatter(
+        x=axis.position(drawn.step), y=drawn.value, mode=mode(axis), meta={"told": told, **(meta or {})},
+        hovertemplate=f"{said}<br>step %{{customdata[0]:,}}<br>%{{y:.3f}}{interval}<extra></extra>", **look,
+    )  # fmt: skip
+
+
+def band(made: go.Figure, of: int, color: str, **meta: Any) -> None:
+    """Fill between the bounds of the curve that will be the trace `of`.
+
+    The page finds the bounds in what hovering over the curve shows: in the columns ``low`` and ``high`` of it, from
+    the step ``from`` to the step ``to`` where these are given.
+    """
+    made.add_scatter(
+        x=[None], y=[None], mode="lines", line={"width": 0}, fill="toself", fillcolor=style.translucent(color, 0.22),
+        hoverinfo="skip", showlegend=False, meta={"band": {"of": of, "low": 1, "high": 2, **meta}},
+    )  # fmt: skip
 
 
 def null_axis(made: go.Figure, axis: style.StepAxis, top: float, title: str, *, unrelated: bool = True) -> go.Figure:
@@ -78,7 +104,7 @@ def step_axis(made: go.Figure, axis: style.StepAxis) -> go.Figure:
     made.update_xaxes(
         tickvals=axis.position(ticks),
         ticktext=[f"{tick:,}" for tick in ticks],
-        title="step",
+        title=axis.title,
         showgrid=False,
         zeroline=False,
     )
@@ -114,7 +140,7 @@ def step_colorbar(made: go.Figure, axis: style.StepAxis) -> None:
     """Draw a colour bar from the first to the last step, spaced like the axis of steps."""
     if len(axis.steps) > 1:
         ticks = axis.ticks(6)
-        colorbar(made, step_scale(axis), bar("step", axis.position(ticks), [f"{tick:,}" for tick in ticks]))
+        colorbar(made, step_scale(axis), bar(axis.title, axis.position(ticks), [f"{tick:,}" for tick in ticks]))
 
 
 def colorbar(made: go.Figure, scale: dict[str, Any], shown: dict[str, Any]) -> None:
@@ -137,17 +163,64 @@ def coordinates(points: xr.DataArray) -> tuple[NDArray[np.float32], NDArray[np.f
     return x.astype(np.float32), y.astype(np.float32)
 
 
-def packed(values: NDArray[Any]) -> dict[str, Any]:
-    """Return an array as single-precision numbers in base64, with its shape."""
-    exact = np.ascontiguousarray(values, dtype="<f4")
-    return {"bdata": base64.b64encode(exact.tobytes()).decode(), "shape": list(exact.shape)}
+def packed(values: NDArray[Any], low: float | None = None, high: float | None = None) -> dict[str, Any]:
+    """Return an array as 16-bit numbers in base64: 0 is `low`, 65,534 is `high`, and 65,535 is unknown.
+
+    Without bounds they are those of the values; values beyond given bounds are moved to them.
+    """
+    finite = np.isfinite(values)
+    known = values[finite] if finite.any() else np.zeros(1)
+    low = float(known.min()) if low is None else low
+    high = float(known.max()) if high is None else high
+    high = high if high > low else low + 1
+    codes = np.full(values.shape, MOST_CODE + 1, dtype="<u2")
+    codes[finite] = np.round((np.clip(values[finite], low, high) - low) / (high - low) * MOST_CODE)
+    data = base64.b64encode(codes.tobytes()).decode()
+    return {"bdata": data, "shape": list(values.shape), "low": low, "high": high}
 
 
 def as_data(made: go.Figure) -> Any:
-    """Return the figure as plain data: arrays in plotly's binary form, coordinates in single precision."""
-    for trace in made.data:
-        for name in ("x", "y"):
-            values = trace[name]
-            if isinstance(values, np.ndarray) and values.dtype == np.float64:
-                trace[name] = values.astype(np.float32)
-    return json.loads(made.to_json())
+    """Return the figure as plain data: numbers to four digits, whole numbers as they are, None where unknown."""
+    return plain(made.to_plotly_json())
+
+
+def plain(value: Any) -> Any:
+    """Return a value as JSON has it: numbers to four digits, whole numbers as they are, None where unknown."""
+    if isinstance(value, np.ndarray):
+        return plain(value.tolist())
+    if isinstance(value, Mapping):
+        if "bdata" in value:  # an array as plotly writes it
+            array = np.frombuffer(base64.b64decode(value["bdata"]), value["dtype"])
+            return plain(array.reshape([int(n) for n in str(value.get("shape", array.size)).split(",")]))
+        return {str(name): plain(item) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    if isinstance(value, np.generic):
+        return plain(value.item())
+    return _rounded(value) if isinstance(value, float) else value
+
+
+def shared(figures: Any) -> tuple[Any, list[Any]]:
+    """Return plain figures in which long lists are ``{"at": index}``, and the lists, each once."""
+    lists: dict[str, int] = {}
+    kept: list[Any] = []
+
+    def without(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {name: without(item) for name, item in value.items()}
+        if not isinstance(value, list):
+            return value
+        if len(value) < SHORT or isinstance(value[0], dict | list):
+            return [without(item) for item in value]
+        index = lists.setdefault(repr(value), len(kept))
+        if index == len(kept):
+            kept.append(value)
+        return {"at": index}
+
+    return without(figures), kept
+
+
+def _rounded(value: float) -> float | int | None:
+    if not math.isfinite(value):
+        return None
+    return int(value) if value.is_integer() else float(f"{value:.4g}")

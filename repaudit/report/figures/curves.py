@@ -19,40 +19,45 @@ Phase = Mapping[str, Any]
 """One entry of a layer's ``phases`` in the summary: ``from``, ``to`` and ``direction``."""
 
 
-def spread_figure(spread: xr.Dataset, layer: str, phases: Sequence[Phase] = ()) -> go.Figure:
-    """Draw one layer's spread over steps, with the null line at 1 and the other layers in grey.
+def spread_figure(spread: xr.Dataset, layer: str, phases: Sequence[Phase] = (), others: str = "") -> go.Figure:
+    """Draw one layer's spread over steps, with the null line at 1.
 
-    The 95% intervals are tinted by phase; behind them lies the band that holds over all steps at once.
+    The 95% intervals are tinted by phase; behind them lies the band that holds over all steps at once, and what the
+    page keeps under the name `others`, in grey: the curves of :func:`every_line`.
     """
-    lines = {name: line_of(spread, name) for name in names_of(spread, LAYER)}
-    return _curve_figure(spread, lines, layer, phases, "spread", band_of(spread, layer))
+    axis = style.StepAxis.of(spread[STEP].values)
+    return _curve_figure(axis, line_of(spread, layer), phases, "spread", others, band_of(spread, layer))
 
 
-def approach_figure(approach: xr.Dataset, layer: str) -> go.Figure:
+def approach_figure(approach: xr.Dataset, layer: str, others: str = "") -> go.Figure:
     """Draw a single model's distance from its own last operator over steps, like the spread of several."""
-    lines = {name: line_of(approach, name, APPROACH, model=0) for name in names_of(approach, LAYER)}
-    return _curve_figure(approach, lines, layer, (), "distance")
+    axis = style.StepAxis.of(approach[STEP].values)
+    return _curve_figure(axis, line_of(approach, layer, APPROACH, model=0), (), "distance", others)
+
+
+def every_line(dataset: xr.Dataset, variable: str, **where: int) -> dict[str, Any]:
+    """Return the curves of all layers as one line with gaps, which the figures of all layers share."""
+    axis = style.StepAxis.of(dataset[STEP].values)
+    lines = [line_of(dataset, name, variable, **where) for name in names_of(dataset, LAYER)]
+    x = np.concatenate([np.append(axis.position(line.step), np.nan) for line in lines])
+    y = np.concatenate([np.append(line.value, np.nan) for line in lines])
+    return {"x": canvas.plain(x), "y": canvas.plain(y)}
 
 
 def _curve_figure(
-    dataset: xr.Dataset,
-    lines: Mapping[str, Line],
-    layer: str,
-    phases: Sequence[Phase],
-    title: str,
-    band: Line | None = None,
+    axis: style.StepAxis, line: Line, phases: Sequence[Phase], title: str, others: str, band: Line | None = None
 ) -> go.Figure:
-    axis, line = style.StepAxis.of(dataset[STEP].values), lines[layer]
     made = canvas.figure()
+    phases = phases or [{"from": None, "to": None, "direction": "flat"}]
+    of = (band is not None) + bool(others) + len(phases)
     if band is not None:
-        canvas.band(made, axis, band, style.OTHER, meta={"band": True})
-    _others(made, axis, [other for name, other in lines.items() if name != layer])
-    for phase in phases or [{"from": -np.inf, "to": np.inf, "direction": "flat"}]:
-        _phase(made, axis, line, phase)
-    made.add_scatter(
-        x=axis.position(line.step), y=line.value, mode=canvas.mode(axis), meta={"ink": True},
-        line={"width": 2}, marker={"size": 5}, **_told(line, title, band),
-    )  # fmt: skip
+        canvas.band(made, of, style.OTHER, low=3, high=4)
+    if others:
+        grey = {"color": "rgba(128,134,140,0.35)", "width": 1}
+        made.add_scatter(x=[None], y=[None], mode="lines", line=grey, hoverinfo="skip", meta={"shared": others})
+    for phase in phases:
+        _phase(made, axis, line, phase, of)
+    canvas.curve(made, axis, line, title, wide=band, meta={"ink": True}, line={"width": 2}, marker={"size": 5})
     return canvas.null_axis(made, axis, max(1.1, *(1.06 * one.top for one in (line, band) if one is not None)), title)
 
 
@@ -73,7 +78,7 @@ def comparison_figure(comparison: xr.Dataset | None, spread: xr.Dataset | None, 
     made = canvas.figure()
     for name, line in lines.items():
         color = style.COMPARISONS.get(name, style.depth_color(names.index(layer), len(names)))
-        canvas.band(made, axis, line, color)
+        canvas.band(made, len(made.data) + 1, color)
         _line(made, axis, line, DISTANCES[name], color, style.PLOTLY_DASHES[name])
     if floor is not None:
         ends = axis.position([axis.steps[0], axis.steps[-1]])
@@ -93,7 +98,7 @@ def groups_figure(groups: xr.Dataset, layer: str) -> go.Figure:
     for i, j, name, line in curves:
         color = style.group_color(i, j)
         if len(curves) <= 6:
-            canvas.band(made, axis, line, color)
+            canvas.band(made, len(made.data) + 1, color)
         _line(made, axis, line, name, color, "solid" if i == j else "dash")
     canvas.legend(made, above=True)
     return canvas.null_axis(made, axis, max([1.1, *(1.06 * line.top for *_, line in curves)]), "spread")
@@ -119,40 +124,24 @@ def diagnostic_figure(diagnostics: xr.Dataset, layer: str, variable: str) -> go.
     return canvas.step_axis(made, axis)
 
 
-def _told(line: Line, title: str, band: Line | None = None) -> dict[str, Any]:
-    """Return what hovering over a curve shows: the step, the value, the interval and the band if they are known."""
-    interval = "<br>95% %{customdata[1]:.3f} to %{customdata[2]:.3f}" if np.isfinite(line.low).any() else ""
-    interval += "<br>all steps %{customdata[3]:.3f} to %{customdata[4]:.3f}" if band is not None else ""
-    return {
-        "customdata": np.stack([line.step, line.low, line.high, *((band.low, band.high) if band else ())], axis=1),
-        "hovertemplate": f"{title}<br>step %{{customdata[0]:,}}<br>%{{y:.3f}}{interval}<extra></extra>",
-    }
-
-
 def _line(made: go.Figure, axis: style.StepAxis, line: Line, name: str, color: str, dash: str) -> None:
-    made.add_scatter(
-        x=axis.position(line.step), y=line.value, mode=canvas.mode(axis), name=canvas.literal(name), showlegend=True,
+    canvas.curve(
+        made, axis, line, canvas.literal(name), name=canvas.literal(name), showlegend=True,
         line={"width": 2, "color": color, "dash": dash}, marker={"size": 5, "color": color},
-        **_told(line, canvas.literal(name)),
     )  # fmt: skip
 
 
-def _others(made: go.Figure, axis: style.StepAxis, lines: Sequence[Line]) -> None:
-    """Draw the other layers' curves in one grey trace, with gaps between them."""
-    if lines:
-        x = np.concatenate([np.append(axis.position(line.step), np.nan) for line in lines])
-        y = np.concatenate([np.append(line.value, np.nan) for line in lines])
-        grey = {"color": "rgba(128,134,140,0.35)", "width": 1}
-        made.add_scatter(x=x, y=y, mode="lines", line=grey, hoverinfo="skip")
-
-
-def _phase(made: go.Figure, axis: style.StepAxis, line: Line, phase: Phase) -> None:
+def _phase(made: go.Figure, axis: style.StepAxis, line: Line, phase: Phase, of: int) -> None:
     """Tint the interval's band over one phase with the colour of its direction."""
-    direction = str(phase["direction"])
+    direction, first, last = str(phase["direction"]), phase["from"], phase["to"]
     color = style.DIRECTIONS.get(direction, style.OTHER)
-    x = canvas.band(made, axis, line, color, (line.step >= phase["from"]) & (line.step <= phase["to"]))
-    if len(x) and np.isfinite(float(phase["from"])):
+    if first is None:
+        canvas.band(made, of, color)
+        return
+    canvas.band(made, of, color, **{"from": first, "to": last})
+    known = (line.step >= first) & (line.step <= last) & np.isfinite(line.low) & np.isfinite(line.high)
+    if known.any():
         made.add_annotation(
-            x=float(x.mean()), y=0, yanchor="bottom", text=canvas.literal(direction), showarrow=False,
-            font={"color": color},
+            x=float(axis.position(line.step[known]).mean()), y=0, yanchor="bottom", text=canvas.literal(direction),
+            showarrow=False, font={"color": color}, name=style.VERDICT_OF.get(direction),
         )  # fmt: skip

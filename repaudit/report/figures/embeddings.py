@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import plotly.graph_objects as go
@@ -13,6 +13,11 @@ from repaudit.plots import style
 from repaudit.plots.points import labels_of, path
 from repaudit.report.figures import canvas
 from repaudit.results import EMBEDDING, TOGETHER, TRAJECTORY, UNIT, names_of, one_layer
+
+MOST_POINTS: Final = 6_000
+"""Points in the picture of all layers, and in four pictures of units: more are neither seen nor moved fluently."""
+MOST_UNITS: Final = 90_000
+"""Points in all pictures of units of one report: about 1 MB."""
 
 
 def trajectory_figure(trajectories: xr.Dataset, layer: str, variable: str = TRAJECTORY) -> go.Figure:
@@ -44,6 +49,7 @@ def trajectory_figure(trajectories: xr.Dataset, layer: str, variable: str = TRAJ
 
 def together_figure(trajectories: xr.Dataset) -> go.Figure:
     """Draw all layers' trajectories in one picture: colour is the layer, the marker the model, larger later."""
+    trajectories = together_shown(trajectories)
     axis = style.StepAxis.of(trajectories[STEP].values)
     layers, models = names_of(trajectories, LAYER), names_of(trajectories, MODEL)
     made = canvas.figure()
@@ -69,13 +75,32 @@ def together_figure(trajectories: xr.Dataset) -> go.Figure:
             hovertemplate="%{hovertext}<br>step %{customdata[0]:,}<extra></extra>",
         )  # fmt: skip
         _key(made, index, model)
+    names = canvas.literals(layers, 22)
     few = np.unique(np.linspace(0, len(layers) - 1, min(8, len(layers))).round().astype(int))
-    canvas.colorbar(made, scale, canvas.bar("layer", few, [canvas.literal(layers[k], 22) for k in few]))
+    canvas.colorbar(made, scale, canvas.bar("layer", few, [names[k] for k in few]))
     return canvas.bare(made, named=len(models) > 1)
+
+
+def together_shown(trajectories: xr.Dataset) -> xr.Dataset:
+    """Return evenly chosen steps, the first and the last among them, so that the points of all layers are not many."""
+    of_step = trajectories.sizes[LAYER] * trajectories.sizes[MODEL]
+    return _fewer_steps(trajectories, max(2, MOST_POINTS // of_step))
+
+
+def units_shown(units: xr.Dataset) -> xr.Dataset:
+    """Return evenly chosen steps, the first and the last among them, so that the points of one figure are not many."""
+    figures = units.sizes[LAYER] * units.sizes[MODEL]
+    return _fewer_steps(units, max(6, min(MOST_POINTS // 4, MOST_UNITS // figures) // units.sizes[UNIT]))
+
+
+def _fewer_steps(dataset: xr.Dataset, most: int) -> xr.Dataset:
+    count = dataset.sizes[STEP]
+    return dataset.isel({STEP: np.unique(np.linspace(0, count - 1, min(count, most)).round().astype(int))})
 
 
 def units_figure(units: xr.Dataset, layer: str, model: int) -> go.Figure:
     """Draw a layer's units over steps (M-PHATE), one line per unit, coloured by step."""
+    units = units_shown(units)
     axis = style.StepAxis.of(units[STEP].values)
     dataset = one_layer(units, layer).isel({MODEL: model})
     points = dataset[EMBEDDING].transpose(UNIT, STEP, COMPONENT)
@@ -85,12 +110,10 @@ def units_figure(units: xr.Dataset, layer: str, model: int) -> go.Figure:
     steps, features = np.tile(points[STEP].values, len(feature)), np.repeat(feature, points.sizes[STEP])
     gaps = np.arange(points.sizes[STEP], len(x), points.sizes[STEP])
     made.add_scatter(
-        x=np.insert(x, gaps, np.nan), y=np.insert(y, gaps, np.nan), mode="lines", hoverinfo="skip",
+        x=np.insert(x, gaps, np.nan), y=np.insert(y, gaps, np.nan), mode="lines+markers",
         line={"width": 0.7, "color": "rgba(128,134,140,0.35)"},
-    )  # fmt: skip
-    made.add_scatter(
-        x=x, y=y, mode="markers", marker={"size": 4, "color": axis.position(steps), **canvas.step_scale(axis)},
-        customdata=np.stack([features, steps], axis=1),
+        marker={"size": 4, "color": np.insert(axis.position(steps), gaps, 0), **canvas.step_scale(axis)},
+        meta={"told": [np.insert(features, gaps, 0), np.insert(steps, gaps, 0)]},
         hovertemplate="unit %{customdata[0]:.0f}<br>step %{customdata[1]:,}<extra></extra>",
     )  # fmt: skip
     canvas.step_colorbar(made, axis)

@@ -17,8 +17,8 @@ from repaudit.report.figures import canvas
 from repaudit.report.figures.embeddings import samples_figure
 from repaudit.results import MERGED, OF_MODELS, names_of, one_layer
 
-MOST_NUMBERS: Final = 2_500_000
-"""Coordinates in one report, for all its moving figures: about 10 MB."""
+MOST_NUMBERS: Final = 800_000
+"""Coordinates in one report, for all its moving figures: about 2 MB."""
 FEWEST_STEPS: Final = 6
 """Below this number of steps, fewer samples are shown instead."""
 
@@ -72,12 +72,13 @@ def frames_of(frames: xr.Dataset, layer: str, thinning: Thinning) -> dict[str, A
     groups = style.label_groups(labels_of(frames), frames.sizes[SAMPLE])
     kept = np.concatenate([group.index[pick] for group, pick in zip(groups, picked(frames, thinning), strict=True)])
     order = np.searchsorted(thinning.samples, kept)
-    values = np.stack([everything[k][seen][:, order] for k in shown])
+    values = [everything[k][seen][:, order] for k in shown]
+    ranges = [_range(of_source) for of_source in values]
     return {
         "steps": [int(step) for step in dataset[STEP].values[seen]],
         "sources": ["all models merged", *(style.visible(names[k - 1], 40) for k in shown[1:])],
-        "ranges": [_range(of_source) for of_source in values],
-        "positions": canvas.packed(values),
+        "ranges": ranges,
+        "positions": [_packed(of_source, bounds) for of_source, bounds in zip(values, ranges, strict=True)],
     }
 
 
@@ -91,6 +92,12 @@ def _positions(values: xr.DataArray) -> NDArray[np.float32]:
     """Return positions (step, sample, 2), with a second component of 0 if there is only one."""
     points = values.transpose(STEP, SAMPLE, COMPONENT).values[..., :2].astype(np.float32)
     return points if points.shape[2] == 2 else np.concatenate([points, np.zeros_like(points)], axis=2)
+
+
+def _packed(values: NDArray[np.float32], bounds: list[list[float]]) -> dict[str, Any]:
+    """Return the positions of one source (step, sample, 2), those far out of sight moved nearer."""
+    low, high = min(low for low, _ in bounds), max(high for _, high in bounds)
+    return canvas.packed(values, low - (high - low), high + (high - low))
 
 
 def _range(values: NDArray[np.float32]) -> list[list[float]]:

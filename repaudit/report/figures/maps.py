@@ -17,8 +17,8 @@ from repaudit.report.figures import canvas
 from repaudit.report.scale_words import pair
 from repaudit.results import MEASURE, NULL, OTHER, REPRESENTATION, SIMILARITY, SPREAD, names_of
 
-MOST_SIMILARITIES: Final = 750_000
-"""Numbers in the similarity maps of one report (3 MB, and as much for their nulls); beyond them steps are left out."""
+MOST_SIMILARITIES: Final = 300_000
+"""Numbers in the similarity maps of one report (1 MB, and as much for their nulls); beyond them steps are left out."""
 SPREADS: Final = [[k / 2, color] for k, color in enumerate(style.SPREAD_COLORS)]
 MOST_NAMES: Final = 24
 """A map with more rows names its blocks only."""
@@ -30,10 +30,10 @@ def overview_figure(spread: xr.Dataset) -> go.Figure:
     layers = names_of(spread, LAYER)
     values = spread[SPREAD].transpose(LAYER, STEP).values.astype(np.float32)
     order = np.argsort(np.asarray(spread[STEP].values), kind="stable")
-    names = [canvas.literal(name, 30) for name in layers]
+    names = canvas.literals(layers, 30)
     hover = [
         [f"{name}<br>step {step:,}<br>spread {value:.3f}" for step, value in zip(axis.steps, row, strict=True)]
-        for name, row in zip(names, values[:, order], strict=True)
+        for name, row in zip((canvas.literal(layer, 64) for layer in layers), values[:, order], strict=True)
     ]
     made = canvas.figure()
     made.add_heatmap(
@@ -50,7 +50,7 @@ def overview_figure(spread: xr.Dataset) -> go.Figure:
 
 def pairs_figure(found: PairDistances) -> go.Figure:
     """Draw the distance of every two models as a map, in the order of a clustering of the models."""
-    names = [canvas.literal(name, 26) for name in found.models]
+    names = canvas.literals(found.models, 26)
     values, written = found.drawn, len(names) <= MOST_WRITTEN
     made = canvas.figure()
     made.add_heatmap(
@@ -123,10 +123,10 @@ def _order(similarity: xr.Dataset, by: Blocks) -> dict[str, Any]:
     order = arrange(similarity, by)
     count = len(order.index)
     middles = [(start + end - 1) / 2 for _, start, end in order.blocks]
-    blocks = [canvas.literal(name, 24) for name, *_ in order.blocks]
+    blocks = canvas.literals([name for name, *_ in order.blocks], 24)
     every = range(0, len(blocks), max(1, round(len(blocks) / MOST_NAMES)))
     coarse = {"tickvals": [middles[k] for k in every], "ticktext": [blocks[k] for k in every]}
-    rows = [canvas.literal(name, 26) for name in order.inner]
+    rows = canvas.literals(order.inner, 26)
     starts = [start for _, start, _ in order.blocks]
     for start, name in zip(starts, blocks, strict=True):
         rows[start] = f"<b>{name}</b>  {rows[start]}"

@@ -1,16 +1,37 @@
 "use strict";
-(() => {
-  const read = (id) => JSON.parse(document.getElementById(id).textContent);
-  const figures = read("figures");
-  const texts = read("texts");
-  const frames = read("frames");
-  const similarity = read("similarity");
+(async () => {
+  if (!("DecompressionStream" in window)) {
+    document.getElementById("unread").hidden = false;
+    return;
+  }
+  const bytes = (text) => Uint8Array.from(atob(text), (byte) => byte.charCodeAt(0));
+  const squeezed = new Blob([bytes(document.getElementById("data").textContent)]);
+  const unpacked = new Response(squeezed.stream().pipeThrough(new DecompressionStream("gzip")));
+  const { figures, lists, shared, texts, frames, similarity, tables } = await unpacked.json();
   const dark = matchMedia("(prefers-color-scheme: dark)");
   const css = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
 
+  // A copy of a figure with its lists in their places.
+  const whole = (value) => {
+    if (Array.isArray(value)) return value.map(whole);
+    if (value === null || typeof value !== "object") return value;
+    if ("at" in value) return [...lists[value.at]];
+    return Object.fromEntries(Object.entries(value).map(([name, item]) => [name, whole(item)]));
+  };
+
+  // The outline of what lies between the bounds of a curve: forth along the upper, back along the lower.
+  function bounds({ x, customdata }, { low, high, from = -Infinity, to = Infinity }) {
+    const known = customdata.flatMap((row, k) => (row[low] !== null && row[high] !== null && row[0] >= from && row[0] <= to ? [k] : []));
+    const back = known.toReversed();
+    return {
+      x: [...known, ...back].map((k) => x[k]),
+      y: [...known.map((k) => customdata[k][high]), ...back.map((k) => customdata[k][low])],
+    };
+  }
+
   // Colours that follow the page's theme; all others are fixed in the figure.
   function themed(figure) {
-    const made = structuredClone(figure);
+    const made = whole(figure);
     made.layout.font = { family: getComputedStyle(document.body).fontFamily, size: 12, color: css("--soft") };
     made.layout.hoverlabel = {
       bgcolor: css("--paper"), bordercolor: css("--rule"), align: "left", font: { color: css("--ink"), size: 12 },
@@ -19,18 +40,26 @@
       Object.assign(made.layout[axis], { linecolor: css("--rule"), tickcolor: css("--rule"), showline: made.layout[axis].visible !== false });
     }
     if (made.layout.title) made.layout.title.font = { size: 12, color: css("--ink") };
+    for (const { name, font } of made.layout.annotations || []) if (name) font.color = css(`--${name}`);
+    for (const trace of made.data) {
+      const { told } = trace.meta || {};
+      if (told) trace.customdata = told[0].map((_, k) => told.map((column) => column[k]));
+    }
     for (const trace of made.data) {
       const meta = trace.meta || {};
       if (meta.ink) { trace.line.color = css("--ink"); trace.marker.color = css("--ink"); }
       if (meta.edge) trace.marker.line.color = css("--edge");
+      if (meta.shared) Object.assign(trace, shared[meta.shared]);
+      if (meta.band) Object.assign(trace, bounds(made.data[meta.band.of], meta.band));
       if ("group" in meta && texts.length) trace.hovertext = texts[meta.group];
     }
     return made;
   }
 
-  // Numbers stay base64 until they are first shown.
+  // Numbers stay 16 bits in base64 until they are first shown.
   const numbers = (kept) => {
-    kept.values ??= new Float32Array(Uint8Array.from(atob(kept.bdata), (byte) => byte.charCodeAt(0)).buffer);
+    const value = (code) => (code === 65535 ? NaN : kept.low + code / 65534 * (kept.high - kept.low));
+    kept.values ??= Float32Array.from(new Uint16Array(bytes(kept.bdata).buffer), value);
     return kept.values;
   };
   const chosen = (place, name) => place.closest("figure").querySelector(`[name=${name}]`)?.value;
@@ -38,9 +67,9 @@
   // Samples of the chosen source at the chosen step, group by group.
   function placeSamples(made, place) {
     const { positions, steps, ranges } = frames.layers[place.dataset.layer];
-    const values = numbers(positions);
     const [step, source] = [Number(chosen(place, "frame")), Number(chosen(place, "source") || 0)];
-    let at = 2 * positions.shape[2] * (source * steps.length + step);
+    const values = numbers(positions[source]);
+    let at = 2 * positions[source].shape[1] * step;
     [made.layout.xaxis.range, made.layout.yaxis.range] = ranges[source];
     for (const trace of made.data) {
       const pick = frames.pick[trace.meta.group];
@@ -49,7 +78,28 @@
       trace.hovertext = pick.map((k) => (texts[trace.meta.group] || [])[k]);
       at += 2 * pick.length;
     }
-    place.closest("figure").querySelector("output").textContent = `step ${steps[step].toLocaleString("en")}`;
+    const words = `step ${steps[step].toLocaleString("en")}`;
+    const figure = place.closest("figure");
+    figure.querySelector("output").textContent = words;
+    figure.querySelector("[name=frame]").setAttribute("aria-valuetext", `${words}, ${step + 1} of ${steps.length}`);
+  }
+
+  // Samples of the wanted label whose text has the wanted words stand out in every picture of samples.
+  const wanted = { label: "", words: "" };
+  const spoken = (text) => new DOMParser().parseFromString(text.replaceAll("<br>", " "), "text/html").body.textContent.toLowerCase();
+  const spokenName = (text) => new DOMParser().parseFromString(text, "text/html").body.textContent;
+  const plain = [];
+  const fits = (group, k) => (wanted.label === "" || Number(wanted.label) === group)
+    && (plain[group] ??= texts[group].map(spoken))[k].includes(wanted.words);
+  function pickOut(made) {
+    if (wanted.label === "" && wanted.words === "") return;
+    for (const trace of made.data) {
+      const { group } = trace.meta;
+      const shown = frames.pick && trace.x.length !== texts[group].length ? frames.pick[group] : texts[group].map((_, k) => k);
+      trace.selectedpoints = shown.flatMap((k, at) => (fits(group, k) ? [at] : []));
+      trace.selected = { marker: { opacity: 1, size: 9 } };
+      trace.unselected = { marker: { opacity: 0.12 } };
+    }
   }
 
   // Rows and columns in the chosen order, for the chosen measure and step.
@@ -77,16 +127,52 @@
 
   function filled(place) {
     const { layer, figure } = place.dataset;
-    const made = themed(figures[layer][figure]);
+    const made = themed(figures[figure][layer]);
     if (figure === "similarity") fillMap(made, place);
-    if (figure === "embedding" && frames.layers?.[layer]) placeSamples(made, place);
+    if (figure === "embedding") {
+      if (frames.layers?.[layer]) placeSamples(made, place);
+      if (texts.length) pickOut(made);
+    }
     return made;
   }
 
   function draw(place) {
     const { data, layout } = filled(place);
+    const first = !place.dataset.drawn;
     place.dataset.drawn = "yes";
-    return Plotly.react(place, data, layout, { responsive: true, displaylogo: false, displayModeBar: false });
+    const drawn = Plotly.react(place, data, layout, { responsive: true, displaylogo: false, displayModeBar: false });
+    if (first && !place.dataset.ready) ready(place);
+    return drawn;
+  }
+
+  // What a figure can be asked for once it is drawn: a file of it, or one label everywhere.
+  function ready(place) {
+    place.dataset.ready = "yes";
+    const files = document.createElement("div");
+    files.className = "files";
+    for (const format of ["png", "svg"]) {
+      const button = Object.assign(document.createElement("button"), { type: "button", textContent: format.toUpperCase() });
+      button.setAttribute("aria-label", `Save as ${format.toUpperCase()}: ${place.getAttribute("aria-label")}`);
+      button.addEventListener("click", () => save(place, format));
+      files.append(button);
+    }
+    place.closest("figure").append(files);
+    place.on("plotly_legendclick", ({ curveNumber, data }) => {
+      const group = data[curveNumber].meta?.group;
+      if (group === undefined || !finder) return true;
+      const label = finder.querySelector("[name=label]");
+      label.value = label.value === String(group) ? "" : String(group);
+      find();
+      return false;
+    });
+  }
+
+  function save(place, format) {
+    const { data, layout } = filled(place);
+    const { width, height } = place.getBoundingClientRect();
+    const figure = { data, layout: { ...layout, paper_bgcolor: css("--paper") } };
+    const filename = `${place.dataset.layer}-${place.dataset.figure}`;
+    return Plotly.downloadImage(figure, { format, filename, width: Math.round(width), height: Math.round(height), scale: format === "png" ? 2 : 1 });
   }
 
   // Few samples glide from step to step; many jump, and so do all for readers who prefer no motion.
@@ -137,6 +223,46 @@
     if (place) { draw(place); later(next); }
   }
   later(next);
+
+  // The labels to choose from are the traces of any picture of samples.
+  const finder = document.querySelector(".finder");
+  const refreshed = () => places.filter((place) => place.dataset.drawn && place.dataset.figure === "embedding").forEach((place) => {
+    if (shown(place)) draw(place); else delete place.dataset.drawn;
+  });
+  function find() {
+    wanted.label = finder.querySelector("[name=label]").value;
+    wanted.words = finder.querySelector("[name=find]").value.trim().toLowerCase();
+    const found = texts.map((group, g) => group.filter((_, k) => fits(g, k)).length);
+    const sum = (counts) => counts.reduce((a, b) => a + b, 0).toLocaleString("en");
+    const all = wanted.label === "" && wanted.words === "";
+    finder.querySelector("output").textContent = all ? "" : `${sum(found)} of ${sum(texts.map((group) => group.length))} samples`;
+    refreshed();
+  }
+  if (finder) {
+    const { data } = Object.values(figures.embedding)[0];
+    for (const { meta, name } of data.length > 1 ? data : []) {
+      const option = Object.assign(document.createElement("option"), { value: meta.group, textContent: spokenName(name) });
+      finder.querySelector("select").append(option);
+    }
+    document.getElementById("labels").hidden = data.length < 2;
+    finder.addEventListener("input", find);
+  }
+
+  // The numbers of a layer become a table when they are asked for.
+  document.querySelectorAll("details.table").forEach((details) => details.addEventListener("toggle", () => {
+    const rows = tables[details.dataset.layer];
+    const room = details.querySelector(".scroll");
+    if (!details.open || room.firstChild) return;
+    const table = document.createElement("table");
+    const add = (part, cell, values) => {
+      const row = part.insertRow();
+      for (const value of values) row.append(Object.assign(document.createElement(cell), { textContent: value }));
+    };
+    add(table.createTHead(), "th", Object.keys(rows[0]));
+    const body = table.createTBody();
+    for (const row of rows) add(body, "td", Object.values(row));
+    room.append(table);
+  }));
 
   // The chosen scale's figures of a layer; those drawn before may have been hidden while the window changed.
   document.querySelectorAll(".switch").forEach((control) => control.addEventListener("input", ({ target }) => {
