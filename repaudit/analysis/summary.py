@@ -33,8 +33,8 @@ from repaudit.results import (
     bounds,
 )
 
-UNSETTLED = ("unrelated", "undecided")
-"""Verdicts on layers for which settling has no meaning."""
+UNSETTLED = ("unrelated", "undecided", "unchanged")
+"""Verdicts on layers for which settling has no meaning; what never moved does not settle."""
 EQUIVALENT = 0.05
 """Differences of this size, intervals included, are none."""
 

@@ -12,6 +12,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Self
 
@@ -290,6 +291,130 @@ def test_a_hovered_point_of_a_line_tells_its_model(show):
         told.append(figure)
     assert len(told) > 1, figures
     quiet(page)
+
+
+EMBEDDINGS = "[...document.querySelectorAll('[data-figure=embedding]')].filter(p => p.offsetParent && p._fullLayout)"
+PICKED = f"{EMBEDDINGS}.map(p => p.data.map(t => t.selectedpoints?.length ?? -1))"
+
+
+def test_a_sample_is_found_by_its_text_in_every_picture(show):
+    page = show(more=True)
+    page.evaluate(
+        "void (window.find = document.querySelector('[name=find]')); find.value = 'PARSE_7(';"
+        "find.dispatchEvent(new Event('input', {bubbles: true}))"
+    )
+    page.until(f"{PICKED}.every(counts => counts.reduce((a, b) => a + b) === 1)")
+    assert len(page.evaluate(PICKED)) == 3
+    said = page.evaluate("document.querySelector('.finder output').textContent")
+    assert said == "1 of 120 samples"
+    trace = f"{EMBEDDINGS}[2].data.find(t => t.selectedpoints.length)"
+    assert "parse_7(" in page.evaluate(f"{trace}.hovertext[{trace}.selectedpoints[0]]")
+    choose(page, "document.querySelector('#layer-0 [data-figure=embedding]')", "frame", 0)
+    page.until(f"{PICKED}.every(counts => counts.reduce((a, b) => a + b) === 1)")
+    page.evaluate("find.value = ''; find.dispatchEvent(new Event('input', {bubbles: true}))")
+    page.until(f"{PICKED}.flat().every(count => count === -1)")
+    assert page.evaluate("document.querySelector('.finder output').textContent") == ""
+    quiet(page)
+
+
+def test_a_label_chosen_in_one_picture_is_seen_in_the_others(show):
+    page = show(more=True)
+    place = "document.querySelector('#layer-1 [data-figure=embedding]')"
+    page.evaluate(f"{place}.scrollIntoView({{block: 'center', behavior: 'instant'}})")
+    page.until(f"{place}.querySelector('.legendtoggle')")
+    x, y = page.evaluate(
+        f"(() => {{ const r = {place}.querySelectorAll('.legendtoggle')[1].getBoundingClientRect();"
+        " return [r.x + r.width / 2, r.y + r.height / 2]; })()"
+    )
+    for kind in ("mousePressed", "mouseReleased"):
+        page.call("Input.dispatchMouseEvent", type=kind, x=x, y=y, button="left", clickCount=1)
+    page.until(f"{PICKED}.every(counts => counts.join() === '0,30,0,0')")
+    chosen = "document.querySelector('.finder [name=label]').selectedOptions[0].textContent"
+    assert page.evaluate(chosen) == page.evaluate(f"{place}.data[1].name")
+    page.evaluate(
+        "void (s => { s.value = ''; s.dispatchEvent(new Event('input', {bubbles: true})); })"
+        "(document.querySelector('.finder [name=label]'))"
+    )
+    page.until(f"{PICKED}.flat().every(count => count === -1)")
+    quiet(page)
+
+
+@pytest.mark.parametrize(("kind", "start"), [("svg", b"<svg"), ("png", b"\x89PNG")])
+def test_every_figure_can_be_saved_as_a_file(show, tmp_path, kind, start):
+    page = show(more=True)
+    drawn = page.evaluate(f"{SHOWN}.length")
+    assert page.evaluate("document.querySelectorAll('.files').length") == drawn
+    page.call("Browser.setDownloadBehavior", behavior="allow", downloadPath=str(tmp_path / "saved"))
+    figure = "document.querySelector('[data-figure=spread]').closest('figure')"
+    page.evaluate(f"{figure}.querySelector('[aria-label*={kind.upper()}]').click()")
+    file = tmp_path / "saved" / f"layer-0-spread.{kind}"
+    page.wait(lambda: file.exists() and file.stat().st_size > 0, f"{file} to be written")
+    assert file.read_bytes().startswith(start)
+    quiet(page)
+
+
+def test_the_slider_says_its_step(show):
+    page = show(more=True)
+    said = "document.querySelector('#layer-0 [name=frame]').getAttribute('aria-valuetext')"
+    assert page.evaluate(said) == "step 512, 6 of 6"
+    choose(page, "document.querySelector('#layer-0 [data-figure=embedding]')", "frame", 0)
+    assert page.evaluate(said) == "step 16, 1 of 6"
+
+
+def test_the_numbers_are_there_when_they_are_asked_for(show, make_results):
+    page = show(scales=True)
+    assert page.evaluate("document.querySelectorAll('table').length") == 0
+    page.evaluate("document.querySelector('#layer-1 details.table').open = true")
+    page.until("document.querySelector('#layer-1 table')")
+    table = "document.querySelector('#layer-1 table')"
+    head = page.evaluate(f"[...{table}.querySelectorAll('th')].map(c => c.textContent)")
+    row = page.evaluate(f"[...{table}.querySelectorAll('tbody tr')].map(r => [...r.cells].map(c => c.textContent))")[4]
+    spread = make_results(scales=True)[0]["spread"].to_dataset().isel(layer=1, scale=0, step=4)
+    found = dict(zip(head, row, strict=True))
+    assert found["step"] == "8"
+    assert float(found["spread"]) == pytest.approx(float(spread["spread"]), rel=1e-3)
+    assert float(found["band_low"]) == pytest.approx(float(spread["band_low"]), rel=1e-3)
+    quiet(page)
+
+
+@pytest.mark.parametrize("width", [1150, 390])
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_nothing_stands_in_the_way_of_assistive_software(show, width, scheme):
+    page = show(more=True, scales=True, width=width, scheme=scheme)
+    places = find_spec("axe_playwright_python").submodule_search_locations
+    page.evaluate(Path(places[0], "axe.min.js").read_text(encoding="utf-8") + ";0")
+    found = page.evaluate(
+        "axe.run().then(r => r.violations.map(v => [v.id, v.impact, v.nodes.slice(0, 3).map(n => n.html)]))"
+    )
+    assert found == []
+
+
+FILLED = """[...document.querySelectorAll('.plot')].filter(p => p.offsetParent && p._fullLayout).flatMap(p => {
+  const filled = (axis) => {
+    const [low, high] = p._fullLayout[`${axis}axis`].range.map(Number).sort((a, b) => a - b);
+    const inside = (n) => n !== null && Number.isFinite(n) && n >= low && n <= high;
+    const lines = axis === 'y' ? (p._fullLayout.shapes || []).flatMap(s => [s.y0, s.y1]) : [];
+    const shown = [...p.data.flatMap(t => Array.from(t[axis] || [])), ...lines].filter(inside);
+    return (Math.max(...shown) - Math.min(...shown)) / (high - low);
+  };
+  return p.data.some(t => t.type === 'heatmap') ? [] : [[p.dataset.layer, p.dataset.figure, filled('x'), filled('y')]];
+})"""
+
+
+@pytest.mark.parametrize("width", [1150, 390])
+def test_what_is_shown_fills_half_of_its_axes(show, width):
+    page = show(more=True, width=width)
+    found = page.evaluate(FILLED)
+    assert len(found) > 20
+    assert [where for where in found if min(where[2:]) < 0.5] == []
+
+
+def test_sixty_layers_of_two_hundred_steps_stay_small(make_results, tmp_path):
+    layers = tuple(f"base_model.model.model.layers.{k}.self_attn.o_proj" for k in range(60))
+    options = {"models": ("seed0", "seed1"), "steps": tuple(range(0, 2000, 10)), "n": 256}
+    page = write_report(*make_results(layers=layers, more=True, scales=True, **options), tmp_path / "report.html")
+    assert page.stat().st_size < 10e6
+    assert page.read_text(encoding="utf-8").count("</") < 40_000
 
 
 def test_hostile_names_are_shown_and_not_run(show):

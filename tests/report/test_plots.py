@@ -194,9 +194,33 @@ def test_verdicts_stand_out_on_white_and_on_black(verdict):
         rgb = np.array([int(color[k : k + 2], 16) / 255 for k in (1, 3, 5)])
         return float(np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4) @ [0.2126, 0.7152, 0.0722])
 
-    for paper in ("#fdfdfb", "#14171a"):
-        light, dark = sorted((luminance(paper), luminance(style.VERDICTS[verdict])), reverse=True)
-        assert (light + 0.05) / (dark + 0.05) >= 3
+    def contrast(color: str, paper: str) -> float:
+        light, dark = sorted((luminance(paper), luminance(color)), reverse=True)
+        return (light + 0.05) / (dark + 0.05)
+
+    papers = (("#fdfdfb", "#f3f3ef"), ("#14171a", "#1c2024"))  # as in report.css, alone and under the mouse
+    assert all(contrast(style.VERDICTS[verdict], paper) >= 3 for paper, _ in papers)
+    for word, of_theme in zip(style.VERDICT_WORDS[verdict], papers, strict=True):
+        assert all(contrast(word, paper) >= 4.5 for paper in of_theme)
+
+
+LORA = [f"base_model.model.model.layers.{k}.self_attn.{p}_proj.lora_A.default" for k in range(12) for p in "qkvo"]
+
+
+@pytest.mark.parametrize("limit", [26, 30, 34])
+@pytest.mark.parametrize("names", [LORA, [*LORA, "base_model.model.model.embed_tokens"], [f"h.{k}" for k in range(9)]])
+def test_shortened_names_stay_different_and_short(names, limit):
+    shown = style.shortened(names, limit)
+    assert len(set(shown)) == len(names)
+    assert max(map(len, shown)) <= limit
+
+
+def test_sixteen_models_have_markers_of_their_own_and_more_are_told(make_results):
+    assert len(set(style.MATPLOTLIB_MARKERS)) == len(set(style.PLOTLY_SYMBOLS)) == 16
+    for count, told in ((16, None), (17, "markers repeat after 16 models")):
+        results, _ = make_results(models=tuple(f"seed{k}" for k in range(count)))
+        legend = plots.plot_trajectories(results, "model.norm", ax=Figure().add_subplot()).get_legend()
+        assert (legend.get_title().get_text() or None) == told
 
 
 def test_functions_take_whole_results_and_draw_the_first_scale(make_results):

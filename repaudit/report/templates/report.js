@@ -133,12 +133,42 @@
       if (frames.layers?.[layer]) placeSamples(made, place);
       if (texts.length) pickOut(made);
     }
+    if (pictured(made)) lay(place, made);
     return made;
   }
 
+  // Pictures whose axes have one unit and no direction of their own lie on their longer side.
+  const pictured = ({ layout }) => layout.yaxis?.scaleanchor && layout.yaxis.visible === false;
+  const spans = ({ data, layout }) => ["x", "y"].map((axis) => {
+    const shown = data.flatMap((trace) => Array.from(trace[axis] || [])).filter((value) => Number.isFinite(value));
+    const [low, high] = layout[`${axis}axis`].range || [Math.min(...shown), Math.max(...shown)];
+    return high - low;
+  });
+  const turned = new Map(); // decided once, so that the same picture stays as it lies at every step
+  function lay(place, made) {
+    const key = `${place.dataset.layer} ${place.dataset.figure}`;
+    if (!turned.has(key)) turned.set(key, spans(made)[1] > spans(made)[0]);
+    if (!turned.get(key)) return;
+    for (const trace of made.data) [trace.x, trace.y] = [trace.y, trace.x];
+    const { xaxis, yaxis } = made.layout;
+    if (xaxis.range) [xaxis.range, yaxis.range] = [yaxis.range, xaxis.range];
+  }
+
+  // They are as high as what they show needs at their width, within limits.
+  function fit(place, made) {
+    const { data, layout } = made;
+    const [wide, high] = spans(made);
+    const bar = data.some((trace) => trace.marker?.showscale) ? 110 : 0;
+    const key = layout.showlegend ? 20 * Math.ceil(data.filter((trace) => trace.name).length / 4) + 20 : 0;
+    const needed = (place.clientWidth - bar) * high / wide * 1.1 + key;
+    if (Number.isFinite(needed)) place.style.height = `min(${Math.max(110, Math.round(needed))}px, ${getComputedStyle(place).getPropertyValue("--tall")})`;
+  }
+
   function draw(place) {
-    const { data, layout } = filled(place);
+    const made = filled(place);
+    const { data, layout } = made;
     const first = !place.dataset.drawn;
+    if (first && pictured(made)) fit(place, made);
     place.dataset.drawn = "yes";
     const drawn = Plotly.react(place, data, layout, { responsive: true, displaylogo: false, displayModeBar: false });
     if (first && !place.dataset.ready) ready(place);
