@@ -28,6 +28,7 @@ from repaudit.names import (
     SHA256,
     STEP,
     TEXT,
+    THUMBNAIL,
     VALUE,
 )
 
@@ -161,7 +162,7 @@ def _coords(*names: str, on: str | None = None) -> dict[str, Variable]:
     return {name: Variable((on or _ON.get(name, name),), *_COORDS[name], name not in known) for name in names}
 
 
-OF_SAMPLES: Final = (LABEL, TEXT, OF_SAMPLE, POSITION)
+OF_SAMPLES: Final = (LABEL, TEXT, THUMBNAIL, OF_SAMPLE, POSITION)
 """Coordinates on the samples that are there where something is known of these."""
 
 _ON: Final = dict.fromkeys((*OF_SAMPLES, SHA256), SAMPLE) | {SCALE_NAME: SCALE}
@@ -174,6 +175,7 @@ _COORDS: Final = {
     SAMPLE: ("sample", "text"),
     LABEL: ("label of the sample", "text"),
     TEXT: ("preview of the sample", "text"),
+    THUMBNAIL: ("small picture of the sample: PNG in base64", "text"),
     SHA256: ("SHA-256 of the sample's text", "text"),
     OF_SAMPLE: ("sample that the token is of", "text"),
     POSITION: ("place of the token in its sample", "integer"),
@@ -312,10 +314,9 @@ CONTRACT: Final[Mapping[str, Group]] = {
 
 def group(results: xr.DataTree, name: str, *needed: str) -> xr.Dataset | None:
     """Return a group of the results; None where it, or one of the variables needed, is absent or nowhere known."""
-    if name not in results.children:
-        return None
-    dataset = results[name].to_dataset()
-    return dataset if all(variable in dataset and known(dataset[variable]) for variable in needed) else None
+    dataset = results[name].to_dataset() if name in results.children else None
+    whole = dataset is not None and all(variable in dataset and known(dataset[variable]) for variable in needed)
+    return dataset if whole else None
 
 
 def known(values: xr.DataArray) -> bool:

@@ -19,7 +19,7 @@ from repaudit.embed.phate import phate_embedding, phate_frames, phate_onto, phat
 from repaudit.errors import ActivationError
 from repaudit.measure.distances import calibrated_distances
 from repaudit.measure.sketched import sketch_distances
-from repaudit.names import COMPONENT, FEATURE, LABEL, LAYER, MODEL, OF_SAMPLE, POSITION, SAMPLE, STEP, TEXT
+from repaudit.names import COMPONENT, FEATURE, LABEL, LAYER, MODEL, OF_SAMPLE, POSITION, SAMPLE, STEP, TEXT, THUMBNAIL
 from repaudit.operators.files import AnyOperatorFile
 from repaudit.operators.sketch import SIZE, OperatorSketch, sketch
 from repaudit.operators.stack import OperatorStack
@@ -104,7 +104,7 @@ def merged_dataset(operators: LayerOperators, study: Study) -> xr.Dataset:
             MERGED_STEP: ((LAYER,), [step]),
             MERGED_MODELS: ((LAYER,), [len(operators.at(step))]),
         },
-        coords={LAYER: _names([operators.layer]), COMPONENT: [0, 1], **_samples(study)},
+        coords={LAYER: _names([operators.layer]), COMPONENT: [0, 1], **_samples(study), **_thumbnails(study)},
         attrs={"merge": settings.merge, "seed": settings.seed},
     )
 
@@ -250,6 +250,11 @@ def _samples(study: Study, shown: Sequence[int] | None = None) -> dict[str, Any]
     if TEXT in samples:
         others[TEXT] = (SAMPLE, _names([str(text)[:PREVIEW] for text in samples[TEXT].values]))
     return {SAMPLE: samples[SAMPLE].values, **others}
+
+
+def _thumbnails(study: Study) -> dict[str, Any]:
+    pictures = study.sources.thumbnails
+    return {} if pictures is None else {THUMBNAIL: (SAMPLE, _names(pictures))}
 
 
 def _names(names: Sequence[str]) -> NDArray[Any]:

@@ -6,6 +6,7 @@ import hashlib
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -16,6 +17,7 @@ from numpy.typing import NDArray
 from repaudit.analysis.layer_names import LayerNames
 from repaudit.analysis.settings import Settings
 from repaudit.analysis.shared_samples import SharedSamples, share_samples
+from repaudit.analysis.thumbnails import thumbnails
 from repaudit.analysis.token_rows import TokenRows
 from repaudit.errors import AnalysisError
 from repaudit.names import ATTRS, CHECKSUM, LAYER, MODEL, MODELS, PROBE, SAMPLE, encode_name, matching
@@ -84,6 +86,14 @@ class Sources:
     def samples(self) -> xr.Dataset:
         """What the rows of operators are along dim ``sample``: ids, and labels and texts where there are any."""
         return self.tree.to_dataset() if self.rows is None else self.rows
+
+    @cached_property
+    def thumbnails(self) -> list[str] | None:
+        """Small pictures of the samples, where these are images."""
+        if self.rows is not None:
+            return None
+        encodings = catalog.all_inputs(self.tree).values()
+        return next((found for encoded in encodings if (found := thumbnails(encoded)) is not None), None)
 
     def read(self, model: str, layer: str, step: int) -> xr.DataArray:
         """Read the activations (sample, feature) of one step, checked by their checksum; or those of tokens."""

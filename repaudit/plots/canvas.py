@@ -66,7 +66,7 @@ def step_colorbar(ax: Axes, axis: style.StepAxis) -> None:
     bar.outline.set_visible(False)
 
 
-def marker(index: int) -> str:
+def marker(index: int) -> Any:
     """Return the marker of the model `index`."""
     return style.MATPLOTLIB_MARKERS[index % len(style.MATPLOTLIB_MARKERS)]
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import xarray as xr
@@ -278,6 +278,6 @@ def _draw_samples(ax: Axes, points: xr.DataArray, labels: list[str] | None) -> l
     x, y = two(points.transpose(SAMPLE, COMPONENT))
     groups = style.label_groups(labels, len(x))
     for group in groups:
-        marker = style.MATPLOTLIB_MARKERS[group.marker]
+        marker: Any = style.MATPLOTLIB_MARKERS[group.marker]
         ax.scatter(x[group.index], y[group.index], s=16, marker=marker, c=group.color, edgecolors="none", alpha=0.85)
     return groups

@@ -117,11 +117,11 @@ class AtScale:
     def lines(self) -> dict[str, Any]:
         """Return the curves of all layers by their name, where there are several."""
         spread, approach = self.groups.spread, self.groups.approach
-        if not self.others or (spread is None and approach is None):
-            return {}
-        if spread is not None:
+        if self.others and spread is not None:
             return {self.others: curves.every_line(spread, SPREAD)}
-        return {self.others: curves.every_line(approach, APPROACH, model=0)}
+        if self.others and approach is not None:
+            return {self.others: curves.every_line(approach, APPROACH, model=0)}
+        return {}
 
 
 @dataclass(frozen=True)

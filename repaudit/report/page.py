@@ -74,7 +74,7 @@ def write_report(results: xr.DataTree, summary: Mapping[str, Any], path: str | P
     figures = {view.anchor: {kind: as_data(made) for kind, made in view.figures.items()} for view in views}
     figures, lists = shared(({"overview": overview} if overview else {}) | figures)
     similarity = None if groups.similarity is None else maps.similarity_data(groups.similarity)
-    texts = _texts(every)
+    texts, pictures = _of_samples(every)
     html = environment.get_template("report.html.jinja").render(
         summary=summary,
         layers=layers,
@@ -89,6 +89,7 @@ def write_report(results: xr.DataTree, summary: Mapping[str, Any], path: str | P
                 "lists": lists,
                 "shared": {name: lines for at in every for name, lines in at.lines().items()},
                 "texts": texts,
+                "pictures": pictures,
                 "frames": _frames(every, views),
                 "similarity": similarity,
                 "tables": {view.anchor: view.table for view in views if view.table},
@@ -208,8 +209,8 @@ def _together_stress(trajectories: xr.Dataset | None) -> str:
     return stress + (f" Shown: {shown} of {steps} steps." if shown < steps else "")
 
 
-def _texts(every: Sequence[AtScale]) -> list[list[str]]:
-    """Return the texts to hover over, from the group that tells most about the samples."""
+def _of_samples(every: Sequence[AtScale]) -> tuple[list[list[str]], list[list[str]]]:
+    """Return the texts and pictures to hover over, from the group that tells most about the samples."""
     datasets = [*(at.groups.merged for at in every), *(at.groups.frames for at in every)]
     samples = next((dataset for dataset in datasets if dataset is not None and SAMPLE in dataset.coords), None)
-    return embeddings.sample_texts(samples) if samples is not None else []
+    return ([], []) if samples is None else (embeddings.sample_texts(samples), embeddings.sample_pictures(samples))

@@ -16,6 +16,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Self
 
+import numpy as np
 import pytest
 import xarray as xr
 
@@ -415,6 +416,24 @@ def test_sixty_layers_of_two_hundred_steps_stay_small(make_results, tmp_path):
     page = write_report(*make_results(layers=layers, more=True, scales=True, **options), tmp_path / "report.html")
     assert page.stat().st_size < 10e6
     assert page.read_text(encoding="utf-8").count("</") < 40_000
+
+
+def test_a_hovered_sample_that_is_an_image_is_shown(show):
+    def with_pictures(results):
+        merged = results["merged"].to_dataset()
+        pictures = np.array([f"{k:04d}" for k in range(merged.sizes["sample"])], dtype=object)
+        results["merged"] = xr.DataTree(merged.assign_coords(thumbnail=("sample", pictures)))
+
+    page = show(change=with_pictures)
+    place = "document.querySelector('[data-layer=layer-0][data-figure=embedding]')"
+    said = hovered(page, place)
+    figure = f"{place}.closest('figure')"
+    page.until(f"{figure}.querySelector('img.thumbnail')")
+    number = re.search(r"parse_(\d+)", said)
+    source = page.evaluate(f"{figure}.querySelector('img.thumbnail').src")
+    assert source == f"data:image/png;base64,{int(number.group(1)):04d}"
+    page.hover(1, 1)
+    page.until(f"!{figure}.querySelector('img.thumbnail')")
 
 
 def test_hostile_names_are_shown_and_not_run(show):

@@ -8,7 +8,7 @@ import numpy as np
 import plotly.graph_objects as go
 import xarray as xr
 
-from repaudit.names import COMPONENT, FEATURE, LAYER, MODEL, OF_SAMPLE, POSITION, SAMPLE, STEP, TEXT
+from repaudit.names import COMPONENT, FEATURE, LAYER, MODEL, OF_SAMPLE, POSITION, SAMPLE, STEP, TEXT, THUMBNAIL
 from repaudit.plots import style
 from repaudit.plots.points import labels_of, path
 from repaudit.report.figures import canvas
@@ -158,6 +158,14 @@ def sample_texts(samples: xr.Dataset) -> list[list[str]]:
             lines += [canvas.literal(line, 80) for line in style.wrapped(texts[index])]
         hover.append("<br>".join(lines))
     return [[hover[k] for k in group.index] for group in style.label_groups(labels, len(ids))]
+
+
+def sample_pictures(samples: xr.Dataset) -> list[list[str]]:
+    """Return the thumbnail of every sample in the groups and the order of :func:`sample_texts`; empty without any."""
+    if THUMBNAIL not in samples.variables:
+        return []
+    pictures = [str(picture) for picture in samples[THUMBNAIL].values]
+    return [[pictures[k] for k in group.index] for group in style.label_groups(labels_of(samples), len(pictures))]
 
 
 def _token_places(samples: xr.Dataset) -> list[str] | None:

@@ -7,7 +7,7 @@
   const bytes = (text) => Uint8Array.from(atob(text), (byte) => byte.charCodeAt(0));
   const squeezed = new Blob([bytes(document.getElementById("data").textContent)]);
   const unpacked = new Response(squeezed.stream().pipeThrough(new DecompressionStream("gzip")));
-  const { figures, lists, shared, texts, frames, similarity, tables } = await unpacked.json();
+  const { figures, lists, shared, texts, pictures, frames, similarity, tables } = await unpacked.json();
   const dark = matchMedia("(prefers-color-scheme: dark)");
   const css = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
 
@@ -187,6 +187,8 @@
       files.append(button);
     }
     place.closest("figure").append(files);
+    place.on("plotly_hover", ({ points: [point] }) => showPicture(place, point));
+    place.on("plotly_unhover", () => place.closest("figure").querySelector(".thumbnail")?.remove());
     place.on("plotly_legendclick", ({ curveNumber, data }) => {
       const group = data[curveNumber].meta?.group;
       if (group === undefined || !finder) return true;
@@ -195,6 +197,17 @@
       find();
       return false;
     });
+  }
+
+  // The picture of the sample under the mouse, where the samples are images.
+  function showPicture(place, { data, pointNumber }) {
+    const { group } = data.meta || {};
+    if (!pictures[group]) return;
+    const figure = place.closest("figure");
+    figure.querySelector(".thumbnail")?.remove();
+    const k = frames.pick && data.x.length !== texts[group].length ? frames.pick[group][pointNumber] : pointNumber;
+    const alt = spokenName(texts[group][k].split("<br>")[0]);
+    figure.append(Object.assign(new Image(), { className: "thumbnail", alt, src: `data:image/png;base64,${pictures[group][k]}` }));
   }
 
   function save(place, format) {

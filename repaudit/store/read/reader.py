@@ -99,8 +99,9 @@ def open_store(url: str | os.PathLike[str], storage_options: Mapping[str, Any] |
         node.dataset = _plain_model(node)
     for key in snapshot.absent:
         group, _, name = key.rpartition("/")
-        tree[group].attrs.setdefault(ABSENT, []).append(name)
-        tree[group].dataset = _without_zeros(tree[group].to_dataset(inherit=False), name)
+        inputs: Any = tree[group]
+        inputs.attrs.setdefault(ABSENT, []).append(name)
+        inputs.dataset = _without_zeros(inputs.to_dataset(inherit=False), name)
     for key, names in snapshot.lost.items():
         (tree[key] if key else tree).attrs[LOST] = names
     return tree
