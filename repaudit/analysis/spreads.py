@@ -18,8 +18,8 @@ from repaudit.analysis.study import Study
 from repaudit.measure.band import Band, band
 from repaudit.measure.comparison import holm
 from repaudit.measure.spread import Spread, spread
-from repaudit.measure.tally import GROUPS
 from repaudit.names import LAYER, MODEL, SAMPLE, STEP
+from repaudit.operators.grouped_sketch import GROUPS
 from repaudit.results import (
     BAND_HIGH,
     BAND_LOW,

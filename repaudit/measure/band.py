@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
-from repaudit.measure.tally import GROUPS
+from repaudit.operators.grouped_sketch import GROUPS
 
 Array = NDArray[np.float64]
 

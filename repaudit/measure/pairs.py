@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,7 +12,7 @@ from scipy import stats
 from scipy.sparse import issparse
 
 from repaudit.measure.null import NO_STRUCTURE, null_inner
-from repaudit.measure.relabelling import inner_moments
+from repaudit.measure.relabelling import Moments, inner_moments
 from repaudit.measure.tally import Halves, Tally
 
 Array = NDArray[np.float64]
@@ -35,7 +35,7 @@ class Pair:
     pvalue : float
         Probability that operators with these entries and no relation are as near to each other.
     shares : (N)
-        Share of ``|P - Q|_F^2`` in every row; 0 where the two are identical.
+        Share of ``|P - Q|_F^2`` in every row; 0 where the two are identical, NaN where it is not known.
     halves : (B)
         The ratio in every half of the samples.
     influence : (G, G)
@@ -51,6 +51,8 @@ class Pair:
     shares: Array
     halves: Array
     influence: Array
+    sketch_error: float = 0.0
+    """Standard error of the ratio by itself, where the distance is estimated from sketches."""
 
     @property
     def error(self) -> float:
@@ -58,21 +60,60 @@ class Pair:
         return sampling_error(self.influence) if len(self.halves) else math.nan
 
 
+class Grouped(Protocol):
+    """The sums of one operator by groups of samples that the null of a distance is made of."""
+
+    @property
+    def diagonal(self) -> Array:
+        """Sums of the diagonal, (G)."""
+
+    @property
+    def entries(self) -> Array:
+        """Sums of all entries, (G, G)."""
+
+    @property
+    def squares(self) -> Array:
+        """Sums of their squares, (G, G)."""
+
+    @property
+    def moments(self) -> Moments:
+        """Sums over patterns of entries less ``1 / N``."""
+
+
 def compare(p: Tally, q: Tally, halves: Halves) -> Pair:
     """Compare two operators on the same samples."""
-    size = p.matrix.shape[0]
     difference = p.matrix - q.matrix
     if issparse(difference):
         difference.data **= 2
     else:
         np.square(difference, out=difference)
     by_row, apart = halves.sums(difference)
-    distance, squares = float(by_row.sum()), p.squares + q.squares
+    distance = float(by_row.sum())
+    null, ratio, halved, influence = against_null(p, q, apart, distance, halves)
+    return Pair(
+        ratio=ratio,
+        rows=_row_wise(p, q, by_row),
+        distance=math.sqrt(distance),
+        null=null,
+        hellinger=_hellinger(p, q),
+        pvalue=pvalue(p, q, distance, len(by_row)),
+        shares=by_row / distance if distance > 0 else np.zeros(len(by_row)),
+        halves=halved,
+        influence=influence,
+    )
+
+
+def against_null(
+    p: Grouped, q: Grouped, apart: Array, distance: float, halves: Halves
+) -> tuple[float, float, Array, Array]:
+    """Return the null of a squared distance, the ratio to it, the ratio in halves, and what groups add to it.
+
+    `apart` is the squared distance by groups, (G, G).
+    """
+    size, squares = float(halves.sizes.sum()), p.squares + q.squares
     totals = (p.diagonal.sum(), p.entries.sum(), q.diagonal.sum(), q.entries.sum())
-    inner = float(null_inner(*totals, size))
-    null = float(squares.sum() - 2 * inner)
+    null = float(squares.sum() - 2 * float(null_inner(*totals, size)))
     ratio = float(_ratio(distance, null))
-    nulls_by_group = _nulls_by_group(p, q, halves)
     halved = (
         halves.of_row(p.diagonal),
         halves.of_table(p.entries),
@@ -80,22 +121,15 @@ def compare(p: Tally, q: Tally, halves: Halves) -> Pair:
         halves.of_table(q.entries),
     )
     nulls = halves.of_table(squares) - 2 * null_inner(*halved, halves.of_row(halves.sizes))
-    return Pair(
-        ratio=ratio,
-        rows=_row_wise(p, q, by_row),
-        distance=math.sqrt(distance),
-        null=null,
-        hellinger=_hellinger(p, q),
-        pvalue=pvalue(p, q, distance),
-        shares=by_row / distance if distance > 0 else np.zeros(size),
-        halves=_ratio(halves.of_table(apart), nulls),
-        influence=(apart - ratio * nulls_by_group) / null if null > NO_STRUCTURE else np.full_like(apart, math.nan),
-    )
+    influence = np.full_like(apart, math.nan)
+    if null > NO_STRUCTURE:
+        influence = (apart - ratio * _nulls_by_group(p, q, halves)) / null
+    return null, ratio, _ratio(halves.of_table(apart), nulls), influence
 
 
-def _nulls_by_group(p: Tally, q: Tally, halves: Halves) -> Array:
+def _nulls_by_group(p: Grouped, q: Grouped, halves: Halves) -> Array:
     """Return what each two groups add to the null, of operators less 1/N: near-uniform ones would cancel otherwise."""
-    size = p.matrix.shape[0]
+    size = int(halves.sizes.sum())
     places, constant = np.outer(halves.sizes, halves.sizes), 1 / size
     squares = p.squares + q.squares - 2 * constant * (p.entries + q.entries) + 2 * constant**2 * places
     traces = [float(one.diagonal.sum()) - 1 for one in (p, q)]
@@ -140,21 +174,22 @@ def _row_wise(p: Tally, q: Tally, by_row: Array) -> float:
     return float(ratios[known].mean()) if known.any() else math.nan
 
 
-def pvalue(p: Tally, q: Tally, distance: float) -> float:
+def pvalue(p: Grouped, q: Grouped, distance: float, samples: int, error: float = 0.0) -> float:
     """Return the probability of a squared distance as small as this under random relabelling, by its exact moments.
 
     ``|P - R Q R'|^2 = |P|^2 + |Q|^2 - 2 <P, R Q R'>``, and of the inner product the mean and the variance over all
     relabellings are closed forms; the tail is that of a normal distribution. NaN where relabelling changes nothing.
-    All are of operators less ``1 / N``: the differences of near-uniform ones would cancel otherwise.
+    All are of operators less ``1 / N``: the differences of near-uniform ones would cancel otherwise. The standard
+    `error` of an estimated distance widens the tail.
 
     Source: Mantel, The detection of disease clustering (1967), for the variance of such sums.
     """
     squares = [one.moments["same"] + one.moments["diagonal_same"] for one in (p, q)]
-    mean, variance = inner_moments(p.moments, q.moments, p.matrix.shape[0])
+    mean, variance = inner_moments(p.moments, q.moments, samples)
     inner = (sum(squares) - distance) / 2
-    if variance <= (NO_STRUCTURE * float(np.sqrt(p.norms.sum() * q.norms.sum()))) ** 2:
+    if variance <= (NO_STRUCTURE * float(np.sqrt(p.squares.sum() * q.squares.sum()))) ** 2:
         return math.nan
-    return float(stats.norm.sf((inner - mean) / math.sqrt(variance)))
+    return float(stats.norm.sf((inner - mean) / math.sqrt(variance + (error / 2) ** 2)))
 
 
 def _hellinger(p: Tally, q: Tally) -> float:

@@ -14,7 +14,10 @@ from scipy import stats
 from repaudit.errors import OperatorError
 from repaudit.markup import html_table
 from repaudit.measure.pairs import Pair, compare, sampling_error
-from repaudit.measure.tally import GROUPS, Halves, Tallies, Tally
+from repaudit.measure.sketched_pairs import compare_sketches
+from repaudit.measure.tally import Halves, Tallies, Tally
+from repaudit.operators.grouped_sketch import GROUPS, as_sketch, is_sketched
+from repaudit.operators.sketch import stacked
 from repaudit.operators.stack import Operator, side_of
 
 LEVEL = 0.95
@@ -49,6 +52,9 @@ class Spread:
         The same row by row, ``mean over samples of |p_n - q_n|^2 / null_n``: no sample counts for more than 1 / N.
     largest_row : float
         Share of the squared distances in the row of `largest_sample`, the largest mean share of any sample.
+    sketch_error : float
+        Largest standard error of a pair's ratio that is estimated from sketches; 0 from operators. It is part of
+        `samples_error`.
     halves : (B)
         `value` on other samples: in random halves of the samples, the same ones for the same number of samples and
         seed, about `value` and with `samples_error` as their standard deviation.
@@ -79,6 +85,7 @@ class Spread:
     rows: float = math.nan
     largest_row: float = math.nan
     largest_sample: int = -1
+    sketch_error: float = 0.0
     halves: Array = field(default_factory=lambda: np.zeros(0), repr=False, compare=False)
     left_out: Array = field(default_factory=lambda: np.zeros(0), repr=False, compare=False)
     pairs: Mapping[tuple[str, str], Pair] = field(default_factory=dict, repr=False, compare=False)
@@ -113,9 +120,10 @@ def spread(operators: Mapping[str, Operator] | Sequence[Operator], *, seed: int 
     Parameters
     ----------
     operators : mapping of model name to operator (sample, neighbor), or sequence of operators
-        On the same samples in the same order.
+        On the same samples in the same order. Where one is a grouped sketch, all are compared by sketches: what needs
+        rows or roots of entries is NaN, and ``sketch_error`` is told.
     seed : int
-        Seed of the halves.
+        Seed of the halves; with sketches it is theirs.
 
     Returns
     -------
@@ -162,6 +170,8 @@ def spread_of_pairs(
     Operators beyond the models (references) are fixed: the jackknife does not leave them out. As many are held at a
     time as `tallies` keeps.
     """
+    if any(is_sketched(operator) for _, operator in operators):
+        return _of_sketches(operators, pairs, models)
     sides = {side_of(operator) for _, operator in operators}
     if len(sides) > 1:
         raise OperatorError(f"expected operators on the same samples, found sizes {sorted(sides)}")
@@ -178,11 +188,27 @@ def spread_of_pairs(
     if not pairs:
         for index in range(len(operators)):
             tally(index)
-        nan = math.nan
-        return Spread(nan, nan, nan, nan, nan, nan, models, nan, nan)
+        return _unknown(models)
     compared = [compare(tally(i), tally(j), halves) for i, j in pairs]
     names = [(operators[i][0], operators[j][0]) for i, j in pairs]
     return _summed(dict(zip(names, compared, strict=True)), pairs, models)
+
+
+def _of_sketches(operators: Sequence[tuple[str, Operator]], pairs: Sequence[tuple[int, int]], models: int) -> Spread:
+    """Return the spread from grouped sketches; of operators among them sketches are made with the same hashes."""
+    seed = next(operator.read().seed for _, operator in operators if is_sketched(operator))
+    sketches = [as_sketch(operator, seed) for _, operator in operators]
+    stacked(sketches)
+    if not pairs:
+        return _unknown(models)
+    names = [(operators[i][0], operators[j][0]) for i, j in pairs]
+    compared = [compare_sketches(sketches[i], sketches[j]) for i, j in pairs]
+    return _summed(dict(zip(names, compared, strict=True)), pairs, models)
+
+
+def _unknown(models: int) -> Spread:
+    nan = math.nan
+    return Spread(nan, nan, nan, nan, nan, nan, models, nan, nan)
 
 
 def _summed(compared: Mapping[tuple[str, str], Pair], pairs: Sequence[tuple[int, int]], models: int) -> Spread:
@@ -207,7 +233,8 @@ def _summed(compared: Mapping[tuple[str, str], Pair], pairs: Sequence[tuple[int,
         samples_error=samples_error,
         rows=float(np.mean([pair.rows for pair in every])),
         largest_row=float(shares.max()),
-        largest_sample=int(shares.argmax()),
+        largest_sample=int(shares.argmax()) if np.isfinite(shares).all() else -1,
+        sketch_error=max(pair.sketch_error for pair in every),
         halves=_rescaled(halves, value, samples_error),
         left_out=left_out,
         pairs=compared,
@@ -256,7 +283,7 @@ def named_operators(operators: Mapping[str, Operator] | Sequence[Operator]) -> d
     sizes = {}
     for name, operator in named.items():
         try:
-            sizes[str(name)] = side_of(operator)
+            sizes[str(name)] = operator.samples if is_sketched(operator) else side_of(operator)
         except OperatorError as error:
             raise OperatorError(f"model {name!r}: {error}") from error
     if len(set(sizes.values())) > 1:

@@ -12,15 +12,13 @@ from numpy.typing import NDArray
 from scipy.sparse import csr_array, issparse
 
 from repaudit.errors import OperatorError
-from repaudit.measure.relabelling import pattern_sums
+from repaudit.operators.grouped_sketch import deal, groups_of
+from repaudit.operators.patterns import pattern_sums
 from repaudit.operators.stack import Operator, entries_of
 
 Array: TypeAlias = NDArray[np.float64]
 Matrix: TypeAlias = Any
 """A dense array (N, N) or a scipy sparse one, float64."""
-
-GROUPS: Final = 20
-"""The samples are dealt into this many groups; a random half of the groups is one subsample."""
 
 HALVES: Final = 400
 
@@ -47,10 +45,8 @@ class Halves:
     @lru_cache(maxsize=16)
     def of(cls, samples: int, seed: int) -> Halves:
         """Deal samples into groups, and draw halves of the groups without replacement."""
-        rng = np.random.default_rng(seed)
-        count = min(GROUPS, samples // 2 * 2)
-        group = np.empty(samples, dtype=np.int64)
-        group[rng.permutation(samples)] = np.arange(samples) % count
+        rng, count = np.random.default_rng(seed), groups_of(samples)
+        group = deal(rng, samples, count)
         sizes = np.bincount(group, minlength=count).astype(np.float64)
         if samples < 8:
             return cls(group, sizes, np.zeros((0, count)))

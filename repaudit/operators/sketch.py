@@ -97,7 +97,7 @@ def sketch(operator: Operator, size: int = SIZE, *, seed: int = 0) -> OperatorSk
     if issparse(matrix):
         rows = np.repeat(np.arange(samples, dtype=np.uint64), np.diff(matrix.indptr))
         entries = matrix.data.astype(np.float64)
-        bucket, negative = _hashed(rows * np.uint64(samples) + matrix.indices.astype(np.uint64), size, seed)
+        bucket, negative = hashed(rows * np.uint64(samples) + matrix.indices.astype(np.uint64), size, seed)
         trace = float(matrix.diagonal().sum(dtype=np.float64))
     else:
         entries = matrix.ravel()
@@ -155,11 +155,11 @@ def stacked(sketches: Sequence[OperatorSketch]) -> NDArray[np.float32]:
 @lru_cache(maxsize=2)
 def _of_all(samples: int, size: int, seed: int) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
     """Return the hashes of all entries of a dense operator, row by row: they are the same for all of a stack."""
-    return _hashed(np.arange(samples * samples, dtype=np.uint64), size, seed)
+    return hashed(np.arange(samples * samples, dtype=np.uint64), size, seed)
 
 
-def _hashed(entry: NDArray[np.uint64], size: int, seed: int) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
-    """Return the bucket of each entry, and whether its sign is negative."""
+def hashed(entry: NDArray[np.uint64], size: int, seed: int) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+    """Return the bucket of each entry by its number ``i N + j``, and whether its sign is negative."""
     step, first, second = (np.uint64(constant) for constant in _MIX)
     with np.errstate(over="ignore"):  # arithmetic modulo 2^64
         z = (entry + np.uint64(seed % 2**64) * first + np.uint64(1)) * step

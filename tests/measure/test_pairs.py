@@ -13,8 +13,9 @@ import repaudit as ra
 from repaudit.errors import OperatorError
 from repaudit.measure.comparison import holm
 from repaudit.measure.pairs import compare, sampling_error
-from repaudit.measure.relabelling import inner_moments, pattern_sums
+from repaudit.measure.relabelling import inner_moments
 from repaudit.measure.tally import Halves, Tally
+from repaudit.operators.patterns import pattern_sums
 
 
 def compared(p, q, seed=0):
