@@ -69,6 +69,14 @@ SPARSE: Final = "sparse"
 OPERATOR_OF: Final = "operator_of"
 GAUGE: Final = "gauge"
 
+SKETCH: Final = "sketch"
+"""The ``kind`` of a layer that holds sketches of operators, the end of its name, and the attribute that describes
+them."""
+
+SKETCH_OF: Final = "sketch_of"
+NUMBER: Final = "number"
+"""The dim of the numbers of a sketch."""
+
 STEP_COORDINATES: Final = (STEP, EPOCH, WALL_TIME, TRIGGER, LOSS)
 """Variables of a model that describe its steps; every other variable on dim ``step`` is a layer."""
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Final, TypeAlias
@@ -60,6 +60,11 @@ class GroupedSketch(OperatorSketch):
         """Return the sketch, as one that is read when it is needed does."""
         return self
 
+    def facts(self) -> dict[str, Any]:
+        """Return what a store says of its :meth:`numbers`."""
+        sizes = {"size": SIZE, "groups": self.groups, "samples": self.samples, "seed": self.seed}
+        return {**sizes, "diagnostics": list(self.diagnostics)}
+
     def numbers(self) -> Array:
         """Return all of it in one row, from which :meth:`of_numbers` makes it again."""
         sums = [self.moments[name] for name in PATTERNS]
@@ -68,14 +73,15 @@ class GroupedSketch(OperatorSketch):
         return np.concatenate([np.asarray(part, dtype=np.float64) for part in (*parts, *rest)])
 
     @classmethod
-    def of_numbers(cls, numbers: Array, samples: int, seed: int, diagnostics: Sequence[str]) -> GroupedSketch:
-        """Make a sketch of what :meth:`numbers` has returned; the diagnostics are the last numbers of it.
+    def of_numbers(cls, numbers: Array, facts: Mapping[str, Any]) -> GroupedSketch:
+        """Make a sketch of what :meth:`numbers` and :meth:`facts` have returned.
 
         Raises
         ------
         OperatorError
-            So many numbers are not a sketch of an operator on so many samples.
+            So many numbers are not such a sketch.
         """
+        samples, seed, diagnostics = int(facts["samples"]), int(facts["seed"]), list(facts["diagnostics"])
         count = groups_of(samples)
         lengths = (SIZE, count, count**2, count**2, len(PATTERNS), 3, len(diagnostics))
         if len(numbers) != sum(lengths):

@@ -89,13 +89,13 @@ def test_operators_beside_sketches_are_sketched_with_the_same_hashes() -> None:
 def test_a_sketch_is_its_numbers() -> None:
     made = grouped_sketch(operators_of(70, 0.5)["seed0"])
     numbers = made.numbers()
-    again = GroupedSketch.of_numbers(numbers, 70, 0, list(made.diagnostics))
+    again = GroupedSketch.of_numbers(numbers, made.facts())
     np.testing.assert_array_equal(again.numbers(), numbers)
     np.testing.assert_array_equal(again.values, made.values)
     assert again.diagnostics == made.diagnostics
     assert again.moments == made.moments
     with pytest.raises(OperatorError, match=f"found {len(numbers) - 1}"):
-        GroupedSketch.of_numbers(numbers[1:], 70, 0, list(made.diagnostics))
+        GroupedSketch.of_numbers(numbers[1:], made.facts())
 
 
 def test_sketches_of_different_hashes_or_samples_are_refused() -> None:

@@ -16,7 +16,7 @@ from hypothesis.extra.numpy import arrays
 import repaudit as ra
 from repaudit.errors import LayoutError
 from repaudit.store.format import encoding
-from repaudit.store.format.layout import lay_out_layers
+from repaudit.store.format.layer_layout import lay_out_layers
 from repaudit.store.format.values import stored_values
 from repaudit.store.read.stored_probe_set import StoredProbeSet
 

@@ -23,7 +23,8 @@ from repaudit.errors import (
     StoreNotFoundError,
 )
 from repaudit.names import decode_name, encode_name
-from repaudit.store.format.layout import lay_out_layers, safe_key
+from repaudit.store.format.keys import safe_key
+from repaudit.store.format.layer_layout import lay_out_layers
 from repaudit.store.read import catalog
 from repaudit.store.storage.place import open_storage
 

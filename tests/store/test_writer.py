@@ -521,7 +521,7 @@ def test_what_readers_would_refuse_or_misread_is_refused_at_the_start(url, probe
 
 
 def test_a_step_of_many_gigabytes_is_believed_where_its_chunks_are_small():
-    from repaudit.store.format.layout import lay_out_layers
+    from repaudit.store.format.layer_layout import lay_out_layers
     from repaudit.store.format.schema import unbelievable
 
     (layer,) = lay_out_layers({"x": ((2**16, 2**17), "float32")}, 2**16)

@@ -22,7 +22,7 @@ from repaudit.capture.record.recorder import Recorder
 from repaudit.errors import CaptureError, LayerPathError, PretrainedError, RepauditError
 from repaudit.names import ATTRS, SOURCE
 from repaudit.store.format.documents import DOCUMENT, read_document
-from repaudit.store.format.layout import model_key
+from repaudit.store.format.keys import model_key
 from repaudit.store.storage.place import open_storage
 
 Pooling = Reduction | Literal["own"]

@@ -18,7 +18,8 @@ from repaudit.capture.probe_set.probe_set import ProbeSet
 from repaudit.capture.record.ranks import Ranks
 from repaudit.capture.record.recorded_operators import (
     ACTIVATIONS,
-    OPERATORS,
+    SKETCHES,
+    WITH_ACTIVATIONS,
     Record,
     operator_layers,
     to_store,
@@ -88,7 +89,7 @@ class Auditor:
 
     def layers(self, model: nn.Module) -> tuple[dict[str, Any], dict[str, Mapping[str, Any]]]:
         """Return what the store will hold: each layer's shape and dtype, and its attributes."""
-        shapes: dict[str, Any] = {} if self.record == OPERATORS else dict(self._shapes)
+        shapes: dict[str, Any] = dict(self._shapes) if self.record in WITH_ACTIVATIONS else {}
         attrs: dict[str, Mapping[str, Any]] = {
             name: {
                 "module_path": layer.path,
@@ -102,9 +103,9 @@ class Auditor:
             return shapes, attrs
         operators = try_gauge(self.gauge, self._shapes)
         if self.record != ACTIVATIONS:
-            more, described = operator_layers(operators, self.gauge)
+            more, described = operator_layers(self.record, operators, self.gauge)
             shapes |= more
-            attrs |= {name: {**attrs[about["operator_of"]], **about} for name, about in described.items()}
+            attrs |= {name: {**attrs[name.rpartition("@")[0]], **about} for name, about in described.items()}
         return shapes, attrs
 
     def take(self, model: nn.Module, step: int, epoch: float | None, loss: float | torch.Tensor | None) -> Audit:
@@ -114,7 +115,8 @@ class Auditor:
         operators: dict[str, Any] = {}
         if self.gauge is not None and self.ranks.writes:
             operators = {name: self.gauge(value) for name, value in activations.items()}
-            self.trajectory.append((step, operators))
+            if self.record != SKETCHES:  # of which there may be very many
+                self.trajectory.append((step, operators))
         layers = to_store(self.record, activations, operators) if self.ranks.writes else {}
         value = float(loss.detach()) if isinstance(loss, torch.Tensor) else loss
         numbers = self.metrics(activations) if self.metrics is not None and self.ranks.writes else {}

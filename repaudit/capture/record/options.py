@@ -49,7 +49,7 @@ class AuditOptions(TypedDict, total=False):
         What to call with a batch's inputs instead of the network: its parameters are the inputs' names, or one for all
         of them as a mapping. Needed where the network has no forward that takes them.
     gauge : DiffusionGauge or other callable, optional
-        Computes operators at every audit, which are kept in ``trajectory``.
+        Computes operators at every audit, which are kept in ``trajectory``, unless sketches are recorded.
     metrics : function, optional
         From the activations of an audit, by layer, to numbers by name, which the trainer's loggers get, together with
         the audit's seconds and bytes; :class:`repaudit.GeometryMetrics` measures each layer's geometry.
@@ -60,10 +60,12 @@ class AuditOptions(TypedDict, total=False):
     on_store_error : {"warn", "raise"}
         ``"warn"``: a failure of an audit or of the store warns and is counted, and the training goes on; ``"raise"``.
         What is wrong before the first audit (paths, shapes, an unwritable store) raises in any case.
-    record : {"activations", "operators", "both"}
+    record : {"activations", "operators", "both", "sketches"}
         With a ``gauge``, what the store gets: ``"activations"``; ``"operators"`` instead, layers
         ``<layer>@operator`` on (step, sample, neighbor) whose attributes hold the gauge's parameters; or ``"both"``.
-        Sparse operators are compressed: they take about 10 bytes per entry that is not 0.
+        Sparse operators are compressed: they take about 10 bytes per entry that is not 0. Or ``"sketches"`` of them,
+        layers ``<layer>@sketch`` on (step, number): about 22 kB each, whatever the number of samples, from which an
+        analysis has the spread with its intervals.
     if_exists : {"resume", "error", "replace"}
         What to do with a model that is already in the store.
     split_across_ranks : bool

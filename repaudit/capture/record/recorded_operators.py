@@ -1,8 +1,9 @@
-"""Operators of an audit: their layers in a store, and a test of the gauge before the training."""
+"""Operators of an audit and sketches of them: their layers in a store, and a test of the gauge before the training."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import asdict
 from typing import Any, Final, Literal, TypeAlias, get_args
 
 import numpy as np
@@ -10,13 +11,17 @@ import torch
 from numpy.typing import NDArray
 
 from repaudit.errors import CaptureError
-from repaudit.names import GAUGE, KIND, OPERATOR, OPERATOR_OF, SPARSE
+from repaudit.gauge.gauge import DiffusionGauge
+from repaudit.names import GAUGE, KIND, OPERATOR, OPERATOR_OF, SKETCH, SKETCH_OF, SPARSE
+from repaudit.operators.grouped_sketch import grouped_sketch
 from repaudit.operators.sparse import SparseDiffusionOperator
 
-Record: TypeAlias = Literal["activations", "operators", "both"]
+Record: TypeAlias = Literal["activations", "operators", "both", "sketches"]
 
 ACTIVATIONS: Final = "activations"
 OPERATORS: Final = "operators"
+SKETCHES: Final = "sketches"
+WITH_ACTIVATIONS: Final = (ACTIVATIONS, "both")
 
 Gauge = Callable[[torch.Tensor], Any]
 Shapes = Mapping[str, tuple[tuple[int, ...], str]]
@@ -34,13 +39,24 @@ def operator_name(layer: str) -> str:
     return f"{layer}@{OPERATOR}"
 
 
+def sketch_name(layer: str) -> str:
+    """Return the name of the layer that holds the sketches of `layer`.
+
+    Examples
+    --------
+    >>> sketch_name("model.layers.3")
+    'model.layers.3@sketch'
+    """
+    return f"{layer}@{SKETCH}"
+
+
 def check_record(record: str, gauge: Gauge | None) -> None:
     """Refuse a choice of record that the gauge does not allow.
 
     Raises
     ------
     ValueError
-        For an unknown choice, and for operators without a gauge.
+        For an unknown choice, for operators without a gauge, and for sketches with one whose parameters nobody knows.
     """
     if record not in get_args(Record):
         raise ValueError(f"record: expected one of {', '.join(get_args(Record))}, found {record!r}")
@@ -48,6 +64,10 @@ def check_record(record: str, gauge: Gauge | None) -> None:
         return
     if gauge is None:
         raise ValueError(f"record={record!r} needs a gauge: give gauge=, such as DiffusionGauge()")
+    if record == SKETCHES and not isinstance(gauge, DiffusionGauge):
+        raise ValueError(
+            f"record={record!r} needs a DiffusionGauge, whose parameters are kept with the sketches; found {gauge!r}"
+        )
 
 
 def try_gauge(gauge: Gauge, shapes: Shapes) -> dict[str, Any]:
@@ -80,8 +100,10 @@ def try_gauge(gauge: Gauge, shapes: Shapes) -> dict[str, Any]:
     return operators
 
 
-def operator_layers(operators: Mapping[str, Any], gauge: Gauge) -> tuple[Shapes, Attributes]:
-    """Return the shapes, dtypes and attributes of the layers that hold operators in a store."""
+def operator_layers(record: str, operators: Mapping[str, Any], gauge: Gauge) -> tuple[Shapes, Attributes]:
+    """Return the shapes, dtypes and attributes of the layers that hold operators, or sketches of them, in a store."""
+    if record == SKETCHES:
+        return _sketch_layers(operators, gauge)
     shapes, attributes = {}, {}
     for layer, operator in operators.items():
         matrix = np.asarray(operator)
@@ -95,11 +117,27 @@ def operator_layers(operators: Mapping[str, Any], gauge: Gauge) -> tuple[Shapes,
     return shapes, attributes
 
 
+def _sketch_layers(operators: Mapping[str, Any], gauge: Any) -> tuple[Shapes, Attributes]:
+    shapes, attributes = {}, {}
+    for layer, operator in operators.items():
+        made = grouped_sketch(operator)
+        shapes[sketch_name(layer)] = (len(made.numbers()),), "float64"
+        attributes[sketch_name(layer)] = {
+            KIND: SKETCH,
+            SKETCH_OF: layer,
+            SKETCH: made.facts(),
+            GAUGE: {"name": type(gauge).__name__, **asdict(gauge)},
+        }
+    return shapes, attributes
+
+
 def to_store(
     record: str, activations: Mapping[str, torch.Tensor], operators: Mapping[str, Any]
 ) -> dict[str, torch.Tensor | NDArray[Any]]:
     """Return what a record keeps of one audit, by the layers' names in the store."""
-    kept: dict[str, torch.Tensor | NDArray[Any]] = {} if record == OPERATORS else dict(activations)
+    if record == SKETCHES:
+        return {sketch_name(layer): grouped_sketch(operator).numbers() for layer, operator in operators.items()}
+    kept: dict[str, torch.Tensor | NDArray[Any]] = dict(activations) if record in WITH_ACTIVATIONS else {}
     if record != ACTIVATIONS:
         kept |= {operator_name(layer): np.asarray(operator) for layer, operator in operators.items()}
     return kept

@@ -9,7 +9,8 @@ from typing import Any, Final, Protocol
 from repaudit.names import ATTRS, CHECKSUM, LAYER, STEP, decode_name
 from repaudit.store.check.model_inspection import ModelInspection
 from repaudit.store.format.encoding import COORDINATE_CHUNK
-from repaudit.store.format.layout import INPUTS_FINGERPRINT, LOST, model_document, safe_key
+from repaudit.store.format.keys import safe_key
+from repaudit.store.format.layout import INPUTS_FINGERPRINT, LOST, model_document
 from repaudit.store.format.provenance import now
 
 _CONFIRMED: Final = frozenset(

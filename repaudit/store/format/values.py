@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from repaudit.errors import LayoutError
 from repaudit.names import STEP
 from repaudit.store.format.encoding import round_mantissa
-from repaudit.store.format.layout import LayerLayout
+from repaudit.store.format.layer_layout import LayerLayout
 
 
 def stored_values(layer: LayerLayout, values: Any, *, copy: bool) -> NDArray[Any]:

@@ -20,16 +20,9 @@ from repaudit.errors import (
 from repaudit.names import ATTRS, CHECKSUM, LAYER, STEP
 from repaudit.store.format.documents import DOCUMENT, chunk_key, dump, read_document
 from repaudit.store.format.encoding import COORDINATE_CHUNK, encode_column, encode_step
-from repaudit.store.format.layout import (
-    INPUTS_FINGERPRINT,
-    LEASE,
-    LOST,
-    REPAIR,
-    STEP_COLUMNS,
-    LayerLayout,
-    model_document,
-    model_key,
-)
+from repaudit.store.format.keys import model_key
+from repaudit.store.format.layer_layout import LayerLayout
+from repaudit.store.format.layout import INPUTS_FINGERPRINT, LEASE, LOST, REPAIR, STEP_COLUMNS, model_document
 from repaudit.store.format.model_facts import epoch_of, truncations_of
 from repaudit.store.format.provenance import now, package_versions
 from repaudit.store.format.schema import unbelievable

@@ -7,7 +7,8 @@ from typing import Any
 
 from repaudit.errors import FingerprintError, LayoutError
 from repaudit.names import ATTRS, LAYER
-from repaudit.store.format.layout import INPUTS_FINGERPRINT, LayerLayout
+from repaudit.store.format.layer_layout import LayerLayout
+from repaudit.store.format.layout import INPUTS_FINGERPRINT
 
 
 def check_inputs(where: str, document: Mapping[str, Any], fingerprint: str | None) -> None:

@@ -14,7 +14,9 @@ from repaudit.errors import LayoutError, StoreWarning, WriterClosedError
 from repaudit.interrupts import Shield
 from repaudit.names import EPOCH, LOSS, STEP, TRIGGER, WALL_TIME
 from repaudit.store.format.encoding import CodecName, checksum
-from repaudit.store.format.layout import INPUTS_FINGERPRINT, ProbeSetLike, check_name, lay_out_layers
+from repaudit.store.format.keys import check_name
+from repaudit.store.format.layer_layout import lay_out_layers
+from repaudit.store.format.layout import INPUTS_FINGERPRINT, ProbeSetLike
 from repaudit.store.format.values import finite_number, number, step_number, stored_values
 from repaudit.store.storage.place import open_storage
 from repaudit.store.storage.storage import Storage
@@ -138,13 +140,11 @@ class TrajectoryWriter:
         attrs = {name: {**(layer_attrs or {}).get(name, {}), **read} for name in layers}
         laid_out = lay_out_layers(layers, len(probe_set), codec=codec, keepbits=keepbits, attributes=attrs)
         storage = store if isinstance(store, Storage) else open_storage(store, storage_options, durable=durable)
-        attributes = dict(model_attrs or {})
+        facts = dict(model_attrs or {})
         if ensure_root(storage, probe_set)["version"] > 1:
-            attributes |= {**(getattr(probe_set, "encoding", None) or {}), **read}
+            facts |= {**(getattr(probe_set, "encoding", None) or {}), **read}
         with Shield():  # else the lease might have no writer
-            self._record = ModelRecord.claim(
-                storage, model_name, laid_out, attributes, if_exists=if_exists, force=force
-            )
+            self._record = ModelRecord.claim(storage, model_name, laid_out, facts, if_exists=if_exists, force=force)
             self._layers = {layer.name: layer for layer in self._record.layers}
             try:
                 if truncate_after is not None:
