@@ -68,6 +68,7 @@ PVALUE: Final = "pvalue"
 PVALUE_HOLM: Final = "pvalue_holm"
 HELLINGER: Final = "hellinger"
 N_MODELS: Final = "n_models"
+SKETCH_ERROR: Final = "sketch_error"
 FROM_UNTRAINED: Final = "from_untrained"
 FROM_INPUTS: Final = "from_inputs"
 FEATURE_HALVES: Final = "feature_halves"
@@ -206,6 +207,7 @@ CONTRACT: Final[Mapping[str, Group]] = {
             LARGEST_ROW: Variable(_CURVE, "share of the squared distances in the largest row"),
             LARGEST_SAMPLE: Variable(_CURVE, "sample of the largest row", "text"),
             N_MODELS: Variable(_CURVE, "number of models with an operator", "integer"),
+            SKETCH_ERROR: Variable(_CURVE, "largest standard error of a pair, from sketches", required=False),
         },
         _coords(*_CURVE, SCALE_NAME),
     ),
@@ -258,6 +260,7 @@ CONTRACT: Final[Mapping[str, Group]] = {
         },
         _coords(*_LAYERS, SAMPLE, COMPONENT, *OF_SAMPLES, SCALE_NAME),
         ("merge", "seed"),
+        required=False,
     ),
     MERGED_OPERATOR: Group(
         {
@@ -266,15 +269,12 @@ CONTRACT: Final[Mapping[str, Group]] = {
         },
         _coords(*_LAYERS, STEP, SAMPLE, SHA256, SCALE_NAME),
         ("merge", GAUGES),
+        required=False,
     ),
     FRAMES: Group(
         {
-            MERGED: Variable(
-                (*_CURVE, SAMPLE, COMPONENT), "samples in the merged operator, all steps in one frame (PHATE)"
-            ),
-            OF_MODELS: Variable(
-                (*_GRID, SAMPLE, COMPONENT), "samples in each model's operator, in the same frame (PHATE)"
-            ),
+            MERGED: Variable((*_CURVE, SAMPLE, COMPONENT), "samples in the merged operator, in one frame (PHATE)"),
+            OF_MODELS: Variable((*_GRID, SAMPLE, COMPONENT), "samples in each model's operator, likewise (PHATE)"),
             STRESS: Variable(_CURVE, "stress against PHATE's potential distances"),
             DIFFUSION_TIME: Variable(_LAYERS, "diffusion time", "integer"),
         },

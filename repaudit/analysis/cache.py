@@ -22,6 +22,7 @@ from scipy.sparse import csr_array, issparse
 from repaudit.errors import OperatorError
 from repaudit.names import __version__
 from repaudit.operators.files import AnyOperatorFile, OperatorFile, SparseOperatorFile, write_sparse
+from repaudit.operators.grouped_sketch import LazySketch
 from repaudit.store.storage.replacing import replacing
 
 Array = NDArray[Any]
@@ -49,7 +50,8 @@ class StoredOperator:
     """An operator in its file, its diagnostics, and the gauge's parameters as they were used."""
 
     digest: str
-    file: AnyOperatorFile
+    file: AnyOperatorFile | LazySketch
+    """Or a sketch that stands for it."""
     diagnostics: dict[str, float]
     gauge: dict[str, Any]
 
@@ -115,7 +117,7 @@ class Cache:
         self,
         content: Sequence[Any],
         operators: Sequence[StoredOperator],
-        compute: Callable[[list[AnyOperatorFile], int], Array],
+        compute: Callable[[list[Any], int], Array],
     ) -> Array:
         """Return distances (T, T) of operators, of which those that an earlier run computed are read from its table.
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
 from os import cpu_count
@@ -25,6 +25,7 @@ from repaudit.measure.comparison import departure, feature_halves, group_spread
 from repaudit.measure.spread import Spread, spread
 from repaudit.measure.tally import Tallies
 from repaudit.names import LAYER, MODEL, SAMPLE, SOURCE, STEP
+from repaudit.operators.grouped_sketch import grouped_sketch
 from repaudit.operators.operator import DiffusionOperator
 from repaudit.results import (
     APPROACH,
@@ -73,9 +74,11 @@ def comparison_dataset(operators: LayerOperators, study: Study, inputs: InputGeo
     if start and untrained and set(start) == set(operators.models()):
         references[FROM_UNTRAINED] = start, [*operators.content(0).values()]
     if inputs is not None:
-        references[FROM_INPUTS] = inputs.operator, [inputs.words]
+        geometry = grouped_sketch(inputs.operator) if operators.sketched else inputs.operator
+        references[FROM_INPUTS] = geometry, [inputs.words]
+    halves = np.nan if operators.sketched else _mean_halves(operators, study)
     dataset = xr.Dataset(
-        {**_departures(operators, study, references), FEATURE_HALVES: ((LAYER,), [_mean_halves(operators, study)])},
+        {**_departures(operators, study, references), FEATURE_HALVES: ((LAYER,), [halves])},
         coords={LAYER: _names(operators.layer), STEP: study.selection.all_steps()},
     )
     if FROM_UNTRAINED in dataset:
@@ -137,8 +140,10 @@ def groups_dataset(operators: LayerOperators, study: Study) -> xr.Dataset | None
     return xr.Dataset({name: ((LAYER, STEP, GROUP, OTHER), value[None]) for name, value in variables}, coords=coords)
 
 
-def at_once(study: Study) -> int:
+def at_once(study: Study, sketched: Collection[str] = ()) -> int:
     """Return how many comparisons run at once: two operators with their roots, in float64, must fit for each.
+
+    Sketches, if all layers are known by them, always do.
 
     Raises
     ------
@@ -146,6 +151,8 @@ def at_once(study: Study) -> int:
         Not even one fits in the memory budget.
     """
     samples = study.samples.sizes[SAMPLE]
+    if len(sketched) == len(study.selection.layers):
+        return cpu_count() or 1
     need = 10 * 8 * samples**2
     if need > study.settings.budget:
         raise AnalysisError(

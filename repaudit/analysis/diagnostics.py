@@ -18,7 +18,8 @@ def diagnostics_dataset(operators: LayerOperators, study: Study) -> xr.Dataset:
     models, steps = list(study.selection.models), study.selection.all_steps()
     first = next(iter(operators.stored.values()))
     shape = (len(models), len(steps))
-    data = {name: np.full(shape, np.nan) for name in first.diagnostics}
+    names = dict.fromkeys(name for stored in operators.stored.values() for name in stored.diagnostics)
+    data = {name: np.full(shape, np.nan) for name in names}
     failed = np.zeros(shape, dtype=np.int64)
     for (model, step), stored in operators.stored.items():
         for name, value in stored.diagnostics.items():

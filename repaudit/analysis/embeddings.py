@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from repaudit.analysis.cache import StoredOperator
 from repaudit.analysis.layer_operators import LayerOperators
 from repaudit.analysis.merged_operators import merge
+from repaudit.analysis.sketched_layers import kept_sketch
 from repaudit.analysis.study import Study
 from repaudit.embed.mds import mds_embedding, scaled_stress
 from repaudit.embed.phate import phate_embedding, phate_frames, phate_onto, phate_trajectories, unit_trajectories
@@ -21,6 +22,7 @@ from repaudit.measure.distances import calibrated_distances
 from repaudit.measure.sketched import sketch_distances
 from repaudit.names import COMPONENT, FEATURE, LABEL, LAYER, MODEL, OF_SAMPLE, POSITION, SAMPLE, STEP, TEXT, THUMBNAIL
 from repaudit.operators.files import AnyOperatorFile
+from repaudit.operators.grouped_sketch import LazySketch
 from repaudit.operators.sketch import SIZE, OperatorSketch, sketch
 from repaudit.operators.stack import OperatorStack
 from repaudit.results import (
@@ -58,6 +60,7 @@ GRID: Final = (MODEL, STEP, COMPONENT)
 def trajectory_dataset(operators: LayerOperators, study: Study) -> xr.Dataset:
     """Compute PHATE and classical-MDS coordinates of all operators of a layer; NaN where a model lacks a step."""
     keys = list(operators.stored)
+    by_sketches = operators.sketched or len(keys) > MOST_EXACT
     points = _laid_out(study, ["trajectories", operators.layer, operators.scale.value], list(operators.stored.values()))
     grids = {name: _on_grid(points[name], keys, study) for name in (TRAJECTORY, MDS)}
     return xr.Dataset(
@@ -66,7 +69,7 @@ def trajectory_dataset(operators: LayerOperators, study: Study) -> xr.Dataset:
             **{name: ((LAYER,), [float(points[name])]) for name in (STRESS, DISTANCE_STRESS)},
         },
         coords={LAYER: _names([operators.layer]), **_grid_coords(study)},
-        attrs={"metric": METRIC, "seed": study.settings.seed, **({"sketch": SIZE} if len(keys) > MOST_EXACT else {})},
+        attrs={"metric": METRIC, "seed": study.settings.seed, **({"sketch": SIZE} if by_sketches else {})},
     )
 
 
@@ -173,8 +176,8 @@ def _layouts(study: Study, name: list[Any], operators: list[StoredOperator]) -> 
     def rows(files: list[AnyOperatorFile], first: int) -> NDArray[Any]:
         return calibrated_distances(OperatorStack(files), first, memory=study.settings.memory)
 
-    if len(operators) > MOST_EXACT:
-        distances = sketch_distances([_sketch(study, one) for one in operators], METRIC, memory=study.settings.memory)
+    if len(operators) > MOST_EXACT or any(isinstance(one.file, LazySketch) for one in operators):
+        distances = sketch_distances(_sketches(study, operators), METRIC, memory=study.settings.memory)
     else:
         distances = study.cache.distances([METRIC, *name], operators, rows)
     phate = phate_trajectories(distances, n_components=2, seed=study.settings.seed)
@@ -184,6 +187,13 @@ def _layouts(study: Study, name: list[Any], operators: list[StoredOperator]) -> 
         STRESS: phate.attrs["stress"],
         DISTANCE_STRESS: scaled_stress(distances, phate.values),
     }
+
+
+def _sketches(study: Study, operators: Sequence[StoredOperator]) -> list[OperatorSketch]:
+    """Return sketches of one kind: where some stand for their operators, of the others such ones are made too."""
+    if not any(isinstance(one.file, LazySketch) for one in operators):
+        return [_sketch(study, one) for one in operators]
+    return [one.file.read() if isinstance(one.file, LazySketch) else kept_sketch(study, one) for one in operators]
 
 
 def _sketch(study: Study, operator: StoredOperator) -> OperatorSketch:

@@ -22,13 +22,14 @@ from repaudit.analysis.study import Study
 from repaudit.errors import ActivationError, AnalysisError, CorruptStoreError
 from repaudit.gauge.gauge import DiffusionGauge
 from repaudit.names import SAMPLE, STEP
-from repaudit.operators.files import AnyOperatorFile
+from repaudit.operators.grouped_sketch import LazySketch
 from repaudit.operators.operator import DiffusionOperator
 from repaudit.operators.sparse import SparseDiffusionOperator
 from repaudit.results import ENTROPY
 from repaudit.store.read import catalog
 from repaudit.store.read.activations import read_step
 from repaudit.store.read.reader import open_store
+from repaudit.store.read.sketches import holds_sketches, sketches_by_layer
 
 MOST_EIGENVALUES: Final = 512
 """Samples up to which the spectral entropy is computed: all eigenvalues of more take longer than everything else."""
@@ -46,6 +47,11 @@ class LayerOperators:
     stored: dict[Key, StoredOperator]
     failed: dict[Key, str]
 
+    @property
+    def sketched(self) -> bool:
+        """Whether sketches stand for the operators."""
+        return any(isinstance(stored.file, LazySketch) for stored in self.stored.values())
+
     def models(self) -> list[str]:
         """Return the models that have an operator."""
         return list(dict.fromkeys(model for model, _ in self.stored))
@@ -62,8 +68,8 @@ class LayerOperators:
         """Return the last step that all models share, or the last of all if they share none."""
         return (self.shared_steps() or self.steps())[-1]
 
-    def at(self, step: int) -> dict[str, AnyOperatorFile]:
-        """Return the operators of one step by model."""
+    def at(self, step: int) -> dict[str, Any]:
+        """Return the operators of one step by model: as files, or as what stands for them."""
         return {model: stored.file for (model, s), stored in self.stored.items() if s == step}
 
     def content(self, step: int) -> dict[str, str]:
@@ -106,16 +112,20 @@ class Computed:
 
 
 def layer_operators(
-    study: Study, layer: str, workplace: Workplace, advance: Callable[[], None] = lambda: None
+    study: Study,
+    layer: str,
+    workplace: Workplace,
+    advance: Callable[[], None] = lambda: None,
+    keys: Sequence[Key] | None = None,
 ) -> list[LayerOperators]:
-    """Read every operator of a layer at every scale from the cache, or compute and keep it.
+    """Read every operator of a layer, or those of some (model, step), from the cache at every scale, or compute it.
 
     Raises
     ------
     AnalysisError
         One operator does not fit in the memory budget.
     """
-    keys = study.selection.keys(layer)
+    keys = study.selection.keys(layer) if keys is None else keys
     sums, failed = _checksums(study, layer, keys)
     tasks = {key: _task(study, layer, key, checksum) for key, checksum in sums.items()}
     names = {key: task.digests() for key, task in tasks.items()}
@@ -176,7 +186,7 @@ def threads(study: Study) -> int:
     every = {(name, model) for name in study.selection.layers for model, _ in study.selection.keys(name)}
     for name, model in sorted(every):
         stored = catalog.activations(study.tree, model, name).isel({STEP: 0})
-        samples = study.samples.sizes[SAMPLE]
+        samples = 0 if holds_sketches(stored) else study.samples.sizes[SAMPLE]
         this = samples * samples * (4 + 3 * 8) + 3 * stored.size * 8
         n, need, layer = max((n, need, layer), (samples, this, name), key=lambda candidate: candidate[1])
     if need > study.settings.budget:
@@ -210,7 +220,7 @@ def _task(study: Study, layer: str, key: Key, checksum: int) -> Task:
 @lru_cache(maxsize=16)
 def _store(url: str, run: str) -> xr.DataTree:
     """Open the store once per run in every process that works for it."""
-    return open_store(url)
+    return sketches_by_layer(open_store(url))
 
 
 def _on(values: xr.DataArray, device: str) -> Any:

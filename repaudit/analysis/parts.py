@@ -31,6 +31,7 @@ from repaudit.analysis.layer_operators import LayerOperators
 from repaudit.analysis.merged_operators import merged_operators
 from repaudit.analysis.scales import Scale
 from repaudit.analysis.similarities import no_similarity, similarity_dataset
+from repaudit.analysis.sketched_layers import sketch_notes
 from repaudit.analysis.spreads import SpreadCurve, spread_curve
 from repaudit.analysis.study import Study
 from repaudit.errors import ActivationError, CorruptStoreError
@@ -76,6 +77,9 @@ PARTS: Final[dict[str, Part]] = {
 
 Parts: TypeAlias = tuple[dict[str, xr.Dataset], Margins, list[str]]
 """The groups of the results, the margins of every curve, and a line for what could not be computed."""
+
+OF_OPERATORS: Final = frozenset({MERGED, FRAMES})
+"""Those of them that need whole operators: sketches do not do."""
 
 ANSWER: Final = frozenset({SPREAD, COMPARISON, APPROACH, GROUPS, DIAGNOSTICS})
 """Groups that the summary is made of: they are computed first."""
@@ -133,6 +137,7 @@ def _joined(
     alone = {name: made.get((None, None, name)) for name in (MERGED_OPERATOR, SIMILARITY)}
     alone[UNITS] = _concat(units, LAYER) if units else None
     found |= {name: dataset for name, dataset in alone.items() if dataset is not None}
+    told += sketch_notes([scales[0] for scales in layers], found)
     return found, margins, [*dict.fromkeys(told), *no_similarity(study)]
 
 
@@ -149,13 +154,16 @@ def _pieces(
     for scale, place, operators in places:
         pieces[scale, place, COMPARISON] = partial(comparison_dataset, operators, study, geometries[scale])
     for scale, place, operators in places:
-        pieces |= {(scale, place, name): partial(part, operators, study) for name, part in PARTS.items()}
-        if not scale:
+        made = {name: part for name, part in PARTS.items() if name not in OF_OPERATORS or not operators.sketched}
+        pieces |= {(scale, place, name): partial(part, operators, study) for name, part in made.items()}
+        if not scale and not operators.sketched:
             pieces[scale, place, UNITS] = partial(units_dataset, operators, study)
     for scale in range(len(study.scales)):
         pieces[scale, None, TOGETHER] = partial(together_dataset, [scales[scale] for scales in layers], study)
-    pieces[None, None, MERGED_OPERATOR] = partial(merged_operators, layers, study)
-    pieces[None, None, SIMILARITY] = partial(similarity_dataset, [scales[0] for scales in layers], study)
+    whole = [scales for scales in layers if not scales[0].sketched]
+    if whole:
+        pieces[None, None, MERGED_OPERATOR] = partial(merged_operators, whole, study)
+        pieces[None, None, SIMILARITY] = partial(similarity_dataset, [scales[0] for scales in whole], study)
     return pieces
 
 

@@ -31,6 +31,7 @@ from repaudit.analysis.layer_operators import LayerOperators, layer_operators, t
 from repaudit.analysis.parts import Margins, Parts, Progress, compute_parts
 from repaudit.analysis.selection import select
 from repaudit.analysis.settings import MAX_TOKENS, Settings, StoreStrategy
+from repaudit.analysis.sketched_layers import layer_sketches, scales_of_sketches, sketched_layers
 from repaudit.analysis.sources import open_sources
 from repaudit.analysis.study import Study
 from repaudit.analysis.summary import summarize
@@ -38,6 +39,7 @@ from repaudit.analysis.token_samples import rows_and_scales
 from repaudit.errors import AnalysisError
 from repaudit.gauge.gauge import DiffusionGauge
 from repaudit.measure.similarity import Measure
+from repaudit.names import SAMPLE
 from repaudit.results import DIAGNOSTICS, FINGERPRINT, PARAMETERS, SUMMARY, VERSIONS
 
 PARTIAL, COMPLETE = "partial", "complete"
@@ -202,6 +204,9 @@ def run(
     tokens = settings.tokens is not None
     selection = select(sources.tree, settings.models, settings.chosen_layers, settings.steps, tokens=tokens)
     sources, scales = rows_and_scales(sources, selection, settings)
+    sketched = sketched_layers(sources.tree, selection)
+    if sketched:
+        scales = scales_of_sketches(sources.tree, sketched, settings, sources.samples.sizes[SAMPLE])
     settings.group_of(selection.models)
     settings.check_similarity_steps(selection.all_steps())
     with (
@@ -209,8 +214,8 @@ def run(
         _cache(folder, settings) as cache,
     ):
         study = Study(sources, selection, settings, cache, tuple(scales))
-        slots = at_once(study)
-        layers, failed = _operators(study, report)
+        slots = at_once(study, sketched)
+        layers, failed = _operators(study, sketched, report)
         lines = [*sources.notes, *selection.left_out, *failed]
 
         def answer(found: Parts) -> None:
@@ -235,8 +240,10 @@ def _cache(folder: Path, settings: Settings) -> Iterator[Cache]:
         yield Cache(temporary)
 
 
-def _operators(study: Study, report: Progress) -> tuple[list[list[LayerOperators]], list[str]]:
-    """Return the operators of every layer at every scale, and a line for each that could not be computed."""
+def _operators(
+    study: Study, sketched: Mapping[str, Sequence[str]], report: Progress
+) -> tuple[list[list[LayerOperators]], list[str]]:
+    """Return the operators or sketches of every layer at every scale, and a line for each that there is not."""
     names = study.selection.layers
     done, total = 0, sum(len(study.selection.keys(name)) for name in names)
 
@@ -246,7 +253,12 @@ def _operators(study: Study, report: Progress) -> tuple[list[list[LayerOperators
         report("operators", done, total)
 
     with workplace(study.settings, threads(study)) as executor:
-        layers = [layer_operators(study, name, executor, advance) for name in names]
+        layers = [
+            layer_sketches(study, name, sketched[name], executor, advance)
+            if name in sketched
+            else layer_operators(study, name, executor, advance)
+            for name in names
+        ]
     failed = ((one.layer, key, why) for one, *_ in layers for key, why in one.failed.items())
     left_out = [f"layer {layer}, {model} at step {step}: {why}" for layer, (model, step), why in failed]
     good = [scales for scales in layers if scales[0].stored]

@@ -73,6 +73,18 @@ def resolve_scales(
     return found
 
 
+def of_perplexity(gauge: DiffusionGauge, samples: int) -> Scale:
+    """Return the scale of a gauge with a perplexity.
+
+    Examples
+    --------
+    >>> of_perplexity(DiffusionGauge(perplexity=64), 256).name
+    'shape'
+    """
+    value = float(gauge.perplexity or 0)
+    return Scale(value, _name(value, samples), gauge)
+
+
 def _name(value: float, samples: int) -> str:
     if value == DEFAULT[0]:
         return NEIGHBOURHOODS

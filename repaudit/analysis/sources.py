@@ -26,6 +26,7 @@ from repaudit.store.format.sample_set import inputs_key
 from repaudit.store.read import catalog
 from repaudit.store.read.activations import read_step, step_checksums
 from repaudit.store.read.reader import open_store
+from repaudit.store.read.sketches import holds_sketches, sketches_by_layer
 
 Labelled = TypeVar("Labelled", xr.DataArray, xr.Dataset)
 
@@ -95,10 +96,10 @@ class Sources:
         encodings = catalog.all_inputs(self.tree).values()
         return next((found for encoded in encodings if (found := thumbnails(encoded)) is not None), None)
 
-    def read(self, model: str, layer: str, step: int) -> xr.DataArray:
+    def read(self, model: str, layer: str, step: int, checksum: int | None = None) -> xr.DataArray:
         """Read the activations (sample, feature) of one step, checked by their checksum; or those of tokens."""
         source = self.of_model[model]
-        return source.take(read_step(self.trees[source.url], source.model, source.recorded(layer), step))
+        return source.take(read_step(self.trees[source.url], source.model, source.recorded(layer), step, checksum))
 
     def checksums(self, model: str, layer: str) -> dict[int, int]:
         """Return the checksum of a layer's stored activations at every step."""
@@ -127,11 +128,12 @@ def open_sources(urls: Sequence[str | os.PathLike[str]], settings: Settings) -> 
     given = [_everywhere(url) for url in urls]
     if not given or len({os.path.realpath(url) if "://" not in url else url for url in given}) < len(given):
         raise AnalysisError(f"expected one or more stores, each once, found {', '.join(given) or 'none'}")
-    trees = {url: open_store(url) for url in given}
+    trees = {url: sketches_by_layer(open_store(url)) for url in given}
     notes = [f"{what}: lost to damage" for tree in trees.values() for what in catalog.lost(tree)]
     for tree in trees.values():
         tree.dataset = tree.to_dataset().drop_vars(tree.attrs.get(LOST, ()), errors="ignore")
     shared = share_samples(trees) if len(trees) > 1 else SharedSamples({})
+    rows = {url: places for url, places in shared.rows.items() if not _are_all(places, trees[url], url)}
     shown = _shown_names(trees)
     recorded = {name: _recorded(trees[url], model) for name, (url, model) in shown.items()}
     asked = [name for pattern in settings.models or shown for name in matching(pattern, shown)]
@@ -140,7 +142,7 @@ def open_sources(urls: Sequence[str | os.PathLike[str]], settings: Settings) -> 
     names = LayerNames(settings.layers_by_model, counts)
     names.refuse_unused(shown)
     of_model = {
-        name: Source(url, _fingerprint(trees[url]), model, names.of_model(name, recorded[name]), shared.rows.get(url))
+        name: Source(url, _fingerprint(trees[url]), model, names.of_model(name, recorded[name]), rows.get(url))
         for name, (url, model) in shown.items()
     }
     if len(trees) == 1 and not names.renames:
@@ -149,6 +151,19 @@ def open_sources(urls: Sequence[str | os.PathLike[str]], settings: Settings) -> 
     if names.counts:
         notes += [f"depth of {name}: in the order of {', '.join(recorded[name])}" for name in chosen]
     return Sources(_view(trees, of_model, shared), trees, of_model, tuple(notes))
+
+
+def _are_all(places: NDArray[np.int64], tree: xr.DataTree, url: str) -> bool:
+    """Return whether rows are all samples of a store in its order, as those of sketches have to be."""
+    if np.array_equal(places, np.arange(tree.sizes[SAMPLE])):
+        return True
+    every = [(model, layer) for model in catalog.models(tree) for layer in catalog.layers(tree, model)]
+    if any(holds_sketches(catalog.activations(tree, *key)) for key in every):
+        raise AnalysisError(
+            f"store {url}: expected to analyse its {tree.sizes[SAMPLE]} samples in its order, of which its sketches "
+            f"are, found {len(places)} that the stores share, or another order: give it first, or alone"
+        )
+    return False
 
 
 def _recorded(tree: xr.DataTree, model: str) -> list[str]:

@@ -34,6 +34,7 @@ from repaudit.results import (
     OTHER,
     PVALUE,
     PVALUE_HOLM,
+    SKETCH_ERROR,
     SPREAD,
     SPREAD_RAW,
     SPREAD_ROWS,
@@ -93,7 +94,7 @@ def spread_curve(operators: LayerOperators, study: Study) -> SpreadCurve:
 def spread_arrays(operators: Mapping[str, Any], seed: int) -> dict[str, Any]:
     """Return everything that is kept of a spread: numbers, resamples, and a row per pair of models."""
     result: Spread = spread(operators, seed=seed)
-    numbers = {number: getattr(result, number) for number in (*NUMBERS.values(), "largest_sample")}
+    numbers = {number: getattr(result, number) for number in (*NUMBERS.values(), "largest_sample", SKETCH_ERROR)}
     pairs = [(pair.ratio, pair.error, pair.pvalue) for pair in result.pairs.values()]
     return {**numbers, "halves": result.halves, "left_out": result.left_out, "pairs": np.array(pairs)}
 
@@ -119,8 +120,12 @@ def _spread_dataset(operators: LayerOperators, study: Study, found: Mapping[int,
         if step in found:
             for name, number in NUMBERS.items():
                 values[name][index] = found[step][number]
-            largest[index] = str(samples[int(found[step]["largest_sample"])])
+            at = int(found[step]["largest_sample"])
+            largest[index] = str(samples[at]) if at >= 0 else ""
     data: dict[str, Any] = {name: ((LAYER, STEP), value[None]) for name, value in values.items()}
+    if operators.sketched:
+        error = [float(found[step][SKETCH_ERROR]) if step in found else np.nan for step in steps]
+        data[SKETCH_ERROR] = ((LAYER, STEP), [error])
     data[LARGEST_SAMPLE] = ((LAYER, STEP), largest[None])
     data[N_MODELS] = ((LAYER, STEP), [[len(operators.at(step)) for step in steps]])
     return xr.Dataset(data, coords={LAYER: _names(operators.layer), STEP: steps})

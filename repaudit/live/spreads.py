@@ -12,13 +12,16 @@ import xarray as xr
 
 from repaudit.analysis.execution import side_by_side
 from repaudit.analysis.selection import Selection, select
+from repaudit.analysis.sketched_layers import gauge_of_sketches, sketched_layers
 from repaudit.analysis.spreads import curve_band, spread_arrays
 from repaudit.errors import ActivationError, CorruptStoreError
 from repaudit.gauge.gauge import DiffusionGauge
+from repaudit.live.stored_operators import stored_operator
 from repaudit.measure.phases import verdict
 from repaudit.measure.settling import settled
 from repaudit.store.read import catalog
 from repaudit.store.read.activations import read_step, step_checksums
+from repaudit.store.read.sketches import sketches_by_layer
 
 Content = dict[str, int]
 """By model: the checksum of its activations."""
@@ -62,7 +65,7 @@ class LiveSpreads:
     models, layers : sequence of str, optional
         What to follow, names or patterns; everything by default.
     gauge : DiffusionGauge, optional
-        ``DiffusionGauge()`` by default.
+        ``DiffusionGauge()`` by default; where a layer has sketches, it is theirs.
     seed : int
         Of the resamples.
 
@@ -115,7 +118,10 @@ class LiveSpreads:
         """
         if not any(catalog.steps(tree, model) for model in catalog.models(tree)):  # nothing to compare yet
             return []
+        tree = sketches_by_layer(tree)
         selection = select(tree, self.models, self.layers)
+        sketched = sketched_layers(tree, selection)
+        gauges = {layer: gauge_of_sketches(tree, {layer: some}) for layer, some in sketched.items()}
         contents = {layer: _contents(tree, selection, layer) for layer in selection.layers}
         due = [
             (step, layer)
@@ -126,7 +132,8 @@ class LiveSpreads:
 
         def compute(one: tuple[int, str]) -> None:
             step, layer = one
-            self._compute(tree, layer, step, contents[layer][step], len(selection.models))
+            gauge = gauges.get(layer, self.gauge)
+            self._compute(tree, layer, step, contents[layer][step], len(selection.models), gauge)
 
         if due:
             with side_by_side(1, own=1) as workplace:  # one thread: the training needs the others
@@ -134,10 +141,14 @@ class LiveSpreads:
                     pass
         return [self._curve(layer, steps) for layer, steps in contents.items()]
 
-    def _compute(self, tree: xr.DataTree, layer: str, step: int, content: Content, every: int) -> None:
+    def _compute(
+        self, tree: xr.DataTree, layer: str, step: int, content: Content, every: int, gauge: DiffusionGauge
+    ) -> None:
         found = self._found.setdefault(layer, {})
         try:
-            operators = {model: self._operator(tree, model, layer, step, crc) for model, crc in content.items()}
+            operators = {
+                model: self._operator(tree, (model, layer, step, crc), gauge) for model, crc in content.items()
+            }
             found[step] = content, spread_arrays(operators, self.seed)
             self.failed.pop((layer, step), None)
         except (ActivationError, CorruptStoreError) as error:
@@ -147,10 +158,9 @@ class LiveSpreads:
             for model, crc in content.items():
                 self._operators.pop((model, layer, step, crc), None)
 
-    def _operator(self, tree: xr.DataTree, model: str, layer: str, step: int, crc: int) -> Any:
-        key = model, layer, step, crc
+    def _operator(self, tree: xr.DataTree, key: tuple[str, str, int, int], gauge: DiffusionGauge) -> Any:
         if key not in self._operators:
-            self._operators[key] = self.gauge(read_step(tree, model, layer, step, crc))
+            self._operators[key] = stored_operator(read_step(tree, *key), gauge)
         return self._operators[key]
 
     def _curve(self, layer: str, contents: Mapping[int, Content]) -> LiveCurve:

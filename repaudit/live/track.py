@@ -12,10 +12,12 @@ from typing import Any, Final
 from repaudit.analysis.execution import side_by_side
 from repaudit.errors import ActivationError, AuditWarning
 from repaudit.gauge.gauge import DiffusionGauge
+from repaudit.live.stored_operators import stored_operator
 from repaudit.measure.spread import Spread, spread
 from repaudit.store.read import catalog
 from repaudit.store.read.activations import read_step
 from repaudit.store.read.reader import open_store
+from repaudit.store.read.sketches import sketches_by_layer
 
 WAITING: Final = 2
 """Audits that may wait for their spread; of more, the oldest ones are left out."""
@@ -34,7 +36,7 @@ class Track:
     store : path or URL
         Of models on the same samples; may be the one that is being written.
     gauge : DiffusionGauge, optional
-        ``DiffusionGauge()`` by default.
+        ``DiffusionGauge()`` by default; that of their sketches, where the other models keep these.
     storage_options : mapping, optional
         Passed to fsspec.
 
@@ -129,7 +131,7 @@ class Track:
     def _compare(self, audit: tuple[str, int, Mapping[str, Any]]) -> None:
         model, step, activations = audit
         try:
-            tree = open_store(self.store, self._options)
+            tree = sketches_by_layer(open_store(self.store, self._options))
             others = [name for name in catalog.models(tree) if name != model and step in catalog.steps(tree, name)]
             numbers = {}
             for layer, values in activations.items():
@@ -151,6 +153,7 @@ class Track:
     def _spread(self, tree: Any, model: str, step: int, layer: str, values: Any, others: list[str]) -> Spread | None:
         try:
             operators = {model: self.gauge(values)}
-            return spread(operators | {name: self.gauge(read_step(tree, name, layer, step)) for name in others})
+            stored = {name: stored_operator(read_step(tree, name, layer, step), self.gauge) for name in others}
+            return spread(operators | stored)
         except ActivationError:  # tokens, too few samples, or values that are not finite: no operator
             return None

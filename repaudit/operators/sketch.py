@@ -145,9 +145,9 @@ def stacked(sketches: Sequence[OperatorSketch]) -> NDArray[np.float32]:
     OperatorError
         No sketches, or of different operators' sizes, seeds or lengths.
     """
-    kinds = {(len(one.values), one.seed, one.samples) for one in sketches}
+    kinds = {(len(one.values), one.seed, one.samples, type(one).__name__) for one in sketches}
     if len(kinds) != 1:
-        found = ", ".join(f"{size} numbers of seed {seed} of {n} samples" for size, seed, n in sorted(kinds))
+        found = ", ".join(f"{size} numbers of seed {seed} of {n} samples" for size, seed, n, _ in sorted(kinds))
         raise OperatorError(f"expected sketches of one size and seed, of operators on the same samples, found {found}")
     return np.stack([one.values for one in sketches])
 

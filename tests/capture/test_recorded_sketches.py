@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -100,3 +102,30 @@ def test_a_damaged_sketch_is_found_and_costs_no_other_step(tmp_path, rows, model
 def test_what_no_analysis_could_use_is_refused(tmp_path, rows, model, options, message):
     with pytest.raises(ValueError, match=message):
         record(tmp_path / "s.zarr", rows, model, range(1), **options)
+
+
+KILLED = """
+import os, signal, sys
+import torch
+import repaudit as ra
+torch.manual_seed(0)
+model = torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.Tanh())
+rows = ra.ProbeSet.from_tensors({"input": torch.randn(60, 8, generator=torch.Generator().manual_seed(0))})
+gauge = ra.DiffusionGauge(perplexity=8)
+recorder = ra.Recorder(sys.argv[1], "m", rows, ["0", "1"], record="sketches", gauge=gauge)
+for step in range(50):
+    recorder.audit(model, step)
+    if step == 20:
+        os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_a_record_of_sketches_goes_on_after_a_kill(tmp_path, rows, model):
+    url = tmp_path / "s.zarr"
+    child = subprocess.run([sys.executable, "-c", KILLED, url], check=False, timeout=120)
+    assert child.returncode == -9
+    known = catalog.steps(ra.open_store(url), "m")
+    assert known == list(range(len(known)))
+    record(url, rows, model, range(len(known), 24))
+    assert catalog.steps(ra.open_store(url), "m") == list(range(24))
+    assert ra.verify(url, data=True) == []
