@@ -40,7 +40,7 @@ def row_entropy(matrix: Tensor) -> Tensor:
 
 def components(matrix: Tensor) -> int:
     """Return the number of connected components, by links with ``P_ij P_ji`` above the square of the rounding error."""
-    weakest = torch.finfo(matrix.dtype).eps
+    weakest = torch.finfo(matrix.dtype).eps ** 2
     waiting = torch.ones(len(matrix), dtype=torch.bool, device=matrix.device)
     found = 0
     while bool(waiting.any()):
@@ -51,8 +51,7 @@ def components(matrix: Tensor) -> int:
             reached = torch.zeros_like(waiting)
             for panel in row_panels(len(front), _PANEL):
                 part = front[panel]
-                # the square root of each first: the product of two small numbers may vanish
-                linked = matrix[part].sqrt() * matrix[:, part].mT.sqrt() > weakest
+                linked = matrix[part] * matrix[:, part].mT > weakest  # a product that vanishes is no link either
                 reached |= linked.any(0)
             front = (reached & waiting).nonzero()[:, 0]
             waiting[front] = False

@@ -10,7 +10,7 @@ from typing import Any, Final, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.sparse import csr_array, issparse
+from scipy.sparse import issparse
 
 from repaudit.errors import OperatorError
 from repaudit.operators.patterns import PATTERNS, pattern_sums
@@ -164,17 +164,7 @@ def grouped_sketch(operator: Operator, *, seed: int = 0) -> GroupedSketch:
     """
     samples = side_of(operator)
     matrix, count = entries_of(operator), groups_of(samples)
-    if issparse(matrix):
-        matrix = csr_array(matrix, dtype=np.float64)
-        rows = np.repeat(np.arange(samples), np.diff(matrix.indptr))
-        entries = matrix.data
-        bucket, negative = _buckets(rows, matrix.indices, samples, seed)
-    else:
-        entries = matrix.ravel()
-        bucket, negative = _of_all(samples, seed)
-    values = np.bincount(bucket, np.where(negative, -entries, entries), minlength=SIZE)
-    block = bucket // (SIZE // count**2)
-    sums, squares = (_sums(block, some, count**2).reshape(count, count) for some in (entries, entries**2))
+    values, sums, squares = (_of_sparse if issparse(matrix) else _of_dense)(matrix, seed)
     kept = np.asarray(matrix.diagonal(), dtype=np.float64)
     moments = pattern_sums(matrix, 1 / samples)
     seen = {name: float(value) for name, value in dict(getattr(operator, "diagnostics", {})).items()}
@@ -208,7 +198,30 @@ def error_by_groups(squares: Array, size: int = SIZE) -> float:
     return math.sqrt(2 / (buckets + 2) * float(np.square(squares).sum()))
 
 
-def _sums(place: NDArray[Any], values: Array, count: int) -> Array:
+def _of_sparse(matrix: Any, seed: int) -> tuple[Array, Array, Array]:
+    """Return the buckets of a sparse matrix in rows, and the sums of its entries and of their squares by groups."""
+    samples = matrix.shape[0]
+    count, group = groups_of(samples), _groups(samples, seed)
+    rows, entries = np.repeat(np.arange(samples), np.diff(matrix.indptr)), matrix.data.astype(np.float64)
+    block = group[rows] * count + group[matrix.indices]
+    bucket, negative = _buckets(rows * samples + matrix.indices, block, count, seed)
+    tables = [_sums(block, some, count**2).reshape(count, count) for some in (entries, entries**2)]
+    return _signed(bucket, negative, entries), tables[0], tables[1]
+
+
+def _of_dense(matrix: Array, seed: int) -> tuple[Array, Array, Array]:
+    """Return the same of a dense matrix: sums by groups are products with an indicator."""
+    samples = matrix.shape[0]
+    member = np.eye(groups_of(samples))[_groups(samples, seed)]
+    tables = [member.T @ (some @ member) for some in (matrix, matrix**2)]
+    return _signed(*_of_all(samples, seed), matrix.ravel()), tables[0], tables[1]
+
+
+def _signed(bucket: NDArray[np.int64], negative: NDArray[np.bool_], entries: Array) -> Array:
+    return _sums(bucket, np.where(negative, -entries, entries), SIZE)
+
+
+def _sums(place: NDArray[np.int64], values: Array, count: int) -> Array:
     return np.bincount(place, values, minlength=count).astype(np.float64, copy=False)
 
 
@@ -220,16 +233,14 @@ def _groups(samples: int, seed: int) -> NDArray[np.int64]:
 @lru_cache(maxsize=1)
 def _of_all(samples: int, seed: int) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
     """Return the buckets and signs of all entries of a dense operator, row by row: the same at every audit."""
-    rows, columns = np.divmod(np.arange(samples**2), samples)
-    return _buckets(rows, columns, samples, seed)
+    count, group = groups_of(samples), _groups(samples, seed)
+    return _buckets(np.arange(samples**2), np.add.outer(group * count, group).ravel(), count, seed)
 
 
 def _buckets(
-    rows: NDArray[Any], columns: NDArray[Any], samples: int, seed: int
+    entry: NDArray[np.int64], block: NDArray[np.int64], count: int, seed: int
 ) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
     """Return the bucket of each entry, which is one of those of its two groups, and whether its sign is negative."""
-    group, count = _groups(samples, seed), groups_of(samples)
     per = SIZE // count**2
-    entry = rows.astype(np.uint64) * np.uint64(samples) + columns.astype(np.uint64)
-    within, negative = hashed(entry, per, seed)
-    return (group[rows] * count + group[columns]) * per + within, negative
+    within, negative = hashed(entry.astype(np.uint64), per, seed)
+    return block * per + within, negative
