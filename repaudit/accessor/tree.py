@@ -13,11 +13,13 @@ from repaudit.accessor.shown import table_of
 from repaudit.accessor.tree_plots import TreePlots
 from repaudit.errors import AnalysisError
 from repaudit.markup import html_table, text_table
-from repaudit.names import ATTRS, LAYER, MODEL, SHA256, STEP
+from repaudit.names import ATTRS, LAYER, MODEL, SAMPLE, SHA256, SKETCH, STEP
 from repaudit.results import FINGERPRINT, SUMMARY
 from repaudit.store.read import catalog
+from repaudit.store.read.activations import read_step
 
 if TYPE_CHECKING:
+    from repaudit.operators.grouped_sketch import GroupedSketch
     from repaudit.operators.operator import DiffusionOperator
 
 
@@ -142,7 +144,8 @@ class TreeAccessor:
             raise kinds.needs_activations(self._tree)
         activations = catalog.activations(self._tree, model, layer)
         known = {*activations.coords, SHA256}
-        samples = {name: array for name, array in self._tree.coords.items() if name not in known}
+        columns = self._tree.coords.items() if SAMPLE in activations.dims else ()
+        samples = {name: array for name, array in columns if name not in known}
         return activations.assign_coords({MODEL: model, LAYER: layer, **samples})
 
     def operators(
@@ -172,9 +175,43 @@ class TreeAccessor:
         """
         if kinds.is_results(self._tree):
             raise kinds.needs_activations(self._tree)
+        having = self._having(layer, step, models)
+        return {name: self.activations(name, layer).sel({STEP: step}).repaudit.gauge(**gauge) for name in having}
+
+    def sketches(self, layer: str, step: int, *, models: Sequence[str] | None = None) -> dict[str, GroupedSketch]:
+        """Return the recorded sketches of the operators of one layer at one step, by model: for ``spread``.
+
+        Parameters
+        ----------
+        layer
+            Name of the layer; that of its sketches ends in ``@sketch``.
+        step, models
+            As for :meth:`operators`.
+
+        Raises
+        ------
+        NotInStoreError
+            A model has no sketches of this layer.
+        AnalysisError
+            No model has the step, or a named one lacks it; or the tree holds the results of an analysis.
+        """
+        from repaudit.operators.grouped_sketch import GroupedSketch
+
+        if kinds.is_results(self._tree):
+            raise kinds.needs_activations(self._tree)
+        name, suffix = layer, f"@{SKETCH}"
+        name += "" if layer.endswith(suffix) else suffix
+        found = {}
+        for model in self._having(layer, step, models):
+            values = read_step(self._tree, model, name, step)
+            found[model] = GroupedSketch.of_numbers(values.values, values.attrs[SKETCH])
+        return found
+
+    def _having(self, layer: str, step: int, models: Sequence[str] | None) -> list[str]:
+        """Return the models that have a step, of those asked for, which all must have it."""
         names = self.models if models is None else list(models)
         having = [name for name in names if step in self.steps(name)]
         if not having or (models is not None and having != names):
             lacking = ", ".join(name for name in names if name not in having) or "the store, which has no models"
             raise AnalysisError(f"expected step {step} of layer {layer!r}, not found in {lacking}")
-        return {name: self.activations(name, layer).sel({STEP: step}).repaudit.gauge(**gauge) for name in having}
+        return having

@@ -72,7 +72,9 @@ def _tokenizer(encoding: dict[str, Any]) -> str:
 
 
 def _layers(layers: list[dict[str, Any]]) -> str:
-    return _brief([f"{layer['name']} ({' x '.join(map(str, layer['shape'][2:]))})" for layer in layers])
+    return _brief(
+        [f"{layer['name']} ({' x '.join(map(str, layer['shape'][2:] or layer['shape'][1:]))})" for layer in layers]
+    )
 
 
 def _brief(words: list[str], most: int = 8) -> str:

@@ -56,6 +56,22 @@ def test_the_store_holds_the_sketches_of_the_operators_and_nothing_else(tmp_path
     assert made.diagnostics["effective_neighbors"] == pytest.approx(gauge(last).diagnostics["effective_neighbors"])
 
 
+def test_notebooks_take_sketches_for_operators(tmp_path, rows, model):
+    url, operators = tmp_path / "s.zarr", {}
+    for name in ("m", "n"):
+        with ra.Recorder(url, name, rows, ["1"], record="sketches", gauge=ra.DiffusionGauge(perplexity=8)) as recorder:
+            recorder.audit(model, 0)
+        operators[name] = ra.DiffusionGauge(perplexity=8)(ra.ActivationExtractor(["1"]).extract(model, rows)["1"])
+        with torch.no_grad():
+            model[0].weight += torch.randn(16, 8, generator=torch.Generator().manual_seed(1))
+    tree = ra.open_store(url)
+    found, exact = ra.spread(tree.repaudit.sketches("1", step=0)), ra.spread(operators)
+    assert abs(found.value - exact.value) < 3 * found.sketch_error
+    assert tree.repaudit.activations("m", "1@sketch").dims == ("step", "number")
+    with pytest.raises(ra.errors.NotInStoreError, match="1@sketch"):
+        tree.repaudit.operators("1", step=0)
+
+
 @pytest.mark.parametrize("codec", ["auto", "raw", "lossy"])
 def test_an_audit_takes_some_20_kb_a_layer_and_is_never_rounded(tmp_path, rows, model, codec):
     record(tmp_path / "s.zarr", rows, model, range(2), codec=codec)
