@@ -29,7 +29,7 @@ Array = NDArray[Any]
 _SUFFIX: Final = {False: ".npy", True: ".csr"}
 _SEAL: Final = hashlib.sha256().digest_size
 _BLOCK: Final = 2**20
-NUMERICS: Final = 2
+NUMERICS: Final = 3
 """Raise it when the same input gives other numbers than before."""
 
 

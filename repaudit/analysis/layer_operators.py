@@ -25,14 +25,14 @@ from repaudit.names import SAMPLE, STEP
 from repaudit.operators.grouped_sketch import LazySketch
 from repaudit.operators.operator import DiffusionOperator
 from repaudit.operators.sparse import SparseDiffusionOperator
-from repaudit.results import ENTROPY
+from repaudit.results import ENTROPY, ENTROPY_ERROR
 from repaudit.store.read import catalog
 from repaudit.store.read.activations import read_step
 from repaudit.store.read.reader import open_store
 from repaudit.store.read.sketches import holds_sketches, sketches_by_layer
 
 MOST_EIGENVALUES: Final = 512
-"""Samples up to which the spectral entropy is computed: all eigenvalues of more take longer than everything else."""
+"""Samples up to which the spectral entropy is exact: all eigenvalues of more take longer than everything else."""
 
 Key = tuple[str, int]
 """(model, step)."""
@@ -167,8 +167,8 @@ def _computed(operator: DiffusionOperator, gauge: DiffusionGauge) -> Computed:
     used = asdict(gauge)
     used.update({name: operator.attrs[name] for name in used if name in operator.attrs})
     diagnostics = {name: float(value) for name, value in dict(operator.diagnostics).items()}
-    if operator.n_samples <= MOST_EIGENVALUES:
-        diagnostics[ENTROPY] = float(operator.entropy(1))
+    entropy = operator.spectral_entropy(1, MOST_EIGENVALUES)
+    diagnostics |= {ENTROPY: entropy.value} | ({ENTROPY_ERROR: entropy.error} if entropy.error else {})
     if isinstance(operator, SparseDiffusionOperator):
         return Computed(operator.csr.astype(np.float32), diagnostics, used)
     return Computed(operator.to_numpy().astype(np.float32), diagnostics, used)

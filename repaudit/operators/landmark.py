@@ -128,6 +128,9 @@ class LandmarkDiffusionOperator(DiffusionOperator):
         vectors = left[:, :k] / self.stationary.sqrt()[:, None]
         return values[:k].square(), vectors * signs(vectors)
 
+    def _conjugate(self) -> Any:
+        return None  # its eigenvalues are those of the small factor
+
     @cached_property
     def _moduli(self) -> Tensor:
         values = self._decomposed[1].square()

@@ -22,6 +22,7 @@ from repaudit.operators import shown
 from repaudit.operators.convert import as_matrix, check_stochastic, signs
 from repaudit.operators.kept import kept_operator
 from repaudit.operators.labels import DEGREE, Labels, array_attrs, labels_of, same_order
+from repaudit.operators.spectral_entropy import EXACT, SpectralEntropy, estimate_entropy
 from repaudit.operators.stationary import stationary_distribution
 
 ROUNDING: Final = {torch.float32: 2e-5, torch.float64: 1e-9}
@@ -252,14 +253,31 @@ class DiffusionOperator:
     def entropy(self, t: int = 1) -> float:
         """Diffusion spectral entropy in nats: ``-Σ p log p``, ``p = |λ|^t / Σ |λ|^t``, between 0 and ``log N``.
 
+        Of more than 1,000 samples it is estimated; :meth:`spectral_entropy` has the error.
+
         Source: Liao et al., Assessing neural network representations during training using noise-resilient diffusion
         spectral entropy (2023).
         """
+        return self.spectral_entropy(t).value
+
+    def spectral_entropy(self, t: int = 1, exact: int = EXACT) -> SpectralEntropy:
+        """Return the diffusion spectral entropy with its standard error.
+
+        It is computed from all eigenvalues, with an error of 0, up to `exact` samples, and of an operator that is not
+        reversible or has landmarks; else it is estimated.
+        """
         if not t >= 0:
             raise ValueError(f"the diffusion time t is 0 or more; found {t!r}")
+        conjugate = self._conjugate() if self.n_samples > exact and self.reversible else None
+        if conjugate is not None:
+            return estimate_entropy(conjugate, self.stationary.cpu().numpy(), t)
         weight = self._moduli.pow(t)
         p = weight / weight.sum()
-        return float(-torch.special.xlogy(p, p).sum())
+        return SpectralEntropy(float(-torch.special.xlogy(p, p).sum()), 0.0)
+
+    def _conjugate(self) -> Any:
+        """Return the symmetric conjugate for products with vectors; None where all eigenvalues are cheaper."""
+        return self.symmetric.detach().cpu().numpy()
 
     def diffusion_distance(self, t: int = 1) -> Tensor:
         """``sqrt(Σ_k (P^t_ik - P^t_jk)² / π_k)``, ``(sample, neighbor)``, float64, zero on the diagonal.
