@@ -115,6 +115,19 @@ def matching(pattern: str, names: Iterable[str]) -> list[str]:
     return list(found)
 
 
+def in_natural_order(name: str) -> tuple[list[tuple[str, int, str]], str]:
+    """Return the key by which names are sorted as a reader counts: seed2 before seed10.
+
+    Examples
+    --------
+    >>> sorted(["seed10", "seed2", "width 8/seed1", "seed0"], key=in_natural_order)
+    ['seed0', 'seed2', 'seed10', 'width 8/seed1']
+    """
+    pieces = re.split(r"([0-9]+)", name)  # text, number, text, ..., text; a number of any length is compared as text
+    numbers = [number.lstrip("0") for number in (*pieces[1::2], "")]
+    return [(text, len(number), number) for text, number in zip(pieces[::2], numbers, strict=True)], name
+
+
 def _numbers(index: str, count: int) -> range:
     """Return the numbers below ``count`` that an index, a slice or ``*`` stands for."""
     if index == "*":

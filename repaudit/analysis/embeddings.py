@@ -123,7 +123,7 @@ def frames_dataset(operators: LayerOperators, study: Study) -> xr.Dataset | None
         return None
     every = study.samples.sizes[SAMPLE]
     shown = _evenly(range(every), MOST_MOVING)
-    content = ["frames", settings.merge, settings.seed, [operators.content(step) for step in steps]]
+    content = ["frames", settings.merge, settings.seed, [operators.content(step) for step in steps], models]
     content += [len(shown)] if len(shown) < every else []
     embedded = study.cache.recall(content, partial(_frames, operators, steps, shown, study))
     return xr.Dataset(

@@ -79,7 +79,7 @@ def spread_curve(operators: LayerOperators, study: Study) -> SpreadCurve:
         content = operators.content(step)
         if len(content) > 1:
             compute = partial(spread_arrays, operators.at(step), study.settings.seed)
-            found[step] = study.cache.recall(["spread", study.settings.seed, sorted(content.items())], compute)
+            found[step] = study.cache.recall(["spread", study.settings.seed, list(content.items())], compute)
     known = {step: arrays for step, arrays in found.items() if np.isfinite(arrays["value"])}
     margins = curve_band(list(known.values()), [list(operators.at(step)) for step in known], operators.models())
     dataset = _spread_dataset(operators, study, found)

@@ -19,7 +19,7 @@ from repaudit.merge.flows import mixed_walks
 from repaudit.merge.gromov import gromov_barycenter
 from repaudit.merge.means import weighted_mean
 from repaudit.merge.supports import sparse_barycenter
-from repaudit.names import __version__
+from repaudit.names import __version__, in_natural_order
 from repaudit.operators.convert import is_sparse
 from repaudit.operators.operator import DiffusionOperator
 from repaudit.operators.sparse import SparseDiffusionOperator
@@ -164,7 +164,10 @@ class DiffusionMerging:
     def _weights(self, names: list[str]) -> list[float]:
         if self.weights is None:
             return [1 / len(names)] * len(names)
-        unknown, missing = sorted(set(self.weights) - set(names)), sorted(set(names) - set(self.weights))
+        unknown, missing = (
+            sorted(one, key=in_natural_order)
+            for one in (set(self.weights) - set(names), set(names) - set(self.weights))
+        )
         if unknown or missing:
             what = [f"no operator named {unknown}"] * bool(unknown) + [f"no weight for {missing}"] * bool(missing)
             raise WeightError(f"weights and operators differ: {' and '.join(what)}; the operators are {names}")

@@ -13,6 +13,7 @@ from matplotlib.ticker import MaxNLocator
 from numpy.typing import ArrayLike, NDArray
 
 from repaudit.markup import printable
+from repaudit.names import in_natural_order
 from repaudit.results import FROM_INPUTS, FROM_UNTRAINED, SPREAD
 
 VERDICTS: Final = {
@@ -182,7 +183,7 @@ def label_groups(labels: Sequence[str] | None, n_samples: int) -> list[LabelGrou
     if len(counts) <= 1 or len(counts) == n_samples:
         return [LabelGroup(f"{n_samples} samples", everything, LABEL_COLORS[0], 0)]
     most = 2 * len(LABEL_COLORS)
-    ranked = [name for name, _ in sorted(counts.items(), key=lambda item: (-item[1], item[0]))]
+    ranked = [name for name, _ in sorted(counts.items(), key=lambda item: (-item[1], in_natural_order(item[0])))]
     names = np.asarray(labels, dtype=object)
     groups = [
         LabelGroup(name, np.flatnonzero(names == name), LABEL_COLORS[i % 10], 2 * (i // 10))

@@ -103,7 +103,8 @@ def copy_store(
     tree = open_store(source, storage_options)
     chosen = _choose(models, catalog.models(tree), "model", os.fspath(source))
     if steps is not None:
-        _choose(steps, {step for model in chosen for step in catalog.steps(tree, model)}, "step", os.fspath(source))
+        recorded = sorted({step for model in chosen for step in catalog.steps(tree, model)})
+        _choose(steps, recorded, "step", os.fspath(source))
     copied = {}
     for model in chosen:
         names = _choose(layers, catalog.layers(tree, model), "layer", f"model {model!r}")
@@ -219,10 +220,10 @@ def _choose(wanted: Collection[Any] | None, present: Collection[Any], what: str,
     if wanted is None:
         return list(present)
     meant = {item: matching(item, present) if isinstance(item, str) else {item} & {*present} for item in wanted}
-    missing = [item for item in sorted(meant) if not meant[item]]
+    missing = [item for item in meant if not meant[item]]
     if missing:
         raise NotInStoreError(
-            f"no {what} {', '.join(map(repr, missing))} in {where}: it has {', '.join(map(repr, sorted(present)))}"
+            f"no {what} {', '.join(map(repr, missing))} in {where}: it has {', '.join(map(repr, present))}"
         )
     chosen = {item for some in meant.values() for item in some}
     return [item for item in present if item in chosen]

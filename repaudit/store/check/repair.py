@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from repaudit.errors import CorruptStoreError, ForeignPathError, LeaseError
-from repaudit.names import ATTRS, CHECKSUM, FORMAT_VERSION, LAYER, MODELS, STEP
+from repaudit.names import ATTRS, CHECKSUM, FORMAT_VERSION, LAYER, MODELS, STEP, in_natural_order
 from repaudit.store.check.mended_document import mended_document
 from repaudit.store.check.model_inspection import ModelInspection
 from repaudit.store.check.problem import Problem
@@ -84,7 +84,7 @@ def repair(
         _refuse_alive(storage)
     done = list(mend_root(storage))
     refused: list[str] = []
-    for name in storage.children(MODELS):
+    for name in sorted(storage.children(MODELS), key=in_natural_order):
         if name == DOCUMENT:
             continue
         key = f"{MODELS}/{name}"

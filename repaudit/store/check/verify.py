@@ -8,7 +8,7 @@ from itertools import islice, pairwise
 from typing import Any, Final
 
 from repaudit.errors import CorruptStoreError, UnknownVersionError
-from repaudit.names import ATTRS, CHECKSUM, LAYER, MODELS, PROBE, STEP
+from repaudit.names import ATTRS, CHECKSUM, LAYER, MODELS, PROBE, STEP, in_natural_order
 from repaudit.store.check.lost_parts import contradicted
 from repaudit.store.check.model_inspection import ModelInspection
 from repaudit.store.check.problem import Kind, Problem
@@ -81,7 +81,7 @@ def verify(
     linked = {problem.location for problem in problems if problem.kind == "foreign"}
     listed = RootInspection(storage, attributes, None).listed_inputs()
     names: dict[str, str] = {}
-    for name in [name for name in storage.children(MODELS) if name != DOCUMENT]:
+    for name in sorted((name for name in storage.children(MODELS) if name != DOCUMENT), key=in_natural_order):
         key = f"{MODELS}/{name}"
         if not any(link == key or link.startswith(f"{key}/") for link in linked):
             model = ModelInspection(storage, key, attributes["version"])

@@ -9,20 +9,20 @@ from typing import Any
 import xarray as xr
 
 from repaudit.errors import CorruptStoreError, NotInStoreError
-from repaudit.names import ATTRS, KIND, LABEL, LAYER, MODEL, MODELS, OPERATOR, PROBE, SAMPLE, STEP
+from repaudit.names import ATTRS, KIND, LABEL, LAYER, MODEL, MODELS, OPERATOR, PROBE, SAMPLE, STEP, in_natural_order
 from repaudit.store.format.layout import ABSENT, ENCODING, INPUTS_FINGERPRINT, LOST
 from repaudit.store.format.sample_set import inputs_key
 
 
 def models(tree: xr.DataTree) -> list[str]:
-    """Return the names of the models, sorted.
+    """Return the names of the models in natural order: seed2 before seed10.
 
     Examples
     --------
     >>> models(xr.DataTree())
     []
     """
-    return sorted(_groups(tree))
+    return sorted(_groups(tree), key=in_natural_order)
 
 
 def layers(tree: xr.DataTree, model: str) -> list[str]:
@@ -30,7 +30,8 @@ def layers(tree: xr.DataTree, model: str) -> list[str]:
     dataset = model_dataset(tree, model)
     recorded = [str(name) for name in dataset[LAYER].values] if LAYER in dataset.coords else []
     present = [str(array.attrs[LAYER]) for array in dataset.data_vars.values() if LAYER in array.attrs]
-    return sorted(present, key=lambda name: (recorded.index(name) if name in recorded else len(recorded), name))
+    known = {name: place for place, name in enumerate(recorded)}
+    return sorted(present, key=lambda name: (known.get(name, len(known)), in_natural_order(name)))
 
 
 def steps(tree: xr.DataTree, model: str) -> list[int]:
@@ -72,7 +73,7 @@ def model_dataset(tree: xr.DataTree, model: str) -> xr.Dataset:
     """Return the dataset of one model, with the sample ids of the root."""
     groups = _groups(tree)
     if model not in groups:
-        raise NotInStoreError(f"the store has no model {model!r}: it has {', '.join(sorted(groups)) or 'none'}")
+        raise NotInStoreError(f"the store has no model {model!r}: it has {', '.join(models(tree)) or 'none'}")
     return groups[model].to_dataset()
 
 
@@ -149,8 +150,9 @@ def lost(tree: xr.DataTree) -> list[str]:
     found = [f"{name} of the samples" for name in tree.attrs.get(LOST, ())]
     for node in tree.children[PROBE].subtree if PROBE in tree.children else ():
         found += [f"input {name} of the samples" for name in node.attrs.get(ABSENT, ())]
-    for model, node in sorted(_groups(tree).items()):
-        found += [f"{name} of model {model}" for name in node.attrs.get(LOST, ())]
+    groups = _groups(tree)
+    for model in models(tree):
+        found += [f"{name} of model {model}" for name in groups[model].attrs.get(LOST, ())]
     return found
 
 
@@ -186,7 +188,7 @@ def describe(tree: xr.DataTree) -> dict[str, Any]:
         "samples_fingerprint": attributes.get("samples_fingerprint"),
         "created": attributes.get("created"),
         "samples": tree.sizes.get(SAMPLE, 0),
-        "labels": sorted({str(label) for label in labels}),
+        "labels": sorted({str(label) for label in labels}, key=in_natural_order),
         "models": [_describe_model(tree, model) for model in models(tree)],
         "lost": lost(tree),
     }

@@ -12,7 +12,7 @@ import xarray as xr
 from zarr.storage import FsspecStore, LocalStore
 
 from repaudit.errors import CorruptStoreError
-from repaudit.names import ATTRS, LAYER, MODEL, MODELS, TRIGGER
+from repaudit.names import ATTRS, LAYER, MODEL, MODELS, TRIGGER, in_natural_order
 from repaudit.store.check.rebuilt_root import attributes_of
 from repaudit.store.format.layout import ABSENT, COLUMNS, LOST, RECORDED_DTYPE
 from repaudit.store.format.root_document import nothing_there
@@ -95,8 +95,11 @@ def open_store(url: str | os.PathLike[str], storage_options: Mapping[str, Any] |
             f"{storage.url} cannot be opened ({type(error).__name__}: {error}): run `repaudit verify --data`"
         ) from error
     tree.dataset = tree.to_dataset().assign_coords(_plain_texts(tree, COLUMNS, snapshot.lost.get("", [])))
-    for node in tree[MODELS].children.values() if MODELS in tree.children else ():
-        node.dataset = _plain_model(node)
+    if MODELS in tree.children:
+        nodes = tree[MODELS].children
+        for node in nodes.values():
+            node.dataset = _plain_model(node)
+        tree[MODELS].children = {key: nodes[key] for key in sorted(nodes, key=lambda key: _order(nodes[key]))}
     for key in snapshot.absent:
         group, _, name = key.rpartition("/")
         inputs: Any = tree[group]
@@ -124,6 +127,10 @@ def _plain_model(node: xr.DataTree) -> xr.Dataset:
     facts = {name: value for name, value in node.attrs.get(ATTRS, {}).items() if name != "steps"}
     dataset = node.to_dataset(inherit=False).assign_coords(_plain_texts(node, (LAYER, TRIGGER), ()))
     return dataset.assign_attrs({MODEL: str(facts.get("name", node.name)), ATTRS: json.dumps(facts)})
+
+
+def _order(node: xr.DataTree) -> Any:
+    return in_natural_order(node.attrs[MODEL])
 
 
 def _plain_texts(tree: xr.DataTree, names: Collection[str], lost: Collection[str]) -> dict[str, xr.DataArray]:
