@@ -100,8 +100,8 @@ def test_resume_neither_loses_nor_repeats_a_step(tmp_path):
 def test_bad_layers_are_raised_before_the_first_step(tmp_path):
     model = gpt2()
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    with pytest.raises(LayerPathError, match="'h' not found at the top"):
-        trained(tmp_path / "a", audits(tmp_path / "s.zarr", specs=["h[0]"]), model=model)
+    with pytest.raises(LayerPathError, match="'blocks' not found at the top"):
+        trained(tmp_path / "a", audits(tmp_path / "s.zarr", specs=["blocks[0]"]), model=model)
     assert all(torch.equal(value, model.state_dict()[name]) for name, value in before.items())
 
 

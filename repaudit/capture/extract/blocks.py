@@ -9,6 +9,7 @@ from math import floor
 
 from torch import nn
 
+from repaudit.capture.extract.base_models import is_pretrained, without_head
 from repaudit.capture.extract.module_tree import children, join
 from repaudit.capture.extract.wrappers import config_of
 from repaudit.errors import LayerPathError
@@ -123,7 +124,7 @@ def find_trunk(network: nn.Module, role: str) -> Trunk:
     repaudit.errors.LayerPathError: 'depth:0.5': BartModel has several lists of blocks, name the part that is meant: \
 'encoder.depth:0.5', 'decoder.depth:0.5'
     """
-    start, path = _without_head(network)
+    start, path = without_head(network)
     lists = tuple(_lists(start, path, ((path, start),) if is_pretrained(start) else ()))
     own = tuple(part for part in lists if part.owner is (start if is_pretrained(start) else None))
     n_owners = len({id(part.owner) for part in lists})
@@ -165,18 +166,6 @@ def find_blocks(network: nn.Module, role: str) -> Blocks:
     if others:
         raise _several(role, network, [chosen, *others])
     return Blocks(chosen.path, chosen.modules, _runs(trunk, chosen), trunk.models)
-
-
-def is_pretrained(module: nn.Module) -> bool:
-    """Return whether a module is a Hugging Face model."""
-    return any(base.__name__ == "PreTrainedModel" for base in type(module).__mro__)
-
-
-def _without_head(network: nn.Module) -> tuple[nn.Module, str]:
-    """Return a Hugging Face model without its head, and where it is."""
-    name = getattr(network, "base_model_prefix", "") if is_pretrained(network) else ""
-    base = children(network).get(name)
-    return (base, name) if base is not None and is_pretrained(base) else (network, "")
 
 
 def _lists(module: nn.Module, path: str, owners: tuple[tuple[str, nn.Module], ...]) -> Iterator[_List]:

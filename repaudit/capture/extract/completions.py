@@ -10,7 +10,7 @@ from typing import Any, Final
 import torch
 from torch import nn
 
-from repaudit.capture.extract.blocks import is_pretrained
+from repaudit.capture.extract.base_models import is_pretrained
 from repaudit.capture.extract.wrappers import config_of, is_peft
 from repaudit.capture.probe_set.probe_set import ATTENTION_MASK
 from repaudit.errors import ProbeSetError

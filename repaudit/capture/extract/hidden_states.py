@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from repaudit.capture.extract.blocks import is_pretrained
+from repaudit.capture.extract.base_models import is_pretrained
 from repaudit.capture.extract.layer import Layer, StatesEntry
 from repaudit.capture.extract.wrappers import unwrap
 from repaudit.errors import CaptureError, LayerPathError

@@ -7,11 +7,12 @@ from typing import Final
 
 from torch import nn
 
+from repaudit.capture.extract.base_models import base_models
 from repaudit.capture.extract.layer import Layer
 from repaudit.capture.extract.layer_roles import in_role, split_role
 from repaudit.capture.extract.layer_spec import LayerSpec, as_spec
 from repaudit.capture.extract.module_tree import children, join, leads_somewhere, matches_several, matching
-from repaudit.capture.extract.path_grammar import Part, index_text, parse_path
+from repaudit.capture.extract.path_grammar import Exact, Part, index_text, parse_path, write_path
 from repaudit.capture.extract.path_hints import did_you_mean
 from repaudit.capture.extract.wrappers import WRAPPER_NAMES, layers_root, network_name, unwrap
 from repaudit.errors import LayerPathError
@@ -21,6 +22,9 @@ _SHOWN: Final = 12
 
 def resolve_layers(model: nn.Module, specs: Iterable[LayerSpec | str]) -> list[Layer]:
     """Find the modules that specs name, in the order given, each once.
+
+    A path that leads nowhere from the network is followed from its base model: ``layers[*]`` of a Llama with a head
+    is ``model.layers[*]``.
 
     Returns
     -------
@@ -69,16 +73,36 @@ def _resolve(root: nn.Module, spec: LayerSpec, held_as: str | None) -> list[Laye
 
 
 def _matches(root: nn.Module, parts: Sequence[Part], role: Sequence[Part], whole: str) -> list[tuple[str, nn.Module]]:
-    matches: list[tuple[str, nn.Module]] = [("", root)]
+    """Return what a path leads to from the network, or else from its base model."""
+    starts = [("", root), *(base_models(root) if any(isinstance(part, str) for part in parts) else ())]
+    for where, start in starts:
+        if leads_somewhere(start, parts):
+            return _followed(where, start, parts)
+    hint = next(filter(None, (did_you_mean(start, parts, role) for _, start in starts)), "")
+    tried = [f"{_name(where, parts, role, whole)}{_failure(where, start, parts)}" for where, start in starts]
+    raise LayerPathError(f"layer path {'; nor as '.join(tried)}{hint}")
+
+
+def _followed(where: str, start: nn.Module, parts: Sequence[Part]) -> list[tuple[str, nn.Module]]:
+    matches = [(where, start)]
     for part in parts:
-        several = len(matches) > 1 or matches_several(part)
-        found = [(path, module, matching(module, part)) for path, module in matches]
-        if not any(names for _, _, names in found):
-            hint = did_you_mean(root, parts, role)
-            what = f" matches no layer: no module has a child {part!r}" if several else _unresolved(*matches[0], part)
-            raise LayerPathError(f"layer path {whole!r}{what}{hint}")
-        matches = [(join(path, name), children(module)[name]) for path, module, names in found for name in names]
+        matches = [
+            (join(path, name), children(module)[name]) for path, module in matches for name in matching(module, part)
+        ]
     return matches
+
+
+def _failure(where: str, start: nn.Module, parts: Sequence[Part]) -> str:
+    """Say which part of a path leads nowhere."""
+    reached = max(n for n in range(len(parts)) if leads_somewhere(start, parts[:n]))
+    matches, part = _followed(where, start, parts[:reached]), parts[reached]
+    if len(matches) > 1 or matches_several(part):
+        return f" matches no layer: no module has a child {part!r}"
+    return _unresolved(*matches[0], part)
+
+
+def _name(where: str, parts: Sequence[Part], role: Sequence[Part], whole: str) -> str:
+    return repr(write_path([*map(Exact, where.split(".")), *parts, *role]) if where else whole)
 
 
 def _without_wrappers(parts: Sequence[Part], root: nn.Module, held_as: str | None) -> list[Part]:

@@ -11,7 +11,7 @@ from typing import Any, Final
 import torch
 from torch import nn
 
-from repaudit.capture.extract.blocks import is_pretrained
+from repaudit.capture.extract.base_models import is_pretrained
 from repaudit.capture.extract.facts import Call
 from repaudit.capture.extract.layer import Layer
 from repaudit.capture.extract.layer_spec import AUTO
