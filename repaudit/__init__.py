@@ -5,10 +5,14 @@ Names are imported when they are first used, so that reading a store (``repaudit
 
 from __future__ import annotations
 
+import sys
 from importlib import import_module
+from importlib.abc import MetaPathFinder
+from importlib.machinery import ModuleSpec
+from importlib.util import find_spec
+from types import ModuleType
 from typing import TYPE_CHECKING, Any, Final
 
-from repaudit import accessor as _accessor  # noqa: F401 - registers .repaudit on xarray objects
 from repaudit.names import __version__
 
 if TYPE_CHECKING:
@@ -121,3 +125,37 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return sorted(__all__)
+
+
+def _register(xarray: ModuleType) -> None:
+    """Put ``.repaudit`` on xarray's objects; what it is, is imported when it is first used."""
+    for kind, accessor in (("datatree", "TreeAccessor"), ("dataarray", "ArrayAccessor")):
+        register = getattr(xarray, f"register_{kind}_accessor")
+        register("repaudit")(lambda found, name=accessor: getattr(import_module("repaudit.accessor"), name)(found))
+
+
+class _WithXarray(MetaPathFinder):
+    """Register as soon as xarray is imported, which takes most of a second: the command says something before."""
+
+    def find_spec(self, name: str, _path: Any = None, _target: ModuleType | None = None) -> ModuleSpec | None:
+        """Return how xarray is imported, with the registration at the end; None for other modules."""
+        if name != "xarray" or self not in sys.meta_path:
+            return None
+        sys.meta_path.remove(self)
+        spec = find_spec(name)
+        if spec is None or spec.loader is None:
+            return None
+        execute = spec.loader.exec_module
+
+        def execute_and_register(module: ModuleType) -> None:
+            execute(module)
+            _register(module)
+
+        spec.loader.exec_module = execute_and_register  # type: ignore[method-assign]
+        return spec
+
+
+if "xarray" in sys.modules:
+    _register(sys.modules["xarray"])
+else:
+    sys.meta_path.insert(0, _WithXarray())

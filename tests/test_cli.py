@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import io
 import json
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,7 +15,7 @@ import pytest
 import xarray as xr
 from rich.console import Console
 
-from repaudit.cli import app
+from repaudit.cli import app, progress
 from repaudit.cli.answer import print_answer
 
 COMMAND = str(Path(sys.executable).with_name("repaudit"))
@@ -123,8 +125,9 @@ def test_bad_places_get_one_line(command, foreign, tmp_path, within):
         run = how(command, place)
         assert run.returncode == code, (place, run.stderr)
         assert run.stdout == ""
-        assert run.stderr.startswith("error: ")
-        assert run.stderr.count("\n") == 1, run.stderr
+        said = [line for line in run.stderr.splitlines() if "] reading " not in line]  # where that takes long
+        assert len(said) == 1, run.stderr
+        assert said[0].startswith("error: ")
         assert place.name in run.stderr
         assert "Traceback" not in run.stderr
 
@@ -237,35 +240,58 @@ def test_parameters_of_the_gauge_that_cannot_be_are_told(planted_store, given, t
     assert told in run.stderr
 
 
-def test_the_answer_on_a_terminal_is_a_table():
-    entry = {"verdict": "converging", "start": 0.7, "end": 0.2, "low": 0.15, "high": 0.25, "settled": 40}
+def answer(verdicts, name, width):
+    """Return the lines of the answer about layers of these verdicts on a terminal."""
+    entry = {"start": 0.7, "end": 0.2, "low": 0.15, "high": 0.25, "settled": 40}
     layers = {
-        f"model.layers.{i}": {
+        name.format(i): {
             "sentence": "",
-            "scales": {"neighbourhoods": entry, "shape": entry | {"verdict": verdict}},
+            "scales": {"neighbourhoods": entry | {"verdict": "converging"}, "shape": entry | {"verdict": verdict}},
         }
-        for i, verdict in enumerate(["unchanged"] * 20 + ["diverging"] * 10)
+        for i, verdict in enumerate(verdicts)
     }
-    scales = [{"name": "neighbourhoods", "scale": 15}, {"name": "shape", "scale": 64}]
     summary = {
-        "headline": "All [converge].",
+        "headline": "All [converge], and the reason for that is told at such a length that it needs a second line.",
         "models": ["a", "b"],
         "steps": [0, 40],
         "layers": layers,
-        "scales": scales,
+        "scales": [{"name": "neighbourhoods", "scale": 15}, {"name": "shape", "scale": 64}],
     }
-    console = Console(record=True, force_terminal=True, width=90, file=io.StringIO(), soft_wrap=True)
+    console = Console(record=True, force_terminal=True, width=width, file=io.StringIO(), soft_wrap=True)
     print_answer(summary, console)
-    text = console.export_text()
-    assert "All [converge]." in text
-    rows = [line.split() for line in text.splitlines() if line.strip().startswith("model.")]
-    assert [row[3:6] for row in rows] == [
-        ["(30)", "neighbourhoods", "converging"], ["(20)", "shape", "unchanged"], ["(10)", "shape", "diverging"],
-    ]  # fmt: skip
-    few = summary | {"layers": dict(list(layers.items())[:2])}
-    print_answer(few, console)
-    rows = [line.split() for line in console.export_text().splitlines() if line.strip().startswith("model.")]
-    assert rows[-1] == ["model.layers.1", "shape", "unchanged", "0.70", "0.20", "[0.15,", "0.25]", "40"]
+    return console.export_text().splitlines()
+
+
+def test_the_answer_on_a_terminal_is_a_table():
+    lines = answer(["unchanged"] * 20 + ["diverging"] * 10, "model.layers.{}", 90)
+    assert lines[1].startswith("All [converge]")
+    rows = [line.split() for line in lines if line.strip().startswith("model.")]
+    assert [(row[0], *row[2:5]) for row in rows] == [
+        ("model.layers.0", "29", "(30)", "converging"),
+        ("model.layers.0", "19", "(20)", "unchanged"),
+        ("model.layers.20", "29", "(10)", "diverging"),
+    ]
+    few = answer(["unchanged"] * 2, "model.layers.{}", 90)
+    rows = [line.split() for line in few if line.strip().startswith("model.")]
+    assert rows[-1] == ["model.layers.1", "unchanged", "0.70", "0.20", "[0.15,", "0.25]", "40"]
+
+
+@pytest.mark.parametrize("width", [60, 80, 120])
+@pytest.mark.parametrize("count", [6, 60])
+def test_no_width_breaks_a_word_of_the_answer(width, count):
+    long = "base_model.model.model.layers.{}.self_attn.q_proj"
+    third = count // 3
+    lines = answer([verdict for verdict in ("unchanged", "converging", "diverging") for _ in range(third)], long, width)
+    assert max(map(len, lines)) <= width
+    said = " ".join(" ".join(lines).split())
+    assert "told at such a length that it needs a second line." in said
+    assert said.count("layer verdict start end settled") == 2
+    tails = [f"layers.{i}.self_attn.q_proj" for i in (range(count) if count < 24 else (0, third, 2 * third))]
+    for tail in tails:
+        assert any(word.endswith(tail) for word in said.split()), tail
+    if count > 24:
+        assert f"{third - 1}.self_attn.q_proj ({third})" in said
+        assert said.count("(60)") == 1
 
 
 def test_progress_without_a_terminal_is_lines(planted_store, tmp_path, within):
@@ -278,3 +304,54 @@ def test_progress_without_a_terminal_is_lines(planted_store, tmp_path, within):
     counts = {what: more[0].split("/") for what, *more in said if what != "reading"}
     assert all(done == total for done, total in counts.values()), counts
     assert not list((tmp_path / "out" / "figures").iterdir())
+
+
+def test_the_command_says_something_before_it_imports_what_takes_long():
+    """A first line comes half a second after the command has begun, and what it imports until then is little."""
+    heavy = ("xarray", "pandas", "numpy", "zarr", "dask", "torch", "transformers", "lightning", "matplotlib")
+    script = f"import sys; import repaudit.cli; print(*[name for name in {heavy} if name in sys.modules])"
+    run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert run.stdout.strip() == ""
+
+
+def test_long_work_gives_signs_of_life_in_lines(capsys, monkeypatch):
+    monkeypatch.setattr(progress, "FIRST_SIGN", 0.05)
+    monkeypatch.setattr(progress, "SECONDS_BETWEEN_LINES", 0.3)
+    with progress.shown_progress("reading runs.zarr") as report:
+        time.sleep(1)
+        report("operators", 0, 9)
+        time.sleep(1)  # as long as one of them takes
+        report("operators", 1, 9)
+        report("operators", 9, 9)
+    said = [line.partition("] ")[2] for line in capsys.readouterr().err.splitlines()]
+    assert list(dict.fromkeys(said)) in (
+        ["reading runs.zarr", "operators 0/9", "operators 9/9"],
+        ["reading runs.zarr", "operators 0/9", "operators 1/9", "operators 9/9"],
+    )
+    assert said.count("reading runs.zarr") >= 2
+    assert said.count("operators 0/9") >= 2
+
+
+def test_quick_work_says_nothing(capsys):
+    with progress.shown_progress("reading runs.zarr"):
+        pass
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("flags", [[], ["--no-cache"]])
+def test_an_interrupted_analysis_says_whether_it_goes_on_and_does(planted_store, tmp_path, flags):
+    command = [COMMAND, "analyze", str(planted_store()), "--json", *flags]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        for line in process.stderr:
+            if "results 0/" in line:
+                process.send_signal(signal.SIGINT)
+                break
+        said = process.stderr.read()
+        assert process.wait(timeout=100) == 130
+        assert process.stdout.read() == ""
+    assert said.splitlines()[-1] == "error: interrupted" + ("" if flags else "; the same command goes on from here")
+    if not flags:
+        kept = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("cache/operators/*/*")}
+        assert len(kept) == 2 * 3 * 2 * 6
+        assert subprocess.run(command, capture_output=True, check=False).returncode == 0
+        assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("cache/operators/*/*")} == kept

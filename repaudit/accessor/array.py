@@ -10,7 +10,6 @@ if TYPE_CHECKING:
     from repaudit.operators.operator import DiffusionOperator
 
 
-@xr.register_dataarray_accessor("repaudit")  # type: ignore[no-untyped-call]
 class ArrayAccessor:
     """What can be computed from activations.
 

@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from repaudit.operators.operator import DiffusionOperator
 
 
-@xr.register_datatree_accessor("repaudit")  # type: ignore[no-untyped-call]
 class TreeAccessor:
     """What is in a store, or in the results of an analysis.
 

@@ -103,20 +103,25 @@ def write_results(
 ) -> None:
     """Write everything to a scratch folder, then move each piece; earlier results stay readable until then."""
     with scratch(folder) as fresh:
-        progress("writing", 0, 2)
+        progress("writing", 0, 3)
         with warnings.catch_warnings():
             # zarr says that other readers may ignore consolidated metadata, which does no harm
             warnings.filterwarnings("ignore", message="Consolidated metadata")
             results.to_zarr(fresh / RESULTS, zarr_format=3, consolidated=True, write_inherited_coords=True)
         _write_summary(summary, fresh / SUMMARY)
-        progress("writing", 1, 2)
+        progress("writing", 1, 3)
         save_figures(results, fresh / FIGURES, which=figures, progress=progress)
+        progress("writing", 2, 3)
         write_report(results, summary, fresh / REPORT)
         _move_in(fresh, folder, _PIECES)
-        progress("writing", 2, 2)
+        progress("writing", 3, 3)
 
 
-def rewrite_report(folder: Path, figures: Literal["main", "all", "none"] = "main") -> Path:
+def rewrite_report(
+    folder: Path,
+    figures: Literal["main", "all", "none"] = "main",
+    progress: Callable[[str, int, int], None] | None = None,
+) -> Path:
     """Write ``report.html`` and ``figures/`` again from the results in an analysis folder; return the report's path."""
     path = folder / RESULTS
     if not path.is_dir():
@@ -130,7 +135,7 @@ def rewrite_report(folder: Path, figures: Literal["main", "all", "none"] = "main
     with locked(folder):
         _refuse_foreign(folder, [REPORT])
     with scratch(folder) as fresh:
-        save_figures(results, fresh / FIGURES, which=figures)
+        save_figures(results, fresh / FIGURES, which=figures, progress=progress)
         write_report(results, summary, fresh / REPORT)
         _move_in(fresh, folder, [REPORT])
     return folder / REPORT

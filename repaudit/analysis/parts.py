@@ -101,6 +101,7 @@ def compute_parts(
     pieces = _pieces(layers, study, [inputs for inputs, _ in geometries])
     first = [piece for piece in pieces if piece[2] in ANSWER]
     made: dict[Piece, Any] = {}
+    report("results", 0, len(pieces))
     for some, done in ((first, answered), ([piece for piece in pieces if piece not in first], None)):
         with side_by_side(slots) as workplace:
             for piece, result in workplace.run(lambda piece: pieces[piece](), some):

@@ -252,6 +252,7 @@ def _operators(
         done += 1
         report("operators", done, total)
 
+    report("operators", done, total)
     with workplace(study.settings, threads(study)) as executor:
         layers = [
             layer_sketches(study, name, sketched[name], executor, advance)

@@ -6,7 +6,8 @@ version.
 
 from __future__ import annotations
 
-from typing import Annotated
+from collections.abc import Callable
+from typing import Annotated, Final
 
 import typer
 
@@ -14,18 +15,22 @@ from repaudit.cli import analysis, recording, store, watch
 from repaudit.names import __version__
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None)
-for _command in (
-    recording.record,
-    store.info,
-    watch.watch,
-    analysis.analyze,
-    analysis.report,
-    store.verify,
-    store.repair,
-    store.copy,
-    store.export,
-):
-    app.command(cls=analysis.AnalyzeCommand if _command is analysis.analyze else None)(_command)
+_EXAMPLES: Final[dict[Callable[..., None], str]] = {
+    recording.record: "repaudit record my-model/ --probe texts.txt --layers 'layers[*],norm' --store pretrained.zarr",
+    store.info: "repaudit info runs.zarr",
+    watch.watch: "repaudit watch runs.zarr --layers 'model.layers[*]' --once",
+    analysis.analyze: "repaudit analyze runs.zarr --models 'seed*' --scales 15,N/4 --figures none",
+    analysis.report: "repaudit report runs.analysis --figures all",
+    store.verify: "repaudit verify runs.zarr --data",
+    store.repair: "repaudit repair runs.zarr",
+    store.copy: "repaudit copy runs.zarr fewer.zarr --models seed0,seed1 --steps 0:100 --codec compact",
+    store.export: "repaudit export runs.zarr seed0 model.layers.1 activations.npy",
+}
+"""The commands, each with the example at the end of its help."""
+
+for _command, _example in _EXAMPLES.items():
+    _class = analysis.AnalyzeCommand if _command is analysis.analyze else None
+    app.command(cls=_class, epilog=f"\b\nExample:\n  {_example}")(_command)
 
 
 @app.callback(invoke_without_command=True)

@@ -5,10 +5,9 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from enum import StrEnum
 from pathlib import Path
 from shlex import quote
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 import yaml
@@ -27,20 +26,18 @@ from repaudit.cli.console import (
     one_line_errors,
     parse_names,
     parse_steps,
-    progress_bars,
+    prose,
     say,
     warn_of_lost,
 )
+from repaudit.cli.progress import shown_progress
 
 MOST_LEFT_OUT = 8
 
-
-class Figures(StrEnum):
-    """Which figures are written as files."""
-
-    MAIN = "main"
-    ALL = "all"
-    NONE = "none"
+Match = Literal["name", "depth"]
+Merge = Literal["frobenius", "weighted", "reversible", "ot_barycenter"]
+KeepMerged = Literal["last", "all"]
+Figures = Literal["main", "all", "none"]
 
 
 class AnalyzeCommand(TyperCommand):
@@ -70,7 +67,7 @@ def analyze(
     models: Models = None,
     layers: Layers = None,
     match: Annotated[
-        str | None, typer.Option(help="How layers of models are paired: by name, the default, or by relative depth.")
+        Match | None, typer.Option(help="How layers of models are paired: by name, the default, or by relative depth.")
     ] = None,
     steps: Steps = None,
     tokens: Annotated[
@@ -81,24 +78,34 @@ def analyze(
         ),
     ] = None,
     max_tokens: Annotated[int | None, typer.Option(help="Most tokens that are samples, 2000 by default.")] = None,
-    merge: Annotated[
-        str | None, typer.Option(help="Merge strategy: frobenius, weighted, reversible or ot_barycenter.")
-    ] = None,
+    merge: Annotated[Merge | None, typer.Option(help="Merge strategy, frobenius by default.")] = None,
     groups: Annotated[
         list[str] | None,
         typer.Option(metavar="NAME=MODELS", help="A group of models to compare, e.g. small='s*,t*'; repeatable."),
     ] = None,
     gauge: Annotated[
         list[str] | None,
-        typer.Option(metavar="NAME=VALUE", help="A parameter of the gauge, e.g. knn=10; repeatable."),
+        typer.Option(
+            metavar="NAME=VALUE",
+            help="A parameter of the gauge: a number for knn, bandwidth, decay, alpha, neighbors, perplexity, "
+            "landmarks or seed, kernel=gaussian|alpha_decay, bandwidth=median, metric=euclidean|cosine, "
+            "standardize=true|false, self_loops=true|false; repeatable.",
+        ),
     ] = None,
     scales: Annotated[
         str | None, typer.Option(help="Effective numbers of neighbours, separated by commas; 15,N/4 by default.")
     ] = None,
     keep_merged: Annotated[
-        str | None, typer.Option(help="Steps whose merged operators are kept: last, the default, or all.")
+        KeepMerged | None, typer.Option(help="Steps whose merged operators are kept, the last by default.")
     ] = None,
-    similarity: Annotated[str | None, typer.Option(help="Similarity measures, separated by commas.")] = None,
+    similarity: Annotated[
+        str | None,
+        typer.Option(
+            metavar="MEASURES",
+            help="Similarity measures, separated by commas: cka, cka_debiased, cka_rbf, mutual_knn, procrustes, rsa; "
+            "cka_debiased,mutual_knn by default.",
+        ),
+    ] = None,
     similarity_steps: Annotated[str | None, typer.Option(help="Steps of the similarity maps, like --steps.")] = None,
     frames: Annotated[
         int | None, typer.Option(help="Most steps at which to embed the samples, 12 by default; 0 for none.")
@@ -111,7 +118,9 @@ def analyze(
     memory: Annotated[str | None, typer.Option(help="Memory budget, 2GB by default.")] = None,
     workers: Annotated[int | None, typer.Option(help="Start this many Dask workers on this machine.")] = None,
     scheduler: Annotated[str | None, typer.Option(help="Address of a Dask scheduler, e.g. tcp://host:8786.")] = None,
-    device: Annotated[str | None, typer.Option(help="Where operators are computed, e.g. cuda.")] = None,
+    device: Annotated[
+        str | None, typer.Option(help="Where operators are computed: cpu, the default, cuda, or one such as cuda:1.")
+    ] = None,
     cache: Annotated[
         bool | None, typer.Option("--cache/--no-cache", help="Keep operators for the next run; kept by default.")
     ] = None,
@@ -122,7 +131,11 @@ def analyze(
 
     Results go next to the store, which is never written to. Another run computes only what is new.
     """
-    with one_line_errors(goes_on=True), _readable(stores), progress_bars(", ".join(stores)) as report:
+    with (
+        one_line_errors(goes_on=cache is not False),
+        shown_progress(f"reading {', '.join(stores)}") as report,
+        _readable(stores),
+    ):
         flags: dict[str, Any] = {
             "models": parse_names(models),
             "layers": parse_names(layers),
@@ -138,7 +151,7 @@ def analyze(
             "keep_merged": keep_merged,
             "frames": frames,
             "units": units,
-            "figures": "none" if no_figures else figures and figures.value,
+            "figures": "none" if no_figures else figures,
             "memory": memory,
             "workers": workers,
             "scheduler": scheduler,
@@ -221,7 +234,7 @@ def _print_alone(alone: dict[str, str], models: list[str], arguments: list[str])
     console = PlainConsole()
     shown = ", ".join(f"{layer} ({model})" for layer, model in list(alone.items())[:MOST_LEFT_OUT])
     more = f" and {len(alone) - MOST_LEFT_OUT} more" if len(alone) > MOST_LEFT_OUT else ""
-    console.print(f"[bold yellow]compared with no other model:[/] {escape(shown)}{more}", highlight=False)
+    prose(console, f"[bold yellow]compared with no other model:[/] {escape(shown)}{more}")
     last = dict.fromkeys(models, "ITS-LAYER") | {model: layer for layer, model in alone.items()}
     named = yaml.safe_dump({"layers": {"last": last}}, default_flow_style=True, width=10_000).strip()
     command = f"repaudit analyze {' '.join(map(quote, arguments))}"
@@ -235,7 +248,7 @@ def _print_alone(alone: dict[str, str], models: list[str], arguments: list[str])
 def _print_rest(summary: dict[str, Any], folder: Path) -> None:
     console = PlainConsole()
     for line in summary["left_out"][:MOST_LEFT_OUT]:
-        console.print(f"  left out: {escape(line)}", highlight=False)
+        prose(console, f"  left out: {escape(line)}")
     if len(summary["left_out"]) > MOST_LEFT_OUT:
         console.print(f"  and {len(summary['left_out']) - MOST_LEFT_OUT} more in summary.json", highlight=False)
     console.print()
@@ -244,12 +257,12 @@ def _print_rest(summary: dict[str, Any], folder: Path) -> None:
 
 def report(
     folder: Annotated[str, typer.Argument(metavar="FOLDER", help="An analysis folder, <store>.analysis.")],
-    figures: Annotated[Figures, typer.Option(help="Which PNG files to write.")] = Figures.MAIN,
+    figures: Annotated[Figures, typer.Option(help="Which PNG files to write.")] = "main",
 ) -> None:
     """Write a report and figures again from its results."""
-    with one_line_errors():
+    with one_line_errors(), shown_progress(f"reading {folder}") as progress:
         from repaudit.analysis.folder import rewrite_report
 
         if not folder:
             raise typer.BadParameter("expected an analysis folder, found an empty text")
-        say(str(rewrite_report(Path(folder), figures.value)))
+        say(str(rewrite_report(Path(folder), figures, progress)))

@@ -1,35 +1,39 @@
-"""What all commands share: one line per error, exit codes, progress on stderr, lists as text."""
+"""What all commands share: one line per error, exit codes, text for terminals, lists as text."""
 
 from __future__ import annotations
 
-import threading
-import time
 import unicodedata
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from itertools import dropwhile, zip_longest
 from typing import Annotated, Any, Final
 
 import typer
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.text import Text
 
+from repaudit.cli import completion
 from repaudit.errors import CorruptStoreError, NotAStoreError, RepauditError, UnknownVersionError
 
 _DIRECTIONS: Final = frozenset("\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
 PROBLEMS, USAGE, BAD_STORE = 1, 2, 3
-SECONDS_BETWEEN_LINES = 30.0
 
 Store = Annotated[str, typer.Argument(metavar="STORE", help="Path or URL of the store.")]
 Stores = Annotated[
     list[str], typer.Argument(metavar="STORE...", help="Path or URL of the store, or several of the same samples.")
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Machine-readable result on stdout.")]
-Models = Annotated[str | None, typer.Option(help="Models or patterns such as `seed*`, separated by commas.")]
+Models = Annotated[
+    str | None,
+    typer.Option(help="Models or patterns such as `seed*`, separated by commas.", autocompletion=completion.models),
+]
 Layers = Annotated[
     str | None,
-    typer.Option(help="Layers as `repaudit info` names them, or patterns such as `model.layers[*]`, with commas."),
+    typer.Option(
+        help="Layers as `repaudit info` names them, or patterns such as `model.layers[*]`, with commas.",
+        autocompletion=completion.layers,
+    ),
 ]
 Steps = Annotated[str | None, typer.Option(help="Steps and ranges, e.g. 0,10,100:200.")]
 
@@ -47,7 +51,7 @@ def one_line_errors(*, goes_on: bool = False) -> Iterator[None]:
     except (RepauditError, OSError) as error:
         _fail(error, USAGE)
     except KeyboardInterrupt:
-        _fail("interrupted" + ("; run the command again to go on" if goes_on else ""), 130)
+        _fail("interrupted" + ("; the same command goes on from here" if goes_on else ""), 130)
 
 
 class PlainConsole(Console):
@@ -82,6 +86,55 @@ def _commands(char: str) -> bool:
 def say(text: str) -> None:
     """Print one line on stdout."""
     typer.echo(visible(text))
+
+
+def prose(console: Console, text: str | Text) -> None:
+    """Print markup or a text; on a terminal its lines break between words, elsewhere they are as long as it is."""
+    whole = console.render_str(text, highlight=False) if isinstance(text, str) else text
+    for line in _broken(whole, console.width) if console.is_terminal else [whole]:
+        console.print(line, soft_wrap=True)
+
+
+def _broken(text: Text, width: int) -> Iterator[Text]:
+    """Break a text between words, with further lines indented as the first; a word that is too long stays whole."""
+    indent = " " * (len(text.plain) - len(text.plain.lstrip(" ")))
+    line = Text(indent)
+    for word in text.split(" "):
+        if not word.plain and line.plain == indent:
+            continue
+        if line.plain != indent and line.cell_len + 1 + word.cell_len > width:
+            yield line
+            line = Text(indent)
+        line = line.append(" ").append_text(word) if line.plain != indent else line.append_text(word)
+    yield line
+
+
+def shortened(name: str, room: int) -> str:
+    """Return a dotted name without as many of its first parts as it takes to fit.
+
+    Examples
+    --------
+    >>> shortened("model.layers.3.mlp", 18), shortened("model.layers.3.mlp", 14), shortened("model.layers.3.mlp", 2)
+    ('model.layers.3.mlp', '…layers.3.mlp', '…mlp')
+    """
+    if len(name) <= room:
+        return name
+    rest = name
+    while len(rest) >= room and "." in rest:
+        rest = rest.partition(".")[2]
+    return f"…{rest}"
+
+
+def last_parts(first: str, last: str) -> str:
+    """Return a dotted name without the parts in front that it shares with another one.
+
+    Examples
+    --------
+    >>> last_parts("model.layers.0.mlp", "model.layers.11.mlp")
+    '11.mlp'
+    """
+    pairs = zip_longest(first.split("."), last.split("."))
+    return ".".join(theirs for _, theirs in dropwhile(lambda pair: pair[0] == pair[1], pairs) if theirs)
 
 
 def warn_of_lost(store: str, lost: Sequence[str]) -> None:
@@ -122,71 +175,3 @@ def parse_steps(text: str | None, stores: Sequence[str]) -> list[int] | None:
 def parse_names(text: str | None) -> list[str] | None:
     """Parse names separated by commas."""
     return [name.strip() for name in text.split(",")] if text is not None else None
-
-
-@contextmanager
-def progress_bars(reading: str) -> Iterator[Any]:
-    """Provide a function of (what, done, total) that draws bars on stderr, or prints lines where it is no terminal.
-
-    After a second without news, a line says that `reading` is being read.
-    """
-    console = PlainConsole(stderr=True)
-    shown = _Bars(console) if console.is_terminal else _Lines(console)
-    sign = threading.Timer(1.0, shown.first_sign, [reading])
-    sign.daemon = True
-    sign.start()
-
-    def report(what: str, done: int, total: int) -> None:
-        sign.cancel()
-        shown.report(what, done, total)
-
-    try:
-        yield report
-    finally:
-        sign.cancel()
-        shown.stop()
-
-
-class _Bars:
-    """Bars, one per stage."""
-
-    def __init__(self, console: Console) -> None:
-        columns = (TextColumn("{task.description:>10}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-        self._bars = Progress(*columns, console=console)
-        self._tasks: dict[str, TaskID] = {}
-
-    def first_sign(self, reading: str) -> None:
-        self._bars.console.print(f"reading {escape(reading)}", highlight=False)
-
-    def report(self, what: str, done: int, total: int) -> None:
-        if what not in self._tasks:
-            self._tasks[what] = self._bars.add_task(what, total=total)
-            self._bars.start()  # only when there is something to show: an error before that stays one line
-        self._bars.update(self._tasks[what], completed=done, total=total)
-
-    def stop(self) -> None:
-        if self._tasks:
-            self._bars.stop()
-
-
-class _Lines:
-    """A line at the beginning and the end of every stage, and every half minute."""
-
-    def __init__(self, console: Console) -> None:
-        self._console, self._began = console, time.monotonic()
-        self._said: dict[str, float] = {}
-
-    def first_sign(self, reading: str) -> None:
-        self._say(f"reading {reading}")
-
-    def report(self, what: str, done: int, total: int) -> None:
-        now = time.monotonic()
-        if what not in self._said or done == total or now - self._said[what] >= SECONDS_BETWEEN_LINES:
-            self._said[what] = now
-            self._say(f"{what} {done}/{total}")
-
-    def stop(self) -> None:
-        """Lines need no end."""
-
-    def _say(self, text: str) -> None:
-        self._console.print(f"[{time.monotonic() - self._began:6.0f} s] {text}", highlight=False, markup=False)

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from repaudit.cli.console import AsJson, one_line_errors, say
+from repaudit.cli.progress import shown_progress
 
 Pooling = Literal["mean", "last_token", "cls", "all", "own"]
 
@@ -64,7 +65,7 @@ def record(
     as_json: AsJson = False,
 ) -> None:
     """Record pretrained models, or series of their checkpoints, without training."""
-    with one_line_errors():
+    with one_line_errors(goes_on=True), shown_progress(f"reading {', '.join(models)}") as progress:
         from repaudit.capture.extract.layer_text import split_layer_texts
         from repaudit.capture.pretrained.record_pretrained import record_pretrained
 
@@ -72,7 +73,7 @@ def record(
         recorded = record_pretrained(
             models, _samples(probe, images, dataset, label), texts, store, revisions=revision or (), names=name,
             config=config, tokenizer=tokenizer, max_length=max_length, pooling=pooling, batch_size=batch_size,
-            trust_remote_code=trust_remote_code, store_texts=store_texts,
+            trust_remote_code=trust_remote_code, store_texts=store_texts, progress=progress,
         )  # fmt: skip
         from repaudit.store.read import catalog
         from repaudit.store.read.reader import open_store

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, cast
+from typing import Annotated, Any, Literal
 
 import typer
+from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
+from rich.text import Text
 
+from repaudit.cli import completion
 from repaudit.cli.console import (
     PROBLEMS,
     AsJson,
@@ -21,12 +23,14 @@ from repaudit.cli.console import (
     one_line_errors,
     parse_names,
     parse_steps,
+    prose,
     say,
+    visible,
     warn_of_lost,
 )
+from repaudit.cli.progress import shown_progress
 
-if TYPE_CHECKING:
-    from repaudit.store.format.encoding import CodecName
+Codec = Literal["auto", "raw", "compact", "lossy"]
 
 
 def info(store: Store, as_json: AsJson = False) -> None:
@@ -45,22 +49,35 @@ def info(store: Store, as_json: AsJson = False) -> None:
 
 def _print_info(description: dict[str, Any]) -> None:
     console = PlainConsole()
-    console.print(
+    prose(
+        console,
         f"[bold]{escape(description['url'])}[/]  format {description['version']}, {description['samples']} samples, "
         f"probe set {description['fingerprint'][:12]}",
-        highlight=False,
     )
-    encoded = any(model["encoding"] for model in description["models"])
-    names = ("model", "steps", "first", "last", *(("tokenizer",) if encoded else ()), "layers")
-    table = Table(*names, box=None, pad_edge=False, header_style="dim")
     if description["labels"]:
-        console.print(f"labels: {escape(_brief(description['labels']))}", highlight=False)
-    for model in description["models"]:
+        prose(console, f"labels: {escape(_brief(description['labels']))}")
+    models = description["models"]
+    encoded = any(model["encoding"] for model in models)
+    rows = [("model", "steps", "first", "last", *(("tokenizer",) if encoded else ()))]
+    for model in models:
         steps = model["steps"]
         ends = (str(steps[0]), str(steps[-1])) if steps else ("-", "-")
-        read = (escape(_tokenizer(model["encoding"])),) if encoded else ()
-        table.add_row(escape(model["name"]), str(len(steps)), *ends, *read, escape(_layers(model["layers"])))
-    console.print(table)
+        rows.append((model["name"], str(len(steps)), *ends, *((_tokenizer(model["encoding"]),) if encoded else ())))
+    widths = [max(len(visible(cell)) for cell in column) for column in zip(*rows, strict=True)]
+    for row in rows:
+        line = "  ".join(visible(cell).ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        prose(console, Text(line, "dim" if row is rows[0] else ""))
+    _print_layers(models, console)
+
+
+def _print_layers(models: list[dict[str, Any]], console: Console) -> None:
+    """Print the layers of the models, once where all have the same."""
+    of_layers: dict[str, list[str]] = {}
+    for model in models:
+        of_layers.setdefault(_layers(model["layers"]), []).append(model["name"])
+    for layers, names in of_layers.items():
+        whose = f" of {_brief(names)}" if len(of_layers) > 1 else ""
+        prose(console, f"layers{escape(whose)}: {escape(layers)}")
 
 
 def _tokenizer(encoding: dict[str, Any]) -> str:
@@ -89,7 +106,7 @@ def verify(
     as_json: AsJson = False,
 ) -> None:
     """List every problem of a store; exit code 1 if there is one."""
-    with one_line_errors():
+    with one_line_errors(), shown_progress(f"checking {store}"):
         from repaudit.store.check.verify import verify as check
 
         problems = [{"location": p.location, "kind": p.kind, "message": p.message} for p in check(store, data=data)]
@@ -105,7 +122,7 @@ def repair(
     as_json: AsJson = False,
 ) -> None:
     """Repair what can be repaired, and say what was lost."""
-    with one_line_errors():
+    with one_line_errors(), shown_progress(f"repairing {store}"):
         from repaudit.store.check.repair import repair as run
 
         done = [
@@ -134,7 +151,7 @@ def copy(
     models: Models = None,
     layers: Layers = None,
     steps: Steps = None,
-    codec: Annotated[str, typer.Option(help="raw, compact, lossy, or auto.")] = "auto",
+    codec: Annotated[Codec, typer.Option(help="How the copy is encoded.")] = "auto",
     keepbits: Annotated[int | None, typer.Option(help="Mantissa bits to keep with --codec lossy.")] = None,
     as_json: AsJson = False,
 ) -> None:
@@ -142,13 +159,13 @@ def copy(
 
     An interrupted copy continues where it stopped.
     """
-    with one_line_errors(goes_on=True):
+    with one_line_errors(goes_on=True), shown_progress(f"copying {source} to {destination}") as progress:
         from repaudit.store.copying import copy_store
 
         chosen = parse_steps(steps, [source])
         copied = copy_store(
             source, destination, models=parse_names(models), layers=parse_names(layers), steps=chosen,
-            codec=cast("CodecName", codec), keepbits=keepbits,
+            codec=codec, keepbits=keepbits, progress=progress,
         )  # fmt: skip
     if as_json:
         typer.echo(json.dumps(copied, indent=2))
@@ -159,13 +176,13 @@ def copy(
 
 def export(
     store: Store,
-    model: Annotated[str, typer.Argument(metavar="MODEL", help="Name of the model.")],
-    layer: Annotated[str, typer.Argument(metavar="LAYER", help="Name of the layer.")],
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="Name of the model.", autocompletion=completion.models)],
+    layer: Annotated[str, typer.Argument(metavar="LAYER", help="Name of the layer.", autocompletion=completion.layers)],
     path: Annotated[Path, typer.Argument(metavar="FILE", help="File to write; ends in .npy or .safetensors.")],
     steps: Steps = None,
 ) -> None:
     """Write the activations of one layer to a file."""
-    with one_line_errors():
+    with one_line_errors(), shown_progress(f"reading {store}"):
         from repaudit.store.copying import export_layer
 
         shape = export_layer(store, model, layer, path, steps=parse_steps(steps, [store]))

@@ -6,7 +6,7 @@ import json
 import math
 import time
 from collections.abc import Sequence
-from itertools import dropwhile, groupby, pairwise, zip_longest
+from itertools import groupby, pairwise
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
@@ -17,7 +17,18 @@ from rich.table import Table
 from rich.text import Text
 
 from repaudit.cli.answer import COLORS
-from repaudit.cli.console import AsJson, Layers, Models, PlainConsole, Store, one_line_errors, parse_names, visible
+from repaudit.cli.console import (
+    AsJson,
+    Layers,
+    Models,
+    PlainConsole,
+    Store,
+    last_parts,
+    one_line_errors,
+    parse_names,
+    shortened,
+    visible,
+)
 from repaudit.errors import AnalysisError, NotAStoreError, RepauditError, StoreNotFoundError
 
 if TYPE_CHECKING:
@@ -46,10 +57,7 @@ def watch(
     port: Annotated[int, typer.Option(help="Port of the page; 0 for any free one.", min=0, max=65535)] = 0,
     as_json: AsJson = False,
 ) -> None:
-    """Watch trainings that are being recorded: each model's last audit, and the spread of each layer so far.
-
-    Example: repaudit watch runs.zarr --layers "model.layers[*]"
-    """
+    """Watch trainings that are being recorded: each model's last audit, and the spread of each layer so far."""
     with one_line_errors():
         from repaudit.gauge.gauge import DiffusionGauge
         from repaudit.live.watcher import Watcher
@@ -153,7 +161,8 @@ def _curves(curves: Sequence[LiveCurve], total: int, room: int | None) -> Table:
     together = room is not None and len(curves) > room
     for run in _by_verdict(curves) if together else ([curve] for curve in curves):
         first, last = run[0], run[-1]
-        name = first.layer if len(run) == 1 else f"{first.layer} … {_end(first.layer, last.layer)} ({len(run)})"
+        rest = "" if len(run) == 1 else f" … {last_parts(first.layer, last.layer)} ({len(run)})"
+        name = shortened(first.layer, room_for_names - len(rest)) + rest
         verdict = f"[{COLORS.get(first.verdict, 'yellow')}]{first.verdict}[/]"
         settled = sorted({"-" if curve.settled is None else str(curve.settled) for curve in run})
         drawn = sparkline(_mean(run), width)
@@ -161,12 +170,6 @@ def _curves(curves: Sequence[LiveCurve], total: int, room: int | None) -> Table:
         cells += [str(min(curve.models for curve in run))] if differ else []
         table.add_row(f"[cyan]{escape(visible(name))}[/]", *cells)
     return table
-
-
-def _end(first: str, last: str) -> str:
-    """Return the last name without the parts in front that it shares with the first one."""
-    pairs = zip_longest(first.split("."), last.split("."))
-    return ".".join(theirs for _, theirs in dropwhile(lambda pair: pair[0] == pair[1], pairs) if theirs)
 
 
 def _by_verdict(curves: Sequence[LiveCurve]) -> list[list[LiveCurve]]:

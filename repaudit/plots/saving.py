@@ -113,11 +113,13 @@ def save_figures(
             # A layer may be called like another one with the name of a scale behind it.
             names = (f"{name}{'-' * more}{scale.suffix}" for more in count())
             drawings[next(key for key in names if key not in drawings)] = drawing
-    files = []
+    files: list[Path] = []
+    report = progress or (lambda _what, _done, _total: None)
     for name, drawing in drawings.items():
+        report("figures", len(files), len(drawings))
         files.append(_save(drawing(), target / f"{name}.png", dpi))
-        if progress is not None:
-            progress("figures", len(files), len(drawings))
+    if drawings:
+        report("figures", len(files), len(drawings))
     return files
 
 

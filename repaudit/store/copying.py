@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +51,7 @@ def copy_store(
     codec: CodecName = "auto",
     keepbits: int | None = None,
     storage_options: Mapping[str, Any] | None = None,
+    progress: Callable[[str, int, int], None] | None = None,
 ) -> dict[str, list[int]]:
     """Copy committed steps into another store, step by step through the commit protocol.
 
@@ -68,6 +69,8 @@ def copy_store(
         How the copy is encoded, as for :class:`repaudit.TrajectoryWriter`; what a lossy source lost stays lost.
     storage_options : mapping, optional
         Passed to fsspec for both ends; local paths need none.
+    progress : callable, optional
+        Called with (what, done, total) as steps are copied.
 
     Returns
     -------
@@ -120,7 +123,7 @@ def copy_store(
             model_attrs=_model_attributes(tree, model),
             storage_options=storage_options,
         ) as writer:
-            _copy_steps(writer, tree, model, arrays, steps)
+            _copy_steps(writer, tree, model, arrays, steps, progress)
         copied[model] = writer.committed
     return copied
 
@@ -141,6 +144,7 @@ def _copy_steps(
     model: str,
     arrays: Mapping[str, xr.DataArray],
     steps: Collection[int] | None,
+    progress: Callable[[str, int, int], None] | None,
 ) -> None:
     recorded = catalog.steps(tree, model)
     chosen = [step for step in recorded if steps is None or step in steps]
@@ -163,8 +167,10 @@ def _copy_steps(
                 f"was copied; choose another destination"
             )
     rows = _step_rows(tree, model)
-    for step in todo:
+    for count, step in enumerate(todo, start=1):
         writer.append(step, values(step), **rows[step], copy=False)
+        if progress is not None:
+            progress(f"steps of {model}", count, len(todo))
 
 
 def _step_rows(tree: xr.DataTree, model: str) -> dict[int, dict[str, Any]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from os import PathLike
 from pathlib import Path
@@ -47,6 +47,7 @@ def record_pretrained(
     tokenizer: Any = None,
     config: Any = None,
     pooling: Pooling = "mean",
+    progress: Callable[[str, int, int], None] | None = None,
     **recorder_options: Any,
 ) -> dict[str, list[int]]:
     """Record pretrained models, or series of their checkpoints, into a store.
@@ -88,6 +89,8 @@ def record_pretrained(
         Whether the store keeps the texts; else it keeps their SHA-256.
     trust_remote_code
         Whether a model may run code that comes with it.
+    progress
+        Called with ("models", done, total), where every checkpoint counts as one, before and after each.
     recorder_options
         Further keywords of :class:`repaudit.Recorder`.
 
@@ -132,35 +135,40 @@ def record_pretrained(
     layers_of = layers_of_models(layers, chosen, poolings)
     probe_sets = own_probe_sets(probe_file, series, loader, max_length, store_texts)
     options: dict[str, Any] = {"batch_size": 32, "on_store_error": "raise"} | recorder_options
-    return {
-        name: _record_series(
-            Recorder(store, name, probe_sets[name], layers_of[name], **options),
-            sources,
-            loader,
-            options.get("storage_options"),
-        )
-        for name, sources in series.items()
-    }
+    recorded, count, total = {}, 0, sum(map(len, series.values()))
+    for name, sources in series.items():
+        recorder = Recorder(store, name, probe_sets[name], layers_of[name], **options)
+        with recorder:
+            for source in sources:
+                if progress is not None:
+                    progress("models", count, total)
+                _record(recorder, source, sources, loader, options.get("storage_options"))
+                count += 1
+        recorded[name] = recorder.steps
+    if progress is not None:
+        progress("models", count, total)
+    return recorded
 
 
-def _record_series(
-    recorder: Recorder, sources: Sequence[Source], loader: Loader, storage_options: Mapping[str, Any] | None
-) -> list[int]:
-    """Record one model's sets of weights, unless the store has another model of its name."""
-    with recorder:
-        for source in sources:
-            loaded = loader.load(source)
-            if source is sources[0]:
-                recorder.model_attrs[SOURCE] = _identity(source, loaded)
-                _refuse_another(recorder, storage_options)
-            check_main_input(source.place, loaded.model, recorder.probe_set)
-            with _naming(recorder, loaded):
-                _refuse_unset(source, loaded, recorder)
-                if source is sources[0]:
-                    recorder.open(loaded.model)
-                if not recorder.has(source.step):
-                    recorder.audit(loaded.model, source.step)
-    return recorder.steps
+def _record(
+    recorder: Recorder,
+    source: Source,
+    sources: Sequence[Source],
+    loader: Loader,
+    storage_options: Mapping[str, Any] | None,
+) -> None:
+    """Record one of a model's sets of weights, unless the store has another model of its name."""
+    loaded = loader.load(source)
+    if source is sources[0]:
+        recorder.model_attrs[SOURCE] = _identity(source, loaded)
+        _refuse_another(recorder, storage_options)
+    check_main_input(source.place, loaded.model, recorder.probe_set)
+    with _naming(recorder, loaded):
+        _refuse_unset(source, loaded, recorder)
+        if source is sources[0]:
+            recorder.open(loaded.model)
+        if not recorder.has(source.step):
+            recorder.audit(loaded.model, source.step)
 
 
 @contextmanager
