@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import pickle
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -159,3 +161,27 @@ def test_the_end_of_a_training_tells_what_was_recorded(tmp_path: Path) -> None:
     said = cost.describe("my runs.zarr", "seed0")
     assert "4 audits of model 'seed0'" in said
     assert said.endswith("Next: repaudit analyze 'my runs.zarr'")
+
+
+def test_the_end_of_a_loop_of_ones_own_tells_it_too(tmp_path: Path) -> None:
+    """Once, on stderr where the program has set up no logging, and as information where it has."""
+    script = f"""
+import logging, sys, torch, repaudit as ra
+probe_set = ra.ProbeSet.from_tensors({{"input": torch.eye(4)}})
+def record(name):
+    with ra.Recorder({str(tmp_path / "runs.zarr")!r}, name, probe_set, "[0]") as recorder:
+        recorder.audit(torch.nn.Sequential(torch.nn.Linear(4, 2)), 0)
+    recorder.close()
+record("seed0")
+logging.basicConfig(format="%(levelname)s %(message)s")
+record("seed1")
+logging.getLogger().setLevel("INFO")
+record("seed2")
+"""
+    said = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert said.stdout == ""
+    lines = [line for line in said.stderr.splitlines() if "audit of model" in line]
+    assert [line.partition(" in ")[0] for line in lines] == [
+        "repaudit: 1 audit of model 'seed0'", "INFO repaudit: 1 audit of model 'seed2'",
+    ]  # fmt: skip
+    assert all(line.endswith(f"Next: repaudit analyze {tmp_path / 'runs.zarr'}") for line in lines)

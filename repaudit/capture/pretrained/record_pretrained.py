@@ -144,6 +144,7 @@ def record_pretrained(
                     progress("models", count, total)
                 _record(recorder, source, sources, loader, options.get("storage_options"))
                 count += 1
+            recorder.cost.told = True  # by what is returned; the next command is no business of each model
         recorded[name] = recorder.steps
     if progress is not None:
         progress("models", count, total)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from dataclasses import dataclass, field
 from shlex import quote
@@ -10,6 +11,8 @@ from typing import Any
 from dask.utils import format_bytes
 
 from repaudit.capture.record.audit import Audit
+
+_LOGGER = logging.getLogger(__name__)
 
 
 @dataclass
@@ -23,6 +26,8 @@ class Cost:
         In which the training waited for audits; what the store's thread does beside it does not count.
     nbytes : int
         Given to the store, before compression.
+    told : bool
+        Whether they have been told, or are told by who called.
 
     Examples
     --------
@@ -35,6 +40,7 @@ class Cost:
     seconds: float = 0.0
     nbytes: int = 0
     began: float = field(default_factory=time.perf_counter)
+    told: bool = False
 
     def add(self, audit: Audit) -> None:
         """Count an audit that the store has taken."""
@@ -53,8 +59,22 @@ class Cost:
         if not self.audits:
             return ""
         each = 1e3 * self.seconds / self.audits
+        audits, layers = _count(self.audits, "audit"), _count(self.layers, "layer")
         return (
-            f"repaudit: {self.audits} audits of model {model!r} in {store}, {self.layers} layers, "
+            f"repaudit: {audits} of model {model!r} in {store}, {layers}, "
             f"{format_bytes(self.nbytes)}; {each:.0f} ms each, {self.share:.1%} of the time. "
             f"Next: repaudit analyze {quote(str(store))}"
         )
+
+    def tell(self, store: Any, model: str) -> None:
+        """Log that line once, as information; on stderr where the program has set up no logging."""
+        line = "" if self.told else self.describe(store, model)
+        self.told = True
+        if line and _LOGGER.hasHandlers():
+            _LOGGER.info(line)
+        elif line:
+            logging.StreamHandler().handle(logging.makeLogRecord({"msg": line, "levelno": logging.INFO}))
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}{'s' * (number != 1)}"

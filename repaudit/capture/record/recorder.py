@@ -290,14 +290,9 @@ class Recorder:
 
         def append() -> bool:
             writer.append(
-                audit.step,
-                audit.layers,
-                epoch=audit.epoch,
-                loss=audit.loss,
-                trigger=",".join(triggers),
-                wall_time=audit.wall_time,
-                copy=False,
-            )
+                audit.step, audit.layers, epoch=audit.epoch, loss=audit.loss, trigger=",".join(triggers),
+                wall_time=audit.wall_time, copy=False,
+            )  # fmt: skip
             return True
 
         stored = bool(self._failures.attempt(audit.step, append, writer))
@@ -330,6 +325,8 @@ class Recorder:
                 self.track.close()
             self._failures.all(writer)
             self._last_steps = writer.steps
+            if not self.in_trainer:  # whose callback tells it at the end of the training
+                self.cost.tell(self.store, self.model_name)
 
     def lose(self) -> None:
         """Close the record, since another training of this process takes it over."""

@@ -16,7 +16,6 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 from transformers.trainer_callback import CallbackHandler
 from transformers.trainer_utils import has_length
-from transformers.utils import logging as hf_logging
 
 from repaudit.capture.extract.layer_spec import LayerSpec
 from repaudit.capture.probe_set.probe_set import ProbeSet
@@ -27,8 +26,6 @@ from repaudit.capture.record.trigger import ON_CHECKPOINT, ON_VALIDATION_END, Au
 
 _IGNORED: Final = "Checkpoint included callbacks not included in current configuration. Ignoring. "
 """What the trainer says of states for which it has no callback of the state's name."""
-
-_logger = hf_logging.get_logger(__name__)
 
 
 class AuditTrainerCallback(TrainerCallback):
@@ -153,8 +150,7 @@ class AuditTrainerCallback(TrainerCallback):
         if not (args.load_best_model_at_end and state.best_model_checkpoint):  # else it is no longer the last step's
             self.session.end(model, state.global_step, epoch=state.epoch)
         self.session.close()
-        if said := self.recorder.cost.describe(self.recorder.store, self.recorder.model_name):
-            _logger.info(said)
+        self.recorder.cost.tell(self.recorder.store, self.recorder.model_name)
 
     def close(self) -> None:
         """Commit what was audited, and release the model, where an exception has ended the training."""
