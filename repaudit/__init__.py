@@ -13,6 +13,7 @@ from importlib.util import find_spec
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, Final
 
+from repaudit import extras
 from repaudit.names import __version__
 
 if TYPE_CHECKING:
@@ -118,7 +119,13 @@ def __getattr__(name: str) -> Any:
         return import_module(f"repaudit.{name}")
     if name not in _HOMES:
         raise AttributeError(f"module 'repaudit' has no attribute {name!r}")
-    value = getattr(import_module(_HOMES[name]), name)
+    try:
+        value = getattr(import_module(_HOMES[name]), name)
+    except ModuleNotFoundError as error:
+        library = (error.name or "").partition(".")[0]
+        if library in extras.EXTRAS:
+            extras.require(f"repaudit.{name}", library)
+        raise
     globals()[name] = value
     return value
 

@@ -19,6 +19,10 @@ class CaptureError(RepauditError, RuntimeError):
     """A hook did not record what it was asked to record."""
 
 
+class MissingPartError(RepauditError, ImportError):
+    """A library that an extra of the package brings is not installed."""
+
+
 class StateError(CaptureError):
     """A forward changed what cannot be put back, so that the training would be disturbed; raised in any case."""
 

@@ -100,7 +100,6 @@ def test_the_check_of_a_site_fails_only_where_something_is_loaded(tmp_path):
 
 def test_the_site_is_built_without_a_warning(tmp_path):
     """The figures are those of the gallery, empty here; ``scripts/docs`` makes them."""
-    pytest.importorskip("mkdocs")
     shutil.copytree(ROOT / "docs", tmp_path / "docs")
     for name in re.findall(r"\]\((\S+\.png)\)", (ROOT / "docs/gallery.md").read_text()):
         (tmp_path / "docs" / name).touch()

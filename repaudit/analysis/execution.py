@@ -16,6 +16,7 @@ from threadpoolctl import threadpool_limits
 
 from repaudit.analysis.settings import Settings
 from repaudit.errors import AnalysisError
+from repaudit.extras import require
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -56,7 +57,9 @@ def workplace(settings: Settings, threads: int) -> Iterator[Workplace]:
     Raises
     ------
     AnalysisError
-        The scheduler does not answer or has no workers, or ``distributed`` is not installed.
+        The scheduler does not answer or has no workers.
+    MissingPartError
+        ``distributed`` is not installed.
     """
     if settings.scheduler is None and settings.workers is None:
         with ThreadPoolExecutor(threads) as executor:
@@ -82,10 +85,8 @@ def side_by_side(most: int, *, own: int | None = None) -> Iterator[Workplace]:
 
 @contextmanager
 def _client(settings: Settings) -> Iterator[Any]:
-    try:
-        distributed: Any = import_module("distributed")
-    except ImportError:
-        raise AnalysisError("workers and schedulers need `distributed`: install repaudit[distributed]") from None
+    require("computing with workers or a scheduler", "distributed")
+    distributed: Any = import_module("distributed")
     if settings.workers is None:
         try:
             client = distributed.Client(settings.scheduler, timeout=CONNECTING, set_as_default=False)

@@ -10,6 +10,7 @@ from importlib.resources import files
 from typing import Any, Final
 
 from repaudit.errors import RepauditError
+from repaudit.extras import require
 from repaudit.live.watcher import Watcher
 
 HOST: Final = "127.0.0.1"
@@ -70,13 +71,12 @@ def serve(watcher: Watcher, every: float, port: int, started: Callable[[str], No
     Raises
     ------
     RepauditError
-        The port is taken, or what serves the page is not installed.
+        The port is taken.
+    MissingPartError
+        What serves the page is not installed.
     """
-    try:
-        uvicorn: Any = import_module("uvicorn")
-        import_module("starlette")
-    except ImportError:
-        raise RepauditError("a page needs `starlette` and `uvicorn`: install repaudit[serve]") from None
+    require("a page", "uvicorn", "starlette")
+    uvicorn: Any = import_module("uvicorn")
     board = Board(watcher, every)
     config = uvicorn.Config(application(board), host=HOST, port=port, log_level="warning", access_log=False)
     try:

@@ -20,6 +20,7 @@ from repaudit.capture.pretrained.samples import Kind
 from repaudit.capture.pretrained.sentence_embedding import own_pooling
 from repaudit.capture.pretrained.sources import Source, check_exists
 from repaudit.errors import PretrainedError
+from repaudit.extras import require
 
 _READERS: Final = frozenset({"AutoTokenizer", "AutoImageProcessor", "AutoFeatureExtractor"})
 
@@ -167,6 +168,8 @@ class Loader:
             asks = "trust_remote_code" in str(error) and not self.trust_remote_code
             hint = " (pass --trust-remote-code to allow)" if asks else ""
             at = f" at revision {source.revision}" if source.revision else ""
+            if isinstance(error, ImportError) and source.file is not None:
+                require(f"{source.place}: a packed model", "gguf", "accelerate")
             lines = str(error).strip().splitlines() or [type(error).__name__]
             raise PretrainedError(f"{source.place}{at}: cannot be loaded{hint}: {lines[0]}{lacks}") from error
 

@@ -20,6 +20,7 @@ from repaudit.capture.pretrained.sources import Source, find_sources
 from repaudit.capture.pretrained.unset_weights import refuse_unset
 from repaudit.capture.record.recorder import Recorder
 from repaudit.errors import CaptureError, LayerPathError, PretrainedError, RepauditError
+from repaudit.extras import require
 from repaudit.names import ATTRS, SOURCE
 from repaudit.store.format.documents import DOCUMENT, read_document
 from repaudit.store.format.keys import model_key
@@ -102,6 +103,8 @@ def record_pretrained(
 
     Raises
     ------
+    MissingPartError
+        When transformers is not installed.
     PretrainedError
         When a path or id holds no model, when checkpoints have no steps or the same ones, or when the store holds
         another model under a model's name.
@@ -127,6 +130,7 @@ def record_pretrained(
     >>> record_pretrained([folder], probe_set, ["transformer.h[*]"], "memory://pretrained.zarr")
     {'tiny': [0]}
     """
+    require("recording pretrained models", "transformers")
     chosen = _names(models, names)
     layers_of_models(layers, chosen)  # what is wrong with them is said first
     series = {name: find_sources(model, revisions) for name, model in zip(chosen, models, strict=True)}

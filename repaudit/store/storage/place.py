@@ -11,6 +11,7 @@ from fsspec.core import url_to_fs
 from fsspec.implementations.local import LocalFileSystem
 
 from repaudit.errors import StoreNotFoundError
+from repaudit.extras import require
 from repaudit.store.storage.local import LocalStorage
 from repaudit.store.storage.remote import RemoteStorage
 from repaudit.store.storage.s3 import S3Storage
@@ -35,6 +36,8 @@ def open_storage(
     ------
     StoreNotFoundError
         If the path is empty, or fsspec does not know the URL.
+    MissingPartError
+        If s3fs is not installed.
 
     Examples
     --------
@@ -49,6 +52,8 @@ def open_storage(
     try:
         filesystem, path = url_to_fs(text, **(storage_options or {}))
     except (ValueError, ImportError) as error:
+        if isinstance(error, ImportError) and text.startswith("s3"):
+            require(text, "s3fs")
         raise StoreNotFoundError(f"{text} cannot be opened: {error}") from error
     if isinstance(filesystem, LocalFileSystem):
         return LocalStorage(Path(path), durable=durable)
