@@ -15,6 +15,7 @@ import torch
 import xarray as xr
 
 import repaudit as ra
+from repaudit.cli import progress
 
 SAMPLES, WIDTH = 48, 12
 
@@ -25,6 +26,12 @@ hypothesis.settings.register_profile("random", derandomize=False)
 def pytest_configure(config: pytest.Config) -> None:
     """The same examples on every run, so that a red run is red again; new ones where the slow tests run too."""
     hypothesis.settings.load_profile("same" if config.option.markexpr == "not slow" else "random")
+
+
+@pytest.fixture(autouse=True)
+def _no_first_sign(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keep a command that runs in this process from saying what it does, which it says where that takes a while."""
+    monkeypatch.setattr(progress, "FIRST_SIGN", 600.0)
 
 
 def labelled_probe_set() -> ra.ProbeSet:

@@ -29,6 +29,7 @@ from repaudit.cli.console import (
     shortened,
     visible,
 )
+from repaudit.cli.progress import shown_progress
 from repaudit.errors import AnalysisError, NotAStoreError, RepauditError, StoreNotFoundError
 
 if TYPE_CHECKING:
@@ -74,7 +75,8 @@ def watch(
             serve_page(watcher, every, port, lambda address: typer.echo(f"watching {store} at {address}"))
             return
         if once:
-            look = watcher.look()
+            with shown_progress(f"reading {store}"):
+                look = watcher.look()
             if as_json:
                 typer.echo(json.dumps(look.plain(), indent=2))
             else:

@@ -91,7 +91,7 @@ def record_pretrained(
     trust_remote_code
         Whether a model may run code that comes with it.
     progress
-        Called with ("models", done, total), where every checkpoint counts as one, before and after each.
+        Called with ("models", done, total) after each; every checkpoint counts as one.
     recorder_options
         Further keywords of :class:`repaudit.Recorder`.
 
@@ -144,14 +144,11 @@ def record_pretrained(
         recorder = Recorder(store, name, probe_sets[name], layers_of[name], **options)
         with recorder:
             for source in sources:
-                if progress is not None:
-                    progress("models", count, total)
                 _record(recorder, source, sources, loader, options.get("storage_options"))
                 count += 1
-            recorder.cost.told = True  # by what is returned; the next command is no business of each model
+                if progress is not None:
+                    progress("models", count, total)
         recorded[name] = recorder.steps
-    if progress is not None:
-        progress("models", count, total)
     return recorded
 
 
@@ -172,6 +169,7 @@ def _record(
         _refuse_unset(source, loaded, recorder)
         if source is sources[0]:
             recorder.open(loaded.model)
+            recorder.cost.told = True  # by what is returned, of all models together
         if not recorder.has(source.step):
             recorder.audit(loaded.model, source.step)
 
