@@ -191,7 +191,6 @@ _COORDS: Final = {
 _LAYERS: Final = (LAYER, SCALE)
 _CURVE: Final = (LAYER, SCALE, STEP)
 _GRID: Final = (LAYER, SCALE, MODEL, STEP)
-_UNITS: Final = (LAYER, MODEL, STEP)
 _SIMILAR: Final = (MEASURE, STEP, REPRESENTATION, OTHER)
 _CALIBRATED: Final = "squared Frobenius distance over that of unrelated operators"
 
@@ -285,11 +284,11 @@ CONTRACT: Final[Mapping[str, Group]] = {
     ),
     UNITS: Group(
         {
-            EMBEDDING: Variable((*_UNITS, UNIT, COMPONENT), "units over steps (M-PHATE)"),
+            EMBEDDING: Variable((LAYER, MODEL, STEP, UNIT, COMPONENT), "units over steps (M-PHATE)"),
             FEATURE: Variable((LAYER, MODEL, UNIT), "index of the unit's feature", "number"),
             STRESS: Variable((LAYER, MODEL), "stress against PHATE's potential distances"),
         },
-        _coords(*_UNITS, UNIT),
+        _coords(LAYER, MODEL, STEP, UNIT),
         ("seed",),
         required=False,
     ),
