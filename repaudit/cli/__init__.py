@@ -6,12 +6,14 @@ version.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from typing import Annotated, Final
 
 import typer
 
 from repaudit.cli import analysis, recording, store, watch
+from repaudit.errors import StoreWarning
 from repaudit.names import __version__
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None)
@@ -42,6 +44,7 @@ def main(
     Exit codes: 0 done, 1 problems found, 2 wrong usage or a missing path, 3 not a repaudit store, damaged, or of an
     unknown version.
     """
+    warnings.filterwarnings("ignore", "model .* is left out", StoreWarning)  # every command says so in one line
     if version:
         typer.echo(__version__)
         raise typer.Exit

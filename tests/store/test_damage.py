@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 import repaudit as ra
 from repaudit.cli import app
-from repaudit.errors import CorruptStoreError
+from repaudit.errors import CorruptStoreError, StoreWarning
 from repaudit.store.copying import copy_store, export_layer
 from repaudit.store.format.sample_set import text_hash
 from repaudit.store.read import catalog, model_columns
@@ -58,6 +58,40 @@ def test_a_writer_goes_on_where_step_numbers_are_lost(store):
         assert writer.steps == list(range(5))
         writer.append(9, {"l": np.full((3, 2), 9, "float32")})
     assert ra.verify(store, data=True) == []
+
+
+def blank(path) -> None:
+    path.write_bytes(b"")
+
+
+def cut(path) -> None:
+    path.write_bytes(path.read_bytes()[:99])
+
+
+@pytest.mark.parametrize("harm", [flip, blank, cut, lambda path: path.unlink()])
+def test_a_damaged_document_costs_its_model_only_and_is_told(store, tmp_path, harm):
+    truth = everything(store)
+    harm(store / "models/b/zarr.json")
+    with pytest.warns(StoreWarning, match=r"model 'b' is left out.*models/b.*repaudit repair"):
+        found = everything(store)
+    assert found == {key: values for key, values in truth.items() if not key.startswith("models/b/")}
+    with pytest.warns(StoreWarning, match="left out"):
+        assert catalog.lost(ra.open_store(store)) == ["model b"]
+    run = CliRunner().invoke(app, ["info", str(store)])
+    assert run.exit_code == 0
+    assert "read as missing, because damaged or lost: model b" in run.stderr
+    with pytest.warns(StoreWarning, match="left out"):
+        assert copy_store(store, tmp_path / "copy.zarr") == {model: list(range(5)) for model in "ac"}
+    assert ra.verify(store, data=True) != []
+    ra.repair(store)
+    assert everything(store) == truth
+
+
+def test_a_store_of_one_damaged_model_is_not_opened(store):
+    for model in "abc":
+        flip(store / f"models/{model}/zarr.json")
+    with pytest.raises(CorruptStoreError, match=r"models/a/zarr\.json"):
+        ra.open_store(store)
 
 
 INPUT = f"probe/{'a' * 16}/x"

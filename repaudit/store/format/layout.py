@@ -49,6 +49,9 @@ ABSENT: Final = "absent_inputs"
 RECORDED_DTYPE: Final = "recorded_dtype"
 """The attribute, in memory, of a damaged input of whole numbers, which is read as NaN: the dtype that was recorded."""
 
+UNREADABLE: Final = "unreadable_models"
+"""The attribute, in memory, of an opened store that names the models left out because of damage."""
+
 LOST: Final = "lost"
 """The attribute that names columns of the samples or steps, or says of an input, that values were lost to damage."""
 

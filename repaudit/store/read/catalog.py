@@ -10,7 +10,7 @@ import xarray as xr
 
 from repaudit.errors import CorruptStoreError, NotInStoreError
 from repaudit.names import ATTRS, KIND, LABEL, LAYER, MODEL, MODELS, OPERATOR, PROBE, SAMPLE, STEP, in_natural_order
-from repaudit.store.format.layout import ABSENT, ENCODING, INPUTS_FINGERPRINT, LOST
+from repaudit.store.format.layout import ABSENT, ENCODING, INPUTS_FINGERPRINT, LOST, UNREADABLE
 from repaudit.store.format.sample_set import inputs_key
 
 
@@ -147,7 +147,8 @@ def lost(tree: xr.DataTree) -> list[str]:
     >>> lost(xr.DataTree(xr.Dataset(attrs={"lost": ["label"]})))
     ['label of the samples']
     """
-    found = [f"{name} of the samples" for name in tree.attrs.get(LOST, ())]
+    found = [f"model {name}" for name in tree.attrs.get(UNREADABLE, ())]
+    found += [f"{name} of the samples" for name in tree.attrs.get(LOST, ())]
     for node in tree.children[PROBE].subtree if PROBE in tree.children else ():
         found += [f"input {name} of the samples" for name in node.attrs.get(ABSENT, ())]
     groups = _groups(tree)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import warnings
 from collections.abc import Collection, Mapping
 from typing import Any
 
@@ -11,10 +12,10 @@ import numpy as np
 import xarray as xr
 from zarr.storage import FsspecStore, LocalStore
 
-from repaudit.errors import CorruptStoreError
-from repaudit.names import ATTRS, LAYER, MODEL, MODELS, TRIGGER, in_natural_order
+from repaudit.errors import CorruptStoreError, StoreWarning
+from repaudit.names import ATTRS, LAYER, MODEL, MODELS, TRIGGER, decode_name, in_natural_order
 from repaudit.store.check.rebuilt_root import attributes_of
-from repaudit.store.format.layout import ABSENT, COLUMNS, LOST, RECORDED_DTYPE
+from repaudit.store.format.layout import ABSENT, COLUMNS, LOST, RECORDED_DTYPE, UNREADABLE
 from repaudit.store.format.root_document import nothing_there
 from repaudit.store.read.guarded_store import GuardedStore
 from repaudit.store.read.pinned import PinnedStore
@@ -60,7 +61,8 @@ def open_store(url: str | os.PathLike[str], storage_options: Mapping[str, Any] |
     UnknownVersionError
         If its format version is not one that this library reads.
     CorruptStoreError
-        If its metadata is damaged.
+        If its metadata is damaged; only a model's own is no reason, if others can be read: a :class:`StoreWarning` then
+        says which model is left out, as does ``repaudit.store.read.catalog.lost``.
 
     See Also
     --------
@@ -105,6 +107,10 @@ def open_store(url: str | os.PathLike[str], storage_options: Mapping[str, Any] |
         inputs: Any = tree[group]
         inputs.attrs.setdefault(ABSENT, []).append(name)
         inputs.dataset = _without_zeros(inputs.to_dataset(inherit=False), name)
+    for key, reason in snapshot.unreadable.items():
+        name = decode_name(key.rpartition("/")[2])
+        tree.attrs.setdefault(UNREADABLE, []).append(name)
+        warnings.warn(f"model {name!r} is left out: {reason}".replace("; nothing was read, ", ": "), StoreWarning, 2)
     for key, names in snapshot.lost.items():
         (tree[key] if key else tree).attrs[LOST] = names
     return tree

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from repaudit.errors import CorruptStoreError
+from repaudit.errors import CorruptStoreError, StoreError
 from repaudit.names import ATTRS, MODELS, PROBE, SAMPLE, SHA256, STEP
 from repaudit.store.check.lost_parts import contradicted, damaged_inputs, empty_chunk, is_lost, replaced_columns
 from repaudit.store.check.root_inspection import RootInspection
@@ -37,16 +37,21 @@ class Snapshot:
         The keys of the inputs of which chunks are missing or damaged.
     lost : dict
         By key of a group, the columns of which values are missing because they were lost.
+    unreadable : dict
+        By key of a model that is left out, why.
     """
 
     pinned: dict[str, bytes] = field(default_factory=dict)
     arrays: dict[str, Any] = field(default_factory=dict)
     absent: list[str] = field(default_factory=list)
     lost: dict[str, list[str]] = field(default_factory=dict)
+    unreadable: dict[str, str] = field(default_factory=dict)
 
 
 def take_snapshot(storage: Storage) -> Snapshot:
     """Read and check the documents: none may break the format, or make a reader allocate absurd amounts.
+
+    A model whose document is damaged is left out, if another one can be read.
 
     Raises
     ------
@@ -103,7 +108,14 @@ def _take_models(snapshot: Snapshot, storage: Storage, version: int) -> None:
     names: dict[str, str] = {}
     for child in storage.children(MODELS):
         key = f"{MODELS}/{child}"
-        if child == DOCUMENT or (name := _take_model(snapshot, storage, key, version)) is None:
+        if child == DOCUMENT:
+            continue
+        try:
+            name = _take_model(snapshot, storage, key, version)
+        except CorruptStoreError as error:
+            snapshot.unreadable[key] = str(error)
+            continue
+        if name is None:
             continue
         if name in names:
             raise CorruptStoreError(
@@ -111,6 +123,8 @@ def _take_models(snapshot: Snapshot, storage: Storage, version: int) -> None:
                 f"move one of them out of the store"
             )
         names[name] = key
+    if snapshot.unreadable and not names:
+        raise CorruptStoreError(next(iter(snapshot.unreadable.values())))
 
 
 def _take_model(snapshot: Snapshot, storage: Storage, key: str, version: int) -> str | None:
@@ -134,7 +148,7 @@ def _take_model(snapshot: Snapshot, storage: Storage, key: str, version: int) ->
             break
         document = later
     else:
-        raise CorruptStoreError(f"{storage.url}: {key} kept changing while it was read: open the store again")
+        raise StoreError(f"{storage.url}: {key} kept changing while it was read: open the store again")
     facts = document["attributes"][ATTRS]
     snapshot.pinned[path] = bare
     snapshot.pinned |= {f"{key}/{chunk}": data for chunk, data in chunks.items()}
