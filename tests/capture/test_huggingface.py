@@ -229,3 +229,10 @@ def test_a_training_without_steps_records_the_untrained_model(tmp_path):
     model = gpt2()
     trained(tmp_path / "a", audits(tmp_path / "s.zarr"), model=model, num_train_epochs=0)
     assert record(tmp_path / "s.zarr").step.values.tolist() == [0]
+
+
+def test_the_end_of_a_training_is_told(tmp_path, caplog):
+    with caplog.at_level("INFO", logger="repaudit"):
+        trained(tmp_path / "a", audits(tmp_path / "s.zarr"), max_steps=2)
+    (said,) = (record.message for record in caplog.records if "audits of model" in record.message)
+    assert said.endswith(f"Next: repaudit analyze {tmp_path / 's.zarr'}")

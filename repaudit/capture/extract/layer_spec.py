@@ -26,7 +26,9 @@ class LayerSpec:
     ----------
     path
         Dotted path from the network: names, ``[i]``, ``[-1]``, slices ``[::4]`` and globs (``layers[*]``, ``layer_*``);
-        names with other characters go in brackets and quotes (``experts['en -> de']``). In any Hugging Face model
+        names with other characters go in brackets and quotes (``experts['en -> de']``). A path that leads nowhere is
+        followed from the network's base model: of a ``LlamaForCausalLM`` ``layers[*]`` is ``model.layers[*]``, and
+        recorded under that name. In any Hugging Face model
         ``hidden_states[i]`` is that entry of what it returns itself. In any network ``depth:x`` is what the block at
         that relative depth puts out: of L blocks the one numbered x L, rounded, counting from 1; ``depth:0`` is what
         the first block gets. Where there are several lists of blocks, the path before it tells which one is meant:
