@@ -110,7 +110,10 @@ def open_store(url: str | os.PathLike[str], storage_options: Mapping[str, Any] |
     for key, reason in snapshot.unreadable.items():
         name = decode_name(key.rpartition("/")[2])
         tree.attrs.setdefault(UNREADABLE, []).append(name)
-        warnings.warn(f"model {name!r} is left out: {reason}".replace("; nothing was read, ", ": "), StoreWarning, 2)
+        why = reason.partition("; nothing was read")[0]
+        warnings.warn(
+            f"model {name!r} is left out: {why}: run `repaudit verify`, then `repaudit repair`", StoreWarning, 2
+        )
     for key, names in snapshot.lost.items():
         (tree[key] if key else tree).attrs[LOST] = names
     return tree
