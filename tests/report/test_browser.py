@@ -13,6 +13,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from importlib.util import find_spec
+from itertools import pairwise, product
 from pathlib import Path
 from typing import Any, Self
 
@@ -408,6 +409,19 @@ def test_what_is_shown_fills_half_of_its_axes(show, width):
     found = page.evaluate(FILLED)
     assert len(found) > 20
     assert [where for where in found if min(where[2:]) < 0.5] == []
+
+
+@pytest.mark.parametrize("width", [1150, 390])
+def test_names_beside_a_map_do_not_lie_on_each_other(show, width):
+    page = show(more=True, scales=True, models=tuple(f"seed{k}" for k in range(20)), width=width)
+    for figure, axis in product(("similarity", "pairs"), "xy"):
+        tick = f"[...document.querySelector('[data-figure={figure}]').querySelectorAll('.{axis}tick text')]"
+        boxes = page.evaluate(f"{tick}.map(t => (b => [b.x, b.y, b.width, b.height])(t.getBoundingClientRect()))")
+        assert len(boxes) > 5
+        side = 0 if axis == "x" else 1
+        starts = sorted(box[side] for box in boxes)
+        assert all(box[side + 2] < 17 for box in boxes)
+        assert min(later - former for former, later in pairwise(starts)) >= 12
 
 
 def test_sixty_layers_of_two_hundred_steps_stay_small(make_results, tmp_path):

@@ -125,6 +125,17 @@
     ]);
   }
 
+  // As many names beside a square map as have room, upright where they would lie across each other.
+  function thinTicks(place, layout) {
+    for (const axis of [layout.xaxis, layout.yaxis]) {
+      if (!axis.tickvals?.length) continue;
+      const each = place.clientWidth * 0.55 / axis.tickvals.length;
+      const step = Math.max(1, Math.ceil(13 / each));
+      for (const name of ["tickvals", "ticktext"]) axis[name] = axis[name].filter((_, k) => k % step === 0);
+      if (axis === layout.xaxis && each * step < 44) axis.tickangle = -90;
+    }
+  }
+
   function filled(place) {
     const { layer, figure } = place.dataset;
     const made = themed(figures[figure][layer]);
@@ -134,6 +145,7 @@
       if (texts.length) pickOut(made);
     }
     if (pictured(made)) lay(place, made);
+    if (made.data[0].type === "heatmap" && made.layout.yaxis.scaleanchor) thinTicks(place, made.layout);
     return made;
   }
 
