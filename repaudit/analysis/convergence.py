@@ -6,12 +6,12 @@ import json
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
-from os import cpu_count
 from typing import Any, Final
 
 import numpy as np
 import xarray as xr
 from dask.utils import format_bytes
+from joblib import cpu_count
 from numpy.typing import NDArray
 
 from repaudit.analysis.input_geometry import InputGeometry
@@ -152,14 +152,14 @@ def at_once(study: Study, sketched: Collection[str] = ()) -> int:
     """
     samples = study.samples.sizes[SAMPLE]
     if len(sketched) == len(study.selection.layers):
-        return cpu_count() or 1
+        return int(cpu_count())
     need = 10 * 8 * samples**2
     if need > study.settings.budget:
         raise AnalysisError(
             f"expected a memory budget of about {format_bytes(need)} for distances of operators on {samples} samples, "
             f"found {format_bytes(study.settings.budget)}: raise `memory`"
         )
-    return int(min(cpu_count() or 1, study.settings.budget // need))
+    return int(min(cpu_count(), study.settings.budget // need))
 
 
 def _recalled(study: Study, kind: str, content: Mapping[str, str], compute: Callable[[], Spread]) -> dict[str, float]:

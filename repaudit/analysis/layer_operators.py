@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import lru_cache
-from os import cpu_count
 from typing import Any, Final
 
 import numpy as np
 import torch
 import xarray as xr
 from dask.utils import format_bytes
+from joblib import cpu_count
 
 from repaudit.analysis.cache import StoredOperator, digest
 from repaudit.analysis.execution import Workplace
@@ -194,7 +194,7 @@ def threads(study: Study) -> int:
             f"layer {layer}: expected a memory budget of about {format_bytes(need)} for one operator of {n} samples, "
             f"found {format_bytes(study.settings.budget)}: raise `memory`"
         )
-    return int(max(1, min(cpu_count() or 1, study.settings.budget // need)))
+    return int(max(1, min(cpu_count(), study.settings.budget // need)))
 
 
 def _checksums(study: Study, layer: str, keys: Sequence[Key]) -> tuple[dict[Key, int], dict[Key, str]]:

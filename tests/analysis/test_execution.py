@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 
 import numpy as np
 import psutil
@@ -85,3 +87,16 @@ def test_cuda_gives_what_the_cpu_gives(planted_store, tmp_path):
 def test_a_device_that_is_not_there_is_refused(planted_store, tmp_path):
     with pytest.raises(AnalysisError, match="device"):
         ra.analyze(planted_store(models=1), tmp_path / "out", device="nonsense")
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="this system does not give processes some cores only")
+def test_no_more_work_at_once_than_cores_that_the_process_may_use():
+    program = (
+        "import os; os.sched_setaffinity(0, [min(os.sched_getaffinity(0))])\n"
+        "from types import SimpleNamespace as Some\n"
+        "from repaudit.analysis.convergence import at_once\n"
+        "samples = Some(sizes={'sample': 10})\n"
+        "print(at_once(Some(samples=samples, settings=Some(budget=10**9), selection=Some(layers=['a']))))"
+    )
+    found = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert found.stdout == "1\n"

@@ -1,0 +1,110 @@
+"""A whole analysis on one core and on two, by threads and by Dask workers, from a file and from S3; its memory over T.
+
+Every run is a process of its own that may use that many cores; a cluster is started before the clock. S3 is moto's
+server on this machine, so what is measured is the way to it, not a network. The speed-up is over the run on one core
+of the same kind; ``off by`` is the largest difference of any spread from that of one thread and a file. ``--steps``
+grows the store: the peak is that of the process above what it had after its imports.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from analyze import Peak, write_store
+from moto.server import ThreadedMotoServer
+
+import repaudit as ra
+
+BARE: dict[str, Any] = {"frames": 0, "units": 0, "similarity": (), "figures": "none"}
+KEYS = {"AWS_ACCESS_KEY_ID": "bench", "AWS_SECRET_ACCESS_KEY": "bench", "AWS_DEFAULT_REGION": "us-east-1"}
+
+
+def one(url: str, cores: int, workers: bool, out: str) -> None:
+    """Analyse a store on some cores, and print seconds, peak and spreads."""
+    os.sched_setaffinity(0, range(cores))
+    options = dict(BARE)
+    if workers:
+        from distributed import LocalCluster
+
+        cluster = LocalCluster(n_workers=cores, threads_per_worker=1, dashboard_address=None)
+        options["scheduler"] = cluster.scheduler_address
+        cluster.get_client().submit(lambda: __import__("repaudit").analyze).result()
+    with Peak() as peak:
+        start = time.perf_counter()
+        results = ra.analyze(url, out, cache=False, **options)
+        seconds = time.perf_counter() - start
+    spread = results["spread"]["spread"].values.tolist()
+    print(json.dumps({"seconds": seconds, "megabytes": peak.megabytes, "spread": spread}))
+
+
+def measured(url: str, cores: int, workers: bool, folder: Path) -> dict[str, Any]:
+    command = [sys.executable, __file__, "--one", url, str(cores), str(int(workers)), str(folder / "out")]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+    text = subprocess.run(command, capture_output=True, text=True, check=True, env=environment).stdout
+    found: dict[str, Any] = json.loads(text.splitlines()[-1])
+    return found
+
+
+def speed(samples: int, steps: int, folder: Path) -> None:
+    """Print the table of one core and two."""
+    os.environ |= KEYS
+    server = ThreadedMotoServer(port=0)
+    server.start()
+    os.environ["AWS_ENDPOINT_URL"] = "http://{}:{}".format(*server.get_host_and_port())
+    import s3fs
+
+    s3fs.S3FileSystem().mkdir("bench")
+    places = {"file": str(folder / "store.zarr"), "S3": "s3://bench/store.zarr"}
+    write_store(folder / "store.zarr", range(steps), samples, 3, 256, ["a", "b", "c", "d"], pace=steps / 4)
+    ra.copy_store(places["file"], places["S3"])
+    print(f"3 models x 4 layers x {steps} steps, {samples} samples x 256, load {os.getloadavg()[0]:.2f}")
+    print("from  by       1 core    2 cores   speed-up  off by")
+    truth = None
+    for place, url in places.items():
+        for workers in (False, True):
+            runs = [measured(url, cores, workers, folder) for cores in (1, 2)]
+            truth = np.array(runs[0]["spread"]) if truth is None else truth
+            first, second = (run["seconds"] for run in runs)
+            off = max(float(np.nanmax(np.abs(np.array(run["spread"]) - truth))) for run in runs)
+            by = "workers" if workers else "threads"
+            print(f"{place:5} {by} {first:8.1f} s {second:8.1f} s {first / second:8.2f}x  {off:.0e}", flush=True)
+    server.stop()
+
+
+def memory(samples: int, every: list[int], folder: Path) -> None:
+    """Print the peak of an analysis of one layer for growing numbers of steps."""
+    peaks = []
+    for steps in every:
+        url = folder / f"{steps}.zarr"
+        write_store(url, range(steps), samples, 2, 64, pace=steps / 4)
+        peaks.append(measured(str(url), 2, False, folder)["megabytes"])
+        print(f"T={steps:<6} {samples} samples: peak {peaks[-1]:.0f} MB ({peaks[-1] / peaks[0]:.2f}x)", flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="scale", description=__doc__)
+    parser.add_argument("--samples", type=int, default=1000)
+    parser.add_argument("--length", type=int, default=6, help="steps of the store for the speed-up")
+    parser.add_argument("--steps", type=int, nargs="*", default=[50, 200, 1000], help="steps over which memory is told")
+    parser.add_argument("--one", nargs=4, metavar=("URL", "CORES", "WORKERS", "OUT"), help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.one:
+        url, cores, workers, out = options.one
+        one(url, int(cores), workers == "1", out)
+        return
+    with tempfile.TemporaryDirectory() as name:
+        speed(options.samples, options.length, Path(name))
+        memory(256, options.steps, Path(name))
+
+
+if __name__ == "__main__":
+    main()
