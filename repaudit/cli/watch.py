@@ -41,6 +41,9 @@ BLOCKS: Final = "▁▂▃▄▅▆▇█"
 WIDTH: Final = 32
 """Most characters of a curve."""
 _STATES: Final = {"running": "green", "silent": "red", "ended": "dim"}
+_TITLES: Final = ("model", "state", "audits", "last step", "since then", "heartbeat", "failures")
+NARROW: Final = 72
+"""Columns below which only what cannot be missed is told."""
 _MAKING: Final = 10.0
 """Seconds after which what has no root document is no store in the making."""
 _FRAME: Final = 8
@@ -127,26 +130,33 @@ def view(look: Look, width: int = 80, height: int | None = None) -> Group:
         notes.append(f"{len(look.failed)} spreads could not be computed; {layer} at step {step}: {why}")
     head = Text(visible(look.url), style="bold")
     what = Text("spread: 0 identical, 1 unrelated; 95% interval; verdicts are so far", style="dim")
-    parts: list[Any] = [head, _runs(look.runs), _curves(look.curves, width, room), what]
+    parts: list[Any] = [head, _runs(look.runs, width), _curves(look.curves, width, room), what]
     return Group(*parts, *(Text(visible(note), style="yellow") for note in notes))
 
 
-def _runs(runs: Sequence[Run]) -> Table:
+def _runs(runs: Sequence[Run], total: int) -> Table:
+    """Return a row per model; a narrow terminal has no room for what the rest tells too."""
     table = Table(box=None, pad_edge=False, header_style="dim")
-    for title in ("model", "state", "audits", "last step", "since then", "heartbeat", "failures"):
-        table.add_column(title, no_wrap=True)
-    for run in runs:
-        last = f"{len(run.failures)}, last: {run.failures[-1][1]}" if run.failures else "0"
-        table.add_row(
-            escape(visible(run.model)),
-            f"[{_STATES[run.state]}]{run.state}[/]",
-            str(run.audits),
-            "-" if run.step is None else str(run.step),
-            _age(run.seconds_since_audit),
-            _age(run.seconds_since_heartbeat),
-            escape(visible(last)),
-        )
+    dispensable = {"audits", "since then"} if total < NARROW else set()
+    rows = [_told(run) for run in runs]
+    for title in (title for title in _TITLES if title not in dispensable):
+        table.add_column(title, no_wrap=True, overflow="ellipsis")
+    for row in rows:
+        table.add_row(*(cell for title, cell in zip(_TITLES, row, strict=True) if title not in dispensable))
     return table
+
+
+def _told(run: Run) -> tuple[str, ...]:
+    last = f"{len(run.failures)}, last: {run.failures[-1][1]}" if run.failures else "0"
+    return (
+        escape(visible(run.model)),
+        f"[{_STATES[run.state]}]{run.state}[/]",
+        str(run.audits),
+        "-" if run.step is None else str(run.step),
+        _age(run.seconds_since_audit),
+        _age(run.seconds_since_heartbeat),
+        escape(visible(last)),
+    )
 
 
 def _curves(curves: Sequence[LiveCurve], total: int, room: int | None) -> Table:
@@ -156,6 +166,8 @@ def _curves(curves: Sequence[LiveCurve], total: int, room: int | None) -> Table:
     others = {"spread so far": max(13, width), "now": 18, "verdict": 10, "settled": 7}
     differ = len({curve.models for curve in curves}) > 1
     others |= {"models": 6} if differ else {}
+    if total < NARROW:
+        del others["settled"]
     room_for_names = max(12, total - sum(others.values()) - 2 * len(others))
     table.add_column("layer", no_wrap=True, overflow="ellipsis", max_width=room_for_names)
     for title, needs in others.items():
@@ -168,7 +180,7 @@ def _curves(curves: Sequence[LiveCurve], total: int, room: int | None) -> Table:
         verdict = f"[{COLORS.get(first.verdict, 'yellow')}]{first.verdict}[/]"
         settled = sorted({"-" if curve.settled is None else str(curve.settled) for curve in run})
         drawn = sparkline(_mean(run), width)
-        cells = [drawn, _now(run), verdict, "/".join(settled[:2])]
+        cells = [drawn, _now(run), verdict, *(["/".join(settled[:2])] if "settled" in others else [])]
         cells += [str(min(curve.models for curve in run))] if differ else []
         table.add_row(f"[cyan]{escape(visible(name))}[/]", *cells)
     return table

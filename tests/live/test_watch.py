@@ -23,6 +23,7 @@ from starlette.testclient import TestClient
 import repaudit as ra
 from repaudit.cli.watch import sparkline, view
 from repaudit.live.page import Board, application
+from repaudit.live.runs import Run
 from repaudit.live.spreads import LiveCurve, LiveSpreads
 from repaudit.live.watcher import Look, Watcher
 from repaudit.store.read.reader import open_store
@@ -188,6 +189,17 @@ def test_sixty_layers_fit_a_small_terminal_and_no_word_is_cut() -> None:
     assert "unchanged" in text
     every = shown(Look("s.zarr", (), curves(60), {}), 120, 90)
     assert sum("model.layers." in line for line in every) == 60
+
+
+@pytest.mark.parametrize("width", [60, 80, 120])
+def test_no_word_is_cut_at_any_width(width) -> None:
+    runs = tuple(Run(f"seed{k}", "running", 1200, 120_000, 3.0, 1.0, []) for k in (0, 10))
+    lines = shown(Look("s.zarr", runs, curves(6), {}), width, 30)
+    assert all(len(line) <= width for line in lines)
+    text = "\n".join(lines)
+    for word in ("seed10", "running", "120000", "heartbeat", "failures", "layer", "verdict", "converging"):
+        assert word in text, text
+    assert "…" not in text.replace("…layers.", ""), text  # parts of a path, never of a word
 
 
 def test_names_are_never_instructions_to_the_terminal() -> None:
