@@ -47,12 +47,13 @@ MOST_NAMED: Final = 3
 
 
 def of_curve(verdict: str, seen: xr.Dataset, peak: int) -> str:
-    """Return the verdict on a curve with its first, largest and last value."""
+    """Return the verdict on a curve with its first, largest and last value; what diverges does so from its least."""
     steps, value = seen[STEP].values, seen[SPREAD].values
     if value.max() < IDENTICAL:
         return "The models are identical at every step: are they one run, or one seed?"
     low, high = seen[LOW].values, seen[HIGH].values
-    ends = [_with_interval(value[i], low[i], high[i], int(steps[i])) for i in sorted({0, peak, len(steps) - 1})]
+    turn = int(value.argmin()) if verdict == "diverging" else peak
+    ends = [_with_interval(value[i], low[i], high[i], int(steps[i])) for i in sorted({0, turn, len(steps) - 1})]
     opening = OPENINGS[verdict] if len(steps) > 1 else "One step only, so that no change can be seen"
     return f"{opening}: their spread is {_listed(ends)}."
 

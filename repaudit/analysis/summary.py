@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +13,7 @@ import xarray as xr
 from repaudit.analysis.parts import Margins
 from repaudit.analysis.sentences import ended, headline, joined, of_curve, of_pairs, outlying, with_settling
 from repaudit.measure.phases import UNRELATED, phases, verdict
-from repaudit.measure.settling import settling_order
+from repaudit.measure.settling import UNSETTLED, settling_order
 from repaudit.names import LAYER, MODEL, SCALE, SCALE_NAME, STEP
 from repaudit.results import (
     APPROACH,
@@ -33,8 +33,6 @@ from repaudit.results import (
     bounds,
 )
 
-UNSETTLED = ("unrelated", "undecided", "unchanged")
-"""Verdicts on layers for which settling has no meaning; what never moved does not settle."""
 EQUIVALENT = 0.05
 """Differences of this size, intervals included, are none."""
 
@@ -94,11 +92,21 @@ def _at_scale(parts: Mapping[str, xr.Dataset], margins: Mapping[str, Any]) -> _A
     summaries = {}
     for name, (steps, *_) in curves.items():
         one = said[name] | settling.get(name, nothing)
+        if _moves_after(one["phases"], one["settled"]) and name not in single:
+            settling[name] = settling[name] | {"settled": None}
+            one["settled"] = None
         one |= comparisons(parts, name, int(steps[-1]) if len(steps) else None)
         if PAIRS in parts and len(steps) == 1:
             one["sentence"] = of_pairs(parts[PAIRS].sel({LAYER: name, STEP: steps[0]}))
         summaries[name] = one | {"sentence": with_settling(one, name in single, len(steps))}
-    return _AtScale(summaries, [{"layer": name, **when} for name, when in settling.items()])
+    first = sorted(settling.items(), key=lambda item: item[1]["settled"] is None)  # those that never do, last
+    return _AtScale(summaries, [{"layer": name, **when} for name, when in first])
+
+
+def _moves_after(phases: Sequence[Mapping[str, Any]], settled: int | None) -> bool:
+    """Whether a significant change begins where a wide interval of the end would call the curve settled already."""
+    changes = [phase["from"] for phase in phases if phase["direction"] != "flat"]
+    return settled is not None and bool(changes) and changes[-1] >= settled
 
 
 def layer_summary(spread: xr.Dataset, margins: Any = None) -> dict[str, Any]:

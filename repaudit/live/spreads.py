@@ -18,7 +18,7 @@ from repaudit.errors import ActivationError, CorruptStoreError
 from repaudit.gauge.gauge import DiffusionGauge
 from repaudit.live.stored_operators import stored_operator
 from repaudit.measure.phases import verdict
-from repaudit.measure.settling import settled
+from repaudit.measure.settling import UNSETTLED, settled
 from repaudit.store.read import catalog
 from repaudit.store.read.activations import read_step, step_checksums
 from repaudit.store.read.sketches import sketches_by_layer
@@ -174,9 +174,10 @@ class LiveSpreads:
         value, low, high = (tuple(float(one[name]) for one in arrays) for name in ("value", "low", "high"))
         margins = curve_band(arrays, present, sorted({model for models in present for model in models})).change
         waiting = sum(1 for step, content in contents.items() if found.get(step, ({}, {}))[0] != content)
+        said = verdict(steps, value, low, high, margins)
+        since = None if said in UNSETTLED else settled(steps, value, low, high, margins)
         return LiveCurve(
-            layer, steps, value, low, high,
-            verdict(steps, value, low, high, margins), settled(steps, value, low, high, margins),
+            layer, steps, value, low, high, said, since,
             len(present[-1]) if present else 0, waiting,
         )  # fmt: skip
 

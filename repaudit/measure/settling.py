@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 from numpy.typing import ArrayLike
 
@@ -15,6 +15,10 @@ UNINFORMATIVE = 0.5
 
 Points = Sequence[Any]
 """Steps, value, low and high, each (step,), and margins of their differences (step, step) where they are known."""
+
+
+UNSETTLED: Final = ("unrelated", "undecided", "unchanged")
+"""Verdicts on layers for which settling has no meaning; what never moved does not settle."""
 
 
 @dataclass(frozen=True)
