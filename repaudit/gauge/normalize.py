@@ -8,6 +8,7 @@ from torch import Tensor
 from repaudit.distance.points import cache_panels
 from repaudit.errors import ActivationError
 from repaudit.gauge.kernel import Kernel
+from repaudit.operators.convert import from_entries
 
 
 def markov_(kernel: Tensor, sums: Tensor, alpha: float) -> Tensor:
@@ -46,7 +47,7 @@ def sparse_markov(
     values = values * correction[rows] * correction[columns]
     degrees = zero.index_add(0, rows, values)
     values = (values / degrees[rows]).to(dtype)
-    matrix = torch.sparse_coo_tensor(torch.stack([rows, columns]), values, (count, count), check_invariants=False)
+    matrix = from_entries(torch.stack([rows, columns]), values, (count, count))
     return matrix.coalesce(), degrees
 
 

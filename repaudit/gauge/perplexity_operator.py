@@ -27,6 +27,7 @@ from repaudit.gauge.neighbors import (
 )
 from repaudit.gauge.normalize import markov_
 from repaudit.gauge.perplexity import Spreading, spread_over_neighbors
+from repaudit.operators.convert import from_entries
 
 SPARSE: Final = 8
 """An operator is kept sparse where it has at least this many times as many samples as a neighbourhood has."""
@@ -86,7 +87,7 @@ def _sparse(hoods: Sequence[Neighborhoods], scale: Scale, points: Cloud, alpha: 
     dtype, device = points.samples.dtype, points.samples.device
     index = torch.from_numpy(np.stack([np.repeat(np.arange(count), entries), columns]))
     chances = torch.from_numpy(values).to(dtype)
-    matrix = torch.sparse_coo_tensor(index, chances, (count, count), is_coalesced=True, check_invariants=False)
+    matrix = from_entries(index, chances, (count, count), is_coalesced=True)
     duplicates = sum(int((hood.squared.amin(1) == 0).sum()) for hood in hoods)
     counts = _counts(points, duplicates, spread)
     return Computed(matrix.to(device), torch.from_numpy(degrees).to(device), counts)

@@ -11,6 +11,7 @@ import torch
 from dask.utils import parse_bytes
 from numpy.typing import NDArray
 
+from repaudit.distance.squared import full_precision
 from repaudit.errors import OperatorError
 from repaudit.operators.stack import OperatorStack
 
@@ -132,11 +133,12 @@ def _add_gram(gram: torch.Tensor, norms: torch.Tensor, flat: torch.Tensor) -> No
     top = len(gram)
     norms[top:] += torch.linalg.vector_norm(flat[top:], dim=1).to(torch.float64).square_()
     panel = -(-len(flat) // min(4, max(1, len(flat) // 100)))
-    for start in range(0, flat.shape[1], GEMM_COLUMNS):
-        columns = flat[:, start : start + GEMM_COLUMNS]
-        for row in range(0, top, panel):
-            stop = min(row + panel, top)
-            gram[row:stop, row:] += columns[row:stop] @ columns[row:].T
+    with full_precision(flat.device):
+        for start in range(0, flat.shape[1], GEMM_COLUMNS):
+            columns = flat[:, start : start + GEMM_COLUMNS]
+            for row in range(0, top, panel):
+                stop = min(row + panel, top)
+                gram[row:stop, row:] += columns[row:stop] @ columns[row:].T
 
 
 def _refuse_unsound(bands: Iterator[tuple[int, torch.Tensor]], size: int) -> None:

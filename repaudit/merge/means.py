@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from repaudit.operators.convert import row_sums
+from repaudit.operators.convert import from_entries, row_sums
 
 
 def weighted_mean(matrices: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
@@ -33,4 +33,4 @@ def weighted_mean(matrices: Sequence[Tensor], weights: Sequence[float]) -> Tenso
         return merged / sums[:, None]
     merged = merged.coalesce()
     values = merged.values() / sums[merged.indices()[0]]
-    return torch.sparse_coo_tensor(merged.indices(), values, merged.shape, is_coalesced=True, check_invariants=False)
+    return from_entries(merged.indices(), values, (len(merged), len(merged)), is_coalesced=True)

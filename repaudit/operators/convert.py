@@ -69,6 +69,13 @@ def signs(vectors: Tensor) -> Tensor:
     return vectors.gather(0, largest[None]).sign()
 
 
+def from_entries(index: Tensor, values: Tensor, shape: tuple[int, int], *, is_coalesced: bool = False) -> Tensor:
+    """Return a sparse COO tensor, checked as the caller has it: torch warns where that was never said."""
+    checks: Any = torch.sparse.check_sparse_tensor_invariants
+    with checks(enable=checks.is_enabled()):
+        return torch.sparse_coo_tensor(index, values, shape, is_coalesced=is_coalesced)
+
+
 def as_sparse(matrix: Any) -> Tensor:
     """Return a scipy or torch sparse matrix as a coalesced COO tensor of its own precision."""
     if isinstance(matrix, Tensor):
@@ -77,4 +84,4 @@ def as_sparse(matrix: Any) -> Tensor:
     entries = matrix.tocoo()
     index = torch.from_numpy(np.stack(entries.coords).astype(np.int64))
     data = entries.data.astype(np.float32 if entries.data.dtype == np.float32 else np.float64)
-    return torch.sparse_coo_tensor(index, torch.from_numpy(data), entries.shape, check_invariants=False).coalesce()
+    return from_entries(index, torch.from_numpy(data), entries.shape).coalesce()

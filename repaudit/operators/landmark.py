@@ -15,6 +15,7 @@ from scipy.sparse.csgraph import connected_components
 from torch import Tensor
 
 from repaudit.distance.points import row_panels
+from repaudit.distance.squared import full_precision
 from repaudit.errors import OperatorError
 from repaudit.names import SAMPLE
 from repaudit.operators.convert import signs
@@ -94,7 +95,8 @@ class LandmarkDiffusionOperator(DiffusionOperator):
     def _rows(self, place: slice) -> Tensor:
         """Rows of the dense matrix, ``(len(place), sample)``."""
         root = self.degrees.sqrt().to(self.factor.dtype)
-        rows = self.factor[place] @ self.factor.mT
+        with full_precision(self.factor.device):
+            rows = self.factor[place] @ self.factor.mT
         return rows.mul_(root).div_(root[place, None])
 
     def _panels(self) -> Iterator[slice]:

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import argparse
 
+import joblib
 import numpy as np
+import torch
 
 import repaudit as ra
 from repaudit.measure.band import band
@@ -31,6 +33,16 @@ def curve(seed: int, models: int, steps: int, converging: bool) -> list[Spread]:
     return found
 
 
+def curves(count: int, models: int, steps: int, converging: bool, jobs: int) -> list[list[Spread]]:
+    """Return the curves of as many seeds, made in processes of one thread each."""
+
+    def one(seed: int) -> list[Spread]:
+        torch.set_num_threads(1)
+        return curve(seed, models, steps, converging)
+
+    return joblib.Parallel(n_jobs=jobs)(joblib.delayed(one)(seed) for seed in range(count))
+
+
 def judged(spreads: list[Spread]) -> str:
     """Return the verdict on a curve, as an analysis gives it."""
     left_out = np.array([one.left_out for one in spreads])
@@ -39,10 +51,10 @@ def judged(spreads: list[Spread]) -> str:
     return verdict(range(len(spreads)), *bounds, margins.change)
 
 
-def held(curves: list[list[Spread]]) -> float:
+def held(found: list[list[Spread]]) -> float:
     """Return the share of intervals that hold the mean of all curves at their step."""
     values, low, high = (
-        np.array([[getattr(one, name) for one in spreads] for spreads in curves]) for name in ("value", "low", "high")
+        np.array([[getattr(one, name) for one in spreads] for spreads in found]) for name in ("value", "low", "high")
     )
     mean = values.mean(0)
     return float(((low <= mean) & (mean <= high)).mean())
@@ -50,12 +62,12 @@ def held(curves: list[list[Spread]]) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    for name, default in (("models", 3), ("steps", 5), ("curves", 100)):
+    for name, default in (("models", 3), ("steps", 5), ("curves", 100), ("jobs", joblib.cpu_count())):
         parser.add_argument(f"--{name}", type=int, default=default)
     options = parser.parse_args()
-    shape = (options.models, options.steps)
-    null = [curve(seed, *shape, converging=False) for seed in range(options.curves)]
-    planted = [curve(seed, *shape, converging=True) for seed in range(options.curves)]
+    null, planted = (
+        curves(options.curves, options.models, options.steps, converging, options.jobs) for converging in (False, True)
+    )
     changed = np.mean([judged(one) in ("converging", "diverging") for one in null])
     found = np.mean([judged(one) == "converging" for one in planted])
     print(f"{options.models} models, {options.steps} steps, {options.curves} curves of {SAMPLES} samples each:")

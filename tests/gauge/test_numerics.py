@@ -10,6 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.spatial.distance import cdist
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import repaudit as ra
 from repaudit.distance import squared as distance
@@ -161,6 +162,50 @@ def test_smallest_entries_of_many_rows(threads):
         values, place = smallest(rows, 20)
     torch.testing.assert_close(values.sort(1).values, rows.sort(1).values[:, :20], rtol=0, atol=0)
     assert torch.equal(rows.gather(1, place), values)
+
+
+COARSE = torch.float32, torch.bfloat16, torch.float16
+
+
+class Products(TorchDispatchMode):
+    """Collects the settings under which products of dense matrices in single or half precision are computed."""
+
+    KINDS = frozenset({"mm", "bmm", "addmm", "addmm_", "baddbmm", "baddbmm_", "mv", "addmv", "dot"})
+
+    def __init__(self):
+        super().__init__()
+        self.seen = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        found = [value for value in args if isinstance(value, torch.Tensor) and value.layout == torch.strided]
+        if function.overloadpacket.__name__ in self.KINDS and any(value.dtype in COARSE for value in found):
+            self.seen.append((torch.get_float32_matmul_precision(), torch.is_autocast_enabled("cpu")))
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("parameters", [{}, {"perplexity": 30}, {"knn": 15, "neighbors": 20}, {"landmarks": 40}])
+def test_no_product_of_an_analysis_is_coarser_than_float32(parameters):
+    """TF32, which many trainings turn on, rounds products to three digits: as much as what is measured."""
+    gauge = ra.DiffusionGauge(**({"knn": 15} if "landmarks" in parameters else {}), **parameters)
+    clouds = [torch.randn(120, 12, generator=torch.Generator().manual_seed(seed)) for seed in range(3)]
+    before = torch.get_float32_matmul_precision()
+    try:
+        torch.set_float32_matmul_precision("medium")
+        with torch.autocast("cpu", dtype=torch.bfloat16), Products() as products:
+            operators = [gauge(one) for one in clouds]
+            ra.spread(operators)
+            ra.operator_distances(operators)
+            for operator in operators:
+                operator.to_numpy()
+                operator.eigenpairs(4)
+            merged = {str(k): operator for k, operator in enumerate(operators)}
+            for strategy in ("weighted", "frobenius", "ot_barycenter"):
+                ra.DiffusionMerging(strategy).merge(merged)
+            for measure in ("cka", "cka_rbf", "procrustes", "mutual_knn"):
+                ra.similarity(*clouds[:2], measure)
+    finally:
+        torch.set_float32_matmul_precision(before)
+    assert set(products.seen) == {("highest", False)}
 
 
 @pytest.mark.parametrize("n", [2, 3, 4, 7, 50])

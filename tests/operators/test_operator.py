@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -212,3 +215,16 @@ def test_an_operator_is_shown_with_where_it_is_from(parameters):
     assert "<script" not in page
     assert "\n" not in said + page
     assert all(word in page for word in ("400 samples", form, "&lt;script&gt;layer.1", "duplicates"))
+
+
+@pytest.mark.parametrize("checked", [False, True])
+def test_sparse_entries_are_checked_as_the_caller_has_it_and_without_a_warning_of_torchs(checked):
+    program = (
+        "import torch, repaudit as ra\n"
+        f"checked = {checked}\n"
+        "if checked: torch.sparse.check_sparse_tensor_invariants.enable()\n"
+        "operator = ra.DiffusionGauge(perplexity=5)(torch.randn(60, 4))\n"
+        "ra.DiffusionMerging('weighted').merge({'a': operator, 'b': operator})\n"
+        "assert torch.sparse.check_sparse_tensor_invariants.is_enabled() is checked"
+    )
+    subprocess.run([sys.executable, "-W", "error::UserWarning", "-c", program], check=True)
