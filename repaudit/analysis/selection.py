@@ -150,7 +150,9 @@ def _mismatches(
     for model in models:
         missing = [step for step in every if step not in set(steps[model])]
         if missing:
-            lines.append(f"model {model}: lacks {len(missing)} of {len(every)} steps ({_brief(missing)})")
+            lines.append(
+                f"model {model} at {len(missing)} of {len(every)} steps, which it has not recorded: {_brief(missing)}"
+            )
     return lines
 
 

@@ -40,14 +40,19 @@ COUNTED: Final = {
 }
 IDENTICAL: Final = 1e-6
 """A spread below this at every step is the same run under several names, or the same seed."""
+WORTH: Final = 0.05
+"""A change that could hide in what a curve leaves uncertain is told from this size on."""
 OUTLYING: Final = 0.1
 """One sample with more than this share of a squared distance is named."""
 SIGNIFICANT: Final = 0.05
 MOST_NAMED: Final = 3
 
 
-def of_curve(verdict: str, seen: xr.Dataset, peak: int) -> str:
-    """Return the verdict on a curve with its first, largest and last value; what diverges does so from its least."""
+def of_curve(verdict: str, seen: xr.Dataset, peak: int, margins: Any = None) -> str:
+    """Return the verdict on a curve with its first, largest and last value; what diverges does so from its least.
+
+    Where nothing changes significantly, the margin of the change from the first to the last step tells what could.
+    """
     steps, value = seen[STEP].values, seen[SPREAD].values
     if value.max() < IDENTICAL:
         return "The models are identical at every step: are they one run, or one seed?"
@@ -55,7 +60,9 @@ def of_curve(verdict: str, seen: xr.Dataset, peak: int) -> str:
     turn = int(value.argmin()) if verdict == "diverging" else peak
     ends = [_with_interval(value[i], low[i], high[i], int(steps[i])) for i in sorted({0, turn, len(steps) - 1})]
     opening = OPENINGS[verdict] if len(steps) > 1 else "One step only, so that no change can be seen"
-    return f"{opening}: their spread is {_listed(ends)}."
+    visible = float(margins[0, -1]) if verdict == "unchanged" and margins is not None else math.nan
+    unseen = f" From first to last, a change of less than {visible:.2f} would not be seen." if visible >= WORTH else ""
+    return f"{opening}: their spread is {_listed(ends)}.{unseen}"
 
 
 def ended(spread: xr.Dataset, seen: xr.Dataset) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -92,21 +92,12 @@ def _at_scale(parts: Mapping[str, xr.Dataset], margins: Mapping[str, Any]) -> _A
     summaries = {}
     for name, (steps, *_) in curves.items():
         one = said[name] | settling.get(name, nothing)
-        if _moves_after(one["phases"], one["settled"]) and name not in single:
-            settling[name] = settling[name] | {"settled": None}
-            one["settled"] = None
         one |= comparisons(parts, name, int(steps[-1]) if len(steps) else None)
         if PAIRS in parts and len(steps) == 1:
             one["sentence"] = of_pairs(parts[PAIRS].sel({LAYER: name, STEP: steps[0]}))
         summaries[name] = one | {"sentence": with_settling(one, name in single, len(steps))}
     first = sorted(settling.items(), key=lambda item: item[1]["settled"] is None)  # those that never do, last
     return _AtScale(summaries, [{"layer": name, **when} for name, when in first])
-
-
-def _moves_after(phases: Sequence[Mapping[str, Any]], settled: int | None) -> bool:
-    """Whether a significant change begins where a wide interval of the end would call the curve settled already."""
-    changes = [phase["from"] for phase in phases if phase["direction"] != "flat"]
-    return settled is not None and bool(changes) and changes[-1] >= settled
 
 
 def layer_summary(spread: xr.Dataset, margins: Any = None) -> dict[str, Any]:
@@ -131,7 +122,8 @@ def layer_summary(spread: xr.Dataset, margins: Any = None) -> dict[str, Any]:
         "peak": {"step": int(steps[peak]), "value": _number(value[peak])},
         "phases": [{"from": int(p.start), "to": int(p.end), "direction": p.direction} for p in stretches],
     }
-    return {**summary, "sentence": of_curve(summary["verdict"], seen, peak) + ended(spread, seen) + outlying(seen)}
+    said = of_curve(summary["verdict"], seen, peak, margins)
+    return {**summary, "sentence": said + ended(spread, seen) + outlying(seen)}
 
 
 def comparisons(parts: Mapping[str, xr.Dataset], layer: str, end: int | None) -> dict[str, Any]:

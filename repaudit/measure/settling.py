@@ -9,6 +9,7 @@ from typing import Any, Final
 from numpy.typing import ArrayLike
 
 from repaudit.measure.curve import SMALLEST_CHANGE, Curve
+from repaudit.measure.phases import read_phases
 
 UNINFORMATIVE = 0.5
 """With a wider interval of the end, half of the way from identical to unrelated, nothing is known of settling."""
@@ -58,7 +59,8 @@ def settled(
     """Return the first step from which the spread stays within the interval of its end (or 0.01).
 
     The end's interval decides: a step does not count as settled because it is too uncertain to differ significantly
-    from the end. No later step differs significantly from the end, either. None if the spread still moves: if that
+    from the end. No later step differs significantly from the end, either, and no significant change begins there or
+    later: a wide interval of the end must not call what still moves settled. None if the spread still moves: if that
     step is the last one, for fewer than two steps, and if the end has no interval or one wider than 0.5.
 
     Examples
@@ -74,7 +76,9 @@ def settled(
     outside = (away > max(SMALLEST_CHANGE, curve.above[last])) | (-away > max(SMALLEST_CHANGE, curve.below[last]))
     moved = [i for i in range(last) if outside[i] or curve.falls(i, last) or curve.rises(i, last)]
     first = moved[-1] + 1 if moved else 0
-    return int(curve.steps[first]) if first < last else None
+    if first >= last or any(one.start >= curve.steps[first] for one in read_phases(curve) if one.direction != "flat"):
+        return None
+    return int(curve.steps[first])
 
 
 def settling_order(curves: Mapping[str, Points]) -> list[Settling]:

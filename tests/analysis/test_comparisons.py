@@ -11,7 +11,6 @@ from typer.testing import CliRunner
 import repaudit as ra
 from repaudit.analysis.input_geometry import token_shares
 from repaudit.analysis.sentences import of_curve
-from repaudit.analysis.summary import _moves_after
 from repaudit.cli import app
 from repaudit.embed.phate import phate_frames
 from repaudit.errors import AnalysisError
@@ -319,15 +318,19 @@ def test_of_many_samples_some_move(planted_store, tmp_path, monkeypatch):
     assert (tmp_path / "out/report.html").exists()
 
 
-def test_what_moves_at_the_end_has_not_settled_before_and_its_lowest_point_is_told():
-    phases = [{"from": 0, "to": 20, "direction": "flat"}, {"from": 20, "to": 50, "direction": "rises"}]
-    assert _moves_after(phases, 0)
-    assert _moves_after(phases, 20)
-    assert not _moves_after(phases, 40)
-    assert not _moves_after(phases[:1], 0)
-    assert not _moves_after(phases, None)
+def test_of_what_diverges_the_lowest_point_is_told():
     names = ("spread", "low", "high")
     seen = xr.Dataset({name: ("step", [0.3, 0.1, 0.5, 0.4]) for name in names}, coords={"step": [0, 10, 20, 30]})
     said = of_curve("diverging", seen, 2)
     assert "0.10 [0.10, 0.10] at step 10" in said
     assert "at step 20" not in said
+
+
+def test_where_nothing_changes_it_is_told_what_could_not_be_seen():
+    steps = {"step": [0, 10]}
+    values = {"spread": [0.4, 0.38], "low": [0.3, 0.3], "high": [0.5, 0.5]}
+    seen = xr.Dataset({name: ("step", row) for name, row in values.items()}, coords=steps)
+    margins = np.array([[0.0, 0.17], [0.17, 0.0]])
+    assert of_curve("unchanged", seen, 0, margins).endswith("a change of less than 0.17 would not be seen.")
+    for verdict, known in (("converging", margins), ("unchanged", None), ("unchanged", margins / 10)):
+        assert "would not be seen" not in of_curve(verdict, seen, 0, known)

@@ -45,3 +45,12 @@ def test_layers_in_the_order_in_which_they_settle() -> None:
         "first": points([0.8, 0.21, 0.2, 0.2, 0.2]),
     }
     assert settling_order(curves) == [Settling("first", 1, 1), Settling("middle", 10, 100), Settling("deep", 10, None)]
+
+
+def test_what_begins_to_move_inside_the_wide_interval_of_the_end_has_not_settled() -> None:
+    steps, value, half = [0, 10, 20, 30], np.array([0.3, 0.15, 0.45, 0.3]), 0.2
+    margins = np.full((4, 4), 0.25)
+    assert settled(steps, value, value - half, value + half, margins) is None
+    assert settled(steps, value, value - half, value + half, margins * 2) == 0
+    falling = np.array([0.9, 0.3, 0.3, 0.3])
+    assert settled(steps, falling, falling - half, falling + half, margins) == 10
