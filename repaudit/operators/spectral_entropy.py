@@ -93,18 +93,20 @@ def _lanczos(matrix: Any, start: Array, steps: int) -> tuple[Array, Array]:
 
     Every new vector is made orthogonal to all before it, since rounding would give the large eigenvalues again.
     """
-    basis = np.zeros((steps, *start.shape))
-    basis[0] = start
-    alphas, betas = np.zeros((steps, start.shape[1])), np.zeros((steps, start.shape[1]))
+    samples, vectors = start.shape
+    basis = np.zeros((vectors, steps, samples))
+    basis[:, 0] = start.T
+    alphas, betas = np.zeros((steps, vectors)), np.zeros((steps, vectors))
     for step in range(steps):
-        found = matrix @ basis[step]
-        alphas[step] = (basis[step] * found).sum(0)
-        known = basis[: step + 1]
+        found = np.ascontiguousarray((matrix @ basis[:, step].T).T)
+        alphas[step] = np.einsum("vn,vn->v", basis[:, step], found)
+        known = basis[:, : step + 1]
         for _ in range(2):
-            found -= np.einsum("snv,sv->nv", known, np.einsum("snv,nv->sv", known, found))
-        betas[step] = np.linalg.norm(found, axis=0)
+            found -= (found[:, None] @ known.mT @ known)[:, 0]
+        betas[step] = np.linalg.norm(found, axis=1)
         if step + 1 < steps:
-            basis[step + 1] = np.where(betas[step] > _NOTHING, found / np.maximum(betas[step], _NOTHING), 0)
+            length = betas[step][:, None]
+            basis[:, step + 1] = np.where(length > _NOTHING, found / np.maximum(length, _NOTHING), 0)
     return alphas, np.where(betas > _NOTHING, betas, 0)
 
 
