@@ -38,6 +38,7 @@ ALL_ARMS = (NONE, MERGED, BEST, PERMUTED, WITHIN, FEATURES)
 TASKS = (
     Task("few labels", "bert", FEW, 1.0, 200, ALL_ARMS),
     Task("language", "llama", None, 0.03, 300, (NONE, MERGED, PERMUTED)),
+    Task("early language", "llama", None, 0.1, 40, (NONE, MERGED, PERMUTED)),
     Task("many labels", "bert", None, 0.3, 200, ALL_ARMS),
 )
 console = Console()
@@ -56,7 +57,7 @@ def main() -> None:
     sizes, models, seeds, tasks = (SAMPLES, HELD, OTHERS), list(teachers.pretrained.models()), options.seeds, TASKS
     if options.quick:
         sizes, models, seeds = (96, 96, 200), ["minilm-l6", "minilm-l3"], 2
-        short = [task for task in TASKS if task.name != "many labels"]
+        short = [task for task in TASKS if task.name in ("few labels", "language")]
         tasks = tuple(replace(task, steps=40, arms=(NONE, MERGED, PERMUTED)) for task in short)
     options.out.mkdir(parents=True, exist_ok=True)
     mails = Mails.load(*sizes)

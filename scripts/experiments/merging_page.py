@@ -20,8 +20,11 @@ BARS = (
     ("few labels", "train distance", MERGED, NONE, "ratio", 0.40),
     ("few labels", "accuracy", MERGED, NONE, "difference", -0.02),
     ("few labels", "10-NN accuracy", MERGED, PERMUTED, "difference", 0.05),
-    ("language", "held-out distance", MERGED, NONE, "ratio", 0.85),
-    ("language", "validation loss", MERGED, NONE, "ratio", 1.05),
+    *(
+        (task, number, MERGED, NONE, "ratio", bar)
+        for task in ("language", "early language")
+        for number, bar in (("held-out distance", 0.85), ("validation loss", 1.05))
+    ),
 )
 """Task, number, arm, what it is compared with, how, and the bar: at most for ratios, at least for differences."""
 
