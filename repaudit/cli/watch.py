@@ -129,7 +129,7 @@ def view(look: Look, width: int = 80, height: int | None = None) -> Group:
         (layer, step), why = next(iter(look.failed.items()))
         notes.append(f"{len(look.failed)} spreads could not be computed; {layer} at step {step}: {why}")
     head = Text(visible(look.url), style="bold")
-    what = Text("spread: 0 identical, 1 unrelated; 95% interval; verdicts are so far", style="dim")
+    what = Text("spread, drawn from 0 (identical) to 1 (unrelated); 95% interval; verdicts are so far", style="dim")
     parts: list[Any] = [head, _runs(look.runs, width), _curves(look.curves, width, room), what]
     return Group(*parts, *(Text(visible(note), style="yellow") for note in notes))
 
