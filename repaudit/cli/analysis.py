@@ -28,7 +28,7 @@ from repaudit.cli.console import (
     parse_steps,
     prose,
     say,
-    warn_of_lost,
+    warn_of_what_is_lost,
 )
 from repaudit.cli.progress import shown_progress
 
@@ -192,11 +192,8 @@ def analyze(
 @contextmanager
 def _readable(stores: list[str]) -> Iterator[None]:
     """Open the stores before anything heavy is imported, so that what is no store is told at once."""
-    from repaudit.store.read import catalog
-    from repaudit.store.read.reader import open_store
-
     for store in stores:
-        warn_of_lost(store, catalog.lost(open_store(store)))
+        warn_of_what_is_lost(store)
     yield
 
 

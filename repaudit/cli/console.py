@@ -137,6 +137,14 @@ def last_parts(first: str, last: str) -> str:
     return ".".join(theirs for _, theirs in dropwhile(lambda pair: pair[0] == pair[1], pairs) if theirs)
 
 
+def warn_of_what_is_lost(store: str) -> None:
+    """Open a store, and say what of it is read as missing."""
+    from repaudit.store.read import catalog
+    from repaudit.store.read.reader import open_store
+
+    warn_of_lost(store, catalog.lost(open_store(store)))
+
+
 def warn_of_lost(store: str, lost: Sequence[str]) -> None:
     """Print one line on stderr that says what of a store is read as missing."""
     if lost:

@@ -27,6 +27,7 @@ from repaudit.cli.console import (
     say,
     visible,
     warn_of_lost,
+    warn_of_what_is_lost,
 )
 from repaudit.cli.progress import shown_progress
 
@@ -124,12 +125,18 @@ def repair(
     """Repair what can be repaired, and say what was lost."""
     with one_line_errors(), shown_progress(f"repairing {store}"):
         from repaudit.store.check.repair import repair as run
+        from repaudit.store.check.verify import verify as check
 
         done = [
             {"location": r.location, "kind": r.kind, "message": r.message, "lost": r.lost}
             for r in run(store, force=force)
         ]
-    _print_problems(done, as_json, none="nothing to repair")
+        left = len(check(store))
+    _print_problems(done, as_json, none="nothing that repair can mend" if left else "nothing to repair")
+    if left and not as_json:
+        say(f"{left} problem{'s' * (left > 1)} left: see repaudit verify")
+    with one_line_errors():
+        warn_of_what_is_lost(store)  # what cannot be opened all the same is an error
 
 
 def _print_problems(rows: list[dict[str, Any]], as_json: bool, none: str) -> None:
@@ -162,6 +169,7 @@ def copy(
     with one_line_errors(goes_on=True), shown_progress(f"copying {source} to {destination}") as progress:
         from repaudit.store.copying import copy_store
 
+        warn_of_what_is_lost(source)
         chosen = parse_steps(steps, [source])
         copied = copy_store(
             source, destination, models=parse_names(models), layers=parse_names(layers), steps=chosen,
@@ -185,5 +193,6 @@ def export(
     with one_line_errors(), shown_progress(f"reading {store}"):
         from repaudit.store.copying import export_layer
 
+        warn_of_what_is_lost(store)
         shape = export_layer(store, model, layer, path, steps=parse_steps(steps, [store]))
     say(f"{path}: {' x '.join(map(str, shape))}")

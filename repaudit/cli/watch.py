@@ -123,6 +123,8 @@ def view(look: Look, width: int = 80, height: int | None = None) -> Group:
     notes = []
     if len(look.runs) < 2:
         notes.append("a spread needs at least two models")
+    if look.lost:
+        notes.append(f"read as missing, because damaged or lost: {', '.join(look.lost)} (see repaudit verify --data)")
     if look.waiting:
         notes.append(f"{look.waiting} spreads are being computed")
     if look.failed:

@@ -10,7 +10,8 @@ from typing import Literal, TypeAlias
 import numpy as np
 import xarray as xr
 
-from repaudit.names import MODELS, STEP, encode_name
+from repaudit.names import STEP
+from repaudit.store.format.keys import model_key
 from repaudit.store.format.layout import LEASE
 from repaudit.store.read import catalog
 from repaudit.store.storage.lease import Holder
@@ -63,7 +64,7 @@ def _run(tree: xr.DataTree, storage: Storage, model: str) -> Run:
         audited = (
             None if np.isnat(last) else max(0.0, now - float(last.astype("datetime64[ns]").astype(np.int64)) / 1e9)
         )
-    data = storage.get(f"{MODELS}/{encode_name(model)}/{LEASE}")
+    data = storage.get(f"{model_key(model)}/{LEASE}")
     holder = Holder.parse(data) if data is not None else None
     state: State = "ended" if holder is None else "silent" if holder.stale or holder.quiet else "running"
     failures = tuple((int(gap["step"]), str(gap.get("reason", ""))) for gap in catalog.gaps(tree, model))

@@ -10,6 +10,7 @@ from typing import Any
 from repaudit.gauge.gauge import DiffusionGauge
 from repaudit.live.runs import Run, runs
 from repaudit.live.spreads import LiveCurve, LiveSpreads
+from repaudit.store.read import catalog
 from repaudit.store.read.reader import open_store
 from repaudit.store.storage.place import open_storage
 
@@ -24,12 +25,14 @@ class Look:
     runs : tuple of Run, one per model
     curves : tuple of LiveCurve, one per layer that at least two models may share
     failed : what could not be computed, by layer and step
+    lost : what of the store is read as missing, because it is damaged
     """
 
     url: str
     runs: tuple[Run, ...]
     curves: tuple[LiveCurve, ...]
     failed: Mapping[tuple[str, int], str]
+    lost: tuple[str, ...] = ()
 
     @property
     def waiting(self) -> int:
@@ -44,6 +47,7 @@ class Look:
             "models": [asdict(run) for run in self.runs],
             "layers": [asdict(curve) for curve in self.curves],
             "failed": failed,
+            "lost": list(self.lost),
         }
 
 
@@ -83,4 +87,5 @@ class Watcher:
         """
         tree = open_store(self.url, self._options)
         curves = self._spreads.update(tree, seconds)
-        return Look(os.fspath(self.url), tuple(runs(tree, self._storage)), tuple(curves), dict(self._spreads.failed))
+        lost, failed = tuple(catalog.lost(tree)), dict(self._spreads.failed)
+        return Look(os.fspath(self.url), tuple(runs(tree, self._storage)), tuple(curves), failed, lost)

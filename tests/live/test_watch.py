@@ -146,6 +146,21 @@ def test_what_cannot_be_computed_is_named_and_the_rest_goes_on(tmp_path: Path) -
     assert look.waiting == 0
 
 
+def test_models_and_layers_of_any_name_are_watched(tmp_path: Path) -> None:
+    """The store shortens what is too long for a file system."""
+    probe_set = ra.ProbeSet.from_tensors({"input_ids": torch.arange(2 * SAMPLES).reshape(SAMPLES, 2)})
+    names, layer = ["学习率为零点零零一的第十二层宽度五百一十二随机种子三号模型", "x" * 400], "l" * 300
+    for model, name in enumerate(names):
+        layers = {layer: ((SAMPLES, FEATURES), "float32")}
+        with ra.TrajectoryWriter(
+            tmp_path / "s.zarr", model_name=name, probe_set=probe_set, layers=layers, durable=False
+        ) as to:
+            to.append(0, {layer: values(model, 0)})
+            look = Watcher(tmp_path / "s.zarr", gauge=GAUGE).look()
+            assert [run.state for run in look.runs if run.model == name] == ["running"]
+    assert sorted(run.model for run in look.runs) == sorted(names)
+
+
 def test_a_run_is_running_silent_or_ended(tmp_path: Path) -> None:
     url = tmp_path / "s.zarr"
     with writer(url, 0) as one:

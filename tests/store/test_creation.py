@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import repaudit as ra
-from repaudit.errors import CorruptStoreError
+from repaudit.errors import CorruptStoreError, NotAStoreError
 from repaudit.names import LABEL, TEXT
 from repaudit.store.read.stored_probe_set import StoredProbeSet
 from repaudit.store.storage import local
@@ -103,3 +103,17 @@ def test_what_a_killed_write_left_is_cleared_by_the_next_writer(tmp_path):
     ra.TrajectoryWriter(url, model_name="m", probe_set=first_set(), layers=LAYERS).close()
     assert ra.verify(url, data=True) == []
     assert list(url.rglob("*.partial")) == []
+
+
+@pytest.mark.parametrize(
+    "path", ["text", "text/a.txt", "label/b/c.0", "sample/deep/x", "sha256/no", "probe/mine/a.txt"]
+)
+def test_files_of_others_under_names_of_ours_are_refused_and_stay(tmp_path, path):
+    """A data set may well have folders called text and label."""
+    theirs = tmp_path / "data" / path
+    theirs.parent.mkdir(parents=True)
+    theirs.write_text("precious")
+    with pytest.raises(NotAStoreError, match=f"it holds '{path}'"):
+        ra.TrajectoryWriter(tmp_path / "data", model_name="m", probe_set=first_set(), layers=LAYERS)
+    assert theirs.read_text() == "precious"
+    assert sorted(item.name for item in (tmp_path / "data").rglob("*") if item.is_file()) == [theirs.name]

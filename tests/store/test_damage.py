@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 
 import numpy as np
@@ -389,3 +390,92 @@ def test_checksums_of_another_model_cost_no_step_unasked(store):
     with pytest.raises(CorruptStoreError, match=r"models/b: not one of 5 steps can be kept .*nothing of this model"):
         ra.repair(store)
     assert catalog.steps(ra.open_store(store), "b") == list(range(5))
+
+
+def command(*arguments) -> tuple[int, str, str]:
+    found = CliRunner().invoke(app, [str(argument) for argument in arguments])
+    return found.exit_code, found.stdout, found.stderr
+
+
+def older_document(store) -> None:
+    """Put the document of five steps back after three more."""
+    document = (store / "models/b/zarr.json").read_bytes()
+    with ra.TrajectoryWriter(store, model_name="b", probe_set=PROBE_SET, layers=LAYERS) as writer:
+        for step in range(5, 8):
+            writer.append(step, {"l": np.full((3, 2), step, "float32")})
+    (store / "models/b/zarr.json").write_bytes(document)
+
+
+def test_an_older_document_put_back_costs_no_proven_step_unasked(store):
+    older_document(store)
+    assert any("an older copy of it was put back" in problem.message for problem in ra.verify(store))
+    with pytest.raises(CorruptStoreError, match="has 5 steps, but checksums prove 3 more"):
+        ra.repair(store)
+    assert len(list((store / "models/b/l").glob("c.*"))) == 8
+    (store / "models/b/zarr.json").unlink()  # as the error says
+    ra.repair(store)
+    assert catalog.steps(ra.open_store(store), "b") == list(range(8))
+    assert ra.verify(store, data=True) == []
+
+
+def test_an_older_document_put_back_costs_its_later_steps_when_asked(store):
+    older_document(store)
+    ra.repair(store, force=True)
+    assert catalog.steps(ra.open_store(store), "b") == list(range(5))
+    assert ra.verify(store, data=True) == []
+
+
+@pytest.mark.parametrize("harm", ["documents", "pipe", "link", "copy"])
+def test_whatever_is_wrong_with_a_model_leaves_the_others_and_is_told(store, tmp_path, harm):
+    model = store / "models/b"
+    if harm == "documents":
+        (model / "zarr.json").unlink()
+        (model / "step/zarr.json").unlink()
+    elif harm == "pipe":
+        (model / "loss/c.0").unlink()
+        os.mkfifo(model / "loss/c.0")
+    elif harm == "link":
+        shutil.move(model, tmp_path / "elsewhere")
+        model.symlink_to(tmp_path / "elsewhere")
+    else:
+        shutil.copy(store / "models/c/zarr.json", model / "zarr.json")
+    with pytest.warns(StoreWarning, match="model 'b' is left out"):
+        tree = ra.open_store(store)
+    assert catalog.models(tree) == ["a", "c"]
+    assert catalog.activations(tree, "c", "l").values[:, 0, 0].tolist() == [0, 1, 2, 3, 4]
+    assert ra.verify(store, data=True)
+
+
+def test_every_command_that_reads_says_which_model_is_left_out(store, tmp_path):
+    (store / "models/b/zarr.json").write_bytes(b"{")
+    for arguments in (
+        ("info", store),
+        ("copy", store, tmp_path / "t.zarr"),
+        ("export", store, "a", "l", tmp_path / "a.npy"),
+    ):
+        code, _, said = command(*arguments)
+        assert code == 0
+        assert "damaged or lost: model b" in " ".join(said.split())
+    assert "model b" in command("watch", store, "--once")[1]
+    assert json.loads(command("watch", store, "--once", "--json")[1])["lost"] == ["model b"]
+    code, _, said = command("export", store, "b", "l", tmp_path / "b.npy")
+    assert code == 2
+    assert "model 'b' is damaged and left out" in " ".join(said.split())
+
+
+def test_repair_mends_the_models_after_one_that_it_cannot(store):
+    (store / "models/a/zarr.json").unlink()
+    (store / "models/a/layer/c.0").unlink()
+    (store / "models/b/loss/c.0").unlink()
+    with pytest.raises(CorruptStoreError, match="models/a both the document and the names"):
+        ra.repair(store)
+    assert {problem.location.split("/")[1] for problem in ra.verify(store, data=True)} == {"a"}
+
+
+def test_the_command_repair_says_what_it_leaves(store):
+    shutil.copy(store / "models/c/zarr.json", store / "models/b/zarr.json")
+    code, said, _ = command("repair", store)
+    assert code == 0
+    assert said.splitlines() == ["nothing that repair can mend", "1 problem left: see repaudit verify"]
+    flip(store / "sample/c.0")
+    assert command("repair", store)[0] == 3

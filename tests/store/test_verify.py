@@ -10,7 +10,14 @@ import numpy as np
 import pytest
 
 import repaudit as ra
-from repaudit.errors import CorruptStoreError, LeaseError, NotAStoreError, StoreNotFoundError, UnknownVersionError
+from repaudit.errors import (
+    CorruptStoreError,
+    LeaseError,
+    NotAStoreError,
+    StoreNotFoundError,
+    StoreWarning,
+    UnknownVersionError,
+)
 from repaudit.store.read import catalog
 from repaudit.store.storage.local import LocalStorage
 
@@ -326,7 +333,10 @@ def test_what_is_no_store_is_refused(tmp_path):
 def test_two_groups_of_one_model_are_told_apart_by_a_person(store):
     shutil.copytree(store / "models/seed0", store / "models/seed1")
     assert [(p.kind, p.location) for p in ra.verify(store)] == [("misaligned", "models/seed1/zarr.json")]
-    with pytest.raises(CorruptStoreError, match="models/seed0 and models/seed1 are both model 'seed0'"):
+    with pytest.warns(StoreWarning, match="models/seed0 and models/seed1 are both model 'seed0'"):
+        assert catalog.models(ra.open_store(store)) == ["seed0"]  # the one whose folder bears the name
+    (store / "models/seed0").rename(store / "models/seed2")
+    with pytest.raises(CorruptStoreError, match="models/seed1 and models/seed2 are both model 'seed0'"):
         ra.open_store(store)
 
 

@@ -19,7 +19,7 @@ from repaudit.store.check.problem import Problem
 from repaudit.store.format.documents import DOCUMENT, chunk_key, dump, read_document
 from repaudit.store.format.encoding import COORDINATE_CHUNK, checksum, decode_column
 from repaudit.store.format.layout import STEP_COLUMNS, coordinate_arrays
-from repaudit.store.format.model_facts import steps_of
+from repaudit.store.format.model_facts import steps_of, truncations_of
 from repaudit.store.format.schema import unbelievable, violations
 from repaudit.store.format.seal import broken_seal
 from repaudit.store.storage.storage import Storage
@@ -158,10 +158,24 @@ class ModelInspection:
                 yield Problem(path, "damaged_metadata", f"{path} is missing")
             elif unbelievable(document) is not None or _but_length(document) != _but_length(array):
                 yield Problem(path, "damaged_metadata", f"{path} is not what {self.key}/{DOCUMENT} says")
-            elif document["shape"][0] > array["shape"][0]:
+            elif document["shape"][0] > array["shape"][0] and truncations_of(self.document or {}):
                 yield Problem(
                     path, "leftover", f"{path} has {document['shape'][0]} steps: a truncation was not finished"
                 )
+            elif document["shape"][0] > array["shape"][0]:
+                why = f"{path} has {document['shape'][0]} steps, {self.key}/{DOCUMENT} only {array['shape'][0]}"
+                yield Problem(
+                    path, "damaged_metadata", f"{why}, and none was ever dropped: an older copy of it was put back"
+                )
+
+    @property
+    def claimed(self) -> int:
+        """Number of steps that the document of the step numbers has, which is written after the model's."""
+        try:
+            document = read_document(self.storage, f"{self.key}/{STEP}/{DOCUMENT}")
+        except CorruptStoreError:
+            return 0
+        return 0 if document is None or unbelievable(document) is not None else int(document["shape"][0])
 
     @property
     def lengths(self) -> set[int]:

@@ -20,7 +20,7 @@ from repaudit.store.check.root_repair import mend_root, stale_lease
 from repaudit.store.format.documents import DOCUMENT, chunk_key, dump, read_document
 from repaudit.store.format.encoding import COORDINATE_CHUNK, checksum, encode_column
 from repaudit.store.format.layout import LEASE, REPAIR, STEP_COLUMNS
-from repaudit.store.format.model_facts import step_chunks
+from repaudit.store.format.model_facts import step_chunks, truncations_of
 from repaudit.store.format.root_document import nothing_there, store_attributes
 from repaudit.store.format.seal import model_bytes
 from repaudit.store.format.step_columns import column_objects
@@ -98,7 +98,7 @@ def repair(
         if with_document or model.layer_keys:
             try:
                 done += _mend_model(storage, key, force, version)
-            except _IntactError as error:
+            except (CorruptStoreError, ForeignPathError) as error:  # the other models are mended all the same
                 refused.append(str(error))
     if refused:
         raise CorruptStoreError("; ".join(refused))
@@ -143,6 +143,7 @@ def _mend_model(storage: Storage, key: str, force: bool, version: int) -> list[P
         rows = _judge(model)
         rebuilt = not model.sound or not model.aligned
         if not force:
+            _refuse_older(model)
             _refuse_intact(model, rows)
         if rebuilt or any(row.problem or row.unknown for row in rows) or (rows and model.names_problem):
             _stage(model, [row for row in rows if not row.problem])
@@ -198,6 +199,31 @@ def _refuse_intact(model: ModelInspection, rows: list[_Row]) -> None:
         f"{model.storage.url}: {model.key}: {what}, so nothing of this model was changed; restore the damaged part "
         f"from a backup, or pass force=True to drop these steps"
     )
+
+
+def _refuse_older(model: ModelInspection) -> None:
+    """Refuse to drop proven steps that the document knows nothing of: a dead writer leaves one, a truncation is told.
+
+    More, or one that an array's document counts, which is written after the model's, come of an older model's document.
+    """
+    if model.document is None or not (model.sound and model.aligned) or truncations_of(model.document):
+        return
+    first = index = model.committed or 0
+    while _is_numbered(model, index) and all(_proven(model, index)):
+        index += 1
+    if index - first > (0 if model.claimed > first else 1):
+        path = f"{model.key}/{DOCUMENT}"
+        raise _IntactError(
+            f"{model.storage.url}: {path} has {first} steps, but checksums prove {index - first} more, and none was "
+            f"ever dropped: an older copy of it was put back, so nothing of this model was changed; restore the newer "
+            f"one, or move this one away and repair again, which rebuilds it (force=True drops these steps)"
+        )
+
+
+def _is_numbered(model: ModelInspection, index: int) -> bool:
+    """Whether the column of step numbers has one at this index, whatever the model's document says."""
+    numbers = model.stored_column(STEP, index // COORDINATE_CHUNK)
+    return not isinstance(numbers, str) and numbers[index % COORDINATE_CHUNK] >= 0
 
 
 def _proven(model: ModelInspection, index: int) -> Iterator[bool]:

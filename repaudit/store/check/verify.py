@@ -7,7 +7,7 @@ from collections.abc import Container, Iterable, Iterator, Mapping
 from itertools import islice, pairwise
 from typing import Any, Final
 
-from repaudit.errors import CorruptStoreError, UnknownVersionError
+from repaudit.errors import CorruptStoreError, ForeignPathError, UnknownVersionError
 from repaudit.names import ATTRS, CHECKSUM, LAYER, MODELS, PROBE, STEP, in_natural_order
 from repaudit.store.check.lost_parts import contradicted
 from repaudit.store.check.model_inspection import ModelInspection
@@ -84,8 +84,12 @@ def verify(
     for name in sorted((name for name in storage.children(MODELS) if name != DOCUMENT), key=in_natural_order):
         key = f"{MODELS}/{name}"
         if not any(link == key or link.startswith(f"{key}/") for link in linked):
-            model = ModelInspection(storage, key, attributes["version"])
-            problems += [*_model(model, data), *_unlisted(model, listed)]
+            try:
+                model = ModelInspection(storage, key, attributes["version"])
+                problems += [*_model(model, data), *_unlisted(model, listed)]
+            except ForeignPathError as error:
+                problems.append(Problem(key, "foreign", str(error)))
+                continue
             if names.setdefault(model.name or key, key) != key:
                 message = (
                     f"{key} and {names[model.name or key]} are both model {model.name!r}: move one out of the store"

@@ -73,6 +73,10 @@ def model_dataset(tree: xr.DataTree, model: str) -> xr.Dataset:
     """Return the dataset of one model, with the sample ids of the root."""
     groups = _groups(tree)
     if model not in groups:
+        if model in tree.attrs.get(UNREADABLE, ()):
+            raise NotInStoreError(
+                f"model {model!r} is damaged and left out: run `repaudit verify`, then `repaudit repair`"
+            )
         raise NotInStoreError(f"the store has no model {model!r}: it has {', '.join(models(tree)) or 'none'}")
     return groups[model].to_dataset()
 

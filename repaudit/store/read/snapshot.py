@@ -6,11 +6,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from repaudit.errors import CorruptStoreError, StoreError
-from repaudit.names import ATTRS, MODELS, PROBE, SAMPLE, SHA256, STEP
+from repaudit.errors import CorruptStoreError, ForeignPathError, StoreError
+from repaudit.names import ATTRS, CHECKSUM, MODELS, PROBE, SAMPLE, SHA256, STEP
 from repaudit.store.check.lost_parts import contradicted, damaged_inputs, empty_chunk, is_lost, replaced_columns
 from repaudit.store.check.root_inspection import RootInspection
 from repaudit.store.format.documents import DOCUMENT, chunk_key, dump, read_document
+from repaudit.store.format.keys import model_key
 from repaudit.store.format.layout import COLUMNS, LOST
 from repaudit.store.format.model_facts import era_of
 from repaudit.store.format.root_document import root_seal
@@ -105,26 +106,36 @@ def _take_inputs(snapshot: Snapshot, root: RootInspection) -> None:
 
 
 def _take_models(snapshot: Snapshot, storage: Storage, version: int) -> None:
-    names: dict[str, str] = {}
+    names: dict[str, list[str]] = {}
     for child in storage.children(MODELS):
         key = f"{MODELS}/{child}"
         if child == DOCUMENT:
             continue
         try:
             name = _take_model(snapshot, storage, key, version)
-        except CorruptStoreError as error:
+        except (CorruptStoreError, ForeignPathError) as error:
             snapshot.unreadable[key] = str(error)
             continue
-        if name is None:
-            continue
-        if name in names:
-            raise CorruptStoreError(
-                f"{storage.url}: {names[name]} and {key} are both model {name!r}, expected one group per model: "
-                f"move one of them out of the store"
-            )
-        names[name] = key
+        if name is not None:
+            names.setdefault(name, []).append(key)
+    for name, keys in names.items():
+        if len(keys) > 1:
+            _leave_out_copies(snapshot, storage, name, keys)
     if snapshot.unreadable and not names:
         raise CorruptStoreError(next(iter(snapshot.unreadable.values())))
+
+
+def _leave_out_copies(snapshot: Snapshot, storage: Storage, name: str, keys: list[str]) -> None:
+    """Leave out the groups that hold another model's document; the one whose key is the name's is that model."""
+    both = f"{storage.url}: {' and '.join(keys)} are both model {name!r}, expected one group per model"
+    if model_key(name) not in keys:
+        raise CorruptStoreError(f"{both}: move one of them out of the store")
+    for key in keys:
+        if key != model_key(name):
+            for found in (snapshot.pinned, snapshot.arrays, snapshot.lost):
+                for path in [path for path in found if path == key or path.startswith(f"{key}/")]:
+                    del found[path]
+            snapshot.unreadable[key] = f"{both}, and this one has another's document"
 
 
 def _take_model(snapshot: Snapshot, storage: Storage, key: str, version: int) -> str | None:
@@ -133,7 +144,7 @@ def _take_model(snapshot: Snapshot, storage: Storage, key: str, version: int) ->
     document = read_document(storage, path)
     for _ in range(_LOOKS):
         if document is None:
-            lost = storage.size(f"{key}/{STEP}/{DOCUMENT}") is not None
+            lost = storage.size(f"{key}/{STEP}/{DOCUMENT}") is not None or bool(storage.children(f"{key}/{CHECKSUM}"))
             refuse(storage, key, ["its document is missing, and with it the record of its steps"] * lost)
             return None
         try:

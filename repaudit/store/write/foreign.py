@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Final
 
 from repaudit.errors import NotAStoreError, StoreError
-from repaudit.names import ATTRS, MODELS
+from repaudit.names import ATTRS, MODELS, PROBE
 from repaudit.store.format.documents import DOCUMENT, read_document
-from repaudit.store.format.layout import LEASE
+from repaudit.store.format.layout import COLUMNS, LEASE
 from repaudit.store.format.root_document import store_attributes
 from repaudit.store.storage.local import LOCK, LocalStorage
 from repaudit.store.storage.storage import TEMPORARY, Storage
@@ -23,6 +23,24 @@ def foreign_models(storage: Storage) -> list[str]:
     return [
         f"{MODELS}/{name}" for name in storage.children(MODELS) if name != DOCUMENT and not _is_model(storage, name)
     ]
+
+
+def foreign_parts(storage: Storage) -> list[str]:
+    """Return the files among the samples and inputs of a folder without a root document that no writer has made."""
+    found = []
+    for home in (*COLUMNS, PROBE):
+        if isinstance(storage, LocalStorage) and (storage.root / home).is_file():
+            found.append(home)
+        for key in storage.keys(home):
+            path = key.lstrip("/").removeprefix(home).lstrip("/")  # at the root of a file system keys begin with /
+            own = _is_of_inputs(path) if home == PROBE else _is_own(f"{home}/{path}")
+            found += [f"{home}/{path}"] * (path != "" and not own)
+    return found
+
+
+def _is_of_inputs(path: str) -> bool:
+    """Whether a writer has put a file there: of one encoding of the inputs, or in version 1 of the only one."""
+    return _is_own(path) or _is_own(path.partition("/")[2])
 
 
 def _is_model(storage: Storage, name: str) -> bool:

@@ -21,7 +21,7 @@ from repaudit.store.storage.fenced import Fenced
 from repaudit.store.storage.lease import Holder, Lease, abandoned
 from repaudit.store.storage.local import LocalStorage
 from repaudit.store.storage.storage import TEMPORARY, Parts, Storage
-from repaudit.store.write.foreign import foreign_models, refuse_inside
+from repaudit.store.write.foreign import foreign_models, foreign_parts, refuse_inside
 from repaudit.store.write.inputs import add_array, encoded_inputs, ensure_inputs
 from repaudit.store.write.retrying import lease_within
 
@@ -140,7 +140,8 @@ def _column(storage: Storage, name: str) -> list[str]:
 def _refuse_foreign(storage: Storage) -> None:
     """Refuse a folder that holds other files."""
     expected = {PROBE, MODELS, *COLUMNS}
-    foreign = [name for name in storage.children() if name not in expected] + foreign_models(storage)
+    foreign = [name for name in storage.children() if name not in expected]
+    foreign += foreign_models(storage) + foreign_parts(storage)
     if foreign and store_attributes(storage) is None:  # else another process has made the store meanwhile
         raise NotAStoreError(
             f"{storage.url} exists and is not a repaudit store: it holds {', '.join(map(repr, foreign[:5]))}, "
