@@ -23,6 +23,7 @@ from repaudit.errors import OperatorError
 from repaudit.names import __version__
 from repaudit.operators.files import AnyOperatorFile, OperatorFile, SparseOperatorFile, write_sparse
 from repaudit.operators.grouped_sketch import LazySketch
+from repaudit.store.storage.regular import read_regular
 from repaudit.store.storage.replacing import replacing
 
 Array = NDArray[Any]
@@ -71,11 +72,12 @@ class Cache:
         """Return the operator of this digest; None if it is missing or its checksum is wrong."""
         path = self._path("operators", name, ".json")
         try:
-            facts = json.loads(_sound(path.read_bytes(), name))
-            file = (SparseOperatorFile if facts["sparse"] else OperatorFile).at(
-                path.with_suffix(_SUFFIX[facts["sparse"]])
-            )
-            with Path(file.path).open("rb") as stream:
+            facts = json.loads(_sound(read_regular(path), name))
+            entries = path.with_suffix(_SUFFIX[facts["sparse"]])
+            if not entries.is_file():  # a pipe in its place would be waited for
+                return None
+            file = (SparseOperatorFile if facts["sparse"] else OperatorFile).at(entries)
+            with entries.open("rb") as stream:
                 if _checksum(stream) != facts["crc32c"]:
                     return None
             return StoredOperator(name, file, facts["diagnostics"], facts["gauge"])
@@ -182,7 +184,7 @@ def _write(path: Path, arrays: Mapping[str, Array]) -> None:
 
 def _read(path: Path) -> dict[str, Array] | None:
     try:
-        with np.load(BytesIO(_sound(path.read_bytes(), path.stem)), allow_pickle=False) as arrays:
+        with np.load(BytesIO(_sound(read_regular(path), path.stem)), allow_pickle=False) as arrays:
             return dict(arrays)
     except Exception:  # noqa: BLE001 - a damaged file may fail anywhere in its readers, and is computed again
         return None

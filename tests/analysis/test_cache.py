@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -173,6 +176,36 @@ def test_a_flipped_digit_of_a_fact_does_not_reach_the_results(analysed, tmp_path
     digit = content.index(b".", content.index(b"effective_neighbors")) - 1
     path.write_bytes(content[:digit] + (b"9" if content[digit] != ord("9") else b"2") + content[digit + 1 :])
     assert_equal(first, ra.analyze(url, out, **BARE), rtol=1e-9)
+
+
+@pytest.mark.parametrize("sparse", [False, True])
+def test_pipes_in_a_cache_count_as_missing(tmp_path, sparse):
+    dense, cache = np.eye(6), Cache(tmp_path)
+    kept = cache.put_operator(digest(sparse), csr_array(dense) if sparse else dense, FACTS, GAUGE)
+    cache.recall(["spread"], lambda: {"low": dense})
+    cache.distances(["spread"], [kept], lambda _files, first: np.zeros((first, 1)))
+    script = (
+        "import sys, numpy as np; from repaudit.analysis.cache import Cache\n"
+        "from pathlib import Path; cache, asked = Cache(Path(sys.argv[1])), []\n"
+        "one = cache.operator(sys.argv[2])\n"
+        "cache.recall(['spread'], lambda: asked.append('results') or {'low': np.eye(6)})\n"
+        "print(one is None, asked)"
+    )
+    for path in sorted(path for path in tmp_path.rglob("*") if path.is_file()):
+        whole = path.read_bytes()
+        path.unlink()
+        os.mkfifo(path)
+        run = subprocess.run(
+            [sys.executable, "-c", script, tmp_path, kept.digest],
+            capture_output=True,
+            text=True,
+            check=True,
+            timeout=60,
+        )
+        asked = ["results"] if "results" in path.parts else []
+        assert run.stdout.strip() == f"{path.stem == kept.digest} {asked}", path
+        path.unlink(missing_ok=True)
+        path.write_bytes(whole)
 
 
 def test_another_gauge_or_seed_is_another_result(planted_store, tmp_path):

@@ -6,7 +6,6 @@ import contextlib
 import errno
 import os
 import shutil
-import stat
 import threading
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,6 +18,7 @@ from filelock import FileLock, Timeout
 from repaudit.errors import ForeignPathError, LeaseError, StoreError
 from repaudit.names import PROBE
 from repaudit.store.storage.lease import mark
+from repaudit.store.storage.regular import read_regular
 from repaudit.store.storage.storage import TEMPORARY, Fence, Parts, Storage
 
 _SYNC_THREADS: Final = 8
@@ -76,7 +76,7 @@ class LocalStorage(Storage):
     def get(self, key: str) -> bytes | None:
         """Read one file, or return None where there is none."""
         try:
-            return _read_file(self.path(key))
+            return read_regular(self.path(key))
         except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
             return None
 
@@ -310,14 +310,6 @@ def _rename_all(written: Sequence[tuple[Path, Path]], fence: Fence | None) -> No
         raise
     except IsADirectoryError as error:
         raise ForeignPathError(f"{path} is a directory, expected a file: move it out of the store") from error
-
-
-def _read_file(path: Path) -> bytes:
-    """Read a regular file; a pipe or a device is refused, since reading it may never end."""
-    with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
-        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-            raise ForeignPathError(f"{path} is not a regular file: expected only those in a store")
-        return file.read()
 
 
 def _write_file(path: Path, parts: Parts) -> None:
