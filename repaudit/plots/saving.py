@@ -16,7 +16,7 @@ import xarray as xr
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from repaudit.names import LAYER, MODEL, STEP, encode_name
+from repaudit.names import LAYER, MODEL, STEP
 from repaudit.plots import canvas, curves, embeddings, maps, style
 from repaudit.plots.lines import DISTANCES, band_of, line_of, varying
 from repaudit.plots.pairs import pair_distances, plot_pairs
@@ -49,6 +49,7 @@ from repaudit.results import (
     one_layer,
     scalar,
 )
+from repaudit.store.format.keys import safe_key
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -202,7 +203,7 @@ def _similarities(similarity: xr.Dataset | None) -> dict[str, Drawing]:
         return figures
     for measure in map(str, similarity[MEASURE].values):
         draw = partial(_drawn, maps.plot_similarity, similarity, measure)
-        figures[f"similarity-{encode_name(measure)}"] = partial(_one, (6.0, 5.2), draw)
+        figures[f"similarity-{safe_key(measure)}"] = partial(_one, (6.0, 5.2), draw)
     return figures
 
 
@@ -220,13 +221,13 @@ def _pairs_figures(pairs: xr.Dataset | None) -> dict[str, Drawing]:
         if found is not None and len(found.models) > 2:
             size = min(9.0, 3.2 + 0.32 * len(found.models))
             draw = partial(_drawn, plot_pairs, pairs, layer)
-            figures[f"pairs-{encode_name(layer)}"] = partial(_one, (1.2 * size, size), draw)
+            figures[f"pairs-{safe_key(layer)}"] = partial(_one, (1.2 * size, size), draw)
     return figures
 
 
 def _layer_figures(dataset: xr.Dataset, variable: str, stem: str, draw: Callable[..., Axes]) -> dict[str, Drawing]:
     return {
-        f"{stem}-{encode_name(layer)}": partial(_layer_figure, dataset, layer, stem, draw)
+        f"{stem}-{safe_key(layer)}": partial(_layer_figure, dataset, layer, stem, draw)
         for layer in names_of(dataset, LAYER)
         if of_layer(dataset, layer, variable)
     }
@@ -251,7 +252,7 @@ def _frames_figures(frames: xr.Dataset | None) -> dict[str, Drawing]:
         known_steps = [int(step) for step in frames[STEP].values[np.isfinite(values.values).any(axis=(1, 2))]]
         if len(known_steps) > 1:
             steps = [known_steps[k] for k in np.unique(np.linspace(0, len(known_steps) - 1, 5).astype(int))]
-            figures[f"frames-{encode_name(layer)}"] = partial(_frames_figure, frames, layer, steps)
+            figures[f"frames-{safe_key(layer)}"] = partial(_frames_figure, frames, layer, steps)
     return figures
 
 

@@ -148,6 +148,14 @@ def test_saved_figures_are_those_named_and_pyplot_stays_out(make_results, tmp_pa
     assert pyplot is None or pyplot.get_fignums() == []
 
 
+def test_long_names_of_layers_fit_into_names_of_files(make_results, tmp_path):
+    layers = ("层" * 30, "层" * 31, "x" * 251, "x" * 250 + "y")
+    tree, _ = make_results(layers=layers)
+    names = {file.name for file in plots.save_figures(tree, tmp_path, dpi=40)}
+    for stem in ("trajectories", "embedding"):
+        assert sum(name.startswith(f"{stem}-") for name in names) == len(layers)
+
+
 def test_a_single_model_has_no_spread_figure(make_results, tmp_path):
     tree, _ = make_results(models=("only",), layers=("norm",))
     names = {file.name for file in plots.save_figures(tree, tmp_path, dpi=50)}
