@@ -41,11 +41,11 @@ def values(model: int, step: int, seed: int = 0) -> np.ndarray:
     return together.astype(np.float32)
 
 
-def writer(url: Path, model: int, layers: int = 1, **options: Any) -> ra.TrajectoryWriter:
+def writer(url: Path, model: int, layers: int = 1, name: str = "", **options: Any) -> ra.TrajectoryWriter:
     probe_set = ra.ProbeSet.from_tensors({"input_ids": torch.arange(2 * SAMPLES).reshape(SAMPLES, 2)})
     shapes = {f"layers.{i}": ((SAMPLES, FEATURES), "float32") for i in range(layers)}
     return ra.TrajectoryWriter(
-        url, model_name=f"seed{model}", probe_set=probe_set, layers=shapes, durable=False, **options
+        url, model_name=name or f"seed{model}", probe_set=probe_set, layers=shapes, durable=False, **options
     )
 
 
@@ -176,6 +176,12 @@ def test_a_run_is_running_silent_or_ended(tmp_path: Path) -> None:
     )
     subprocess.run([sys.executable, "-c", script, str(url), str(Path(__file__).parent)], check=False, timeout=120)
     assert Watcher(url).look().runs[0].state == "silent"
+
+
+def test_a_long_name_of_a_model_has_its_lease_found(tmp_path: Path) -> None:
+    with writer(tmp_path / "s.zarr", 0, name="层" * 30) as one:
+        append(one, 0, [0])
+        assert Watcher(tmp_path / "s.zarr").look().runs[0].state == "running"
 
 
 def curves(count: int, steps: int = 200) -> tuple[LiveCurve, ...]:
