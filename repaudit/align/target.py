@@ -91,7 +91,8 @@ class AlignmentTarget:
         Raises
         ------
         OperatorError
-            There are no such results, layer, scale or step, or the rows of the operator are tokens.
+            There are no such results, layer, scale or step, the results changed since the analysis wrote them, or the
+            rows of the operator are tokens.
         """
         kept = kept_operator(results, layer, scale, step)
         if kept.gauge is None:

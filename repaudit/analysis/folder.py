@@ -19,17 +19,16 @@ from typing import Any, Final, Literal
 import xarray as xr
 
 from repaudit.analysis.locking import locked
-from repaudit.analysis.manifest import Manifest, digest_of
+from repaudit.analysis.manifest import Manifest
 from repaudit.errors import AnalysisError
+from repaudit.operators.written import FIGURES, RESULTS, changed, digest_of
 from repaudit.plots import save_figures
 from repaudit.report import write_report
 from repaudit.results import SUMMARY as SUMMARY_ATTRIBUTE
 from repaudit.store.storage.lease import abandoned, mark
 
-RESULTS: Final = "results.zarr"
 REPORT: Final = "report.html"
 SUMMARY: Final = "summary.json"
-FIGURES: Final = "figures"
 CACHE: Final = "cache"
 _PIECES: Final = (RESULTS, SUMMARY, REPORT)
 _SCRATCH: Final = ".repaudit-"
@@ -126,19 +125,29 @@ def rewrite_report(
     path = folder / RESULTS
     if not path.is_dir():
         raise AnalysisError(f"expected a folder that `repaudit analyze` wrote, found no {RESULTS} in {folder}")
-    try:
-        with xr.open_datatree(path, engine="zarr", consolidated=True) as stored:
-            results = stored.load()
-        summary = json.loads(results.attrs[SUMMARY_ATTRIBUTE])
-    except (ValueError, KeyError) as error:
-        raise AnalysisError(f"{path} cannot be read ({error}); run `repaudit analyze` again") from error
-    with locked(folder):
+    with locked(folder):  # nobody replaces the results while they are compared and read
         _refuse_foreign(folder, [REPORT])
+        results, summary = _read(path)
     with scratch(folder) as fresh:
         save_figures(results, fresh / FIGURES, which=figures, progress=progress)
         write_report(results, summary, fresh / REPORT)
         _move_in(fresh, folder, [REPORT])
     return folder / REPORT
+
+
+def _read(path: Path) -> tuple[xr.DataTree, dict[str, Any]]:
+    """Return results and their summary, if they are what the list of files beside them says."""
+    why = changed(path)
+    if why is not None:
+        raise AnalysisError(why)
+    try:
+        with xr.open_datatree(path, engine="zarr", consolidated=True) as stored:
+            # DataTree.load() leaves out variables that are called like a group, such as spread
+            parts = {node.path: node.to_dataset(inherit=False).load() for node in stored.subtree}
+        results = xr.DataTree.from_dict(parts)
+        return results, dict(json.loads(results.attrs[SUMMARY_ATTRIBUTE]))
+    except Exception as error:  # any part of results without a list may be damaged
+        raise AnalysisError(f"{path} cannot be read ({error}); run `repaudit analyze` again") from error
 
 
 def nulls_for_nan(value: Any) -> Any:

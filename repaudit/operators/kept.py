@@ -16,6 +16,7 @@ from torch import Tensor
 
 from repaudit.errors import OperatorError
 from repaudit.names import ENTRY, ENTRY_INDICES, GAUGES, KEPT, LAYER, SAMPLE, SCALE, SCALE_NAME, SHA256, STEP, VALUE
+from repaudit.operators.written import changed
 
 Key: TypeAlias = tuple[int, int, int]
 """Indices of layer, scale and step."""
@@ -87,12 +88,14 @@ def _kept(results: str | os.PathLike[str] | xr.DataTree) -> xr.Dataset:
         if merged not in results.children or name not in results.children[merged].children:
             raise OperatorError(f"expected the results of an analysis, found a tree without {KEPT!r}")
         return results.children[merged].children[name].to_dataset()
-    place = os.fspath(results)
+    place, why = os.fspath(results), changed(results)
+    if why is not None:
+        raise OperatorError(why)
     try:
         with xr.open_zarr(place, group=KEPT, consolidated=False, chunks=None) as stored:
             kept: xr.Dataset = stored.load()
             return kept
-    except (FileNotFoundError, KeyError, ValueError) as error:
+    except Exception as error:  # any part of results without a list may be damaged
         raise OperatorError(
             f"expected results.zarr of an analysis with the group {KEPT!r} at {place}, found none ({error})"
         ) from error

@@ -103,7 +103,8 @@ class DiffusionOperator:
         Raises
         ------
         OperatorError
-            There are no such results, or no such layer, scale or step in them; those that there are, are named.
+            There are no such results, they changed since the analysis wrote them, or there is no such layer, scale or
+            step in them; those that there are, are named.
 
         Examples
         --------

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -48,6 +53,43 @@ def test_a_target_of_results_is_what_was_merged_and_how(results: str) -> None:
     assert (wide.gauge.perplexity, wide.attrs["scale"], wide.attrs["step"]) == (20.0, 20.0, 7)
     with pytest.raises(OperatorError, match="expected a layer among top"):
         ra.AlignmentTarget.from_results(results, "bottom")
+
+
+@pytest.mark.parametrize("read", [ra.AlignmentTarget.from_results, ra.DiffusionOperator.from_results])
+@pytest.mark.parametrize("as_url", [False, True])
+def test_results_that_changed_since_teach_nothing(results: str, tmp_path: Path, read: Any, as_url: bool) -> None:
+    out = shutil.copytree(Path(results).parent, tmp_path / "out") / "results.zarr"
+    place = f"file://{out}" if as_url else str(out)
+    assert read(place, "top") is not None
+    chunk = out / "merged/operator/value/c/0"
+    whole = chunk.read_bytes()
+    chunk.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    shutil.copytree(out, tmp_path / "alone.zarr")
+    (tmp_path / "link.zarr").symlink_to(out)
+    for one in (place, tmp_path / "link.zarr"):
+        with pytest.raises(OperatorError, match="changed since an analysis wrote it"):
+            read(one, "top")
+    chunk.unlink()  # read as zeros otherwise
+    with pytest.raises(OperatorError, match="changed since an analysis wrote it"):
+        read(place, "top")
+    chunk.write_bytes(whole)
+    (out.parent / "files.json").write_text('{"repaudit_files"')
+    with pytest.raises(OperatorError, match=r"files\.json is not the list"):
+        read(place, "top")
+
+
+@pytest.mark.parametrize("read", [ra.AlignmentTarget.from_results, ra.DiffusionOperator.from_results])
+def test_results_that_stand_alone_are_read_unless_damaged(results: str, tmp_path: Path, read: Any) -> None:
+    alone = shutil.copytree(results, tmp_path / "mine.zarr")
+    assert read(alone, "top") is not None
+    chunk = alone / "merged/operator/value/c/0"
+    os.truncate(chunk, 40)
+    with pytest.raises(OperatorError, match="of an analysis with the group"):
+        read(alone, "top")
+    chunk.unlink()
+    os.mkfifo(chunk)
+    with pytest.raises(OperatorError, match="is not a regular file"):
+        read(alone, "top")
 
 
 def test_samples_are_known_by_their_texts(results: str) -> None:

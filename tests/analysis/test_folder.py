@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import multiprocessing
 import os
+import shutil
 import signal
 from pathlib import Path
 
@@ -13,6 +15,7 @@ import repaudit as ra
 from repaudit.analysis.folder import _move_in, analysis_folder, rewrite_report, scratch
 from repaudit.analysis.locking import locked
 from repaudit.errors import AnalysisError
+from repaudit.operators.written import digest_of
 
 BARE = {"frames": 0, "units": 0, "similarity": ()}
 FIGURES = ("spread.png", "pairs-only.png", "spread-shape.png", "settling.png", "embedding-only.png", "units-old.png")
@@ -191,3 +194,105 @@ def test_results_of_before_there_were_lists_are_replaced(planted_store, tmp_path
     (tmp_path / "out" / "results.zarr" / "zarr.json").write_text('{"attributes": {"versions": "{}"}}')
     with pytest.raises(AnalysisError, match=r"which no analysis wrote"):
         ra.analyze(url, tmp_path / "out", frames=0, units=0)
+
+
+@pytest.fixture(scope="module")
+def written(plant, tmp_path_factory):
+    """The folder of an analysis of a small store, to be copied before it is damaged."""
+    folder = tmp_path_factory.mktemp("written")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("repaudit.analysis.folder.save_figures", lambda _results, made, **_options: made.mkdir())
+        ra.analyze(plant(folder, models=2, layers=("only",), steps=(0, 1)), folder / "out", **BARE)
+    return folder / "out"
+
+
+@pytest.fixture
+def out(written, tmp_path):
+    return shutil.copytree(written, tmp_path / "out")
+
+
+def flip(path):
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+
+
+CHUNK = "results.zarr/spread/spread/c/0/0/0"
+DAMAGE = {"flipped": flip, "lost": Path.unlink, "cut": lambda path: os.truncate(path, 40)}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_results_that_changed_since_are_reported_by_nobody(out, damage):
+    assert rewrite_report(out, "none").exists()
+    DAMAGE[damage](out / CHUNK)
+    report = (out / "report.html").read_bytes()
+    with pytest.raises(AnalysisError, match=r"changed since an analysis wrote it.* run `repaudit analyze` again"):
+        rewrite_report(out, "none")
+    assert (out / "report.html").read_bytes() == report
+
+
+def test_results_that_no_list_names_are_not_those_of_the_analysis(out):
+    listed = json.loads((out / "files.json").read_text())
+    del listed["repaudit_files"]["results.zarr"]
+    (out / "files.json").write_text(json.dumps(listed))
+    with pytest.raises(AnalysisError, match="or none did"):
+        rewrite_report(out, "none")
+
+
+def test_damaged_results_without_a_list_are_one_line(out):
+    for name in ("files.json", "report.html"):
+        (out / name).unlink()
+    os.truncate(out / CHUNK, 40)
+    with pytest.raises(AnalysisError, match="cannot be read"):
+        rewrite_report(out, "none")
+
+
+@pytest.fixture
+def at_once():
+    """Fail a test that waits for a pipe."""
+    before = signal.signal(signal.SIGALRM, lambda *_: pytest.fail("waits for a pipe"))
+    signal.alarm(30)
+    yield
+    signal.alarm(0)
+    signal.signal(signal.SIGALRM, before)
+
+
+@pytest.mark.usefixtures("at_once")
+@pytest.mark.parametrize("listed", [True, False])
+@pytest.mark.parametrize("name", ["files.json", CHUNK, "results.zarr/zarr.json"])
+def test_pipes_in_a_folder_are_told_at_once(url, out, name, listed):
+    (out / "files.json").rename(out / ("files.json" if listed else "mine.json"))
+    (out / name).unlink(missing_ok=True)
+    os.mkfifo(out / name)
+    with pytest.raises(AnalysisError, match=r"is not the list|is not a regular file|has report\.html"):
+        rewrite_report(out, "none")
+    if listed or name != CHUNK:
+        with pytest.raises(AnalysisError, match=r"is not the list|has results\.zarr"):
+            ra.analyze(url, out, progress=lambda *_: pytest.fail("computed"), **BARE)
+
+
+@pytest.mark.usefixtures("quick")
+@pytest.mark.parametrize(
+    "name", ["figures/../../victim", "../victim", "{}/victim", "figures/{}/victim", "figures/link/victim", "figures/\0"]
+)
+def test_a_list_that_names_files_elsewhere_is_refused(url, tmp_path, name):
+    victim = tmp_path / "victim"
+    victim.write_text("mine")
+    (tmp_path / "out" / "figures").mkdir(parents=True)
+    (tmp_path / "out" / "figures" / "link").symlink_to(tmp_path)
+    listed = {name.format(tmp_path): [digest_of(victim)]}
+    (tmp_path / "out" / "files.json").write_text(json.dumps({"repaudit_files": listed}))
+    with pytest.raises(AnalysisError, match=r"files\.json is not the list of files"):
+        ra.analyze(url, tmp_path / "out", progress=lambda *_: pytest.fail("computed"), **BARE)
+    assert victim.read_text() == "mine"
+
+
+@pytest.mark.usefixtures("quick")
+def test_a_folder_of_others_among_the_figures_stays_whatever_the_list_says(url, tmp_path):
+    theirs = tmp_path / "out" / "figures" / "mine"
+    theirs.mkdir(parents=True)
+    (theirs / "notes.txt").write_text("mine")
+    listed = {"repaudit_files": {"figures/mine": [digest_of(theirs)]}}
+    (tmp_path / "out" / "files.json").write_text(json.dumps(listed))
+    ra.analyze(url, tmp_path / "out", **BARE)
+    assert (theirs / "notes.txt").read_text() == "mine"
