@@ -20,12 +20,14 @@ import xarray as xr
 
 from repaudit.analysis.locking import locked
 from repaudit.analysis.manifest import Manifest
-from repaudit.errors import AnalysisError
+from repaudit.errors import AnalysisError, NotAStoreError, StoreError
 from repaudit.operators.written import FIGURES, RESULTS, changed, digest_of
 from repaudit.plots import save_figures
 from repaudit.report import write_report
 from repaudit.results import SUMMARY as SUMMARY_ATTRIBUTE
+from repaudit.store.format.root_document import store_attributes
 from repaudit.store.storage.lease import abandoned, mark
+from repaudit.store.storage.local import LocalStorage
 
 REPORT: Final = "report.html"
 SUMMARY: Final = "summary.json"
@@ -55,10 +57,11 @@ def analysis_folder(folder: Path, stores: Sequence[str | os.PathLike[str]]) -> I
     Raises
     ------
     AnalysisError
-        The folder is in a store, or has files of the same names that no analysis wrote.
+        The folder or one in it is a store or in one, or has files of the same names that no analysis wrote.
     """
     for store in stores:
         _refuse_store(folder, store)
+    _refuse_any_store(folder)
     existed = folder.exists()
     folder.mkdir(parents=True, exist_ok=True)
     try:
@@ -125,6 +128,7 @@ def rewrite_report(
     path = folder / RESULTS
     if not path.is_dir():
         raise AnalysisError(f"expected a folder that `repaudit analyze` wrote, found no {RESULTS} in {folder}")
+    _refuse_any_store(folder)
     with locked(folder):  # nobody replaces the results while they are compared and read
         _refuse_foreign(folder, [REPORT])
         results, summary = _read(path)
@@ -168,6 +172,27 @@ def _refuse_store(folder: Path, store: str | os.PathLike[str]) -> None:
         raise AnalysisError(
             f"out={folder} is in the store {store}, which an analysis never writes to; choose another folder"
         )
+
+
+def _refuse_any_store(folder: Path) -> None:
+    """Refuse a folder of which a part is in a store, whether or not it is one of those analysed."""
+    for part in (folder, folder / FIGURES, folder / CACHE):
+        place = part.resolve()
+        store = next((above for above in (place, *place.parents) if _is_store(above)), None)
+        if store is not None:
+            raise AnalysisError(
+                f"{part} is in the store {store}, which an analysis never writes to; choose another folder"
+            )
+
+
+def _is_store(folder: Path) -> bool:
+    """Return whether a folder has a store's root document, or one that cannot be read as something else."""
+    try:
+        return store_attributes(LocalStorage(folder)) is not None
+    except (NotAStoreError, OSError):
+        return False
+    except StoreError:
+        return True
 
 
 def _refuse_foreign(folder: Path, pieces: Sequence[str]) -> None:

@@ -271,6 +271,24 @@ def test_pipes_in_a_folder_are_told_at_once(url, out, name, listed):
             ra.analyze(url, out, progress=lambda *_: pytest.fail("computed"), **BARE)
 
 
+@pytest.mark.parametrize("inside", ["", "models", "models/new/analysis"])
+def test_a_folder_in_another_store_is_refused(url, planted_store, inside):
+    other = planted_store(models=1, layers=("only",), steps=(0,), name="other.zarr")
+    before = sorted(other.rglob("*"))
+    with pytest.raises(AnalysisError, match=r"in the store .*other\.zarr"):
+        ra.analyze(url, other / inside, progress=lambda *_: pytest.fail("computed"), **BARE)
+    assert sorted(other.rglob("*")) == before
+
+
+@pytest.mark.parametrize("part", ["figures", "cache"])
+def test_a_store_in_the_place_of_a_part_of_the_folder_is_refused(url, planted_store, tmp_path, part):
+    other = planted_store(models=1, layers=("only",), steps=(0,), name="other.zarr")
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / part).symlink_to(other)
+    with pytest.raises(AnalysisError, match=r"in the store .*other\.zarr"):
+        ra.analyze(url, tmp_path / "out", progress=lambda *_: pytest.fail("computed"), **BARE)
+
+
 @pytest.mark.usefixtures("quick")
 @pytest.mark.parametrize(
     "name", ["figures/../../victim", "../victim", "{}/victim", "figures/{}/victim", "figures/link/victim", "figures/\0"]
