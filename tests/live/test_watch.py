@@ -178,12 +178,6 @@ def test_a_run_is_running_silent_or_ended(tmp_path: Path) -> None:
     assert Watcher(url).look().runs[0].state == "silent"
 
 
-def test_a_long_name_of_a_model_has_its_lease_found(tmp_path: Path) -> None:
-    with writer(tmp_path / "s.zarr", 0, name="层" * 30) as one:
-        append(one, 0, [0])
-        assert Watcher(tmp_path / "s.zarr").look().runs[0].state == "running"
-
-
 def curves(count: int, steps: int = 200) -> tuple[LiveCurve, ...]:
     value = tuple(np.linspace(0.9, 0.1, steps))
     return tuple(
