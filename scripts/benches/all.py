@@ -82,7 +82,8 @@ def section(row: Row, device: str) -> str:
     run = subprocess.run(command, check=False, capture_output=True, text=True, env=environment)
     text = run.stdout.strip() if run.returncode == 0 else f"failed: {run.stderr.strip().splitlines()[-1]}"
     body = text if any(line.startswith("|") for line in text.splitlines()) else f"```text\n{text}\n```"
-    spent = f"`scripts/bench {' '.join([name, *options])}`, {row.threads} thread{'s' * (row.threads > 1)}, {time.perf_counter() - start:.0f} s"
+    on = f"{row.threads} thread{'s' * (row.threads > 1)}"
+    spent = f"`scripts/bench {' '.join([name, *options])}`, {on}, {time.perf_counter() - start:.0f} s"
     return f"## {row.title}\n\n{row.about} {spent}.\n\n{body}\n"
 
 
