@@ -10,6 +10,7 @@ import typer
 
 from repaudit.cli.console import AsJson, one_line_errors, say
 from repaudit.cli.progress import shown_progress
+from repaudit.errors import NotAStoreError, StoreNotFoundError
 
 Pooling = Literal["mean", "last_token", "cls", "all", "own"]
 
@@ -70,6 +71,7 @@ def record(
         from repaudit.capture.pretrained.record_pretrained import record_pretrained
 
         texts = [text for several in layers for text in split_layer_texts(several)]
+        known = _recorded(store)
         recorded = record_pretrained(
             models, _samples(probe, images, dataset, label), texts, store, revisions=revision or (), names=name,
             config=config, tokenizer=tokenizer, max_length=max_length, pooling=pooling, batch_size=batch_size,
@@ -84,7 +86,20 @@ def record(
         typer.echo(json.dumps(recorded, indent=2))
         return
     for model, steps in recorded.items():
-        say(f"{model}: recorded at step {', '.join(map(str, steps))}{read[model]}")
+        there = "already in the store" if known.get(model) == steps else "recorded"
+        say(f"{model}: {there} at step {', '.join(map(str, steps))}{read[model]}")
+
+
+def _recorded(store: str) -> dict[str, list[int]]:
+    """Return the steps of each model in a store, if there is one yet."""
+    from repaudit.store.read import catalog
+    from repaudit.store.read.reader import open_store
+
+    try:
+        tree = open_store(store)
+    except (StoreNotFoundError, NotAStoreError):  # what cannot be written is refused when it is opened to be written
+        return {}
+    return {model: catalog.steps(tree, model) for model in catalog.models(tree)}
 
 
 def _encoded(encoding: dict[str, Any]) -> str:

@@ -123,6 +123,8 @@ def view(look: Look, width: int = 80, height: int | None = None) -> Group:
     notes = []
     if len(look.runs) < 2:
         notes.append("a spread needs at least two models")
+    elif not look.curves:
+        notes.append("a spread needs a step that two models share")
     if look.lost:
         notes.append(f"read as missing, because damaged or lost: {', '.join(look.lost)} (see repaudit verify --data)")
     if look.waiting:
@@ -132,7 +134,9 @@ def view(look: Look, width: int = 80, height: int | None = None) -> Group:
         notes.append(f"{len(look.failed)} spreads could not be computed; {layer} at step {step}: {why}")
     head = Text(visible(look.url), style="bold")
     what = Text("spread, drawn from 0 (identical) to 1 (unrelated); 95% interval; verdicts are so far", style="dim")
-    parts: list[Any] = [head, _runs(look.runs, width), _curves(look.curves, width, room), what]
+    parts: list[Any] = [head, _runs(look.runs, width)]
+    if look.curves:
+        parts += [_curves(look.curves, width, room), what]
     return Group(*parts, *(Text(visible(note), style="yellow") for note in notes))
 
 

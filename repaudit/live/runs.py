@@ -36,7 +36,7 @@ class Run:
     step : int or None
         The last of them.
     seconds_since_audit, seconds_since_heartbeat : float or None
-        By the clocks of the writer's host and this one.
+        By the clocks of the writer's host and this one; an audit is a heartbeat too.
     failures : list of (step, reason)
         Steps that were due and are not in the store.
     """
@@ -69,4 +69,6 @@ def _run(tree: xr.DataTree, storage: Storage, model: str) -> Run:
     state: State = "ended" if holder is None else "silent" if holder.stale or holder.quiet else "running"
     failures = tuple((int(gap["step"]), str(gap.get("reason", ""))) for gap in catalog.gaps(tree, model))
     heartbeat = max(0.0, now - holder.heartbeat) if holder is not None and holder.token else None
+    if heartbeat is not None and audited is not None:
+        heartbeat = min(heartbeat, audited)
     return Run(model, state, len(steps), steps[-1] if steps else None, audited, heartbeat, failures)

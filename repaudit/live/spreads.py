@@ -102,7 +102,7 @@ class LiveSpreads:
         """Why the spread of a layer at a step could not be computed."""
 
     def update(self, tree: xr.DataTree, seconds: float | None = None) -> list[LiveCurve]:
-        """Return the curve of every layer, having computed what is new, the latest steps first.
+        """Return the curve of every layer that models share, having computed what is new, the latest steps first.
 
         Parameters
         ----------
@@ -139,7 +139,8 @@ class LiveSpreads:
             with side_by_side(1, own=1) as workplace:  # one thread: the training needs the others
                 for _ in workplace.run(compute, _until(sorted(due, key=lambda one: -one[0]), seconds)):
                     pass
-        return [self._curve(layer, steps) for layer, steps in contents.items()]
+        curves = [(self._curve(layer, steps), steps) for layer, steps in contents.items()]
+        return [curve for curve, shared in curves if shared]
 
     def _compute(
         self, tree: xr.DataTree, layer: str, step: int, content: Content, every: int, gauge: DiffusionGauge

@@ -23,7 +23,7 @@ class Look:
     ----------
     url : str
     runs : tuple of Run, one per model
-    curves : tuple of LiveCurve, one per layer that at least two models may share
+    curves : tuple of LiveCurve, one per layer that at least two models share at a step
     failed : what could not be computed, by layer and step
     lost : what of the store is read as missing, because it is damaged
     """

@@ -86,12 +86,26 @@ def test_what_leads_somewhere_as_it_stands_is_left_alone():
             r"'layerz\[\*\]': 'layerz' not found at the top \(LlamaForCausalLM\); its children: model, lm_head; nor as "
             r"'model.layerz\[\*\]': 'layerz' not found at 'model' \(LlamaModel\); .* did you mean 'layers\[\*\]'\?",
         ),
-        ("layers[7:]", r"'layers' not found at the top .* nor as 'model.layers\[7:\]' matches no layer"),
+        ("lm_heads.bias", r"nor as 'model.lm_heads.bias'"),
     ],
 )
 def test_an_error_says_both_that_were_tried(path, said):
     with pytest.raises(LayerPathError, match=said):
         resolve_layers(llama(), [path])
+
+
+@pytest.mark.parametrize(
+    ("path", "said"),
+    [
+        ("layers[7:]", r"^layer path 'model.layers\[7:\]' matches no layer"),
+        ("model.layers[7]", r"^layer path 'model.layers\[7\]': '\[7\]' not found at 'model.layers'"),
+        ("model.layers[0].mlpp", r"^layer path 'model.layers\[0\].mlpp': 'mlpp' not found at 'model.layers.0'"),
+    ],
+)
+def test_an_error_says_only_what_led_further(path, said):
+    with pytest.raises(LayerPathError, match=said) as caught:
+        resolve_layers(llama(), [path])
+    assert "nor as" not in str(caught.value)
 
 
 def test_an_index_alone_is_not_looked_for_further_below():

@@ -21,6 +21,8 @@ def train(folder: Path, report_to: str, monkeypatch: pytest.MonkeyPatch) -> list
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB_DIR", str(folder))
     monkeypatch.setenv("WANDB_SILENT", "true")
+    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")  # the light package has no other store without a server
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", (folder / "mlflow").as_uri())
     generator = torch.Generator().manual_seed(0)
     rows = torch.randint(1, 32, (40, 8), generator=generator)
     tf.set_seed(0)
@@ -73,3 +75,13 @@ def test_wandb_keeps_them_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert summary[f"train/{NAME}"] == pytest.approx(expected(tmp_path)[-1], rel=1e-4)
     assert json.dumps(summary["train/audit/bytes"]) == str(40 * 32 * 4)
     assert list(tmp_path.rglob("*.wandb"))
+
+
+def test_mlflow_reads_the_numbers_of_every_audit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import mlflow
+
+    train(tmp_path, "mlflow", monkeypatch)
+    (run,) = mlflow.MlflowClient().search_runs(["0"])
+    history = mlflow.MlflowClient().get_metric_history(run.info.run_id, NAME)
+    assert [one.step for one in history] == list(STEPS)
+    assert [one.value for one in history] == pytest.approx(expected(tmp_path), rel=1e-4)

@@ -178,6 +178,31 @@ def test_a_run_is_running_silent_or_ended(tmp_path: Path) -> None:
     assert Watcher(url).look().runs[0].state == "silent"
 
 
+def test_an_audit_is_a_sign_of_life_of_its_writer(tmp_path: Path) -> None:
+    with writer(tmp_path / "s.zarr", 0) as one:
+        time.sleep(1.5)
+        append(one, 0, [0])
+        (run,) = Watcher(tmp_path / "s.zarr").look().runs
+    assert run.seconds_since_heartbeat is not None
+    assert run.seconds_since_heartbeat <= (run.seconds_since_audit or 0)
+
+
+def test_layers_that_no_two_models_share_at_a_step_have_no_verdict(tmp_path: Path) -> None:
+    url = tmp_path / "s.zarr"
+    with writer(url, 0) as one, writer(url, 1) as two:
+        append(one, 0, [0, 10])
+        alone = Watcher(url, gauge=GAUGE).look()
+        append(two, 1, [5])
+        apart = Watcher(url, gauge=GAUGE).look()
+        append(two, 1, [10])
+        shared = Watcher(url, gauge=GAUGE).look()
+    assert (alone.curves, apart.curves, [curve.steps for curve in shared.curves]) == ((), (), [(10,)])
+    text = "\n".join(shown(apart, 100, 30))
+    assert "a spread needs a step that two models share" in text
+    assert "verdict" not in text
+    assert "verdict" in "\n".join(shown(shared, 100, 30))
+
+
 def curves(count: int, steps: int = 200) -> tuple[LiveCurve, ...]:
     value = tuple(np.linspace(0.9, 0.1, steps))
     return tuple(

@@ -79,7 +79,12 @@ def _matches(root: nn.Module, parts: Sequence[Part], role: Sequence[Part], whole
         if leads_somewhere(start, parts):
             return _followed(where, start, parts)
     hint = next(filter(None, (did_you_mean(start, parts, role) for _, start in starts)), "")
-    tried = [f"{_name(where, parts, role, whole)}{_failure(where, start, parts)}" for where, start in starts]
+    reached = [_reached(start, parts) for _, start in starts]
+    tried = [
+        f"{_name(where, parts, role, whole)}{_failure(where, start, parts)}"
+        for (where, start), far in zip(starts, reached, strict=True)
+        if far == max(reached)  # where the path led further is what was meant
+    ]
     raise LayerPathError(f"layer path {'; nor as '.join(tried)}{hint}")
 
 
@@ -92,9 +97,14 @@ def _followed(where: str, start: nn.Module, parts: Sequence[Part]) -> list[tuple
     return matches
 
 
+def _reached(start: nn.Module, parts: Sequence[Part]) -> int:
+    """Return how many of a path's parts lead somewhere."""
+    return max(n for n in range(len(parts)) if leads_somewhere(start, parts[:n]))
+
+
 def _failure(where: str, start: nn.Module, parts: Sequence[Part]) -> str:
     """Say which part of a path leads nowhere."""
-    reached = max(n for n in range(len(parts)) if leads_somewhere(start, parts[:n]))
+    reached = _reached(start, parts)
     matches, part = _followed(where, start, parts[:reached]), parts[reached]
     if len(matches) > 1 or matches_several(part):
         return f" matches no layer: no module has a child {part!r}"
