@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable, Mapping
-from typing import Any, Final, Protocol, TypedDict, runtime_checkable
+from typing import Any, Final, Protocol, TypedDict, get_args, runtime_checkable
 
 import torch
 
@@ -124,6 +124,21 @@ DEFAULTS: Final[AuditOptions] = {
 }
 
 
+_CHOICES: Final[Mapping[str, tuple[str, ...]]] = {
+    "on_store_error": get_args(OnStoreError), "if_exists": get_args(IfExists), "codec": get_args(CodecName),
+}  # fmt: skip
+_TRUTH = (bool, "True or False")
+_MAPPING = (Mapping, "a mapping of names")
+_KINDS: Final[Mapping[str, tuple[Any, str]]] = {
+    "forward": (Callable, "a function of a batch's inputs"),
+    "gauge": (Callable, "a DiffusionGauge or another callable"),
+    "metrics": (Callable, "a function of the activations"),
+    "track": (Tracker, "a repaudit.Track"),
+    "durable": _TRUTH, "split_across_ranks": _TRUTH, "force": _TRUTH,
+    "model_attrs": _MAPPING, "storage_options": _MAPPING,
+}  # fmt: skip
+
+
 def checked_options(model_name: str, trigger: AuditTrigger | None, options: AuditOptions) -> AuditOptions:
     """Return the options with defaults for those not given; refuse those that no audit could use.
 
@@ -139,28 +154,31 @@ def checked_options(model_name: str, trigger: AuditTrigger | None, options: Audi
     """
     _refuse_unknown(options)
     chosen: AuditOptions = {**DEFAULTS, **options}
-    if chosen["on_store_error"] not in {"warn", "raise"}:
-        raise ValueError(f"on_store_error: expected 'warn' or 'raise', found {chosen['on_store_error']!r}")
+    _refuse_other_kinds(chosen)
     chosen["batch_size"] = whole_number(chosen["batch_size"], "batch_size", least=1)
     if not model_name:
         raise ValueError("model_name: expected a name, found an empty text")
-    gauge = chosen["gauge"]
-    if gauge is not None and not callable(gauge):
-        raise TypeError(f"gauge: expected a DiffusionGauge or another callable, found {gauge!r}")
-    if chosen["forward"] is not None and not callable(chosen["forward"]):
-        raise TypeError(f"forward: expected a function of a batch's inputs, found {chosen['forward']!r}")
-    if chosen["metrics"] is not None and not callable(chosen["metrics"]):
-        raise TypeError(f"metrics: expected a function of the activations, found {chosen['metrics']!r}")
-    if chosen["track"] is not None and not isinstance(chosen["track"], Tracker):
-        raise TypeError(f"track: expected a repaudit.Track, found {chosen['track']!r}")
     asked = [name for name in _ONLY_TRAINERS_KNOW if trigger is not None and getattr(trigger, name)]
     if asked:
         raise ValueError(
             f"trigger: a Recorder only knows steps, and {', '.join(asked)} would never fire: call audit(model, step) "
             "where they occur in your loop, or audit by steps (every_n_steps, at_steps, log_spaced, at_start)"
         )
-    check_record(chosen["record"], gauge)
+    check_record(chosen["record"], chosen["gauge"])
     return chosen
+
+
+def _refuse_other_kinds(chosen: AuditOptions) -> None:
+    values: Mapping[str, Any] = {**chosen}
+    for name, choices in _CHOICES.items():
+        if values[name] not in choices:
+            raise ValueError(f"{name}: expected one of {', '.join(map(repr, choices))}, found {values[name]!r}")
+    for name, (kind, what) in _KINDS.items():
+        may_be_none = dict(DEFAULTS)[name] is None
+        if not isinstance(values[name], kind) and not (may_be_none and values[name] is None):
+            raise TypeError(f"{name}: expected {what}, found {values[name]!r}")
+    if chosen["keepbits"] is not None and chosen["codec"] != "lossy":
+        raise ValueError(f"keepbits={chosen['keepbits']!r} only goes with codec='lossy', found {chosen['codec']!r}")
 
 
 def _refuse_unknown(options: Mapping[str, Any]) -> None:
