@@ -197,6 +197,12 @@ def test_gguf(tmp_path, texts):
     np.testing.assert_allclose(record(store, "tiny")["model.norm"][0], expected, rtol=1e-4, atol=1e-4)
 
 
+def test_a_packed_file_that_is_none_is_one_line_without_advice_on_tokenizers(tmp_path, texts):
+    (tmp_path / "tiny.gguf").write_bytes(b"<htm" * 100)
+    with pytest.raises(PretrainedError, match="which begins with b'GGUF', found b'<htm'$"):
+        record_pretrained([tmp_path / "tiny.gguf"], texts, ["model.norm"], tmp_path / "s.zarr")
+
+
 def write_gguf(gguf, path, model):
     """The model as llama.cpp would store it: its names, and query and key rows in its rotary order."""
     writer = gguf.GGUFWriter(str(path), "llama")

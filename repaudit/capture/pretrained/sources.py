@@ -110,11 +110,13 @@ def check_exists(place: str | PathLike[str]) -> None:
 
 
 def _check_kind(path: Path) -> None:
-    if path.suffix in _FILES:
+    if path.suffix == ".ckpt":
         return
     with path.open("rb") as file:
-        is_packed = file.read(4) == b"GGUF"
-    if not is_packed:
+        begins = file.read(4)
+    if begins != b"GGUF" and path.suffix in _FILES:
+        raise PretrainedError(f"{path}: expected a .gguf file, which begins with b'GGUF', found {begins!r}")
+    if begins != b"GGUF":
         raise PretrainedError(
             f"{path}: expected a .gguf file, a Lightning checkpoint (.ckpt) or the folder of a model, found a file of "
             "another kind (weights alone, TorchScript): save the model by save_pretrained(folder)"
