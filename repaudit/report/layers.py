@@ -80,6 +80,11 @@ class ScaleView:
     merged: str = "the merged operator"
     paths: str = TRAJECTORY
 
+    @property
+    def origin(self) -> str:
+        """Where the models' agreement comes from, in a word; empty where that is not known."""
+        return next((word for word in ("learned", "inherited") if self.agreement.lower().startswith(word)), "")
+
 
 @dataclass
 class LayerView:

@@ -10,6 +10,7 @@ from typing import Any, Final
 import numpy as np
 import xarray as xr
 
+from repaudit.measure.phases import UNRELATED
 from repaudit.names import LABEL, MODEL, STEP
 from repaudit.plots import style
 from repaudit.results import (
@@ -71,10 +72,12 @@ def numbers(entry: Mapping[str, Any]) -> dict[str, str]:
 
 
 def agreement(entry: Mapping[str, Any]) -> str:
-    """Say whether the models' agreement was learned or inherited, with the numbers; empty if neither is known."""
+    """Say whether the models' agreement was learned or inherited, with the numbers, or why not; empty without any."""
     kind, end = entry.get("agreement"), entry.get("end")
     inputs, untrained = entry.get("inputs") or {}, entry.get("untrained") or {}
-    if kind not in {"learned", "inherited"} or not _finite(end) or not _finite(inputs.get("value")):
+    if kind not in {"learned", "inherited"}:
+        return _unknown_origin(entry, inputs, untrained)
+    if not _finite(end) or not _finite(inputs.get("value")):
         return ""
     each, theirs = f"{end:.2f}{_interval(entry)}", f"{inputs['value']:.2f}{_interval(inputs)}"
     moved = f"{untrained['value']:.2f}{_interval(untrained)}" if _finite(untrained.get("value")) else ""
@@ -84,6 +87,23 @@ def agreement(entry: Mapping[str, Any]) -> str:
     words = f"Inherited agreement: in the end the models are no closer to each other ({each}) than to"
     far = _finite(entry.get("high")) and _finite(inputs.get("low")) and entry["high"] < inputs["low"]
     return f"{words} their untrained networks ({moved})." if far and moved else f"{words} their inputs ({theirs})."
+
+
+def _unknown_origin(entry: Mapping[str, Any], inputs: Mapping[str, Any], untrained: Mapping[str, Any]) -> str:
+    if not _finite(entry.get("high")) or entry["high"] >= UNRELATED or "untrained" not in entry:
+        return ""
+    sources = {"inputs": inputs, "untrained networks": untrained}
+    lacks = [name for name, known in sources.items() if not _finite(known.get("value"))]
+    if lacks:
+        why = f"the geometry of the {' and of the '.join(lacks)} is not known here"
+        advice = " (audit before the first step)" if "untrained networks" in lacks else ""
+        return f"Origin of the agreement: {why}{advice}."
+    others = f"to their inputs ({inputs['value']:.2f}{_interval(inputs)})"
+    others += f" or to their untrained networks ({untrained['value']:.2f}{_interval(untrained)})"
+    return (
+        f"Origin of the agreement: whether the models are closer to each other ({entry['end']:.2f}{_interval(entry)}) "
+        f"than {others} is not decided: the intervals overlap."
+    )
 
 
 def group_numbers(entry: Mapping[str, Any]) -> dict[str, str]:
@@ -111,13 +131,11 @@ def settling(summary: Mapping[str, Any]) -> list[dict[str, str]]:
 
 
 def stress(in_phate: float | None, in_distances: float | None) -> str:
-    """Say how faithful a picture is: its stress in PHATE's terms, and against the operators' distances."""
-    words = "" if in_phate is None else f"Stress {in_phate:.2f}."
+    """Say how faithful a picture is: its stress against the operators' distances, or else against PHATE's own."""
     if in_distances is None:
-        return words
+        return "" if in_phate is None else f"Stress {in_phate:.2f} against PHATE's own distances."
     rough = ": a rough picture" if in_distances >= ROUGH else ""
-    phate = "" if in_phate is None else f" ({in_phate:.2f} in PHATE's own terms)"
-    return f"Stress {in_distances:.2f} against the operators' distances{phate}{rough}."
+    return f"Stress {in_distances:.2f} against the operators' distances{rough}."
 
 
 def merged_words(merged: xr.Dataset) -> str:
@@ -142,7 +160,7 @@ def rows(spread: xr.Dataset) -> Iterator[dict[str, str]]:
 
 def diagnostic(variable: str) -> str:
     """Return the words for what is counted when a diagnostic is not as it should be."""
-    return {COMPONENTS: "disconnected operators", UNIFORMITY: f"uniformity above {HEALTHY[UNIFORMITY]:g}"}.get(
+    return {COMPONENTS: "samples in unconnected parts", UNIFORMITY: f"uniformity above {HEALTHY[UNIFORMITY]:g}"}.get(
         variable, DIAGNOSTIC_NAMES.get(variable, variable)
     )
 
@@ -156,6 +174,7 @@ def remarks(variable: str, diagnostics: xr.Dataset) -> list[str]:
     models = [name for name, row in zip(names_of(diagnostics, MODEL), bad, strict=True) if row.any()]
     steps = diagnostics[STEP].values[bad.any(axis=0)]
     worst = "" if variable in {COLLAPSED, FAILED} else f", at most {_number(values[bad].max())}"
+    worst += " parts" if variable == COMPONENTS else ""
     return [
         f"{diagnostic(variable)}: in {bad.sum()} of {np.isfinite(values).sum()} operators{worst} "
         f"({', '.join(models)}; steps {int(steps.min()):,} to {int(steps.max()):,})"

@@ -199,7 +199,7 @@ def test_gguf(tmp_path, texts):
 
 def test_a_packed_file_that_is_none_is_one_line_without_advice_on_tokenizers(tmp_path, texts):
     (tmp_path / "tiny.gguf").write_bytes(b"<htm" * 100)
-    with pytest.raises(PretrainedError, match="which begins with b'GGUF', found b'<htm'$"):
+    with pytest.raises(PretrainedError, match=r"which begins with b'GGUF', found b'<htm'$"):
         record_pretrained([tmp_path / "tiny.gguf"], texts, ["model.norm"], tmp_path / "s.zarr")
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import xarray as xr
 
-from repaudit.report import write_report
+from repaudit.report import words, write_report
 from repaudit.report.figures.frames import Thinning, frames_of
 
 SPEC = importlib.util.spec_from_file_location("pages", Path(__file__).with_name("pages.py"))
@@ -194,6 +194,30 @@ def test_words_of_agreement_settling_and_stress(page):
     assert "no closer to each other (0.10 [0.06, 0.14]) than to their untrained networks (0.85 [0.80, 0.90])" in text
     assert re.search(r"model\.norm step 64 below its start from 128 .* model\.layers\.0 still moving", text)
     assert "Classical scaling; PHATE has a stress of 0.33 against the operators' distances." in text
+
+
+AGREED = {"end": 0.5, "low": 0.4, "high": 0.6, "agreement": None}
+INPUTS, UNTRAINED = {"value": 0.6, "low": 0.5, "high": 0.7}, {"value": 0.55, "low": 0.45, "high": 0.65}
+
+
+@pytest.mark.parametrize(
+    ("entry", "said"),
+    [
+        (
+            AGREED | {"inputs": INPUTS, "untrained": None},
+            "of the untrained networks is not known here (audit before",
+        ),
+        (AGREED | {"inputs": None, "untrained": UNTRAINED}, "the geometry of the inputs is not known here."),
+        (
+            AGREED | {"inputs": INPUTS, "untrained": UNTRAINED},
+            "(0.50 [0.40, 0.60]) than to their inputs (0.60 [0.50, 0.70]) or to their untrained networks (0.55 [0.45, "
+            "0.65]) is not decided",
+        ),
+    ],
+)
+def test_why_an_origin_is_not_known_is_told(entry, said):
+    assert said in words.agreement(entry)
+    assert not words.agreement(entry | {"high": 0.97}), "no agreement, no origin"
 
 
 def test_moving_samples_are_those_of_the_results(make_results, page):

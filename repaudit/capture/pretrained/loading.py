@@ -171,7 +171,9 @@ class Loader:
             if isinstance(error, ImportError) and source.file is not None:
                 require(f"{source.place}: a packed model", "gguf", "accelerate")
             lines = str(error).strip().splitlines() or [type(error).__name__]
-            raise PretrainedError(f"{source.place}{at}: cannot be loaded{hint}: {lines[0].rstrip('.')}{lacks}") from error
+            raise PretrainedError(
+                f"{source.place}{at}: cannot be loaded{hint}: {lines[0].rstrip('.')}{lacks}"
+            ) from error
 
 
 def _knows_nothing(tokenizer: Any) -> bool:
