@@ -64,8 +64,7 @@ def _run(tree: xr.DataTree, storage: Storage, model: str) -> Run:
         audited = (
             None if np.isnat(last) else max(0.0, now - float(last.astype("datetime64[ns]").astype(np.int64)) / 1e9)
         )
-    data = storage.get(f"{model_key(model)}/{LEASE}")
-    holder = Holder.parse(data) if data is not None else None
+    holder = Holder.read(storage, f"{model_key(model)}/{LEASE}")
     state: State = "ended" if holder is None else "silent" if holder.stale or holder.quiet else "running"
     failures = tuple((int(gap["step"]), str(gap.get("reason", ""))) for gap in catalog.gaps(tree, model))
     heartbeat = max(0.0, now - holder.heartbeat) if holder is not None and holder.token else None

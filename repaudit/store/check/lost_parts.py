@@ -72,14 +72,20 @@ def _damaged(root: RootInspection, key: str, array: Mapping[str, Any], *, every:
     present = set(root.storage.children(f"{PROBE}/{key}"))
     for chunk in range(count):
         name = chunk_key(chunk, *(0 for _ in array["shape"][1:]))
-        if name not in present or ((every or count == 1) and not _whole(root, f"{PROBE}/{key}/{name}", array)):
+        if name not in present or ((every or count == 1) and not is_whole(root, f"{PROBE}/{key}/{name}", array)):
             yield name
 
 
-def _whole(root: RootInspection, path: str, array: Mapping[str, Any]) -> bool:
-    if root.storage.size(path) != root.chunk_bytes(array):
+def is_whole(root: RootInspection, path: str, array: Mapping[str, Any]) -> bool:
+    """Return whether a chunk of an input has its size and matches its own checksum."""
+    try:
+        if root.storage.size(path) != root.chunk_bytes(array):
+            return False
+        data = root.storage.get(path) or b""
+    except OSError:
+        if root.certain:
+            raise
         return False
-    data = root.storage.get(path) or b""
     return checksum(data[:-_CRC_BYTES]).to_bytes(_CRC_BYTES, "little") == data[-_CRC_BYTES:]
 
 

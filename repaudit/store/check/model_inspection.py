@@ -8,20 +8,20 @@ from math import prod
 from typing import Any, Final
 
 import numpy as np
-import zarr
-from numpy.typing import NDArray
-from zarr.buffer.cpu import Buffer
 
 from repaudit.errors import CorruptStoreError
 from repaudit.names import ATTRS, CHECKSUM, FORMAT_VERSION, LAYER, STEP
 from repaudit.store.check.expected import differences, refused_by_zarr
 from repaudit.store.check.problem import Problem
-from repaudit.store.format.documents import DOCUMENT, chunk_key, dump, read_document
-from repaudit.store.format.encoding import COORDINATE_CHUNK, checksum, decode_column
+from repaudit.store.check.stored_chunks import StoredChunks
+from repaudit.store.format.chunk_limits import MOST_COLUMN_BYTES
+from repaudit.store.format.documents import DOCUMENT, chunk_key, is_chunk, read_document
+from repaudit.store.format.encoding import COORDINATE_CHUNK, decode_column
 from repaudit.store.format.layout import STEP_COLUMNS, coordinate_arrays
 from repaudit.store.format.model_facts import steps_of, truncations_of
 from repaudit.store.format.schema import unbelievable, violations
 from repaudit.store.format.seal import broken_seal
+from repaudit.store.format.step_columns import impossible
 from repaudit.store.storage.storage import Storage
 
 _CHECKSUM_BYTES: Final = 4
@@ -38,10 +38,14 @@ class ModelInspection:
     """One model of a store, read leniently.
 
     `problems` lists what is wrong with its document; the arrays' documents replace a document that is lost.
+
+    What cannot be read at the moment, for want of rights, memory, or a connection, may be whole. `certain` makes it
+    raise, for who acts on what is found; else it is told like damage.
     """
 
-    def __init__(self, storage: Storage, key: str, version: int = FORMAT_VERSION) -> None:
-        self.storage, self.key, self.version = storage, key, version
+    def __init__(self, storage: Storage, key: str, version: int = FORMAT_VERSION, *, certain: bool = False) -> None:
+        self.storage, self.key, self.version, self.certain = storage, key, version, certain
+        self._chunks = StoredChunks(storage, key, certain=certain)
         self.problems: list[str] = []
         self.sealed = True
         self._columns: dict[tuple[str, int], list[Any] | str] = {}
@@ -83,7 +87,11 @@ class ModelInspection:
         for name in self.storage.children(self.key):
             try:
                 document = read_document(self.storage, f"{self.key}/{name}/{DOCUMENT}")
-            except (CorruptStoreError, OSError):
+            except CorruptStoreError:
+                continue
+            except OSError:
+                if self.certain:
+                    raise
                 continue
             if document is not None and not violations("layer", document) and unbelievable(document) is None:
                 documents[name] = document
@@ -114,17 +122,13 @@ class ModelInspection:
         named = array.get("attributes", {}).get(LAYER) in names
         if unbelievable(array) is not None:
             return False, named
+        sums = self._chunks.read(f"{CHECKSUM}/{chunk_key(0, 0)}", MOST_COLUMN_BYTES)
         try:
-            sums = decode_column(self.storage.get(f"{self.key}/{CHECKSUM}/{chunk_key(0, 0)}") or b"", np.dtype("<u4"))
+            known = [] if isinstance(sums, str) else decode_column(sums, np.dtype("<u4"))
         except ValueError:
             return False, named
-        for index in range(min(self.committed or 0, _TRIED)):
-            try:
-                if checksum(self.read_step(key, index, array)) in sums:
-                    return True, named
-            except Exception:  # noqa: BLE001, S112 - a document that does not fit may fail in any decoder
-                continue
-        return False, named
+        steps = range(min(self.committed or 0, _TRIED))
+        return any(self.step_sum(key, index, array) in known for index in steps), named
 
     def _inconsistencies(self, arrays: Mapping[str, dict[str, Any]]) -> Iterator[str]:
         """Yield where the layers, the list of their names and the columns of their checksums disagree."""
@@ -205,8 +209,7 @@ class ModelInspection:
 
     def chunks_present(self, key: str) -> dict[int, str]:
         """Return the files of an array's chunks by their first index."""
-        files = [file for file in self.storage.children(f"{self.key}/{key}") if file.startswith("c.")]
-        return {int(index): file for file in files if (index := file.split(".")[1]).isdecimal() and index.isascii()}
+        return {int(file.split(".")[1]): file for file in self.storage.children(f"{self.key}/{key}") if is_chunk(file)}
 
     def _chunks_present(self, key: str) -> int:
         return max(self.chunks_present(key), default=-1) + 1
@@ -249,13 +252,14 @@ class ModelInspection:
     @cached_property
     def names(self) -> list[str]:
         """The recorded names of the layers; none where their chunk cannot be read."""
-        return [] if self.names_problem else decode_column(self._names_chunk or b"", np.dtype(object))
+        chunk = self._names_chunk
+        return [] if self.names_problem or isinstance(chunk, str) else decode_column(chunk, np.dtype(object))
 
     @cached_property
     def names_problem(self) -> str | None:
         """What is wrong with the chunk of the layers' names, or None."""
-        if self._names_chunk is None:
-            return "missing"
+        if isinstance(self._names_chunk, str):
+            return self._names_chunk
         try:
             decode_column(self._names_chunk, np.dtype(object))
         except Exception as error:  # noqa: BLE001 - a damaged chunk may fail anywhere in the decoder
@@ -263,8 +267,8 @@ class ModelInspection:
         return None
 
     @cached_property
-    def _names_chunk(self) -> bytes | None:
-        return self.storage.get(f"{self.key}/{LAYER}/{chunk_key(0)}")
+    def _names_chunk(self) -> bytes | str:
+        return self._chunks.read(f"{LAYER}/{chunk_key(0)}", MOST_COLUMN_BYTES)
 
     def column(self, name: str, chunk: int) -> list[Any] | str:
         """Return one chunk of a coordinate, or what is wrong with it; step numbers also from the model's document."""
@@ -282,9 +286,9 @@ class ModelInspection:
 
     def _read_column(self, name: str, chunk: int) -> list[Any] | str:
         key = f"{name}/{chunk_key(chunk, 0) if name == CHECKSUM else chunk_key(chunk)}"
-        data = self.storage.get(f"{self.key}/{key}")
-        if data is None:
-            return "missing"
+        data = self._chunks.read(key, MOST_COLUMN_BYTES)
+        if isinstance(data, str):
+            return data
         dtype = np.dtype("<u4") if name == CHECKSUM else STEP_COLUMNS[name].numpy_dtype
         try:
             values = decode_column(data, dtype)
@@ -295,7 +299,7 @@ class ModelInspection:
             return f"it holds {len(values)} values"
         if name == CHECKSUM:
             return np.array(values).reshape(COORDINATE_CHUNK, width).tolist()
-        return values
+        return impossible(name, values) or values
 
     def chunk_name(self, name: str, index: int) -> str:
         """Return the file, within the array, that holds the chunk with this first index."""
@@ -309,30 +313,15 @@ class ModelInspection:
         shape: list[int] = array["chunk_grid"]["configuration"]["chunk_shape"]
         return prod(shape) * int(np.dtype(array["data_type"]).itemsize) + _CHECKSUM_BYTES
 
-    def read_step(self, name: str, index: int, document: dict[str, Any] | None = None) -> NDArray[Any]:
-        """Read one step of one array through Zarr's own codecs; anything wrong with it raises."""
-        document = document or self.arrays[name]
-        zeros = [0 for _ in document["shape"][1:]]
-        file = chunk_key(index, *zeros)
-        data = self.storage.get(f"{self.key}/{name}/{file}")
-        if data is None:
-            raise FileNotFoundError(f"{self.key}/{name}/{file} is missing")
-        array = {**document, "shape": [1, *document["shape"][1:]]}
-        objects: dict[str, Any] = {
-            DOCUMENT: Buffer.from_bytes(dump(array)),
-            chunk_key(0, *zeros): Buffer.from_bytes(data),
-        }
-        values = zarr.open_array(zarr.storage.MemoryStore(objects), mode="r")[0]
-        return np.ascontiguousarray(values)
+    def step_sum(self, name: str, index: int, document: dict[str, Any] | None = None) -> int | str:
+        """Return the checksum of one step of one layer, reading all of it, or what is wrong with it."""
+        return self._chunks.step_sum(name, index, document or self.arrays[name])
 
     def step_problem(self, name: str, index: int, expected: int | None) -> str | None:
         """Return what is wrong with one step of one layer, reading all of it, or None."""
-        try:
-            crc = checksum(self.read_step(name, index))
-        except FileNotFoundError:
-            return "missing"
-        except Exception as error:  # noqa: BLE001 - a damaged chunk may fail in any decoder
-            return f"it cannot be decoded ({error})"
+        crc = self.step_sum(name, index)
+        if isinstance(crc, str):
+            return crc
         return None if expected is None or crc == expected else "it does not match its checksum"
 
     def leftovers(self) -> Iterator[str]:
@@ -343,6 +332,5 @@ class ModelInspection:
                 continue
             last = -(-committed // array["chunk_grid"]["configuration"]["chunk_shape"][0])
             for file in self.storage.children(f"{self.key}/{name}"):
-                index = file.split(".")[1] if file.startswith("c.") else ""
-                if index.isdigit() and int(index) >= last:
+                if is_chunk(file) and int(file.split(".")[1]) >= last:
                     yield f"{self.key}/{name}/{file}"

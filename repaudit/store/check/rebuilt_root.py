@@ -115,7 +115,8 @@ def _raws(storage: Storage, facts: Mapping[str, Any], fingerprint: str) -> list[
 
 def _input_hashes(storage: Storage, fingerprint: str) -> list[str]:
     """Return the hashes of the samples by their inputs in one encoding, or none where an input cannot be read."""
-    root = RootInspection(storage, {"version": FORMAT_VERSION, "samples": len(_texts(storage, SAMPLE))}, None)
+    facts = {"version": FORMAT_VERSION, "samples": len(_texts(storage, SAMPLE))}
+    root = RootInspection(storage, facts, None, certain=True)
     listed = {
         key: array for key, array in root.listed_inputs().items() if key.startswith(f"{inputs_key(fingerprint)}/")
     }

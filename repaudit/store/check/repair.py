@@ -5,29 +5,30 @@ from __future__ import annotations
 import copy
 import os
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 
 from repaudit.errors import CorruptStoreError, ForeignPathError, LeaseError
-from repaudit.names import ATTRS, CHECKSUM, FORMAT_VERSION, LAYER, MODELS, STEP, in_natural_order
+from repaudit.names import ATTRS, FORMAT_VERSION, LAYER, MODELS, STEP, in_natural_order
+from repaudit.store.check.judged_steps import JudgedStep, judged_steps, refuse_intact, refuse_older
 from repaudit.store.check.mended_document import mended_document
 from repaudit.store.check.model_inspection import ModelInspection
 from repaudit.store.check.problem import Problem
 from repaudit.store.check.rebuilt_root import is_lost
 from repaudit.store.check.root_repair import mend_root, stale_lease
 from repaudit.store.format.documents import DOCUMENT, chunk_key, dump, read_document
-from repaudit.store.format.encoding import COORDINATE_CHUNK, checksum, encode_column
+from repaudit.store.format.encoding import COORDINATE_CHUNK, encode_column
 from repaudit.store.format.layout import LEASE, REPAIR, STEP_COLUMNS
-from repaudit.store.format.model_facts import step_chunks, truncations_of
+from repaudit.store.format.model_facts import step_chunks
 from repaudit.store.format.root_document import nothing_there, store_attributes
 from repaudit.store.format.seal import model_bytes
 from repaudit.store.format.step_columns import column_objects
 from repaudit.store.storage.fenced import Fenced
 from repaudit.store.storage.lease import Holder, Lease, gone
 from repaudit.store.storage.place import open_storage
-from repaudit.store.storage.storage import TEMPORARY, Parts, Storage
+from repaudit.store.storage.storage import Parts, Storage, is_staged
 
 
 def repair(
@@ -60,7 +61,8 @@ def repair(
         If the path or URL is not a store that this library can repair, or a model has a living writer.
     CorruptStoreError
         If the root document is lost, and with it the ids or hashes of the samples. Also if intact activations would
-        have to be dropped, and `force` is not given; nothing of that model is changed then.
+        have to be dropped, and `force` is not given, or something cannot be read at the moment; nothing of that model
+        is changed then.
 
     See Also
     --------
@@ -82,56 +84,63 @@ def repair(
     version = int(attributes["version"])
     if not force:
         _refuse_alive(storage)
-    done = list(mend_root(storage))
-    refused: list[str] = []
+    done, refused = list[Problem](), list[str]()
+    with _others_go_on(refused, f"{storage.url}: the root"):
+        done += mend_root(storage)
     for name in sorted(storage.children(MODELS), key=in_natural_order):
-        if name == DOCUMENT:
-            continue
         key = f"{MODELS}/{name}"
-        try:
-            if not storage.children(key):
-                continue
-            with_document = storage.size(f"{key}/{DOCUMENT}") is not None
-            model = ModelInspection(storage, key, version)
-        except ForeignPathError:
-            continue
-        if with_document or model.layer_keys:
-            try:
+        with _others_go_on(refused, f"{storage.url}: {key}"):
+            if name != DOCUMENT and _is_model(storage, key, version):
                 done += _mend_model(storage, key, force, version)
-            except (CorruptStoreError, ForeignPathError) as error:  # the other models are mended all the same
-                refused.append(str(error))
     if refused:
         raise CorruptStoreError("; ".join(refused))
     return done
 
 
-class _IntactError(CorruptStoreError):
-    """A repair would erase activations that their checksums prove."""
+@contextmanager
+def _others_go_on(refused: list[str], what: str) -> Iterator[None]:
+    """Note why a part cannot be mended; nothing is dropped that only cannot be read at the moment."""
+    try:
+        yield
+    except (CorruptStoreError, ForeignPathError) as error:
+        refused.append(str(error))
+    except (OSError, MemoryError) as error:
+        refused.append(f"{what}: {error}; nothing of it was dropped: repair again when all of it can be read")
+
+
+def _is_model(storage: Storage, key: str, version: int) -> bool:
+    try:
+        if not storage.children(key):
+            return False
+        with_document = storage.size(f"{key}/{DOCUMENT}") is not None
+        return bool(ModelInspection(storage, key, version, certain=True).layer_keys) or with_document
+    except ForeignPathError:
+        return False
 
 
 def _refuse_alive(storage: Storage) -> None:
     """Refuse before anything is touched if any model has a living writer."""
     for name in storage.children(MODELS):
         try:
-            data = None if name == DOCUMENT else storage.get(f"{MODELS}/{name}/{LEASE}")
+            holder = None if name == DOCUMENT else Holder.read(storage, f"{MODELS}/{name}/{LEASE}")
         except ForeignPathError:
             continue
-        if data is not None and not gone(storage, f"{MODELS}/{name}/{LEASE}"):
+        if holder is not None and not gone(storage, f"{MODELS}/{name}/{LEASE}"):
             raise LeaseError(
-                f"{storage.url}: {MODELS}/{name} is being written by another writer ({Holder.parse(data)}); nothing "
+                f"{storage.url}: {MODELS}/{name} is being written by another writer ({holder}); nothing "
                 f"was repaired: wait for it to end, or pass force=True if that writer is known to be dead"
             )
 
 
 def _mend_model(storage: Storage, key: str, force: bool, version: int) -> list[Problem]:
     done = list(stale_lease(storage, f"{key}/{LEASE}"))
-    unfinished = [f"{key}/{name}" for name in storage.children(key) if name.endswith(TEMPORARY)]
+    unfinished = [f"{key}/{name}" for name in storage.children(key) if is_staged(name)]
     lease = Lease(storage, f"{key}/{LEASE}", f"the model at {key}", force=force)  # it clears unfinished writes
     done += [Problem(path, "leftover", "a write that never finished was removed") for path in unfinished]
     storage = Fenced(storage, lease)
     try:
         _replay(storage, key)
-        model = ModelInspection(storage, key, version)
+        model = ModelInspection(storage, key, version, certain=True)
         if not model.layer_keys:
             raise CorruptStoreError(f"{storage.url}: nothing is left of {key} to rebuild it from: {model.problems}")
         if model.document is None and model.names_problem:
@@ -140,16 +149,16 @@ def _mend_model(storage: Storage, key: str, force: bool, version: int) -> list[P
                 f"whose checksums are whose; nothing of this model was changed: restore one of them from a backup"
             )
         leftovers = set(model.leftovers())
-        rows = _judge(model)
+        rows = judged_steps(model)
         rebuilt = not model.sound or not model.aligned
         if not force:
-            _refuse_older(model)
-            _refuse_intact(model, rows)
+            refuse_older(model)
+            refuse_intact(model, rows)
         if rebuilt or any(row.problem or row.unknown for row in rows) or (rows and model.names_problem):
             _stage(model, [row for row in rows if not row.problem])
             _replay(storage, key)
             done += _describe(model, rows, rebuilt)
-        model = ModelInspection(storage, key, version)
+        model = ModelInspection(storage, key, version, certain=True)
         for problem in list(model.outdated()):
             storage.put(problem.location, [dump(model.arrays[problem.location.split("/")[-2]])])
             done.append(Problem(problem.location, problem.kind, f"{problem.message}; it was rewritten"))
@@ -172,116 +181,7 @@ def _mend_step_numbers(model: ModelInspection) -> Iterator[Problem]:
             yield Problem(path, "damaged_chunk", "the numbers of the steps were rewritten from the model's document")
 
 
-@dataclass
-class _Row:
-    """One step as found: its coordinates, the checksum of each layer, what is wrong with it."""
-
-    index: int
-    columns: dict[str, Any]
-    checksums: list[int]
-    problem: str | None
-    unknown: list[str]
-    intact: bool = False
-
-
-def _refuse_intact(model: ModelInspection, rows: list[_Row]) -> None:
-    """Refuse to drop proven activations for a damaged column, or all of a model for one damaged part."""
-    nameless = [row.index for row in rows if row.problem and row.intact]
-    some = [row.index for row in rows if any(_readable(model, row.index))] if all(row.problem for row in rows) else []
-    if not nameless and not some:
-        return
-    if nameless:
-        what = f"the numbers of {len(nameless)} steps are lost (damaged {STEP}), but their activations are intact"
-    else:
-        reasons = "; ".join(dict.fromkeys(row.problem or "" for row in rows[:3]))
-        what = f"not one of {len(rows)} steps can be kept ({reasons}), but other activations of them are intact"
-    raise _IntactError(
-        f"{model.storage.url}: {model.key}: {what}, so nothing of this model was changed; restore the damaged part "
-        f"from a backup, or pass force=True to drop these steps"
-    )
-
-
-def _refuse_older(model: ModelInspection) -> None:
-    """Refuse to drop proven steps that the document knows nothing of: a dead writer leaves one, a truncation is told.
-
-    More, or one that an array's document counts, which is written after the model's, come of an older model's document.
-    """
-    if model.document is None or not (model.sound and model.aligned) or truncations_of(model.document):
-        return
-    first = index = model.committed or 0
-    while _is_numbered(model, index) and all(_proven(model, index)):
-        index += 1
-    if index - first > (0 if model.claimed > first else 1):
-        path = f"{model.key}/{DOCUMENT}"
-        raise _IntactError(
-            f"{model.storage.url}: {path} has {first} steps, but checksums prove {index - first} more, and none was "
-            f"ever dropped: an older copy of it was put back, so nothing of this model was changed; restore the newer "
-            f"one, or move this one away and repair again, which rebuilds it (force=True drops these steps)"
-        )
-
-
-def _is_numbered(model: ModelInspection, index: int) -> bool:
-    """Whether the column of step numbers has one at this index, whatever the model's document says."""
-    numbers = model.stored_column(STEP, index // COORDINATE_CHUNK)
-    return not isinstance(numbers, str) and numbers[index % COORDINATE_CHUNK] >= 0
-
-
-def _proven(model: ModelInspection, index: int) -> Iterator[bool]:
-    """Yield for each layer whether a checksum proves its activations at this index."""
-    sums = model.column(CHECKSUM, index // COORDINATE_CHUNK)
-    for layer, key in enumerate(model.layer_keys.values()):
-        expected = None if isinstance(sums, str) else sums[index % COORDINATE_CHUNK][layer]
-        yield expected is not None and model.step_problem(key, index, expected) is None
-
-
-def _readable(model: ModelInspection, index: int) -> Iterator[bool]:
-    """Yield for each layer whether its chunk at this index is whole by its own checksum; another may be wrong."""
-    return (model.step_problem(key, index, None) is None for key in model.layer_keys.values())
-
-
-def _judge(model: ModelInspection) -> list[_Row]:
-    """Look at every step that is, or could have been, committed; without a document only proven steps count."""
-    rows: list[_Row] = []
-    last = -1
-    for index in range(model.extent):
-        row = _judge_step(model, index, last)
-        if row.problem is None:
-            last = row.columns[STEP]
-        rows.append(row)
-    sure = min([model.committed or 0, *model.lengths])
-    while len(rows) > sure and rows[-1].problem and not rows[-1].intact and not _numbered(rows[-1]):
-        rows.pop()  # a step that was being written, not one that is lost
-    return rows
-
-
-def _numbered(row: _Row) -> bool:
-    return row.columns[STEP] is not None and row.columns[STEP] >= 0
-
-
-def _judge_step(model: ModelInspection, index: int, last: int) -> _Row:
-    chunk, position = divmod(index, COORDINATE_CHUNK)
-    columns: dict[str, Any] = {}
-    unknown = []
-    for name in STEP_COLUMNS:
-        values = model.column(name, chunk)
-        if isinstance(values, str) and name != STEP:
-            unknown.append(name)
-        missing = None if name == STEP else STEP_COLUMNS[name].unknown
-        columns[name] = missing if isinstance(values, str) else values[position]
-    if columns[STEP] is None or columns[STEP] <= last:
-        return _Row(index, columns, [], "its step number is lost", unknown, all(_proven(model, index)))
-    sums = model.column(CHECKSUM, chunk)
-    checksums: list[int] = []
-    for layer, (name, key) in enumerate(model.layer_keys.items()):
-        expected = None if isinstance(sums, str) else sums[position][layer]
-        wrong = model.step_problem(key, index, expected)
-        if wrong or (expected is None and model.committed is None):
-            return _Row(index, columns, [], f"layer {name!r}: {wrong or 'nothing proves it'}", unknown)
-        checksums.append(checksum(model.read_step(key, index)) if expected is None else expected)
-    return _Row(index, columns, checksums, None, [*unknown, *([CHECKSUM] if isinstance(sums, str) else [])])
-
-
-def _stage(model: ModelInspection, rows: list[_Row]) -> None:
+def _stage(model: ModelInspection, rows: list[JudgedStep]) -> None:
     """Copy the good steps to where no reader looks; the staged document, written last, makes the repair final."""
     storage, base = model.storage, f"{REPAIR}/{model.key.partition('/')[2]}"
     storage.delete_prefix(base)
@@ -329,7 +229,7 @@ def _replay(storage: Storage, key: str) -> None:
     storage.delete_prefix(base)
 
 
-def _describe(model: ModelInspection, rows: list[_Row], rebuilt: bool) -> Iterator[Problem]:
+def _describe(model: ModelInspection, rows: list[JudgedStep], rebuilt: bool) -> Iterator[Problem]:
     if rebuilt:
         kept = len([row for row in rows if not row.problem])
         message = f"the model's document was rebuilt from its arrays; {kept} steps are proven by their checksums"

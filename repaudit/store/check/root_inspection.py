@@ -12,15 +12,25 @@ from repaudit.errors import CorruptStoreError, ForeignPathError
 from repaudit.names import ATTRS, FORMAT_VERSION, MODELS, PROBE, SAMPLE, SHA256
 from repaudit.store.check.expected import deviations, sound_input
 from repaudit.store.check.problem import Problem
-from repaudit.store.format.documents import DOCUMENT, chunk_key, column_document, group_document, read_document
+from repaudit.store.format.chunk_limits import most_of_texts
+from repaudit.store.format.documents import (
+    DOCUMENT,
+    chunk_key,
+    column_document,
+    group_document,
+    is_chunk,
+    read_document,
+)
 from repaudit.store.format.encoding import decode_column
 from repaudit.store.format.layout import COLUMNS, INPUTS_FINGERPRINT, LEASE
 from repaudit.store.format.sample_set import inputs_key
 from repaudit.store.format.schema import MOST_SAMPLES, violations
 from repaudit.store.storage.lease import Holder
-from repaudit.store.storage.storage import Storage
+from repaudit.store.storage.storage import Storage, TooLongError
 
 _CHECKSUM_BYTES = 4
+_DEPTH = 2
+"""Levels below a folder of inputs: its arrays, and their files."""
 
 
 def _path(key: str) -> str:
@@ -38,10 +48,14 @@ class RootInspection:
         The root's repaudit attributes.
     coordinates : str
         The root's attribute ``coordinates``: which arrays belong to ``sample``.
+    certain : bool
+        Whether what cannot be read at the moment raises, for who acts on what is found; else it is told like damage.
     """
 
-    def __init__(self, storage: Storage, attributes: Mapping[str, Any], coordinates: Any) -> None:
-        self.storage = storage
+    def __init__(
+        self, storage: Storage, attributes: Mapping[str, Any], coordinates: Any, *, certain: bool = False
+    ) -> None:
+        self.storage, self.certain = storage, certain
         self.fingerprint = attributes.get("fingerprint")
         self.version = 1 if attributes.get("version") == 1 else FORMAT_VERSION
         samples = attributes.get("samples")
@@ -59,6 +73,8 @@ class RootInspection:
                 self._documents[path] = f"{path} is missing" if document is None else document
             except (CorruptStoreError, ForeignPathError) as error:
                 self._documents[path] = str(error)
+            except OSError as error:
+                self._documents[path] = self._unread(path, error)
         return self._documents[path]
 
     def assume(self, problem: Problem) -> None:
@@ -105,12 +121,23 @@ class RootInspection:
 
     def texts(self, name: str) -> list[str] | str:
         """Return the strings of a coordinate, or what is wrong with its chunk."""
-        data = self.storage.get(f"{name}/{chunk_key(0)}")
+        path = f"{name}/{chunk_key(0)}"
+        try:
+            data = self.storage.get_short(path, most_of_texts(self.samples or 1))
+        except TooLongError as error:
+            return str(error)
+        except OSError as error:
+            return self._unread(path, error)
         try:
             texts = decode_column(data or b"", np.dtype(object))
         except Exception as error:  # noqa: BLE001 - a damaged chunk may fail anywhere in the decoder
             return "it is missing" if data is None else f"it cannot be decoded ({error})"
         return texts if len(texts) == self.samples else f"it holds {len(texts)} texts, expected {self.samples}"
+
+    def _unread(self, path: str, error: OSError) -> str:
+        if self.certain:
+            raise OSError(f"{path} cannot be read now ({error})") from error
+        return f"it cannot be read now ({error})"
 
     def _probe_problems(self, samples: int) -> Iterator[Problem]:
         path = f"{PROBE}/{DOCUMENT}"
@@ -181,8 +208,8 @@ class RootInspection:
 
     def _unlisted(self) -> list[str]:
         """Return the encodings that no list has, and that no living process is adding."""
-        lease = self.storage.get(f"{PROBE}/{LEASE}")
-        if lease is not None and not Holder.parse(lease).stale:
+        holder = Holder.read(self.storage, f"{PROBE}/{LEASE}")
+        if holder is not None and not holder.stale:
             return []
         listed = {key.partition("/")[0] for key in self.listed_inputs()}
         return [key for key in self._group_keys() if listed and key not in listed]
@@ -207,7 +234,21 @@ class RootInspection:
     def leftover_inputs(self) -> list[str]:
         """Return the encodings whose adding was interrupted before they were whole, and that no model names."""
         kept = self._read_by_models()
-        return [f"{PROBE}/{key}" for key in self._unlisted() if key not in kept and not self._group(key)]
+        unlisted = [key for key in self._unlisted() if key not in kept and not self._group(key)]
+        return [f"{PROBE}/{key}" for key in unlisted if self._is_own(f"{PROBE}/{key}")]
+
+    def foreign_inputs(self) -> list[str]:
+        """Return what lies among the inputs and was made by no writer."""
+        kept = self._read_by_models()
+        return [f"{PROBE}/{key}" for key in self._unlisted() if key not in kept and not self._is_own(f"{PROBE}/{key}")]
+
+    def _is_own(self, key: str) -> bool:
+        """Return whether a folder has documents and chunks of arrays, and nothing else."""
+        paths = [path.removeprefix(f"{key}/") for path in self.storage.keys(key)]
+        return bool(paths) and all(
+            path.count("/") < _DEPTH and (path.endswith(DOCUMENT) or is_chunk(path.rpartition("/")[2]))
+            for path in paths
+        )
 
     def _unlisted_problems(self) -> Iterator[Problem]:
         whole = [key for key in self._unlisted() if self._group(key)]
@@ -282,6 +323,6 @@ class RootInspection:
     def _confirmed(self, key: str, array: Mapping[str, Any]) -> bool:
         """Return whether an input's chunks have the number and size that its document gives."""
         rows, chunk_rows = array["shape"][0], array["chunk_grid"]["configuration"]["chunk_shape"][0]
-        present = [name for name in self.storage.children(f"{PROBE}/{key}") if name.startswith("c.")]
+        present = [name for name in self.storage.children(f"{PROBE}/{key}") if is_chunk(name)]
         sizes = {self.storage.size(f"{PROBE}/{key}/{name}") for name in present}
         return len(present) == -(-rows // chunk_rows) and sizes == {self.chunk_bytes(array)}

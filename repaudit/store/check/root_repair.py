@@ -17,7 +17,7 @@ from repaudit.store.format.root_document import root_seal
 from repaudit.store.format.schema import violations
 from repaudit.store.format.seal import seal
 from repaudit.store.storage.lease import Holder, Lease, abandoned
-from repaudit.store.storage.storage import TEMPORARY, Storage
+from repaudit.store.storage.storage import Storage, is_staged
 
 
 def mend_root(storage: Storage) -> Iterator[Problem]:
@@ -36,17 +36,17 @@ def mend_root(storage: Storage) -> Iterator[Problem]:
         yield Problem(DOCUMENT, "damaged_metadata", f"{DOCUMENT} {wrong}; {told}")
     attributes, coordinates = document["attributes"][ATTRS], document["attributes"].get("coordinates")
     for _ in range(2):  # the inputs' documents are repaired after the group that lists them
-        for problem in list(RootInspection(storage, attributes, coordinates).problems()):
+        for problem in list(RootInspection(storage, attributes, coordinates, certain=True).problems()):
             if problem.remedy is not None:
                 storage.put(problem.location, [dump(problem.remedy)])
                 yield Problem(problem.location, problem.kind, f"{problem.message}; it was rewritten from the store")
     yield from _mend_columns(storage, document)
-    yield from _mend_inputs(RootInspection(storage, attributes, coordinates))
-    for key in RootInspection(storage, attributes, coordinates).leftover_inputs():
+    yield from _mend_inputs(RootInspection(storage, attributes, coordinates, certain=True))
+    for key in RootInspection(storage, attributes, coordinates, certain=True).leftover_inputs():
         storage.delete_prefix(key)
         yield Problem(key, "leftover", "inputs that were never added whole were removed")
     for name in storage.children(PROBE):
-        if name.endswith(TEMPORARY) and abandoned(name):
+        if is_staged(name) and abandoned(name):
             storage.delete_prefix(f"{PROBE}/{name}")
             storage.delete(f"{PROBE}/{name}")
             yield Problem(f"{PROBE}/{name}", "leftover", "a write that never finished was removed")
@@ -58,7 +58,8 @@ def mend_root(storage: Storage) -> Iterator[Problem]:
 def _mend_columns(storage: Storage, document: dict[str, Any]) -> Iterator[Problem]:
     """Write damaged hashes of texts again, and damaged labels and texts as missing; the root says which are lost."""
     facts = document["attributes"][ATTRS]
-    replaced = replaced_columns(RootInspection(storage, facts, document["attributes"].get("coordinates")), facts)
+    root = RootInspection(storage, facts, document["attributes"].get("coordinates"), certain=True)
+    replaced = replaced_columns(root, facts)
     lost = {name for name, (_, is_gone) in replaced.items() if is_gone}
     if lost:  # before they are empty
         facts[LOST] = sorted(lost | set(facts.get(LOST, [])))
@@ -94,6 +95,6 @@ def _mend_inputs(root: RootInspection) -> Iterator[Problem]:
 
 def stale_lease(storage: Storage, key: str) -> Iterator[Problem]:
     """Tell of a lease whose holder is gone, which is about to be taken over and released."""
-    data = storage.get(key)
-    if data is not None and Holder.parse(data).stale:
+    holder = Holder.read(storage, key)
+    if holder is not None and holder.stale:
         yield Problem(key, "leftover", "a lease whose holder is gone was removed")

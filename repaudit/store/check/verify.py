@@ -9,21 +9,23 @@ from typing import Any, Final
 
 from repaudit.errors import CorruptStoreError, ForeignPathError, UnknownVersionError
 from repaudit.names import ATTRS, CHECKSUM, LAYER, MODELS, PROBE, STEP, in_natural_order
-from repaudit.store.check.lost_parts import contradicted
+from repaudit.store.check.lost_parts import contradicted, is_whole
 from repaudit.store.check.model_inspection import ModelInspection
 from repaudit.store.check.problem import Kind, Problem
 from repaudit.store.check.rebuilt_root import attributes_of
 from repaudit.store.check.root_inspection import RootInspection
-from repaudit.store.format.documents import DOCUMENT, chunk_key, read_document
-from repaudit.store.format.encoding import COORDINATE_CHUNK, checksum
+from repaudit.store.format.documents import DOCUMENT, chunk_key, is_chunk, read_document
+from repaudit.store.format.encoding import COORDINATE_CHUNK
 from repaudit.store.format.layout import COLUMNS, INPUTS_FINGERPRINT, LEASE, STEP_COLUMNS
+from repaudit.store.format.model_facts import era_of
 from repaudit.store.format.root_document import nothing_there, root_seal
 from repaudit.store.format.sample_set import inputs_key
 from repaudit.store.format.schema import violations
 from repaudit.store.storage.lease import Holder, abandoned
 from repaudit.store.storage.place import open_storage
-from repaudit.store.storage.storage import TEMPORARY, Storage
+from repaudit.store.storage.storage import Storage, is_staged
 
+_LOOKS: Final = 8
 _MOST_LISTED: Final = 1000
 """Missing chunks of one array that are listed singly."""
 
@@ -85,10 +87,13 @@ def verify(
         key = f"{MODELS}/{name}"
         if not any(link == key or link.startswith(f"{key}/") for link in linked):
             try:
-                model = ModelInspection(storage, key, attributes["version"])
-                problems += [*_model(model, data), *_unlisted(model, listed)]
+                model, found = _looked_at(storage, key, attributes["version"], data)
+                problems += [*found, *_unlisted(model, listed)]
             except ForeignPathError as error:
                 problems.append(Problem(key, "foreign", str(error)))
+                continue
+            except OSError as error:
+                problems.append(Problem(key, "damaged_metadata", f"{key} cannot be read now ({error})"))
                 continue
             if names.setdefault(model.name or key, key) != key:
                 message = (
@@ -96,6 +101,17 @@ def verify(
                 )
                 problems.append(Problem(f"{key}/{DOCUMENT}", "misaligned", message))
     return problems
+
+
+def _looked_at(storage: Storage, key: str, version: int, data: bool) -> tuple[ModelInspection, list[Problem]]:
+    """Return a model with its problems, looking again where steps were dropped while it was looked at."""
+    for _ in range(_LOOKS):
+        model = ModelInspection(storage, key, version)
+        found = list(_model(model, data))
+        now = ModelInspection(storage, key, version).document if found else None
+        if now is None or model.document is None or era_of(now) == era_of(model.document):
+            break
+    return model, found
 
 
 def _links(storage: Storage) -> Iterator[Problem]:
@@ -122,6 +138,8 @@ def _root(storage: Storage, attributes: Mapping[str, Any], data: bool) -> Iterat
     yield from root.problems()
     for key in root.leftover_inputs():
         yield Problem(key, "leftover", "inputs that were never added whole")
+    for key in root.foreign_inputs():
+        yield Problem(key, "foreign", f"{key} does not belong to a repaudit store")
     yield from _coordinates(root, data)
     for name in contradicted(root, attributes) if data else ():
         message = f"the chunk of {name} can be read, but is not what the fingerprint of the samples was made of"
@@ -131,14 +149,14 @@ def _root(storage: Storage, attributes: Mapping[str, Any], data: bool) -> Iterat
 
 def _unfinished(storage: Storage, home: str) -> Iterator[Problem]:
     for name in storage.children(home):
-        if name.endswith(TEMPORARY) and abandoned(name):
+        if is_staged(name) and abandoned(name):
             yield Problem(f"{home}/{name}", "leftover", "a write that never finished")
 
 
 def _lease(storage: Storage, key: str) -> Iterator[Problem]:
-    data = storage.get(key)
-    if data is not None and Holder.parse(data).stale:
-        yield Problem(key, "leftover", f"a lease whose holder is gone ({Holder.parse(data)})")
+    holder = Holder.read(storage, key)
+    if holder is not None and holder.stale:
+        yield Problem(key, "leftover", f"a lease whose holder is gone ({holder})")
 
 
 def _coordinates(root: RootInspection, data: bool) -> Iterator[Problem]:
@@ -159,14 +177,12 @@ def _inputs(root: RootInspection, data: bool) -> Iterator[Problem]:
         present = set(root.storage.children(path))
         names = (chunk_key(chunk, *(0 for _ in array["shape"][1:])) for chunk in range(count))
         yield from _missing(path, names, present)
-        for name in sorted(name for name in present if name != DOCUMENT):
+        for name in sorted(filter(is_chunk, present)):
             if root.storage.size(f"{path}/{name}") != size:
                 yield Problem(f"{path}/{name}", "damaged_chunk", f"a chunk of {path} does not have {size} bytes")
-            elif data:
-                content = root.storage.get(f"{path}/{name}") or b""
-                if checksum(content[:-4]).to_bytes(4, "little") != content[-4:]:
-                    message = f"a chunk of {path} does not match its checksum"
-                    yield Problem(f"{path}/{name}", "damaged_chunk", message)
+            elif data and not is_whole(root, f"{path}/{name}", array):
+                message = f"a chunk of {path} cannot be read, or does not match its checksum"
+                yield Problem(f"{path}/{name}", "damaged_chunk", message)
 
 
 def _missing(path: str, names: Iterable[str], present: Container[str]) -> Iterator[Problem]:
@@ -190,8 +206,8 @@ def _model(model: ModelInspection, data: bool) -> Iterator[Problem]:
         return
     yield from _columns(model)
     yield from _chunks(model, data)
-    lease = storage.get(f"{key}/{LEASE}")
-    if lease is None or Holder.parse(lease).stale:  # a living writer's unfinished step is not a leftover
+    holder = Holder.read(storage, f"{key}/{LEASE}")
+    if holder is None or holder.stale:  # a living writer's unfinished step is not a leftover
         yield from model.outdated()
         for chunk in model.leftovers():
             yield Problem(chunk, "leftover", f"a chunk beyond the {model.committed} committed steps")

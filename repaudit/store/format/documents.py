@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
@@ -10,6 +11,7 @@ from repaudit.errors import CorruptStoreError
 from repaudit.store.storage.storage import Storage
 
 _DOCUMENT_BYTES: Final = 256 * 2**20
+_CHUNK: Final = re.compile(r"c(\.[0-9]+)+")
 
 DOCUMENT: Final = "zarr.json"
 
@@ -26,6 +28,17 @@ def chunk_key(*indices: int) -> str:
     'c.3.0'
     """
     return ".".join(["c", *map(str, indices)])
+
+
+def is_chunk(name: str) -> bool:
+    """Return whether a file of this name is a chunk of an array: a copy beside it is not.
+
+    Examples
+    --------
+    >>> is_chunk("c.3.0"), is_chunk("c.3.0.bak")
+    (True, False)
+    """
+    return _CHUNK.fullmatch(name) is not None
 
 
 def array_document(

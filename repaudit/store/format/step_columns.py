@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from repaudit.names import CHECKSUM
+from repaudit.names import CHECKSUM, WALL_TIME
 from repaudit.store.format.documents import chunk_key
 from repaudit.store.format.encoding import COORDINATE_CHUNK, decode_column, encode_column
 from repaudit.store.format.layout import STEP_COLUMNS
+from repaudit.store.format.values import MOST_SECONDS
 from repaudit.store.storage.storage import Parts
 
 _CRC_BYTES = 4
@@ -32,6 +33,18 @@ def decoded(data: bytes | None, dtype: np.dtype[Any], length: int) -> list[Any] 
     except Exception:  # noqa: BLE001 - a damaged chunk may fail anywhere in the decoder
         return None
     return values if len(values) == length else None
+
+
+def impossible(name: str, values: Sequence[Any]) -> str | None:
+    """Return why the values of a coordinate cannot be right, though its checksum is, or None.
+
+    Examples
+    --------
+    >>> impossible("wall_time", [0, 10**18]), impossible("loss", [0.5])
+    ('it holds a time that cannot be represented', None)
+    """
+    known = [value for value in values if value != STEP_COLUMNS[name].unknown] if name == WALL_TIME else []
+    return "it holds a time that cannot be represented" if any(abs(one) > MOST_SECONDS * 1e6 for one in known) else None
 
 
 def _plausible(data: bytes, dtype: np.dtype[Any], length: int) -> bool:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import math
 import operator
 import time
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +14,11 @@ from repaudit.errors import LayoutError
 from repaudit.names import STEP
 from repaudit.store.format.encoding import round_mantissa
 from repaudit.store.format.layer_layout import LayerLayout
+
+MOST_SECONDS: Final = 9.2e9
+"""Largest time, in seconds from 1970 on or back, that 64 bits hold in nanoseconds, as readers represent it."""
+
+MOST_STEP: Final = 2**63
 
 
 def stored_values(layer: LayerLayout, values: Any, *, copy: bool) -> NDArray[Any]:
@@ -76,7 +80,27 @@ def step_number(step: Any) -> int:
     """
     if isinstance(step, bool):
         raise TypeError(f"step={step!r}: expected an integer, found a truth value")
-    return operator.index(step)
+    found = operator.index(step)
+    if abs(found) >= MOST_STEP:
+        raise ValueError(f"step={step!r}: expected an integer of 64 bits")
+    return found
+
+
+def text(value: Any, what: str) -> str | None:
+    """Return a text that UTF-8 can hold; None where there is none.
+
+    Examples
+    --------
+    >>> text(3, "trigger")
+    '3'
+    """
+    if value is None:
+        return None
+    try:
+        str(value).encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(f"{what}={value!r}: expected a text that UTF-8 can hold ({error.reason})") from error
+    return str(value)
 
 
 def number(value: Any, what: str) -> float | None:
@@ -85,15 +109,15 @@ def number(value: Any, what: str) -> float | None:
         return None
     try:
         return float(value.detach() if hasattr(value, "detach") else value)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError) as error:
         raise type(error)(f"{what}={value!r}: expected a number ({error})") from error
 
 
-def finite_number(value: Any, what: str) -> float:
-    """Return a finite number, a time for instance."""
+def point_in_time(value: Any, what: str) -> float:
+    """Return a time that readers can represent, in nanoseconds of 64 bits."""
     finite = number(value, what)
-    if finite is None or not math.isfinite(finite):
-        raise ValueError(f"{what}={value!r}: expected seconds since 1970-01-01 UTC")
+    if finite is None or not abs(finite) <= MOST_SECONDS:
+        raise ValueError(f"{what}={value!r}: expected seconds since 1970-01-01 UTC, at most {MOST_SECONDS:.0f}")
     return finite
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import xarray as xr
 
-from repaudit.errors import CorruptStoreError, NotInStoreError
+from repaudit.errors import CorruptStoreError, NotInStoreError, StoreError
 from repaudit.names import CHECKSUM, LAYER, STEP
 from repaudit.store.format.encoding import checksum
 from repaudit.store.read import catalog
@@ -44,14 +44,15 @@ def read_step(tree: xr.DataTree, model: str, layer: str, step: int, expected: in
     if step not in steps:
         raise NotInStoreError(f"model {model!r} has no step {step}: it has {', '.join(map(str, steps)) or 'none'}")
     expected = step_checksums(tree, model, layer)[step] if expected is None else expected
+    where = f"step {step} of layer {layer!r} of model {model!r}"
     try:
         read: xr.DataArray = array.isel({STEP: steps.index(step)}).compute(scheduler="synchronous")
         sound = checksum(np.ascontiguousarray(read.values)) == expected
         reason = "it is missing, or does not match its checksum"
+    except StoreError as error:
+        raise CorruptStoreError(f"{where}: {error}") from error
     except Exception as error:  # noqa: BLE001 - a damaged chunk may fail in any decoder
         sound, reason = False, f"it cannot be decoded ({error})"
     if not sound:
-        raise CorruptStoreError(
-            f"step {step} of layer {layer!r} of model {model!r}: {reason}; run `repaudit verify --data`"
-        )
+        raise CorruptStoreError(f"{where}: {reason}; run `repaudit verify --data`")
     return read

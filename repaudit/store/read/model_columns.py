@@ -8,21 +8,19 @@ from typing import Any, Final
 
 import numpy as np
 
+from repaudit.errors import ForeignPathError
 from repaudit.names import ATTRS, CHECKSUM, LAYER, STEP
+from repaudit.store.format.chunk_limits import MOST_COLUMN_BYTES
 from repaudit.store.format.documents import chunk_key
 from repaudit.store.format.encoding import decode_column, encode_column
 from repaudit.store.format.layout import LOST, STEP_COLUMNS
 from repaudit.store.format.model_facts import step_chunks
-from repaudit.store.format.step_columns import decoded
-from repaudit.store.storage.local import LocalStorage
+from repaudit.store.format.step_columns import decoded, impossible
 from repaudit.store.storage.remote import RemoteStorage
-from repaudit.store.storage.storage import Storage
+from repaudit.store.storage.storage import Storage, TooLongError
 
 _REQUESTS: Final = 8
 """Requests at once to a service, each of which answers late."""
-
-_MOST_BYTES: Final = 2**28
-"""A longer chunk of a coordinate is damaged."""
 
 
 def read_columns(storage: Storage, key: str, document: Mapping[str, Any]) -> tuple[dict[str, bytes], list[str]]:
@@ -51,7 +49,8 @@ def read_columns(storage: Storage, key: str, document: Mapping[str, Any]) -> tup
     for path, name in wanted.items():
         column, length = STEP_COLUMNS[name], arrays[name]["chunk_grid"]["configuration"]["chunk_shape"][0]
         data = found[path]
-        if data is not None and decoded(data, column.numpy_dtype, length) is not None:
+        values = decoded(data, column.numpy_dtype, length)
+        if data is not None and values is not None and impossible(name, values) is None:
             chunks[path] = data
             continue
         lost.add(name)
@@ -68,15 +67,20 @@ def _chunks(array: Mapping[str, Any], committed: int) -> Iterator[str]:
 
 
 def _read(storage: Storage, key: str, paths: Sequence[str]) -> list[bytes | None]:
-    def read(path: str) -> bytes | None:
-        if isinstance(storage, LocalStorage) and (storage.size(f"{key}/{path}") or 0) > _MOST_BYTES:
-            return None
-        return storage.get(f"{key}/{path}")
-
     if isinstance(storage, RemoteStorage) and not storage.is_plain:
         with ThreadPoolExecutor(_REQUESTS) as pool:
-            return list(pool.map(read, paths))
-    return [read(path) for path in paths]
+            return list(pool.map(lambda path: storage.get(f"{key}/{path}"), paths))
+    return [_short(storage, f"{key}/{path}") for path in paths]
+
+
+def _short(storage: Storage, key: str) -> bytes | None:
+    """Return a chunk; None where it is too long, or a bad sector or somebody's rights keep it from being read."""
+    try:
+        return storage.get_short(key, MOST_COLUMN_BYTES)
+    except ForeignPathError:
+        raise
+    except (TooLongError, OSError):
+        return None
 
 
 def _sound_checksums(data: bytes) -> bool:

@@ -87,7 +87,8 @@ def open_store(url: str | os.PathLike[str], storage_options: Mapping[str, Any] |
     snapshot = take_snapshot(storage)
     try:
         folder = storage.root if isinstance(storage, LocalStorage) else None
-        guarded = GuardedStore(_zarr_store(storage, url, storage_options), snapshot.arrays, folder)
+        archive = storage if isinstance(storage, RemoteStorage) and storage.is_plain else None
+        guarded = GuardedStore(_zarr_store(storage, url, storage_options), snapshot.arrays, folder, archive)
         zarr_store: Any = PinnedStore(guarded, snapshot.pinned)
         tree = xr.open_datatree(zarr_store, engine="zarr", consolidated=False, chunks={})
     except (PermissionError, ConnectionError, TimeoutError, Warning):

@@ -18,6 +18,7 @@ from repaudit.store.format.root_document import root_seal
 from repaudit.store.format.schema import unbelievable, violations
 from repaudit.store.format.seal import broken_seal, unsealed
 from repaudit.store.read.model_columns import read_columns
+from repaudit.store.storage.local import LocalStorage
 from repaudit.store.storage.storage import Storage
 
 _LOOKS: Final = 8
@@ -115,6 +116,11 @@ def _take_models(snapshot: Snapshot, storage: Storage, version: int) -> None:
             name = _take_model(snapshot, storage, key, version)
         except (CorruptStoreError, ForeignPathError) as error:
             snapshot.unreadable[key] = str(error)
+            continue
+        except OSError as error:  # a bad sector, or somebody's rights; of a service it may pass
+            if not isinstance(storage, LocalStorage):
+                raise
+            snapshot.unreadable[key] = f"{storage.url}: {key} cannot be read now ({error})"
             continue
         if name is not None:
             names.setdefault(name, []).append(key)

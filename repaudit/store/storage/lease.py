@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from repaudit.errors import LeaseError
-from repaudit.store.storage.storage import ChangedError, Storage
+from repaudit.store.storage.storage import ChangedError, Storage, TooLongError
 
 TERM: Final = 60.0
 """Seconds after its last heartbeat for which a lease holds where its process cannot be looked up."""
@@ -34,6 +34,7 @@ _RELEASED_IN, _BETWEEN_TRIES = 10.0, 0.02
 """Seconds for which a lease is tried again that is there when it is made and gone when read, and between tries."""
 
 _LATEST: Final = 1e12
+_MOST_BYTES: Final = 2**16
 _TOKEN: Final = re.compile("[0-9a-f]{32}")
 
 _SEEN: Final[dict[str, tuple[float, float]]] = {}
@@ -72,6 +73,15 @@ class Holder:
         except (ValueError, TypeError, RecursionError):
             pass
         return cls("", "", 0, "", 0.0, 0.0)
+
+    @classmethod
+    def read(cls, storage: Storage, key: str) -> Holder | None:
+        """Return who holds a lease, or None where there is none."""
+        try:
+            data = storage.get_short(key, _MOST_BYTES)
+        except TooLongError:
+            return cls.parse(b"")
+        return None if data is None else cls.parse(data)
 
     def dump(self) -> bytes:
         """Write the lease as JSON."""
@@ -167,13 +177,12 @@ class Lease:
             if self.storage.create(self.key, self.holder.dump()):
                 return
             self.storage.note(self.key)
-            data = self.storage.get(self.key)
-            if data is not None:
+            other = Holder.read(self.storage, self.key)
+            if other is not None:
                 break
             if time.monotonic() > end:
                 raise LeaseError(f"{self.what}: its lease can be neither made nor read; try again")
             time.sleep(_BETWEEN_TRIES)  # released between the two, or refused while others make it
-        other = Holder.parse(data)
         if other.token == self.holder.token:  # a client that lost the answer to its put has tried it again
             return
         if not force and not gone(self.storage, self.key):
@@ -184,14 +193,14 @@ class Lease:
         """Replace a stale lease; the marker lets only one of several writers through."""
         marker = f"{self.key}.{other.token or 'unreadable'}"
         if not self.storage.create(marker, self.holder.dump()):
-            data = self.storage.get(marker)
-            if not force and (data is None or not gone(self.storage, marker)):
-                successor = "already done" if data is None else Holder.parse(data)
+            successor = Holder.read(self.storage, marker)
+            if not force and (successor is None or not gone(self.storage, marker)):
                 raise LeaseError(
-                    f"{self.what} is being taken over by another writer ({successor}): wait, or pass force=True"
+                    f"{self.what} is being taken over by another writer ({successor or 'already done'}): wait, or pass "
+                    "force=True"
                 )
         try:
-            current = Holder.parse(self.storage.get(self.key) or b"")
+            current = Holder.read(self.storage, self.key) or Holder.parse(b"")
             if not force and current.token != other.token:
                 raise LeaseError(f"{self.what} was just taken over by another writer ({current}): close that one first")
             self.storage.swap(self.key, [self.holder.dump()])
@@ -202,12 +211,11 @@ class Lease:
 
     def check(self) -> None:
         """Raise LeaseError if this writer no longer holds the lease."""
-        data = self.storage.get(self.key)
-        if data is None or Holder.parse(data).token != self.holder.token:
+        taker = Holder.read(self.storage, self.key)
+        if taker is None or taker.token != self.holder.token:
             self._lost = True
-            if data is None:
+            if taker is None:
                 raise LeaseError(f"{self.what}: its lease is gone, as when the store was deleted; this writer stops")
-            taker = Holder.parse(data)
             raise LeaseError(f"{self.what} was taken over by another writer ({taker}); this writer stops")
 
     def _beat(self) -> None:
@@ -234,8 +242,7 @@ class Lease:
 def gone(storage: Storage, key: str) -> bool:
     """Return whether no living writer holds a lease, watching for a term one whose last heartbeat seems to be old."""
     first = None
-    while (data := storage.get(key)) is not None:
-        holder = Holder.parse(data)
+    while (holder := Holder.read(storage, key)) is not None:
         if holder.stale:
             return True
         look = holder.token, holder.heartbeat

@@ -19,7 +19,7 @@ from repaudit.errors import ForeignPathError, LeaseError, StoreError
 from repaudit.names import PROBE
 from repaudit.store.storage.lease import mark
 from repaudit.store.storage.regular import read_regular
-from repaudit.store.storage.storage import TEMPORARY, Fence, Parts, Storage
+from repaudit.store.storage.storage import TEMPORARY, Fence, Parts, Storage, is_staged
 
 _SYNC_THREADS: Final = 8
 _WITHOUT_LINKS: Final = frozenset({errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS})
@@ -27,6 +27,8 @@ _WITHOUT_LINKS: Final = frozenset({errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS})
 LOCK: Final = ".lock"
 _LOCK_WAIT: Final = 10.0
 """Seconds to wait for a deletion, which takes no longer than a moment unless its process was stopped."""
+
+_FOR_ALL: Final = 0o666
 
 _STAGINGS: Final = 3
 
@@ -242,6 +244,7 @@ class LocalStorage(Storage):
             return
         lock = FileLock(path, timeout=_LOCK_WAIT)
         try:
+            _made_for_all(path)
             lock.acquire()
         except Timeout as error:
             raise LeaseError(
@@ -258,7 +261,7 @@ class LocalStorage(Storage):
     def discard_staged(self, home: str) -> None:
         """Remove unfinished files in `home`."""
         for name in self.children(home):
-            if name.endswith(TEMPORARY):
+            if is_staged(name):
                 path = self.path(f"{home}/{name}")
                 if path.is_dir():  # moved first: who renames it into place meanwhile must not get it emptied
                     trash = self._staged(home)
@@ -295,6 +298,14 @@ class LocalStorage(Storage):
             return self.path(key).stat().st_size
         except (FileNotFoundError, NotADirectoryError):
             return None
+
+
+def _made_for_all(path: Path) -> None:
+    """Make a lock that whoever may write into the folder may hold, whoever made it."""
+    with contextlib.suppress(FileExistsError):
+        descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_CLOEXEC, _FOR_ALL)
+        os.fchmod(descriptor, _FOR_ALL)  # whatever the umask takes away
+        os.close(descriptor)
 
 
 def _rename_all(written: Sequence[tuple[Path, Path]], fence: Fence | None) -> None:

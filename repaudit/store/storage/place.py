@@ -51,10 +51,12 @@ def open_storage(
         return LocalStorage(Path(os.path.expanduser(text)), durable=durable)  # noqa: PTH111 - keeps an unknown ~name
     try:
         filesystem, path = url_to_fs(text, **(storage_options or {}))
-    except (ValueError, ImportError) as error:
+    except (ConnectionError, PermissionError, TimeoutError):
+        raise
+    except Exception as error:  # every file system has errors of its own for what is not its kind
         if isinstance(error, ImportError) and text.startswith("s3"):
             require(text, "s3fs")
-        raise StoreNotFoundError(f"{text} cannot be opened: {error}") from error
+        raise StoreNotFoundError(f"{text} cannot be opened: {type(error).__name__}: {error}") from error
     if isinstance(filesystem, LocalFileSystem):
         return LocalStorage(Path(path), durable=durable)
     protocols = (filesystem.protocol,) if isinstance(filesystem.protocol, str) else filesystem.protocol

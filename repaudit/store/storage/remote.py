@@ -9,7 +9,7 @@ from typing import Any
 from fsspec.archive import AbstractArchiveFileSystem
 
 from repaudit.errors import ForeignPathError, StoreError
-from repaudit.store.storage.storage import Fence, Parts, Storage
+from repaudit.store.storage.storage import Fence, Parts, Storage, TooLongError
 
 
 @contextlib.contextmanager
@@ -17,7 +17,7 @@ def reached(url: str) -> Iterator[None]:
     """Raise every failure of a remote service as an OSError: it may pass when tried again."""
     try:
         yield
-    except (OSError, StoreError):
+    except (OSError, StoreError, MemoryError):
         raise
     except Exception as error:
         raise ConnectionError(f"{url} cannot be reached ({type(error).__name__}: {error})") from error
@@ -74,6 +74,15 @@ class RemoteStorage(Storage):
                 if isinstance(self.filesystem, AbstractArchiveFileSystem):
                     return None
                 raise
+
+    def get_short(self, key: str, most: int) -> bytes | None:
+        """Read one object, of which an archive tells the length before; asking a service would be another request."""
+        if self.is_plain:
+            return super().get_short(key, most)
+        data = self.get(key)
+        if data is not None and len(data) > most:
+            raise TooLongError(f"it has {len(data)} bytes, expected at most {most}")
+        return data
 
     def put(self, key: str, parts: Parts, fence: Fence | None = None) -> None:
         """Write one object; the service makes it appear whole."""

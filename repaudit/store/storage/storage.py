@@ -14,6 +14,17 @@ TEMPORARY: Final = ".partial"
 """Ending of files that a put has not finished."""
 
 
+def is_staged(name: str) -> bool:
+    """Return whether a file or folder of this name is one that a put has not finished; others may end like it.
+
+    Examples
+    --------
+    >>> is_staged(".0123-4-5-6-abc.partial"), is_staged("thesis.partial")
+    (True, False)
+    """
+    return name.startswith(".") and name.endswith(TEMPORARY)
+
+
 class Fence(Protocol):
     """The right to change what lies below `home`, which a writer that was stopped may have lost without knowing."""
 
@@ -25,6 +36,10 @@ class Fence(Protocol):
 
 class ChangedError(OSError):
     """Somebody else changed an object since it was noted; read it again."""
+
+
+class TooLongError(ValueError):
+    """An object is longer than what it stands for can be."""
 
 
 class Storage(ABC):
@@ -43,6 +58,13 @@ class Storage(ABC):
     @abstractmethod
     def put(self, key: str, parts: Parts, fence: Fence | None = None) -> None:
         """Write one object so that a reader sees the old bytes or the new ones, never a mixture."""
+
+    def get_short(self, key: str, most: int) -> bytes | None:
+        """Return the bytes under `key`, unless there are more of them than so many, which raises TooLongError."""
+        size = self.size(key)
+        if size is not None and size > most:
+            raise TooLongError(f"it has {size} bytes, expected at most {most}")
+        return None if size is None else self.get(key)
 
     def note(self, key: str) -> None:  # noqa: B027 - where a fence is enough, nothing needs to be noted
         """Note the present state of an object, before it is read, as the one that the next `swap` replaces."""

@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 import os
-import re
 from pathlib import Path
-from typing import Final
 
 from repaudit.errors import NotAStoreError, StoreError
 from repaudit.names import ATTRS, MODELS, PROBE
-from repaudit.store.format.documents import DOCUMENT, read_document
+from repaudit.store.format.documents import DOCUMENT, is_chunk, read_document
 from repaudit.store.format.layout import COLUMNS, LEASE
 from repaudit.store.format.root_document import store_attributes
 from repaudit.store.storage.local import LOCK, LocalStorage
-from repaudit.store.storage.storage import TEMPORARY, Storage
-
-_CHUNK: Final = re.compile(r"c\.\d[^/]*")
+from repaudit.store.storage.storage import Storage, is_staged
 
 
 def foreign_models(storage: Storage) -> list[str]:
@@ -93,8 +89,8 @@ def delete_arrays(storage: Storage, key: str) -> None:
 def _is_own(path: str) -> bool:
     folder, _, name = path.rpartition("/")
     first, *_ = path.split("/")
-    if first.startswith(".") and first.endswith(TEMPORARY):
+    if is_staged(first):
         return True
     if not folder:
         return name in {DOCUMENT, LOCK} or name.startswith(LEASE)
-    return "/" not in folder and (name == DOCUMENT or _CHUNK.fullmatch(name) is not None)
+    return "/" not in folder and (name == DOCUMENT or is_chunk(name))

@@ -17,6 +17,7 @@ from repaudit.store.format.documents import (
     column_document,
     dump,
     group_document,
+    is_chunk,
     read_document,
 )
 from repaudit.store.format.encoding import CHUNK_BYTES, encode_column
@@ -103,7 +104,7 @@ def _chunks(document: Mapping[str, Any]) -> int:
 
 
 def _present(storage: Storage, key: str) -> int:
-    return sum(name.startswith("c.") for name in storage.children(f"{PROBE}/{key}"))
+    return sum(is_chunk(name) for name in storage.children(f"{PROBE}/{key}"))
 
 
 def add_array(

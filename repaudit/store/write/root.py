@@ -20,7 +20,7 @@ from repaudit.store.format.seal import seal
 from repaudit.store.storage.fenced import Fenced
 from repaudit.store.storage.lease import Holder, Lease, abandoned
 from repaudit.store.storage.local import LocalStorage
-from repaudit.store.storage.storage import TEMPORARY, Parts, Storage
+from repaudit.store.storage.storage import Parts, Storage, is_staged
 from repaudit.store.write.foreign import foreign_models, foreign_parts, refuse_inside
 from repaudit.store.write.inputs import add_array, encoded_inputs, ensure_inputs
 from repaudit.store.write.retrying import lease_within
@@ -68,12 +68,12 @@ def ensure_root(storage: Storage, probe_set: ProbeSetLike, *, wait: float = ROOT
 
 def _clear_dead(storage: Storage) -> None:
     """Remove what processes that died left in the group of inputs: a lease, unfinished files."""
-    data = storage.get(f"{PROBE}/{LEASE}")
-    if data is not None and Holder.parse(data).stale:
+    holder = Holder.read(storage, f"{PROBE}/{LEASE}")
+    if holder is not None and holder.stale:
         with contextlib.suppress(LeaseError):  # another one is taking it over
             Lease(storage, f"{PROBE}/{LEASE}", f"the inputs of {storage.url}").release()
     for name in storage.children(PROBE):
-        if name.endswith(TEMPORARY) and abandoned(name):
+        if is_staged(name) and abandoned(name):
             storage.delete_prefix(f"{PROBE}/{name}")
             storage.delete(f"{PROBE}/{name}")
 

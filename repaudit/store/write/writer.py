@@ -17,7 +17,7 @@ from repaudit.store.format.encoding import CodecName, checksum
 from repaudit.store.format.keys import check_name
 from repaudit.store.format.layer_layout import lay_out_layers
 from repaudit.store.format.layout import INPUTS_FINGERPRINT, ProbeSetLike
-from repaudit.store.format.values import finite_number, number, step_number, stored_values
+from repaudit.store.format.values import number, point_in_time, step_number, stored_values, text
 from repaudit.store.storage.place import open_storage
 from repaudit.store.storage.storage import Storage
 from repaudit.store.write.checks import check_gap, check_layers, check_order
@@ -218,7 +218,7 @@ class TrajectoryWriter:
         WriterClosedError
             If the writer is closed, failed earlier, or belongs to another process.
         TypeError, ValueError
-            If the step is not an integer, or a coordinate not a number.
+            If the step is no integer of 64 bits, or a coordinate no number, time or text that a store can hold.
         StoreError
             If an earlier step could not be stored and ``on_store_error="raise"``.
         """
@@ -231,8 +231,8 @@ class TrajectoryWriter:
             STEP: step,
             EPOCH: number(epoch, EPOCH),
             LOSS: number(loss, LOSS),
-            TRIGGER: None if trigger is None else str(trigger),
-            WALL_TIME: time.time() if wall_time is None else finite_number(wall_time, WALL_TIME),
+            TRIGGER: text(trigger, TRIGGER),
+            WALL_TIME: time.time() if wall_time is None else point_in_time(wall_time, WALL_TIME),
         }
         in_slices(lambda: self._queue(QueuedStep(row, values)))
 
@@ -269,7 +269,7 @@ class TrajectoryWriter:
 
     def amend_trigger(self, step: int, trigger: str) -> None:
         """Replace what asked for the last step appended, where more is known later."""
-        in_slices(lambda: self._queue(QueuedTrigger(step, trigger)))
+        in_slices(lambda: self._queue(QueuedTrigger(step, text(trigger, TRIGGER) or "")))
 
     def flush(self) -> None:
         """Wait until every queued step is committed, or noted as a gap.
