@@ -215,7 +215,7 @@ def test_what_no_reader_could_read_is_refused_when_it_is_given(tmp_path, given, 
     with ra.TrajectoryWriter(tmp_path / "s.zarr", model_name="a", probe_set=probe_set(), layers=layers) as writer:
         with pytest.raises((ValueError, OverflowError), match=said):
             writer.append(0, {"l": values(0)}, **given)
-        with pytest.raises(ValueError, match="step=.*64 bits"):
+        with pytest.raises(ValueError, match=r"step=.*64 bits"):
             writer.append(2**63, {"l": values(0)})
         writer.append(0, {"l": values(0)})
     assert ra.open_store(tmp_path / "s.zarr")["models/a"]["step"].values.tolist() == [0]
