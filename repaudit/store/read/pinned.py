@@ -15,6 +15,7 @@ from repaudit.names import ATTRS, CHECKSUM, LAYER, MODELS, STEP
 from repaudit.store.format.documents import DOCUMENT, chunk_key, is_chunk
 from repaudit.store.format.encoding import COORDINATE_CHUNK
 from repaudit.store.format.model_facts import era_of
+from repaudit.store.format.schema import MOST_STEPS
 
 _CRC_BYTES: Final = 4
 
@@ -49,7 +50,7 @@ class PinnedStore(WrapperStore[Store]):
         data = await self._store.get(key, prototype, byte_range)
         path, _, name = key.rpartition("/")
         model, _, layer = path.rpartition("/")
-        if f"{model}/{DOCUMENT}" in self.pinned and model != MODELS and layer != CHECKSUM and is_chunk(name):
+        if model.startswith(f"{MODELS}/") and f"{model}/{DOCUMENT}" in self.pinned and is_chunk(name):
             index = int(name.split(".")[1])
             if data is None or byte_range is not None or not self._proven(model, layer, index, data):
                 await self._refuse_another(model, key, index)  # after reading: what was read is not younger
@@ -101,9 +102,12 @@ def _columns(document: bytes) -> dict[str, int]:
 
 
 def _committed(before: bytes, now: bytes) -> int | None:
-    document = json.loads(now)
-    same = era_of(document) == era_of(json.loads(before))
-    return None if same else int(document["attributes"][ATTRS]["committed"])
+    try:
+        document = json.loads(now)
+        same = era_of(document) == era_of(json.loads(before))
+        return None if same else int(document["attributes"][ATTRS]["committed"])
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):  # damaged: the checksums alone can tell
+        return MOST_STEPS
 
 
 def _row(chunk: bytes, index: int) -> bytes:
