@@ -3,22 +3,29 @@
 from __future__ import annotations
 
 import os
+import pty
 import shlex
+import shutil
 import subprocess
 import sys
+from contextlib import suppress
 from dataclasses import fields
 from pathlib import Path
 from typing import get_args, get_type_hints
 
+import numpy as np
 import pytest
 from typer.testing import CliRunner
 
+import repaudit as ra
 from repaudit.analysis.layer_names import Match
 from repaudit.analysis.settings import Settings, StoreStrategy
 from repaudit.cli import app
+from repaudit.cli.completion import _completed
 from repaudit.gauge.gauge import DiffusionGauge
 from repaudit.measure.similarity import Measure
 from repaudit.store.format.encoding import CodecName
+from repaudit.store.read.stored_probe_set import StoredProbeSet
 
 COMMAND = str(Path(sys.executable).with_name("repaudit"))
 COMMANDS = ("record", "info", "watch", "analyze", "report", "verify", "repair", "copy", "export")
@@ -106,6 +113,57 @@ def test_a_shell_completes_commands_options_and_names_of_the_store(planted_store
     assert models == ["seed0,seed1", "seed0,seed2"]
     assert completed(f"repaudit export {url} seed1 model.n") == ["model.norm"]
     assert completed(f"repaudit copy {tmp_path / 'no'} x --layers m") == []
+
+
+PLAIN = ("seed0", "größe-1.b", "模型_2", "a/b:c@d+e=f%g,h", "हिन्दी")
+HOSTILE = (
+    "", "$(touch${IFS}x)", "`touch`", "a;touch", "a&b", "a|b", "a b", "a\nb", "a\x1b[2J", "a'b", 'a"b', "a\\b", "$HOME",
+    "a*", "a?", "a[0]", "{a,b}", "~root", "=ls", "-rf", "--force", "!!", "#a", "a(b)", "a<b", "a>b", "a^b", "%1",
+    "\u202ea", "a\u2028b",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_only_names_that_a_shell_takes_as_they_are_are_offered(shell):
+    assert _completed("", [*PLAIN, *HOSTILE]) == list(PLAIN)
+    assert _completed("m,", ["-b", "$a", *PLAIN]) == ["m,-b", *(f"m,{name}" for name in PLAIN)]
+    assert _completed("$(touch x),", PLAIN) == [], "what is typed in quotes would lose them"
+    if shutil.which(shell) is None:
+        pytest.skip(f"no {shell} here")
+    for word in _completed("", PLAIN):
+        told = subprocess.run([shell, "-c", f"printf '<%s>' {word}"], capture_output=True, text=True, check=True)
+        assert told.stdout == f"<{word}>"
+
+
+def test_tab_in_a_shell_never_puts_a_command_of_a_store_onto_the_line(tmp_path):
+    """A real bash at a terminal: Tab, then Enter."""
+    url, flag = tmp_path / "store.zarr", tmp_path / "flag"
+    probe_set = StoredProbeSet("a" * 64, ["s0", "s1"], {"x": np.eye(2)})
+    layers = {"l0": ((2, 3), "float32")}
+    name = f"$(touch${{IFS}}{flag})"
+    with ra.TrajectoryWriter(url, model_name=name, probe_set=probe_set, layers=layers, durable=False) as writer:
+        writer.append(0, {"l0": np.ones((2, 3), "f4")})
+    at = os.environ | {"_TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION": "1", "TERM": "dumb", "PS1": "> "}
+    at["PATH"] = f"{Path(COMMAND).parent}:{os.environ['PATH']}"
+    script = subprocess.run([COMMAND, "--show-completion", "bash"], env=at, capture_output=True, text=True, check=True)
+    (tmp_path / "complete.sh").write_text(script.stdout)
+    child, terminal = pty.fork()
+    if child == 0:
+        os.execvpe("bash", ["bash", "--norc", "-i"], at)
+    for line in (
+        f"source {tmp_path}/complete.sh; echo rea''dy\n",
+        f"repaudit export {url} \t\t",
+        " l0 x.npy; echo do''ne\n",
+    ):
+        os.write(terminal, line.encode())
+    said = b""
+    with suppress(OSError):
+        while b"done" not in said:
+            said += os.read(terminal, 65536)
+    os.close(terminal)
+    os.waitpid(child, 0)
+    assert b"done" in said, said
+    assert not flag.exists(), said
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
