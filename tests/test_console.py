@@ -7,7 +7,7 @@ import pytest
 
 import repaudit as ra
 from repaudit.cli import app
-from repaudit.cli.console import visible
+from repaudit.cli.console import PlainConsole, visible
 from repaudit.store.read.stored_probe_set import StoredProbeSet
 
 HOSTILE = "s\x1b[2J\x1b]0;owned\x07\rfake\nno problem found\x9b31m\u202e[bold]"
@@ -48,6 +48,21 @@ def test_no_command_prints_what_a_terminal_would_obey(hostile, tmp_path, capsys)
     next((hostile / "models").glob("*/*/c.1.*")).unlink()
     assert r"\x1b[2Jforeign" in output(capsys, "verify", hostile)
     output(capsys, "repair", hostile)
+
+
+def test_bars_on_a_terminal_show_what_is_reported_and_obey_none_of_it(hostile, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("FORCE_COLOR", "1")  # for rich a terminal
+    with pytest.raises(SystemExit):
+        app(["copy", str(hostile), str(tmp_path / "copy.zarr")], prog_name="repaudit")
+    said = capsys.readouterr().err
+    assert r"steps of s\x1b[2J\x1b]0;owned\x07\rfake\nno" in said, "there is a bar"
+    assert "[bold]" in said, "no markup"
+    assert not [bad for bad in ("\x1b[2J", "\x1b]0", "\x07", "\x9b", "\u202e", "\x1b[31m") if bad in said], repr(said)
+
+
+def test_no_name_becomes_a_picture(capsys):
+    PlainConsole().print("layer :smile:")
+    assert capsys.readouterr().out == "layer :smile:\n"
 
 
 def test_ordinary_text_of_any_script_stays():

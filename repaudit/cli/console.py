@@ -61,7 +61,7 @@ class PlainConsole(Console):
     """
 
     def __init__(self, *, stderr: bool = False) -> None:
-        super().__init__(stderr=stderr, soft_wrap=True)
+        super().__init__(stderr=stderr, soft_wrap=True, emoji=False)
 
     def render_str(self, text: str, **options: Any) -> Text:
         """Render text and markup, with whatever a terminal would obey made visible."""

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
-from repaudit.cli.console import PlainConsole
+from repaudit.cli.console import PlainConsole, visible
 
 Report: TypeAlias = Callable[[str, int, int], None]
 """Called with what is being done, how much of it is done, and how much there is."""
@@ -49,7 +49,8 @@ class _Bars:
     """Bars, one per stage."""
 
     def __init__(self, console: Console, doing: str) -> None:
-        columns = (TextColumn("{task.description:>10}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+        what = TextColumn("{task.description:>10}", markup=False)  # renders past the console's own rendering
+        columns = (what, BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
         self._bars = Progress(*columns, console=console)
         self._tasks: dict[str, TaskID] = {}
         self._doing, self._was_said = doing, False
@@ -61,7 +62,7 @@ class _Bars:
 
     def report(self, what: str, done: int, total: int) -> None:
         if what not in self._tasks:
-            self._tasks[what] = self._bars.add_task(what, total=total)
+            self._tasks[what] = self._bars.add_task(visible(what), total=total)
             self._bars.start()  # only when there is something to show: an error before that stays one line
         self._bars.update(self._tasks[what], completed=done, total=total)
 
