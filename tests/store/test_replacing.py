@@ -38,6 +38,13 @@ def test_a_block_that_raises_leaves_what_was_there_and_nothing_beside_it(tmp_pat
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
+@pytest.mark.parametrize("name", ["数" * 80 + ".npy", "é" * 125 + ".npy", "x" * 255, "\udcff" * 200], ids=ascii)
+def test_names_as_long_as_a_file_system_takes(tmp_path, name):
+    with replacing(tmp_path / name) as stream:
+        stream.write(b"whole")
+    assert os.listdir(tmp_path) == [name]  # noqa: PTH208 - as it is
+
+
 def test_nothing_is_seen_before_the_block_ends(tmp_path):
     with replacing(tmp_path / "file") as stream:
         stream.write(b"half")

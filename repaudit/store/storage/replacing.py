@@ -26,7 +26,8 @@ def replacing(target: Path) -> Iterator[IO[bytes]]:
     b'<html>'
     """
     target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_name(f".{target.name[:100]}-{os.getpid()}-{uuid.uuid4().hex}")
+    begins = os.fsencode(target.name)[:100].decode(errors="ignore")  # a name may be as long as file systems take
+    temporary = target.with_name(f".{begins}-{os.getpid()}-{uuid.uuid4().hex}")
     try:
         with temporary.open("x+b") as stream:
             yield stream
