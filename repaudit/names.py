@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Final
 from urllib.parse import quote, unquote
 
@@ -113,6 +115,17 @@ def matching(pattern: str, names: Iterable[str]) -> list[str]:
         allowed = _numbers(index, count)
         found = {name: numbers for name, numbers in found.items() if int(numbers[place]) in allowed}
     return list(found)
+
+
+def at_home(path: str | os.PathLike[str]) -> Path:
+    """Return a path with the home folder in the place of ``~``, as stores are found; an unknown ``~name`` stays.
+
+    Examples
+    --------
+    >>> at_home("~/runs.zarr") == Path.home() / "runs.zarr", at_home("runs.zarr")
+    (True, PosixPath('runs.zarr'))
+    """
+    return Path(os.path.expanduser(path))  # noqa: PTH111 - that of Path refuses an unknown name
 
 
 def in_natural_order(name: str) -> tuple[list[tuple[str, int, str]], str]:

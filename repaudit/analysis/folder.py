@@ -21,7 +21,7 @@ import xarray as xr
 from repaudit.analysis.locking import locked
 from repaudit.analysis.manifest import Manifest
 from repaudit.errors import AnalysisError, NotAStoreError, StoreError
-from repaudit.operators.written import FIGURES, RESULTS, changed, digest_of
+from repaudit.operators.written import FIGURES, RESULTS, changed, digest_of, local_path
 from repaudit.plots import save_figures
 from repaudit.report import write_report
 from repaudit.results import SUMMARY as SUMMARY_ATTRIBUTE
@@ -43,9 +43,7 @@ _LOGGER = logging.getLogger(__name__)
 def default_folder(url: str | os.PathLike[str]) -> Path:
     """Return ``store.analysis`` for ``store.zarr``: next to a local store, in the working directory for others."""
     text = os.fspath(url).rstrip("/")
-    scheme, separator, rest = text.partition("://")
-    path = Path(text if not separator else rest)
-    path = path if not separator or scheme in ("file", "local") else Path(path.name)
+    path = local_path(text) or Path(Path(text.partition("://")[2] or text).name)
     path = path if path.name.strip(".") else path.resolve()
     return path.with_name((path.name.removesuffix(".zarr") or path.name) + ".analysis")
 
@@ -164,10 +162,10 @@ def nulls_for_nan(value: Any) -> Any:
 
 
 def _refuse_store(folder: Path, store: str | os.PathLike[str]) -> None:
-    scheme, separator, rest = os.fspath(store).partition("://")
-    if separator and scheme not in ("file", "local"):
+    place = local_path(store)
+    if place is None:
         return
-    inside, root = folder.resolve(), Path(rest if separator else os.fspath(store)).resolve()
+    inside, root = folder.resolve(), place.resolve()
     if inside == root or root in inside.parents:
         raise AnalysisError(
             f"out={folder} is in the store {store}, which an analysis never writes to; choose another folder"

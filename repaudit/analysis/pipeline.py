@@ -39,7 +39,7 @@ from repaudit.analysis.token_samples import rows_and_scales
 from repaudit.errors import AnalysisError
 from repaudit.gauge.gauge import DiffusionGauge
 from repaudit.measure.similarity import Measure
-from repaudit.names import SAMPLE
+from repaudit.names import SAMPLE, at_home
 from repaudit.results import DIAGNOSTICS, FINGERPRINT, PARAMETERS, SUMMARY, VERSIONS
 
 PARTIAL, COMPLETE = "partial", "complete"
@@ -210,7 +210,7 @@ def run(
     settings.group_of(selection.models)
     settings.check_similarity_steps(selection.all_steps())
     with (
-        analysis_folder(Path(out) if out is not None else default_folder(urls[0]), urls) as folder,
+        analysis_folder(at_home(out) if out is not None else default_folder(urls[0]), urls) as folder,
         _cache(folder, settings) as cache,
     ):
         study = Study(sources, selection, settings, cache, tuple(scales))

@@ -8,7 +8,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from fnmatch import fnmatchcase
 from numbers import Real
-from pathlib import Path
 from typing import Annotated, Any, Final, Literal, Self
 
 import numpy as np
@@ -22,6 +21,7 @@ from repaudit.analysis.shared_samples import FEWEST
 from repaudit.errors import AnalysisError
 from repaudit.gauge.gauge import DiffusionGauge
 from repaudit.measure.similarity import Measure
+from repaudit.names import at_home
 
 MAX_TOKENS: Final = 2000
 """Tokens analysed as samples, unless more are asked for."""
@@ -191,7 +191,7 @@ def read_config(path: str | os.PathLike[str]) -> dict[str, Any]:
         The file cannot be read, is not YAML, or has something else than names and values.
     """
     try:
-        choices = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        choices = yaml.safe_load(at_home(path).read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise AnalysisError(f"config {os.fspath(path)}: {' '.join(str(error).split())}") from None
     if choices is None:

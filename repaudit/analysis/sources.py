@@ -20,7 +20,7 @@ from repaudit.analysis.shared_samples import SharedSamples, share_samples
 from repaudit.analysis.thumbnails import thumbnails
 from repaudit.analysis.token_rows import TokenRows
 from repaudit.errors import AnalysisError
-from repaudit.names import ATTRS, CHECKSUM, LAYER, MODEL, MODELS, PROBE, SAMPLE, encode_name, matching
+from repaudit.names import ATTRS, CHECKSUM, LAYER, MODEL, MODELS, PROBE, SAMPLE, at_home, encode_name, matching
 from repaudit.store.format.layout import INPUTS_FINGERPRINT, LOST
 from repaudit.store.format.sample_set import inputs_key
 from repaudit.store.read import catalog
@@ -234,4 +234,4 @@ def _renamed(tree: xr.DataTree, shown: str, source: Source) -> xr.Dataset:
 def _everywhere(url: str | os.PathLike[str]) -> str:
     """Return the URL for other processes: a path becomes absolute."""
     text = os.fspath(url)
-    return text if "://" in text else str(Path(text).absolute())
+    return text if "://" in text or "::" in text else str(at_home(text).absolute())

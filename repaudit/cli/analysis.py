@@ -31,6 +31,7 @@ from repaudit.cli.console import (
     warn_of_what_is_lost,
 )
 from repaudit.cli.progress import shown_progress
+from repaudit.names import at_home
 
 MOST_LEFT_OUT = 8
 
@@ -171,7 +172,7 @@ def analyze(
         settings = Settings.of(choices)
         if out is None and len(stores) > 1:
             raise typer.BadParameter("several stores need --out, the folder for their results")
-        folder = Path(out) if out else default_folder(stores[0])
+        folder = at_home(out) if out else default_folder(stores[0])
         arguments = [*stores, *(("--out", out) if out else ())]
 
         def answered(summary: Mapping[str, Any]) -> None:
@@ -262,4 +263,4 @@ def report(
 
         if not folder:
             raise typer.BadParameter("expected an analysis folder, found an empty text")
-        say(str(rewrite_report(Path(folder), figures, progress)))
+        say(str(rewrite_report(at_home(folder), figures, progress)))

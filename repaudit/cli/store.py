@@ -30,6 +30,7 @@ from repaudit.cli.console import (
     warn_of_what_is_lost,
 )
 from repaudit.cli.progress import shown_progress
+from repaudit.names import at_home
 
 Codec = Literal["auto", "raw", "compact", "lossy"]
 
@@ -194,5 +195,5 @@ def export(
         from repaudit.store.copying import export_layer
 
         warn_of_what_is_lost(store)
-        shape = export_layer(store, model, layer, path, steps=parse_steps(steps, [store]))
+        shape = export_layer(store, model, layer, at_home(path), steps=parse_steps(steps, [store]))
     say(f"{path}: {' x '.join(map(str, shape))}")

@@ -8,6 +8,7 @@ import os
 from pathlib import Path, PurePosixPath
 from typing import Final
 
+from repaudit.names import at_home
 from repaudit.store.storage.regular import read_regular
 
 RESULTS: Final = "results.zarr"
@@ -63,7 +64,7 @@ def changed(results: str | os.PathLike[str]) -> str | None:
     Results that stand without a list, as copies do, may be; so may those at a URL that is no local path, which are not
     compared.
     """
-    path = _local(os.fspath(results))
+    path = local_path(results)
     if path is None:
         return None
     place = path.parent.resolve() / path.name  # a link is compared with both lists, the one beside it and its target's
@@ -95,9 +96,10 @@ def _changed(place: Path) -> str | None:
     )
 
 
-def _local(place: str) -> Path | None:
+def local_path(url: str | os.PathLike[str]) -> Path | None:
     """Return the local path that a path or URL stands for, if it is one."""
+    place = os.fspath(url)
     scheme, separator, rest = place.partition("://")
     if "::" in place or (separator and scheme not in ("file", "local")):
         return None
-    return Path(os.path.expanduser(rest if separator else place))  # noqa: PTH111 - keeps an unknown ~name
+    return at_home(rest if separator else place)

@@ -16,7 +16,7 @@ import xarray as xr
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from repaudit.names import LAYER, MODEL, STEP
+from repaudit.names import LAYER, MODEL, STEP, at_home
 from repaudit.plots import canvas, curves, embeddings, maps, style
 from repaudit.plots.lines import DISTANCES, band_of, line_of, varying
 from repaudit.plots.pairs import pair_distances, plot_pairs
@@ -102,7 +102,7 @@ def save_figures(
     >>> [file.name for file in save_figures(results, mkdtemp(), dpi=50)]
     ['spread.png']
     """
-    target = Path(folder)
+    target = at_home(folder)
     target.mkdir(parents=True, exist_ok=True)
     summary = _summary(results)
     drawings: dict[str, Drawing] = {}

@@ -14,7 +14,7 @@ import xarray as xr
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from repaudit.names import LAYER, SAMPLE, STEP
+from repaudit.names import LAYER, SAMPLE, STEP, at_home
 from repaudit.plots import style
 from repaudit.plots.scales import Scale, at_scale, scales, summary_at
 from repaudit.report import scale_words, words
@@ -109,7 +109,7 @@ def write_report(results: xr.DataTree, summary: Mapping[str, Any], path: str | P
         script_sources=" ".join(_digest(assets[name]) for name in ("plotlyjs", "script")),
         **{name: Markup(text) for name, text in assets.items()},  # noqa: S704 - our own files and plotly's
     )
-    target = Path(path)
+    target = at_home(path)
     with replacing(target) as stream:
         stream.write(html.encode())
     return target

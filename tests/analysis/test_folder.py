@@ -12,8 +12,9 @@ from pathlib import Path
 import pytest
 
 import repaudit as ra
-from repaudit.analysis.folder import _move_in, analysis_folder, rewrite_report, scratch
+from repaudit.analysis.folder import _move_in, analysis_folder, default_folder, rewrite_report, scratch
 from repaudit.analysis.locking import locked
+from repaudit.cli import app
 from repaudit.errors import AnalysisError
 from repaudit.operators.written import digest_of
 
@@ -146,6 +147,34 @@ def test_a_run_that_dies_while_it_moves_its_pieces_does_not_block_the_next(tmp_p
     assert "repaudit_files" in found.pop("files.json")
     figures = {"figures/spread.png", "figures/third.png"}
     assert found == dict.fromkeys({"results.zarr/zarr.json", "summary.json", "report.html", *figures}, "third")
+
+
+@pytest.mark.usefixtures("quick")
+def test_the_home_folder_is_where_it_was_when_the_store_was_written(planted_store, tmp_path, monkeypatch, capsys):
+    planted_store(models=2, layers=("only",), steps=(0, 1))
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert default_folder("~/store.zarr") == tmp_path / "store.analysis"
+    assert default_folder("file://~/store.zarr/") == tmp_path / "store.analysis"
+    with pytest.raises(AnalysisError, match="is in the store"):
+        ra.analyze("~/store.zarr", tmp_path / "store.zarr" / "out", **BARE)
+    ra.analyze("~/store.zarr", **BARE)
+    ra.analyze("~/store.zarr", "~/out", **BARE)
+    for words in (
+        ("analyze", "~/store.zarr", "--out", "~/of command", "--frames", "0", "--units", "0"),
+        ("report", "~/of command"),
+        ("export", "~/store.zarr", "seed0", "only", "~/layer.npy"),
+        ("copy", "~/store.zarr", "~/copy.zarr"),
+        ("watch", "--once", "~/copy.zarr"),
+    ):
+        with pytest.raises(SystemExit) as ended:
+            app(list(words), prog_name="repaudit")
+        assert ended.value.code == 0, capsys.readouterr()
+    made = {path.name for path in tmp_path.iterdir()}
+    assert made == {"elsewhere", "store.zarr", "store.analysis", "out", "of command", "layer.npy", "copy.zarr"}
+    assert ra.DiffusionOperator.from_results("~/out/results.zarr", "only").n_samples == 48
+    assert list((tmp_path / "elsewhere").iterdir()) == []
 
 
 def test_an_empty_out_is_refused(url, monkeypatch, tmp_path):

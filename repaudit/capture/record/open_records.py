@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
 from repaudit.errors import StoreError
+from repaudit.names import at_home
 from repaudit.store.write.writer import TrajectoryWriter
 
 
@@ -67,4 +68,4 @@ def take_over(store: str | os.PathLike[str], model_name: str, *, in_trainer: boo
 
 def _key(store: str | os.PathLike[str], model_name: str) -> tuple[str, str]:
     place = os.fspath(store)
-    return place if "://" in place else os.path.realpath(place), model_name
+    return place if "://" in place else os.path.realpath(at_home(place)), model_name
