@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cache
 from importlib.metadata import version
@@ -19,7 +21,7 @@ import torch
 from numpy.typing import NDArray
 from scipy.sparse import csr_array, issparse
 
-from repaudit.errors import OperatorError
+from repaudit.errors import AnalysisError, OperatorError
 from repaudit.names import __version__
 from repaudit.operators.files import AnyOperatorFile, OperatorFile, SparseOperatorFile, write_sparse
 from repaudit.operators.grouped_sketch import LazySketch
@@ -91,14 +93,14 @@ class Cache:
         sparse = issparse(matrix)
         path = self._path("operators", name, _SUFFIX[sparse])
         matrix = csr_array(matrix) if sparse else np.ascontiguousarray(matrix)
-        with replacing(path) as stream:
+        with _entry(path) as stream:
             if sparse:
                 write_sparse(stream, matrix)
             else:
                 np.save(stream, matrix, allow_pickle=False)
             crc = _checksum(stream)
         facts = {"sparse": sparse, "crc32c": crc, "diagnostics": dict(diagnostics), "gauge": dict(gauge)}
-        with replacing(path.with_suffix(".json")) as stream:
+        with _entry(path.with_suffix(".json")) as stream:
             body = json.dumps(facts).encode()
             stream.write(body + _seal(body, name))
         return StoredOperator(
@@ -174,10 +176,31 @@ def _sound(content: bytes, name: str) -> bytes:
     return body
 
 
+@contextmanager
+def _entry(path: Path) -> Iterator[IO[bytes]]:
+    """Open an entry to write it.
+
+    Raises
+    ------
+    AnalysisError
+        There is a folder in its place, or something else in the place of a folder of the cache.
+    """
+    try:
+        with replacing(path) as stream:
+            yield stream
+    except (FileExistsError, IsADirectoryError, NotADirectoryError) as error:
+        wrong = next((place for place in path.parents if os.path.lexists(place) and not place.is_dir()), path)
+        expected, found = ("file", "a folder") if wrong == path else ("folder", "something else")
+        raise AnalysisError(
+            f"expected a {expected} of the cache at {wrong}, found {found}: move it away and run this again, which "
+            f"computes only what is missing"
+        ) from error
+
+
 def _write(path: Path, arrays: Mapping[str, Array]) -> None:
     content = BytesIO()
     np.savez(content, **arrays)  # type: ignore[arg-type]  # no array is called allow_pickle
-    with replacing(path) as stream:
+    with _entry(path) as stream:
         stream.write(content.getbuffer())
         stream.write(_seal(content.getvalue(), path.stem))
 

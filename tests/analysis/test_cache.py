@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from scipy.sparse import csr_array
 
 import repaudit as ra
 from repaudit.analysis.cache import Cache, digest
+from repaudit.errors import AnalysisError
 from repaudit.measure.distances import calibrated_distances
 
 BARE = {"frames": 2, "units": 3, "similarity": ("mutual_knn",)}
@@ -206,6 +208,36 @@ def test_pipes_in_a_cache_count_as_missing(tmp_path, sparse):
         assert run.stdout.strip() == f"{path.stem == kept.digest} {asked}", path
         path.unlink(missing_ok=True)
         path.write_bytes(whole)
+
+
+@pytest.mark.parametrize("sparse", [False, True])
+def test_what_stands_in_the_way_of_an_entry_is_told(tmp_path, sparse):
+    """A folder in the place of a file, and a file in that of a folder: nothing of others is removed."""
+    matrix = csr_array(np.eye(6)) if sparse else np.eye(6)
+
+    def fill():
+        kept = [Cache(tmp_path / "cache").put_operator("digest", matrix, FACTS, GAUGE)]
+        Cache(tmp_path / "cache").recall(["spread"], lambda: {"low": np.eye(6)})
+        Cache(tmp_path / "cache").distances(["spread"], kept, lambda _files, first: np.zeros((first, 1)))
+
+    fill()
+    places = sorted((tmp_path / "cache").rglob("*"), reverse=True)
+    assert len(places) == 3 + 3 + 4
+    for place in [*places, tmp_path / "cache"]:
+        if place.is_dir():
+            shutil.rmtree(place)
+            place.write_text("mine")
+            mine, said = place, f"expected a folder of the cache at {place}, found something else: move it away"
+        else:
+            place.unlink()
+            mine = place / "mine"
+            mine.mkdir(parents=True)
+            said = f"expected a file of the cache at {place}, found a folder: move it away"
+        with pytest.raises(AnalysisError, match=re.escape(said)):
+            fill()
+        assert mine.exists()
+        (shutil.rmtree if place.is_dir() else os.unlink)(place)
+        fill()
 
 
 def test_another_gauge_or_seed_is_another_result(planted_store, tmp_path):
