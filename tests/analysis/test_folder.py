@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import multiprocessing
 import os
 import shutil
 import signal
+import subprocess
+import sys
+import threading
 from pathlib import Path
 
 import pytest
 
 import repaudit as ra
+from repaudit.analysis import locking
 from repaudit.analysis.folder import _move_in, analysis_folder, default_folder, rewrite_report, scratch
-from repaudit.analysis.locking import locked
+from repaudit.analysis.locking import LOCK, locked
 from repaudit.cli import app
 from repaudit.errors import AnalysisError
 from repaudit.operators.written import digest_of
@@ -211,6 +216,50 @@ def add_often(folder):
         with locked(folder):
             path = folder / "count"
             path.write_text(str(int(path.read_text() or 0) + 1 if path.exists() else 1))
+
+
+@pytest.fixture
+def holder(tmp_path):
+    """Another process that holds the lock of a folder until it is told to end."""
+    script = (
+        "import fcntl, sys; file = open(sys.argv[1], 'w'); fcntl.flock(file, fcntl.LOCK_EX); print(flush=True); input()"
+    )
+    command = [sys.executable, "-c", script, tmp_path / LOCK]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        process.stdout.readline()
+        yield process
+        process.stdin.close()
+
+
+def test_who_waits_for_the_lock_says_for_whom_and_gives_up(tmp_path, holder, monkeypatch, caplog):
+    monkeypatch.setattr(locking, "_QUIET", 0.1)
+    with pytest.raises(AnalysisError, match=rf"\.lock was held by process {holder.pid} for 1 s"), locked(tmp_path, 1):
+        pytest.fail("holds it too")
+    assert [record.getMessage() for record in caplog.records] == [
+        f"waiting for process {holder.pid}, which holds '{tmp_path / LOCK}'"
+    ]
+    assert (tmp_path / LOCK).exists(), "it is not ours to remove"
+    monkeypatch.setattr(locking.Path, "read_text", lambda *_, **__: "nonsense")
+    with pytest.raises(AnalysisError, match="held by another process"), locked(tmp_path, 0):
+        pytest.fail("holds it too")
+
+
+def test_a_lock_that_is_let_go_is_taken(tmp_path, holder):
+    threading.Timer(0.5, holder.stdin.write, ["\n"]).start()
+    threading.Timer(0.6, holder.stdin.flush).start()
+    with locked(tmp_path, 30):
+        assert holder.wait(5) == 0
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("start", ["analyze", "report"])
+def test_a_start_waits_for_another_process_no_longer_than_a_minute(url, out, tmp_path, monkeypatch, start):
+    monkeypatch.setattr(locking, "PATIENCE", 0.2)
+    (out / LOCK).touch()
+    with (out / LOCK).open() as file:
+        fcntl.flock(file, fcntl.LOCK_EX)  # as good as another process
+        with pytest.raises(AnalysisError, match="let go"):
+            rewrite_report(out) if start == "report" else ra.analyze(url, out, **BARE)
 
 
 def test_results_of_before_there_were_lists_are_replaced(planted_store, tmp_path, undrawn):
