@@ -3,41 +3,37 @@
 from __future__ import annotations
 
 import json
-import logging
 import math
 import os
-import re
-import shutil
-import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from itertools import count
 from pathlib import Path
 from typing import Any, Final, Literal
 
 import xarray as xr
 
 from repaudit.analysis.locking import locked
-from repaudit.analysis.manifest import Manifest
+from repaudit.analysis.moving import (
+    PIECES,
+    REPORT,
+    SUMMARY,
+    finish_moves,
+    move_in,
+    refuse_foreign,
+    scratch,
+    sweep,
+    unfinished,
+)
 from repaudit.errors import AnalysisError, NotAStoreError, StoreError
-from repaudit.operators.written import FIGURES, RESULTS, changed, digest_of, local_path
+from repaudit.operators.written import FIGURES, RESULTS, changed, local_path
 from repaudit.plots import save_figures
 from repaudit.report import write_report
 from repaudit.results import SUMMARY as SUMMARY_ATTRIBUTE
 from repaudit.store.format.root_document import store_attributes
-from repaudit.store.storage.lease import abandoned, mark
 from repaudit.store.storage.local import LocalStorage
 
-REPORT: Final = "report.html"
-SUMMARY: Final = "summary.json"
 CACHE: Final = "cache"
-_PIECES: Final = (RESULTS, SUMMARY, REPORT)
-_SCRATCH: Final = ".repaudit-"
-_OF_SCRATCH: Final = re.compile(r"[0-9a-f]{12}-\d+-\w+-\d+-\w+")
-"""What follows in the name of a folder for work in progress: a mark of its process, and what tells it from others."""
-
-_LOGGER = logging.getLogger(__name__)
 
 
 def default_folder(url: str | os.PathLike[str]) -> Path:
@@ -64,19 +60,13 @@ def analysis_folder(folder: Path, stores: Sequence[str | os.PathLike[str]]) -> I
     folder.mkdir(parents=True, exist_ok=True)
     try:
         with locked(folder):  # also tells at once whether pieces can be moved in later
-            _refuse_foreign(folder, _PIECES)
-            _sweep(folder)
+            finish_moves(folder)
+            refuse_foreign(folder, PIECES)
+            sweep(folder)
         yield folder
     finally:
         if not existed and not any(folder.iterdir()):
             folder.rmdir()
-
-
-@contextmanager
-def scratch(folder: Path) -> Iterator[Path]:
-    """Provide a folder for work in progress; its name has the process, so that a crashed one's can be removed."""
-    with tempfile.TemporaryDirectory(prefix=f"{_SCRATCH}{mark()}-", dir=folder) as name:
-        yield Path(name)
 
 
 def write_answer(results: xr.DataTree, summary: Mapping[str, Any], folder: Path) -> None:
@@ -86,7 +76,7 @@ def write_answer(results: xr.DataTree, summary: Mapping[str, Any], folder: Path)
     with scratch(folder) as fresh:
         _write_summary(summary, fresh / SUMMARY)
         write_report(results, summary, fresh / REPORT)
-        _move_in(fresh, folder, [SUMMARY, REPORT])
+        move_in(fresh, folder, [REPORT, SUMMARY], unless_results=True)
 
 
 def _write_summary(summary: Mapping[str, Any], path: Path) -> None:
@@ -113,7 +103,7 @@ def write_results(
         save_figures(results, fresh / FIGURES, which=figures, progress=progress)
         progress("writing", 2, 3)
         write_report(results, summary, fresh / REPORT)
-        _move_in(fresh, folder, _PIECES)
+        move_in(fresh, folder, PIECES)
         progress("writing", 3, 3)
 
 
@@ -124,16 +114,17 @@ def rewrite_report(
 ) -> Path:
     """Write ``report.html`` and ``figures/`` again from the results in an analysis folder; return the report's path."""
     path = folder / RESULTS
-    if not path.is_dir():
+    if not path.is_dir() and not unfinished(folder):
         raise AnalysisError(f"expected a folder that `repaudit analyze` wrote, found no {RESULTS} in {folder}")
     _refuse_any_store(folder)
     with locked(folder):  # nobody replaces the results while they are compared and read
-        _refuse_foreign(folder, [REPORT])
+        finish_moves(folder)
+        refuse_foreign(folder, [REPORT])
         results, summary = _read(path)
     with scratch(folder) as fresh:
         save_figures(results, fresh / FIGURES, which=figures, progress=progress)
         write_report(results, summary, fresh / REPORT)
-        _move_in(fresh, folder, [REPORT])
+        move_in(fresh, folder, [REPORT])
     return folder / REPORT
 
 
@@ -191,67 +182,3 @@ def _is_store(folder: Path) -> bool:
         return False
     except StoreError:
         return True
-
-
-def _refuse_foreign(folder: Path, pieces: Sequence[str]) -> None:
-    """Refuse a folder with other files under the names of an analysis, or with pieces that were changed since."""
-    foreign = Manifest.of(folder).foreign(pieces)
-    figures = folder / FIGURES
-    if os.path.lexists(figures) and (figures.is_symlink() or not figures.is_dir()):
-        foreign.append(FIGURES)
-    if foreign:
-        raise AnalysisError(
-            f"{folder} has {', '.join(foreign)}, which no analysis wrote or which changed since, and this one would "
-            f"replace; move it away, or choose another out"
-        )
-
-
-def _sweep(folder: Path) -> None:
-    """Remove the scratch folders of processes that have ended; those of another host may still be at work."""
-    here = mark().partition("-")[0]
-    for left in folder.glob(f"{_SCRATCH}*"):
-        name = left.name.removeprefix(_SCRATCH)
-        elsewhere = name.count("-") == mark().count("-") + 1 and not name.startswith(f"{here}-")
-        made_here = _OF_SCRATCH.fullmatch(name) and left.is_dir() and not left.is_symlink()
-        if made_here and not elsewhere and abandoned(name):
-            shutil.rmtree(left)
-
-
-def _move_in(made: Path, folder: Path, pieces: Sequence[str]) -> None:
-    """Move pieces and figures from a scratch folder into place; what no analysis wrote stays as it is."""
-    with locked(folder):
-        _refuse_foreign(folder, pieces)
-        manifest = Manifest.of(folder)
-        places = {piece: piece for piece in pieces} | _places_of_figures(made / FIGURES, manifest)
-        new = {place: (digest_of(made / name),) for name, place in places.items()}
-        obsolete = [name for name in manifest.hashes if name.startswith(f"{FIGURES}/") and name not in new]
-        both = {place: (*manifest.hashes.get(place, ()), *hashes) for place, hashes in new.items()}
-        Manifest(folder, {**manifest.hashes, **both}).write(made)  # a run that dies below must know its own pieces
-        (folder / FIGURES).mkdir(exist_ok=True)
-        for name, place in places.items():
-            _put(made / name, folder / place, made)
-        for name in obsolete:
-            if manifest.owns(name):
-                (folder / name).unlink()
-        kept = {name: hashes for name, hashes in manifest.hashes.items() if name not in obsolete}
-        Manifest(folder, {**kept, **new}).write(made)
-
-
-def _put(made: Path, target: Path, aside: Path) -> None:
-    if made.is_dir() and target.exists():  # no rename replaces a folder with files
-        target.rename(aside / "earlier")
-    made.replace(target)
-
-
-def _places_of_figures(made: Path, manifest: Manifest) -> dict[str, str]:
-    """Return where each figure goes: under a name of its own where there is a file that no analysis wrote."""
-    places: dict[str, str] = {}
-    for figure in sorted(made.glob("*")):
-        name = place = f"{FIGURES}/{figure.name}"
-        more = count(1)
-        while manifest.foreign([place]) or place in places.values():
-            place = f"{FIGURES}/{figure.stem}.repaudit{next(more)}{figure.suffix}"
-        if place != name:
-            _LOGGER.warning("%s stays, since no analysis wrote it: see %s", manifest.folder / name, place)
-        places[name] = place
-    return places

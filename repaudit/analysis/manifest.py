@@ -4,21 +4,25 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
 from repaudit.errors import AnalysisError
 from repaudit.operators.written import LISTED, MANIFEST, RESULTS, digest_of, listed
 from repaudit.store.storage.regular import read_regular
+
+GONE: Final = ""
+"""The hash of nothing: what a piece was before it was first written, or what is to be removed."""
 
 
 @dataclass(frozen=True)
 class Manifest:
     """The names of what analyses wrote into a folder, each with the hashes of what may stand there.
 
-    There are two hashes while a piece is being replaced: a run that dies in between leaves a folder that is still known
-    as its own.
+    There are several hashes while a piece is being replaced, of which the last is that of the new one: a run that dies
+    in between leaves a folder that is still known as its own, and what has yet to move into it.
     """
 
     folder: Path
@@ -43,6 +47,31 @@ class Manifest:
         text = json.dumps({LISTED: self.hashes}, indent=1, sort_keys=True)
         (scratch / MANIFEST).write_text(text + "\n", encoding="utf-8")
         (scratch / MANIFEST).replace(self.folder / MANIFEST)
+
+    @property
+    def changes(self) -> dict[str, str]:
+        """What is being replaced, each with the hash of what comes; ``GONE`` for what is being removed."""
+        return {name: hashes[-1] for name, hashes in self.hashes.items() if len(hashes) > 1}
+
+    def with_changes(self, changes: Mapping[str, str]) -> Manifest:
+        """Return the manifest while pieces are replaced."""
+        both = {name: (*self.hashes.get(name, (GONE,)), new) for name, new in changes.items()}
+        return Manifest(self.folder, {**self.hashes, **both})
+
+    def without_changes(self, made: Collection[str]) -> Manifest:
+        """Return the manifest once pieces are replaced: those made just now, and those that stand there already."""
+        hashes = dict(self.hashes)
+        for name, new in self.changes.items():
+            if new == GONE:
+                del hashes[name]
+            elif name in made or self.stands(name, new):
+                hashes[name] = (new,)
+        return Manifest(self.folder, hashes)
+
+    def stands(self, name: str, digest: str) -> bool:
+        """Return whether what stands under a name has a digest."""
+        path = self.folder / name
+        return os.path.lexists(path) and digest_of(path) == digest
 
     def owns(self, name: str) -> bool:
         """Return whether what stands under a name is what an analysis wrote there."""

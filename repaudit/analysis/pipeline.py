@@ -22,12 +22,12 @@ from repaudit.analysis.folder import (
     analysis_folder,
     default_folder,
     nulls_for_nan,
-    scratch,
     write_answer,
     write_results,
 )
 from repaudit.analysis.layer_names import Match
 from repaudit.analysis.layer_operators import LayerOperators, layer_operators, threads
+from repaudit.analysis.moving import scratch
 from repaudit.analysis.parts import Margins, Parts, Progress, compute_parts
 from repaudit.analysis.selection import select
 from repaudit.analysis.settings import MAX_TOKENS, Settings, StoreStrategy

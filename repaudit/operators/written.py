@@ -73,7 +73,7 @@ def changed(results: str | os.PathLike[str]) -> str | None:
 
 def _changed(place: Path) -> str | None:
     if not os.path.lexists(place):
-        return None
+        return _missing(place)
     strange = next((part for part in (place, *place.rglob("*")) if not (part.is_dir() or part.is_file())), None)
     if strange is not None:
         return f"{strange} is not a regular file, as all files of results are; run `repaudit analyze` again"
@@ -93,6 +93,19 @@ def _changed(place: Path) -> str | None:
     return (
         f"{place} changed since an analysis wrote it, or none did: {MANIFEST} beside it has another digest; move "
         f"{place.name} away and run `repaudit analyze` again"
+    )
+
+
+def _missing(place: Path) -> str | None:
+    """Return in words that results are listed and not there: an analysis ended, or is, between two renames."""
+    try:
+        if place.name not in (listed(place.parent) or {}):
+            return None
+    except ValueError:
+        return None
+    return (
+        f"{place} is not there, though {MANIFEST} beside it lists it: an analysis is moving its files in, or ended "
+        f"while it did; run `repaudit report {place.parent}`, which finishes that, or `repaudit analyze` again"
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import multiprocessing
@@ -17,10 +18,11 @@ import pytest
 
 import repaudit as ra
 from repaudit.analysis import locking
-from repaudit.analysis.folder import _move_in, analysis_folder, default_folder, rewrite_report, scratch
+from repaudit.analysis.folder import analysis_folder, default_folder, rewrite_report
 from repaudit.analysis.locking import LOCK, locked
+from repaudit.analysis.moving import move_in, scratch
 from repaudit.cli import app
-from repaudit.errors import AnalysisError
+from repaudit.errors import AnalysisError, OperatorError
 from repaudit.operators.written import digest_of
 
 BARE = {"frames": 0, "units": 0, "similarity": ()}
@@ -55,7 +57,7 @@ def test_figures_of_others_stay_beside_those_of_an_analysis(url, tmp_path, caplo
         assert {name: (theirs / name).read_text() for name in FIGURES} == {n: f"mine: {n}" for n in FIGURES}
     assert (theirs / "spread.repaudit1.png").read_bytes().startswith(b"\x89PNG")
     assert not (theirs / "spread.repaudit2.png").exists(), "the second run replaces its own"
-    assert "spread.png stays" in caplog.text
+    assert "spread.png' stays" in caplog.text
     rewrite_report(tmp_path / "paper")
     assert {name: (theirs / name).read_text() for name in FIGURES} == {n: f"mine: {n}" for n in FIGURES}
 
@@ -123,35 +125,169 @@ def write_pieces(folder, content):
             path = made / ("figures/" + name if name == content + ".png" else name)
             path.parent.mkdir(exist_ok=True)
             path.write_text(content)
-        _move_in(made, folder, ("results.zarr", "summary.json", "report.html"))
+        move_in(made, folder, ("results.zarr", "summary.json", "report.html"))
 
 
-def write_and_die(folder, moves):
-    rename, left = Path.replace, [moves]
+def child_that_dies(calls, work):
+    """Run `work` in a process that is killed before its call of this number that changes a folder; return its end."""
+    left = [calls]
 
-    def replace(self, target):
-        if left[0] == 0:
-            os.kill(os.getpid(), signal.SIGKILL)
-        left[0] -= 1
-        return rename(self, target)
+    def dying(real):
+        def call(*args, **options):
+            if left[0] == 0:
+                os.kill(os.getpid(), signal.SIGKILL)
+            left[0] -= 1
+            return real(*args, **options)
 
-    Path.replace = Path.rename = replace
-    write_pieces(folder, "second")
+        return call
 
+    def run():
+        for name in ("rename", "replace", "unlink", "mkdir", "rmdir"):
+            setattr(os, name, dying(getattr(os, name)))
+        work()
 
-@pytest.mark.parametrize("moves", range(9))
-def test_a_run_that_dies_while_it_moves_its_pieces_does_not_block_the_next(tmp_path, moves):
-    write_pieces(tmp_path, "first")
-    child = multiprocessing.get_context("fork").Process(target=write_and_die, args=(tmp_path, moves))
+    child = multiprocessing.get_context("fork").Process(target=run)
     child.start()
     child.join(60)
-    assert child.exitcode == (-signal.SIGKILL if moves < 8 else 0)
-    with analysis_folder(tmp_path, []):
-        write_pieces(tmp_path, "third")
-    found = {str(path.relative_to(tmp_path)): path.read_text() for path in tmp_path.rglob("*") if path.is_file()}
-    assert "repaudit_files" in found.pop("files.json")
-    figures = {"figures/spread.png", "figures/third.png"}
-    assert found == dict.fromkeys({"results.zarr/zarr.json", "summary.json", "report.html", *figures}, "third")
+    assert child.exitcode in (-signal.SIGKILL, 0)
+    return child.exitcode
+
+
+def start(folder):
+    with analysis_folder(folder, []):
+        pass
+
+
+def content_of(folder):
+    """Return what the pieces and figures of a folder say."""
+    paths = (path for path in folder.rglob("*") if path.is_file())
+    return {name: path.read_text() for path in paths if (name := str(path.relative_to(folder)))[0] != "."}
+
+
+def pieces_of(content):
+    figures = ("figures/spread.png", f"figures/{content}.png")
+    return dict.fromkeys(("results.zarr/zarr.json", "summary.json", "report.html", *figures), content)
+
+
+def test_a_run_that_dies_while_it_moves_its_pieces_leaves_those_of_one_run(tmp_path):
+    """Killed at each of its calls: where there is a summary, all is of one run; the next start makes it so anywhere."""
+    ends, summaries = [], set()
+    for calls in range(100):
+        folder = tmp_path / str(calls)
+        folder.mkdir()
+        write_pieces(folder, "first")
+        if child_that_dies(calls, lambda folder=folder: write_pieces(folder, "second")) == 0:
+            break
+        found = content_of(folder)
+        found.pop("files.json")
+        summaries.add(found.get("summary.json"))
+        assert "summary.json" not in found or found == pieces_of(found["summary.json"]), calls
+        start(folder)
+        found = content_of(folder)
+        assert found.pop("files.json")
+        assert found in (pieces_of("first"), pieces_of("second")), calls
+        assert not list(folder.glob(".repaudit*")), calls
+        ends.append(found["summary.json"])
+    assert summaries == {"first", None, "second"}
+    assert ends == sorted(ends), "what was finished is used from some call on"
+    assert set(ends) == {"first", "second"}
+    write_pieces(folder, "third")
+    listed = json.loads((folder / "files.json").read_text())["repaudit_files"]
+    assert all(len(hashes) == 1 and hashes[0] for hashes in listed.values())
+    assert content_of(folder) == {**pieces_of("third"), "files.json": (folder / "files.json").read_text()}
+
+
+@pytest.mark.parametrize("first", [12, 14, 16, 18])
+def test_a_start_that_dies_while_it_finishes_a_move_does_not_end_it(tmp_path, first):
+    for calls in range(100):
+        folder = tmp_path / str(calls)
+        folder.mkdir()
+        write_pieces(folder, "first")
+        assert child_that_dies(first, lambda folder=folder: write_pieces(folder, "second")) != 0
+        assert "summary.json" not in content_of(folder), "it dies halfway"
+        if child_that_dies(calls, lambda folder=folder: start(folder)) == 0:
+            break
+        start(folder)
+        assert {**content_of(folder), "files.json": ""} == {**pieces_of("second"), "files.json": ""}, calls
+        assert not list(folder.glob(".repaudit*")), calls
+    assert calls > 5
+
+
+def test_an_interrupt_waits_for_the_end_of_a_move(tmp_path, monkeypatch):
+    write_pieces(tmp_path, "first")
+    replace = os.replace
+    monkeypatch.setattr(os, "replace", lambda *args: (signal.raise_signal(signal.SIGINT), replace(*args)))
+    with pytest.raises(KeyboardInterrupt):
+        write_pieces(tmp_path, "second")
+    assert content_of(tmp_path).items() >= pieces_of("second").items()
+    assert not list(tmp_path.glob(".repaudit*"))
+
+
+def test_a_move_that_fails_halfway_is_finished_by_the_next_start_of_the_same_process(tmp_path, monkeypatch):
+    write_pieces(tmp_path, "first")
+
+    def ill(source, target):
+        if Path(source).name == "report.html":
+            raise OSError(errno.EIO, "the disk is ill")
+        return replace(source, target)
+
+    replace = os.replace
+    monkeypatch.setattr(os, "replace", ill)
+    with pytest.raises(OSError, match="ill"):
+        write_pieces(tmp_path, "second")
+    monkeypatch.setattr(os, "replace", replace)
+    assert "summary.json" not in content_of(tmp_path)
+    (tmp_path / "report.html").write_text("mine")
+    for again in (start, rewrite_report):
+        with pytest.raises(AnalysisError, match=r"has report\.html, which no analysis wrote"):
+            again(tmp_path)
+    (tmp_path / "report.html").unlink()
+    start(tmp_path)
+    assert content_of(tmp_path).items() >= pieces_of("second").items()
+
+
+@pytest.mark.parametrize("link", ["", "figures", "earlier"])
+def test_no_link_in_a_scratch_folder_leads_a_move_elsewhere(tmp_path, link):
+    """A folder of others may hold anything: only what is in it moves, and only into it."""
+    out, elsewhere = tmp_path / "out", tmp_path / "elsewhere"
+    out.mkdir()
+    write_pieces(out, "first")
+    for name in ("figures", "earlier"):
+        (elsewhere / name).mkdir(parents=True)
+    (elsewhere / "figures" / "mine.png").write_text("mine")
+    listed = json.loads((out / "files.json").read_text())
+    listed["repaudit_files"]["figures/mine.png"] = ["", digest_of(elsewhere / "figures" / "mine.png")]
+    (out / "files.json").write_text(json.dumps(listed))
+    made = out / f".repaudit-{'0' * 12}-1-1-1-x"
+    if link:
+        made.mkdir()
+        for name in ("figures", "earlier"):
+            (made / name).symlink_to(elsewhere / name) if name == link else (made / name).mkdir()
+    else:
+        made.symlink_to(elsewhere)
+    start(out)
+    assert (elsewhere / "figures" / "mine.png").read_text() == "mine"
+    assert (elsewhere / "earlier").is_dir()
+    assert not (out / "figures" / "mine.png").exists()
+
+
+def test_results_that_were_about_to_move_in_are_told_and_moved_by_report(out):
+    results = out / "results.zarr"
+    for calls in range(30):
+        with scratch(out) as made:
+            shutil.copytree(results, made / "results.zarr")
+            shutil.copy(out / "summary.json", made)
+            (made / "report.html").write_text("new")
+            pieces = ("results.zarr", "summary.json", "report.html")
+            child_that_dies(calls, lambda made=made, pieces=pieces: move_in(made, out, pieces))
+        if not results.exists():
+            break
+        start(out)
+    with pytest.raises(OperatorError, match=r"is not there, though files\.json .* run `repaudit report"):
+        ra.DiffusionOperator.from_results(results, "only")
+    assert rewrite_report(out, "none").read_text() != "new"
+    assert ra.DiffusionOperator.from_results(results, "only").n_samples == 48
+    assert (out / "summary.json").exists()
 
 
 @pytest.mark.usefixtures("quick")
