@@ -26,6 +26,7 @@ from repaudit.cli.console import (
     last_parts,
     one_line_errors,
     parse_names,
+    say,
     shortened,
     visible,
 )
@@ -75,7 +76,7 @@ def watch(
         if serve:
             from repaudit.live.page import serve as serve_page
 
-            serve_page(watcher, every, port, lambda address: typer.echo(f"watching {store} at {address}"))
+            serve_page(watcher, every, port, lambda address: say(f"watching {store} at {address}"))
             return
         if once:
             with shown_progress(f"reading {store}"):

@@ -21,9 +21,11 @@ from repaudit.analysis import locking
 from repaudit.analysis.folder import analysis_folder, default_folder, rewrite_report
 from repaudit.analysis.locking import LOCK, locked
 from repaudit.analysis.moving import move_in, scratch
+from repaudit.capture.record.open_records import _key
 from repaudit.cli import app
 from repaudit.errors import AnalysisError, OperatorError
 from repaudit.operators.written import digest_of
+from repaudit.plots import save_figures
 
 BARE = {"frames": 0, "units": 0, "similarity": ()}
 FIGURES = ("spread.png", "pairs-only.png", "spread-shape.png", "settling.png", "embedding-only.png", "units-old.png")
@@ -315,6 +317,9 @@ def test_the_home_folder_is_where_it_was_when_the_store_was_written(planted_stor
     made = {path.name for path in tmp_path.iterdir()}
     assert made == {"elsewhere", "store.zarr", "store.analysis", "out", "of command", "layer.npy", "copy.zarr"}
     assert ra.DiffusionOperator.from_results("~/out/results.zarr", "only").n_samples == 48
+    save_figures(ra.analyze("~/store.zarr", "~/out", **BARE), "~/out/more", which="none")
+    assert (tmp_path / "out" / "more").is_dir()
+    assert _key("~/store.zarr", "seed0") == _key(tmp_path / "store.zarr", "seed0")
     assert list((tmp_path / "elsewhere").iterdir()) == []
 
 
