@@ -89,7 +89,7 @@ def repair(
         done += mend_root(storage)
     for name in sorted(storage.children(MODELS), key=in_natural_order):
         key = f"{MODELS}/{name}"
-        with _others_go_on(refused, f"{storage.url}: {key}"):
+        with _others_go_on(refused, f"{storage.url}: {key}", CorruptStoreError, ForeignPathError):
             if name != DOCUMENT and _is_model(storage, key, version):
                 done += _mend_model(storage, key, force, version)
     if refused:
@@ -98,11 +98,11 @@ def repair(
 
 
 @contextmanager
-def _others_go_on(refused: list[str], what: str) -> Iterator[None]:
-    """Note why a part cannot be mended; nothing is dropped that only cannot be read at the moment."""
+def _others_go_on(refused: list[str], what: str, *own: type[Exception]) -> Iterator[None]:
+    """Note why a part cannot be mended, for its own reasons or since it cannot be read at the moment."""
     try:
         yield
-    except (CorruptStoreError, ForeignPathError) as error:
+    except own as error:
         refused.append(str(error))
     except (OSError, MemoryError) as error:
         refused.append(f"{what}: {error}; nothing of it was dropped: repair again when all of it can be read")
