@@ -167,7 +167,7 @@ def test_tab_in_a_shell_never_puts_a_command_of_a_store_onto_the_line(tmp_path):
     said = ""
     for typed, answer in (
         (f"source {tmp_path}/complete.sh; echo rea''dy\n", "ready"),
-        (f"repaudit export {url} \t", r"file\.npy|touch"),
+        (f"repaudit export {url} \t", r"file\.npy|flag"),
         (" l0 x.npy; echo do''ne\n", "done"),
     ):
         os.write(terminal, typed.encode())
