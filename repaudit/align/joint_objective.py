@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from repaudit.align.probe_batches import ProbeBatches, gathered, is_distributed, share_of_rank
+from repaudit.align.running_offset import RunningOffset
 from repaudit.align.student import StudentLayer, has_lazy_parameters
 from repaudit.capture.extract.layer_spec import LayerSpec
 from repaudit.capture.probe_set.probe_set import ProbeSet
@@ -68,13 +69,18 @@ class JointObjective(nn.Module):
         Share of the weight; see :class:`repaudit.align.joint_objective.Schedule`.
     seed : int
         Of the draws, and of heads that take the student's width.
+    offset_weight : float
+        Of ``|m - m_0|^2 / mean |f - m|^2``, the way of the features' mean ``m`` from its running mean ``m_0``, added to
+        the match. An operator says nothing of where all features lie together, and Adam lets go what no gradient
+        holds: in a language model from scratch, whose layers add to a stream without a norm, the common offset may grow
+        a hundredfold within as many steps and blind it to the rest. There 1 holds it; elsewhere nothing needs to.
 
     Raises
     ------
     FingerprintError
         The probe set lacks a sample of the target, or holds another text under its id.
     ValueError
-        The weight is negative or not finite, or the layer keeps its tokens.
+        A weight is negative or not finite, or the layer keeps its tokens.
 
     See Also
     --------
@@ -107,13 +113,16 @@ class JointObjective(nn.Module):
         batch_size: int = 64,
         schedule: Callable[[int], float] | None = None,
         seed: int = 0,
+        offset_weight: float = 0.0,
     ) -> None:
         super().__init__()
-        if not 0 <= weight < float("inf"):
-            raise ValueError(f"weight: expected a number, 0 or more, found {weight!r}")
+        for name, value in (("weight", weight), ("offset_weight", offset_weight)):
+            if not 0 <= value < float("inf"):
+                raise ValueError(f"{name}: expected a number, 0 or more, found {value!r}")
         self.match, self.weight, self.schedule, self.seed = match, weight, schedule, seed
         self._student, self.probe_set = None if layer is None else StudentLayer(layer), probe_set
         self.metrics: dict[str, float] = {}
+        self.offset_weight, self._offset = offset_weight, RunningOffset()
         self._batches: ProbeBatches | None = None
         if probe_set is not None:
             rows = _check(match, probe_set)
@@ -165,7 +174,7 @@ class JointObjective(nn.Module):
             return task
         match: Tensor = self.match(features, sample_index)
         self.metrics = {"match": float(match.detach()), "match_weight": weight}
-        return task + weight * match.to(task.dtype)
+        return task + weight * self._held(match, features, sample_index, step).to(task.dtype)
 
     def joined(
         self, model: nn.Module, step: int, task: Callable[[], Result], sample_index: Tensor | None = None
@@ -204,12 +213,19 @@ class JointObjective(nn.Module):
                 )
             with self.student.watching(model) as seen:
                 result = task()
-            match = self.match(*gathered(seen[0], sample_index.to(seen[0].device)))
+            features, rows = gathered(seen[0], sample_index.to(seen[0].device))
         else:
             result = task()
-            match = self.match(*self._probe(model))
+            features, rows = self._probe(model)
+        match = self.match(features, rows)
         self.metrics = {"match": float(match.detach()), "match_weight": weight}
-        return result, weight * match
+        return result, weight * self._held(match, features, rows, step)
+
+    def _held(self, match: Tensor, features: Tensor, rows: Tensor, step: int) -> Tensor:
+        """Return the match, and with it the cost of the way of the features' mean."""
+        if not self.offset_weight:
+            return match
+        return match + self.offset_weight * self._offset(features[rows >= 0], step)
 
     def _idle(self) -> Tensor | None:
         """Return nothing, or where DDP waits for the gradients of heads, a zero that depends on them."""
@@ -258,13 +274,16 @@ class JointObjective(nn.Module):
         return gathered(features, self._rows[places].to(features.device))
 
     def get_extra_state(self) -> dict[str, Any]:
-        """Return where the draws stand."""
-        return {} if self._batches is None else self._batches.state_dict()
+        """Return where the draws stand, and the features' mean where it is held."""
+        draws = {} if self._batches is None else self._batches.state_dict()
+        return {**draws, "offset": self._offset.state} if self.offset_weight else draws
 
     def set_extra_state(self, state: Any) -> None:
-        """Go on with the draws of a state."""
-        if self._batches is not None and state:
-            self._batches.load_state_dict(state)
+        """Go on from a state."""
+        draws = dict(state or {})
+        self._offset.state = draws.pop("offset", self._offset.state)
+        if self._batches is not None and draws:
+            self._batches.load_state_dict(draws)
 
 
 def _check(match: nn.Module, probe_set: ProbeSet) -> Tensor:

@@ -19,27 +19,34 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import pretrained
 
-TRAIN, HELD_OUT = "train", "held-out"
+TRAIN, HELD_OUT, READ = "train", "held-out", "read"
 MAX_LENGTH = 64
 VOCABULARY = 2000
+VALIDATION = 10
+"""Which part of the other e-mails is kept to validate language models."""
 FEW = 8
 """Labels of each class in the small task."""
 
 
 @dataclass(frozen=True)
 class Mails:
-    """E-mails of both sets, others to learn language from, and how students read them."""
+    """E-mails of all sets, others to learn language from, and how students read them.
+
+    Those that a language model is taught on are among the others that it reads: they need no labels, so there are many.
+    """
 
     sets: dict[str, list[dict[str, str]]]
     others: list[str]
     tokenizer: PreTrainedTokenizerFast
 
     @classmethod
-    def load(cls, samples: int, held_out: int, others: int) -> Mails:
-        """Take so many e-mails to teach on, held out, and others."""
+    def load(cls, samples: int, held_out: int, others: int, read: int) -> Mails:
+        """Take so many e-mails to teach on, held out, and others, of which so many are taught on, too."""
         every = pretrained.emails(samples + held_out + others)
-        sets = {TRAIN: every[:samples], HELD_OUT: every[samples : samples + held_out]}
-        texts = [mail["text"] for mail in every[samples + held_out :]]
+        rest = every[samples + held_out :]
+        kept = len(rest) // VALIDATION
+        sets = {TRAIN: every[:samples], HELD_OUT: every[samples : samples + held_out], READ: rest[kept : kept + read]}
+        texts = [mail["text"] for mail in rest]
         return cls(sets, texts, _tokenizer([mail["text"] for mail in sets[TRAIN]] + texts))
 
     @property
@@ -78,7 +85,7 @@ class Mails:
 
     def language(self, seed: int, batch_size: int = 16) -> tuple[DataLoader, list[dict[str, torch.Tensor]]]:
         """Return batches of the other e-mails, and those of a tenth of them that are kept for validation."""
-        kept = len(self.others) // 10
+        kept = len(self.others) // VALIDATION
         parts = [_language_rows(self.inputs(texts)) for texts in (self.others[kept:], self.others[:kept])]
         return _endless(parts[0], batch_size, seed), parts[1]
 

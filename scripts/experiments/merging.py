@@ -23,7 +23,7 @@ import students
 import teachers
 import torch
 import xarray as xr
-from mails import FEW, HELD_OUT, Mails
+from mails import FEW, HELD_OUT, READ, Mails
 from matplotlib.figure import Figure
 from merging_page import Found, page
 from rich.console import Console
@@ -32,13 +32,13 @@ from teachers import LAYER, Teaching
 
 import repaudit as ra
 
-SAMPLES, HELD, OTHERS = 288, 288, 2000
-"""E-mails to teach on, held out, and to learn language from."""
+SAMPLES, HELD, OTHERS, TAUGHT = 288, 288, 2000, 1152
+"""E-mails to teach on, held out, to learn language from, and those of the last that language models are taught on."""
 ALL_ARMS = (NONE, MERGED, BEST, PERMUTED, WITHIN, FEATURES)
 TASKS = (
     Task("few labels", "bert", FEW, 1.0, 200, ALL_ARMS),
-    Task("language", "llama", None, 0.03, 300, (NONE, MERGED, PERMUTED)),
-    Task("early language", "llama", None, 0.1, 40, (NONE, MERGED, PERMUTED)),
+    Task("early language", "llama", None, 0.1, 40, (NONE, MERGED, PERMUTED), READ, "minibatch"),
+    Task("language", "llama", None, 0.03, 300, (NONE, MERGED, PERMUTED), READ, "minibatch"),
     Task("many labels", "bert", None, 0.3, 200, ALL_ARMS),
 )
 console = Console()
@@ -54,9 +54,14 @@ def main() -> None:
     options = parser.parse_args()
     _quiet()
     start = time.time()
-    sizes, models, seeds, tasks = (SAMPLES, HELD, OTHERS), list(teachers.pretrained.models()), options.seeds, TASKS
+    sizes, models, seeds, tasks = (
+        (SAMPLES, HELD, OTHERS, TAUGHT),
+        list(teachers.pretrained.models()),
+        options.seeds,
+        TASKS,
+    )
     if options.quick:
-        sizes, models, seeds = (96, 96, 200), ["minilm-l6", "minilm-l3"], 2
+        sizes, models, seeds = (96, 96, 300, 192), ["minilm-l6", "minilm-l3"], 2
         short = [task for task in TASKS if task.name in ("few labels", "language")]
         tasks = tuple(replace(task, steps=40, arms=(NONE, MERGED, PERMUTED)) for task in short)
     options.out.mkdir(parents=True, exist_ok=True)

@@ -9,7 +9,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 import students
-from mails import HELD_OUT, TRAIN, Mails
+from mails import HELD_OUT, READ, TRAIN, Mails
 from scipy import stats
 from students import BEST, MERGED, NONE, PERMUTED, Task
 from teachers import Teaching
@@ -38,14 +38,15 @@ def page(
 ) -> str:  # fmt: skip
     """Return RESULTS.md."""
     names = [str(row["operator"]) for row in rows if "from teachers" not in row]
-    scale = teaching.held_out.gauge.perplexity
+    scales = ", ".join(f"{len(target)} ({target.gauge.perplexity:g})" for target in teaching.merged.values())
     operators = [[row["operator"], f"{row['same class']:.3f}", _number(row.get("from teachers"))] for row in rows]
     lines = [
         "# A student taught by the consensus of pretrained models",
         "",
-        f"{len(names)} teachers ({', '.join(names)}); {len(mails.sets[TRAIN])} e-mails to teach on and "
-        f"{len(mails.sets[HELD_OUT])} held out, in {len(mails.classes)} classes ({', '.join(mails.classes)}); "
-        f"operators at a perplexity of {teaching.train.gauge.perplexity:g} and {scale:g}; {seeds} seeds. Distances are "
+        f"{len(names)} teachers ({', '.join(names)}); {len(mails.sets[TRAIN])} e-mails to teach on, "
+        f"{len(mails.sets[HELD_OUT])} held out and {len(mails.sets[READ])} of those that language models read, in "
+        f"{len(mails.classes)} classes ({', '.join(mails.classes)}); operators "
+        f"({', '.join(teaching.merged)}) of so many e-mails, at a perplexity: {scales}; {seeds} seeds. Distances are "
         "squared and calibrated: 0 the same operator, 1 an unrelated one; the teachers' spread among themselves is "
         f"{teaching.spread:.3f}. Held-out distances are to P* merged anew on the held-out e-mails. Numbers are means "
         "over seeds; in brackets the difference from the control, paired by seed, with its 95% interval.",
@@ -70,7 +71,8 @@ def _about(task: Task) -> str:
     learns = "learns the language of other e-mails" if task.student == "llama" else classes
     return (
         f"A {task.student.capitalize()} of {sizes['num_hidden_layers']} layers with {sizes['hidden_size']} features, "
-        f"from scratch, {learns}, for {task.steps} steps; weight of the match {task.weight:g}."
+        f"from scratch, {learns}, for {task.steps} steps; weight of the match {task.weight:g}, on the e-mails of "
+        f"{task.taught!r}, {task.batch_size} a step, rows={task.rows!r}."
     )
 
 

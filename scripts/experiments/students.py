@@ -1,4 +1,4 @@
-"""One student: trained on its task with one of the objectives, recorded on both sets of e-mails, and measured."""
+"""One student: trained on its task with one of the objectives, recorded on e-mails, taught and held out, measured."""
 
 from __future__ import annotations
 
@@ -38,6 +38,10 @@ class Task:
     weight : float, of the match
     steps : int
     arms : tuple of str
+    taught : str
+        The set that the match is made on.
+    rows : "full" or "minibatch"
+        Of the match, with 64 samples a step, or 128: where there are many samples, a bank of all is stale.
     """
 
     name: str
@@ -46,15 +50,22 @@ class Task:
     weight: float
     steps: int
     arms: tuple[str, ...]
+    taught: str = TRAIN
+    rows: str = "full"
+
+    @property
+    def batch_size(self) -> int:
+        """Samples of the match per step."""
+        return 64 if self.rows == "full" else 128
 
 
-def matches(mails: Mails, teaching: Teaching, stores: dict[str, Path]) -> dict[str, Callable[[int], Any]]:
+def matches(task: Task, mails: Mails, teaching: Teaching, stores: dict[str, Path]) -> dict[str, Callable[[int], Any]]:
     """Return what makes each arm's match, by its seed."""
-    target, classes = teaching.train, mails.labels(TRAIN)
+    target, classes = teaching.merged[task.taught], mails.labels(task.taught)
     return {
-        MERGED: lambda _seed: ra.OperatorMatch(target),
+        MERGED: lambda _seed: ra.OperatorMatch(target, rows=task.rows),  # type: ignore[arg-type]
         BEST: lambda _seed: ra.OperatorMatch(teaching.alone),
-        PERMUTED: lambda seed: ra.OperatorMatch(target.permuted(seed)),
+        PERMUTED: lambda seed: ra.OperatorMatch(target.permuted(seed), rows=task.rows),  # type: ignore[arg-type]
         WITHIN: lambda seed: ra.OperatorMatch(target.permuted(seed, within=classes.tolist())),
         FEATURES: lambda _seed: ra.FeatureMatch.from_store(stores[TRAIN], LAYER),
     }
@@ -73,8 +84,8 @@ def train(
     objective = None
     if arm != NONE:
         objective = ra.JointObjective(
-            matches(mails, teaching, stores)[arm](seed), task.weight, layer=TOP[task.student],
-            probe_set=mails.probe_set(TRAIN), batch_size=64, seed=seed,
+            matches(task, mails, teaching, stores)[arm](seed), task.weight, layer=TOP[task.student],
+            probe_set=mails.probe_set(task.taught), batch_size=task.batch_size, seed=seed,
         )  # fmt: skip
         module = ra.AlignedFineTuning(module.network, objective, learning_rate=module.learning_rate)
     _fit(module, loader, task, name, mails, folder, seed)
@@ -105,7 +116,7 @@ def _fit(module: Any, loader: Any, task: Task, name: str, mails: Mails, folder: 
             trigger=ra.AuditTrigger(at_start=True, at_steps=[task.steps // 4, task.steps // 2, task.steps]),
             if_exists="replace",
         )
-        for samples in (TRAIN, HELD_OUT)
+        for samples in (task.taught, HELD_OUT)
     ]  # fmt: skip
     pl.seed_everything(seed, verbose=False)
     pl.Trainer(
@@ -117,11 +128,12 @@ def _fit(module: Any, loader: Any, task: Task, name: str, mails: Mails, folder: 
 def _measured(
     network: Any, task: Task, name: str, mails: Mails, teaching: Teaching, folder: Path, validation: Any
 ) -> dict[str, float]:
-    stores = {samples: ra.open_store(folder / f"students-{samples}.zarr").repaudit for samples in (TRAIN, HELD_OUT)}
+    sets = (task.taught, HELD_OUT)
+    stores = {samples: ra.open_store(folder / f"students-{samples}.zarr").repaudit for samples in sets}
     features = {samples: store.activations(name, "top").isel(step=-1).values for samples, store in stores.items()}
     found = {
-        "train distance": teaching.train.distance(features[TRAIN]),
-        "held-out distance": teaching.held_out.distance(features[HELD_OUT]),
+        "train distance": teaching.merged[task.taught].distance(features[task.taught]),
+        "held-out distance": teaching.merged[HELD_OUT].distance(features[HELD_OUT]),
     }
     network.eval()
     with torch.no_grad():

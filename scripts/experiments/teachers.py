@@ -1,4 +1,4 @@
-"""What four pretrained models say of both sets of e-mails: recorded once, merged by every strategy, and looked at."""
+"""What four pretrained models say of all sets of e-mails: recorded once, merged by every strategy, and looked at."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from mails import HELD_OUT, TRAIN, Mails, pretrained
+from mails import HELD_OUT, READ, TRAIN, Mails, pretrained
 
 import repaudit as ra
 
@@ -15,10 +15,10 @@ MERGES = ("frobenius", "weighted", "ot_barycenter")
 
 
 def record(mails: Mails, folder: Path, models: list[str]) -> dict[str, Path]:
-    """Record the teachers' penultimate layers on both sets; what is there is not recorded again."""
+    """Record the teachers' penultimate layers on every set; what is there is not recorded again."""
     places = {name: place for name, place in pretrained.models().items() if name in models}
     stores = {}
-    for name in (TRAIN, HELD_OUT):
+    for name in (TRAIN, HELD_OUT, READ):
         stores[name] = folder / f"teachers-{name}.zarr"
         probe = pretrained.write_probe(folder / f"{name}.jsonl", mails.sets[name])
         if stores[name].exists() and set(ra.open_store(stores[name]).repaudit.models) == set(places):
@@ -35,21 +35,20 @@ class Teaching:
 
     Attributes
     ----------
-    train, held_out : AlignmentTarget, merged anew on each set
+    merged : dict of AlignmentTarget, by set, merged anew on each
     best : str, the teacher whose walk finds the same class most often on the training e-mails
     alone : AlignmentTarget, that teacher's own operator
     spread : float, of the teachers on the held-out e-mails
     """
 
-    train: ra.AlignmentTarget
-    held_out: ra.AlignmentTarget
+    merged: dict[str, ra.AlignmentTarget]
     best: str
     alone: ra.AlignmentTarget
     spread: float
 
     @classmethod
     def of(cls, stores: dict[str, Path], mails: Mails, scale: float | None = None) -> Teaching:
-        """Merge the teachers on both sets, at a perplexity, or a quarter of each set's samples."""
+        """Merge the teachers on every set, at a perplexity, or a quarter of each set's samples."""
         gauges = {name: gauge_of(len(mails.sets[name]), scale) for name in stores}
         operators = {name: operators_of(store, gauges[name]) for name, store in stores.items()}
         ids = {name: [mail["id"] for mail in mails.sets[name]] for name in stores}
@@ -63,7 +62,7 @@ class Teaching:
         best = max(operators[TRAIN], key=lambda name: same_class(operators[TRAIN][name], classes))
         alone = ra.AlignmentTarget.from_operator(operators[TRAIN][best], samples=ids[TRAIN], gauge=gauges[TRAIN])
         spread = ra.spread(operators[HELD_OUT]).value
-        return cls(merged[TRAIN], merged[HELD_OUT], best, alone, spread)
+        return cls(merged, best, alone, spread)
 
 
 def gauge_of(samples: int, scale: float | None) -> ra.DiffusionGauge:

@@ -209,3 +209,67 @@ def test_features_neither_shrink_nor_grow_over_a_thousand_steps() -> None:
             optimizer.step()
         sizes[weight] = float(trunk(inputs).detach().norm())
     assert 0.5 < sizes[1.0] / sizes[0.0] < 2, sizes
+
+
+def language_model(
+    offset_weight: float, weight: float = 0.3, steps: int = 60
+) -> tuple[float, float, ra.JointObjective]:
+    """Train a pre-norm student from scratch; return its task's loss, and its features' offset over their deviation."""
+    import transformers as tf
+
+    generator = torch.Generator().manual_seed(0)
+    first, pace = (torch.randint(*one, (96, 1), generator=generator) for one in ((0, 63), (1, 5)))
+    inputs = (first + torch.arange(12) * pace) % 63 + 1
+    teacher = nn.functional.one_hot(inputs, 64).float().sum(1) @ torch.randn(64, 8, generator=generator)
+    target = ra.AlignmentTarget.from_operator(ra.DiffusionGauge(perplexity=24)(teacher))
+    torch.manual_seed(0)
+    model = tf.LlamaForCausalLM(
+        tf.LlamaConfig(vocab_size=64, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2)
+    )
+    objective = ra.JointObjective(
+        ra.OperatorMatch(target, rows="minibatch"), weight, layer="model.layers[-1]", batch_size=64,
+        probe_set=ra.ProbeSet.from_tensors({"input_ids": inputs}), offset_weight=offset_weight,
+    )  # fmt: skip
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
+    for step in range(steps):
+        batch = inputs[torch.randint(0, 96, (16,), generator=generator)]
+        task, match = objective.joined(model, step, lambda batch=batch: model(input_ids=batch, labels=batch).loss)
+        (task if match is None else task + match).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    features = objective.student.features(model, {"input_ids": inputs}).detach().double()
+    with torch.no_grad():
+        loss = model(input_ids=inputs, labels=inputs).loss.item()
+    return loss, float(features.mean(0).norm() / features.var(0).sum().sqrt()), objective
+
+
+def test_a_held_offset_leaves_a_language_model_its_task() -> None:
+    control, free, held = (language_model(offset, weight) for offset, weight in ((0.0, 0.0), (0.0, 0.3), (1.0, 0.3)))
+    assert free[0] > 2 * control[0], "what it is for: nothing else holds the offset, and the task is not learned"
+    assert free[1] > 50 * control[1]
+    assert held[0] < 1.1 * control[0]
+    assert held[1] < 3 * control[1]
+    assert held[2].metrics["match"] < 0.5 * free[2].metrics["match"] + 0.5
+
+
+def test_the_offset_costs_nothing_at_rest_and_goes_on_where_it_was() -> None:
+    _, match = students.objective(offset_weight=1.0).joined(students.student(dropout=0.0), 0, lambda: None)
+    _, bare = students.objective().joined(students.student(dropout=0.0), 0, lambda: None)
+    assert torch.equal(match, bare)
+    assert "offset" not in (students.objective().get_extra_state() or {})
+    one, model = students.objective(offset_weight=1.0), students.student(dropout=0.0)
+    for step in range(3):
+        one.joined(model, step, lambda: None)
+        with torch.no_grad():
+            model.bert.embeddings.word_embeddings.weight.add_(0.1)
+    two = students.objective(offset_weight=1.0)
+    two.load_state_dict(copy.deepcopy(one.state_dict()))
+    costs = [objective.joined(model, 3, lambda: None)[1].item() for objective in (one, two)]
+    assert costs[0] == costs[1]
+    assert costs[0] > one.weight * one.metrics["match"]
+
+
+@pytest.mark.parametrize("wrong", [-1.0, float("nan"), float("inf")])
+def test_an_impossible_weight_of_the_offset_is_refused(wrong: float) -> None:
+    with pytest.raises(ValueError, match="offset_weight: expected a number, 0 or more"):
+        students.objective(offset_weight=wrong)
