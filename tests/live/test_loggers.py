@@ -22,6 +22,7 @@ def train(folder: Path, report_to: str, monkeypatch: pytest.MonkeyPatch) -> list
     monkeypatch.setenv("WANDB_DIR", str(folder))
     monkeypatch.setenv("WANDB_SILENT", "true")
     monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")  # the light package has no other store without a server
+    monkeypatch.setenv("MLFLOW_DISABLE_TELEMETRY", "true")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", (folder / "mlflow").as_uri())
     generator = torch.Generator().manual_seed(0)
     rows = torch.randint(1, 32, (40, 8), generator=generator)
