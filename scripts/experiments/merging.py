@@ -37,8 +37,8 @@ SAMPLES, HELD, OTHERS, TAUGHT = 288, 288, 2000, 1152
 ALL_ARMS = (NONE, MERGED, BEST, PERMUTED, WITHIN, FEATURES)
 TASKS = (
     Task("few labels", "bert", FEW, 1.0, 200, ALL_ARMS),
-    Task("early language", "llama", None, 0.1, 40, (NONE, MERGED, PERMUTED), READ, "minibatch"),
-    Task("language", "llama", None, 0.03, 300, (NONE, MERGED, PERMUTED), READ, "minibatch"),
+    Task("early language", "llama", None, 0.05, 40, (NONE, MERGED, PERMUTED), READ, "minibatch", 256),
+    Task("language", "llama", None, 0.03, 300, (NONE, MERGED, PERMUTED), READ, "minibatch", 128),
     Task("many labels", "bert", None, 0.3, 200, ALL_ARMS),
 )
 console = Console()
@@ -63,7 +63,7 @@ def main() -> None:
     if options.quick:
         sizes, models, seeds = (96, 96, 300, 192), ["minilm-l6", "minilm-l3"], 2
         short = [task for task in TASKS if task.name in ("few labels", "language")]
-        tasks = tuple(replace(task, steps=40, arms=(NONE, MERGED, PERMUTED)) for task in short)
+        tasks = tuple(replace(task, steps=40, batch_size=64, arms=(NONE, MERGED, PERMUTED)) for task in short)
     options.out.mkdir(parents=True, exist_ok=True)
     mails = Mails.load(*sizes)
     with console.status("recording the teachers"):

@@ -41,7 +41,9 @@ class Task:
     taught : str
         The set that the match is made on.
     rows : "full" or "minibatch"
-        Of the match, with 64 samples a step, or 128: where there are many samples, a bank of all is stale.
+        Of the match: where there are many samples, a bank of all of them is stale.
+    batch_size : int
+        Samples of the match per step.
     """
 
     name: str
@@ -52,11 +54,12 @@ class Task:
     arms: tuple[str, ...]
     taught: str = TRAIN
     rows: str = "full"
+    batch_size: int = 64
 
     @property
-    def batch_size(self) -> int:
-        """Samples of the match per step."""
-        return 64 if self.rows == "full" else 128
+    def offset_weight(self) -> float:
+        """Of holding the features' offset: only the language models here have a stream without a norm."""
+        return 1.0 if self.student == "llama" else 0.0
 
 
 def matches(task: Task, mails: Mails, teaching: Teaching, stores: dict[str, Path]) -> dict[str, Callable[[int], Any]]:
@@ -86,6 +89,7 @@ def train(
         objective = ra.JointObjective(
             matches(task, mails, teaching, stores)[arm](seed), task.weight, layer=TOP[task.student],
             probe_set=mails.probe_set(task.taught), batch_size=task.batch_size, seed=seed,
+            offset_weight=task.offset_weight,
         )  # fmt: skip
         module = ra.AlignedFineTuning(module.network, objective, learning_rate=module.learning_rate)
     _fit(module, loader, task, name, mails, folder, seed)
