@@ -101,7 +101,8 @@ def _opened(path: Path) -> int:
             return os.open(path, flags)
         except FileNotFoundError:
             return _opened(path)
-    os.fchmod(descriptor, _FOR_ALL)
+    with contextlib.suppress(OSError):  # some file systems know no rights
+        os.fchmod(descriptor, _FOR_ALL)
     return descriptor
 
 

@@ -176,7 +176,7 @@ def test_a_step_through_a_tree_from_before_is_the_old_one_or_an_error(tmp_path, 
     change(url) if codec == "raw" else _with(change, url, codec)
     for step in (10, 20):
         for read in (tree["models/a"]["l"].sel(step=step), tree.repaudit.activations("a", "l").sel(step=step), held):
-            with pytest.raises(ra.errors.StoreError, match="since this tree was opened"):
+            with pytest.raises(ra.errors.StoreError, match="is not what it was when this tree was opened"):
                 read.compute()
     assert (tree["models/a"]["l"].sel(step=0).values == 0).all(), "this one is the same"
     assert (ra.open_store(url)["models/a"]["l"].sel(step=10).values == -10).all()
@@ -317,3 +317,67 @@ def test_verify_of_a_record_that_goes_back_reports_no_damage(store, monkeypatch)
     monkeypatch.setattr(checking, "_model", model)
     assert ra.verify(store, data=True) == []
     assert turns
+
+
+@pytest.mark.parametrize("codec", ["raw", "compact"])
+def test_a_tree_of_a_store_that_was_deleted_and_recorded_anew_is_refused(tmp_path, codec):
+    import shutil
+
+    url = tmp_path / "s.zarr"
+    write(url, "a", codec=codec)
+    tree = ra.open_store(url)
+    shutil.rmtree(url)
+    with ra.TrajectoryWriter(
+        url, model_name="a", probe_set=probe_set(), codec=codec, layers=dict.fromkeys("lm", ((SAMPLES, 2), "float32"))
+    ) as writer:
+        for step in STEPS:
+            writer.append(step, {"l": values(step + 500), "m": values(step)})
+    with pytest.raises(ra.errors.StoreError, match="is not what it was when this tree was opened"):
+        tree["models/a"]["l"].sel(step=10).compute()
+
+
+def test_a_lost_chunk_is_an_error_also_for_lazy_arrays(store):
+    (store / "models/a/l/c.1.0.0").unlink()
+    tree = ra.open_store(store)
+    with pytest.raises(ra.errors.StoreError, match="or this chunk is lost"):
+        tree["models/a"]["l"].compute()
+    assert (tree["models/a"]["l"].sel(step=20).values == 20).all()
+
+
+def test_labels_that_do_not_fit_into_memory_stay(store, monkeypatch):
+    from repaudit.store.check import root_inspection
+
+    real = root_inspection.decode_column
+
+    def decode(data: bytes, dtype: Any) -> Any:
+        if b"a" in data and len(data) < 40:
+            raise MemoryError("no room")
+        return real(data, dtype)
+
+    monkeypatch.setattr(root_inspection, "decode_column", decode)
+    with pytest.raises(CorruptStoreError, match="nothing of it was dropped"):
+        ra.repair(store)
+    monkeypatch.undo()
+    assert ra.open_store(store)["label"].values.tolist() == list("aabb")
+
+
+def test_without_a_thread_to_decode_them_data_are_not_called_damaged(store, monkeypatch):
+    import zarr
+
+    def refuse(*_: Any, **__: Any) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(zarr, "open_array", refuse)
+    with pytest.raises(ra.errors.StoreError, match=r"ulimit -u"):
+        ra.repair(store)
+    monkeypatch.undo()
+    assert ra.verify(store, data=True) == []
+
+
+def test_a_file_system_without_rights_can_be_locked(tmp_path, monkeypatch):
+    def refuse(*_: Any) -> None:
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr(os, "fchmod", refuse)
+    write(tmp_path / "s.zarr", "a")
+    assert ra.open_store(tmp_path / "s.zarr")["models/a"]["step"].values.tolist() == list(STEPS)

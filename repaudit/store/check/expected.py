@@ -9,6 +9,7 @@ import numpy as np
 import zarr
 from zarr.buffer.cpu import Buffer
 
+from repaudit.errors import StoreError
 from repaudit.names import SAMPLE, TOKEN, encode_name
 from repaudit.store.format.documents import DOCUMENT, FILLS, column_document, dump, group_document
 from repaudit.store.format.layout import LOST, START_END
@@ -19,9 +20,24 @@ def refused_by_zarr(document: Mapping[str, Any]) -> str | None:
     """Return why Zarr cannot read arrays with this document, or None."""
     try:
         zarr.open_array(zarr.storage.MemoryStore({DOCUMENT: Buffer.from_bytes(dump(document))}), mode="r")
+    except MemoryError:
+        raise
     except Exception as error:  # noqa: BLE001 - a document may be wrong in any way
+        refuse_without_threads(error)
         return f"{type(error).__name__}: {error}"[:300]
     return None
+
+
+def refuse_without_threads(error: Exception) -> None:
+    """Raise where an error says nothing of the data: Zarr had no thread to decode them, and would wait for it next.
+
+    Raises
+    ------
+    StoreError
+        No thread can be started.
+    """
+    if isinstance(error, RuntimeError) and "start new thread" in str(error):
+        raise StoreError(f"{error}: expected a limit of processes that leaves some (ulimit -u)") from error
 
 
 def differences(document: Mapping[str, Any], expected: Mapping[str, Any]) -> list[str]:

@@ -262,6 +262,8 @@ class ModelInspection:
             return self._names_chunk
         try:
             decode_column(self._names_chunk, np.dtype(object))
+        except MemoryError:
+            raise
         except Exception as error:  # noqa: BLE001 - a damaged chunk may fail anywhere in the decoder
             return str(error)
         return None

@@ -143,6 +143,8 @@ def _sample_set(ids: Sequence[str], hashes: Sequence[str], raw: Any, fingerprint
 def _texts(storage: Storage, name: str) -> list[str]:
     try:
         return [str(text) for text in decode_column(storage.get(f"{name}/{chunk_key(0)}") or b"", np.dtype(object))]
+    except (OSError, MemoryError):  # it may be whole
+        raise
     except Exception:  # noqa: BLE001 - a damaged chunk may fail anywhere in the decoder
         return []
 

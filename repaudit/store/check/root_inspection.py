@@ -126,15 +126,17 @@ class RootInspection:
             data = self.storage.get_short(path, most_of_texts(self.samples or 1))
         except TooLongError as error:
             return str(error)
-        except OSError as error:
+        except (OSError, MemoryError) as error:
             return self._unread(path, error)
         try:
             texts = decode_column(data or b"", np.dtype(object))
+        except MemoryError as error:
+            return self._unread(path, error)
         except Exception as error:  # noqa: BLE001 - a damaged chunk may fail anywhere in the decoder
             return "it is missing" if data is None else f"it cannot be decoded ({error})"
         return texts if len(texts) == self.samples else f"it holds {len(texts)} texts, expected {self.samples}"
 
-    def _unread(self, path: str, error: OSError) -> str:
+    def _unread(self, path: str, error: OSError | MemoryError) -> str:
         if self.certain:
             raise OSError(f"{path} cannot be read now ({error})") from error
         return f"it cannot be read now ({error})"

@@ -9,6 +9,7 @@ import numpy as np
 import zarr
 from zarr.buffer.cpu import Buffer
 
+from repaudit.store.check.expected import refuse_without_threads
 from repaudit.store.format.chunk_limits import HEADER, announces_too_much, most_stored
 from repaudit.store.format.documents import DOCUMENT, chunk_key, dump
 from repaudit.store.format.encoding import checksum
@@ -54,6 +55,7 @@ class StoredChunks:
         except MemoryError as error:
             return self._unread(key, f"there is no memory for it now ({error})", error)
         except Exception as error:  # noqa: BLE001 - a damaged chunk may fail in any decoder
+            refuse_without_threads(error)
             return f"it cannot be decoded ({error})"
 
     def _unread(self, key: str, why: str, error: BaseException) -> str:

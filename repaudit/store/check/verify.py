@@ -92,7 +92,7 @@ def verify(
             except ForeignPathError as error:
                 problems.append(Problem(key, "foreign", str(error)))
                 continue
-            except OSError as error:
+            except (OSError, MemoryError) as error:
                 problems.append(Problem(key, "damaged_metadata", f"{key} cannot be read now ({error})"))
                 continue
             if names.setdefault(model.name or key, key) != key:

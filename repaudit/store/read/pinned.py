@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from typing import Any, Final, Self
+from typing import Any, Final, NamedTuple, Self
 
 from zarr.abc.store import ByteRequest, Store
 from zarr.core.buffer import Buffer, BufferPrototype, default_buffer_prototype
@@ -14,10 +14,16 @@ from repaudit.errors import StoreError
 from repaudit.names import ATTRS, CHECKSUM, LAYER, MODELS, STEP
 from repaudit.store.format.documents import DOCUMENT, chunk_key, is_chunk
 from repaudit.store.format.encoding import COORDINATE_CHUNK
-from repaudit.store.format.model_facts import era_of
 from repaudit.store.format.schema import MOST_STEPS
 
 _CRC_BYTES: Final = 4
+
+
+class _Layer(NamedTuple):
+    """The place of a layer among the checksums of a step, and whether its chunks are the values and their checksum."""
+
+    place: int
+    is_plain: bool
 
 
 class PinnedStore(WrapperStore[Store]):
@@ -37,8 +43,8 @@ class PinnedStore(WrapperStore[Store]):
     def __init__(self, store: Store, pinned: Mapping[str, bytes]) -> None:
         super().__init__(store)
         self.pinned = dict(pinned)
-        self._known: dict[str, tuple[bytes, int | None]] = {}
-        self._columns: dict[str, dict[str, int]] = {}
+        self._known_layers: dict[str, dict[str, _Layer]] = {}
+        self._seen: dict[str, tuple[bytes | None, int, dict[int, bytes | None]]] = {}
 
     def _with_store(self, store: Any) -> Self:
         return type(self)(store, self.pinned)
@@ -50,63 +56,77 @@ class PinnedStore(WrapperStore[Store]):
         data = await self._store.get(key, prototype, byte_range)
         path, _, name = key.rpartition("/")
         model, _, layer = path.rpartition("/")
-        if model.startswith(f"{MODELS}/") and f"{model}/{DOCUMENT}" in self.pinned and is_chunk(name):
-            index = int(name.split(".")[1])
-            if data is None or byte_range is not None or not self._proven(model, layer, index, data):
-                await self._refuse_another(model, key, index)  # after reading: what was read is not younger
+        if not is_chunk(name) or layer not in self._layers(model):
+            return data
+        index = int(name.split(".")[1])
+        if data is None:
+            is_right = False
+        elif byte_range is None and self._layers(model)[layer].is_plain:
+            is_right = self._is_proven(model, layer, index, data)
+        else:
+            is_right = await self._is_same(model, index)
+        if not is_right:
+            raise StoreError(
+                f"{key} is not what it was when this tree was opened, or missing: the record was truncated, replaced "
+                "or repaired since (open the store again), or this chunk is lost (see repaudit verify --data)"
+            )
         return data
 
-    def _proven(self, model: str, layer: str, index: int, data: Buffer) -> bool:
-        """Return whether a chunk ends with the checksum of its step, as one does that is not compressed."""
-        if model not in self._columns:
-            self._columns[model] = _columns(self.pinned[f"{model}/{DOCUMENT}"])
-        column = self._columns[model].get(layer)
+    def _layers(self, model: str) -> dict[str, _Layer]:
+        """Return the layers of a model by key; none of what is no model."""
+        document = self.pinned.get(f"{model}/{DOCUMENT}") if model.startswith(f"{MODELS}/") else None
+        if document is None:
+            return {}
+        if model not in self._known_layers:
+            self._known_layers[model] = _layers_of(document)
+        return self._known_layers[model]
+
+    def _sums(self, model: str, index: int) -> bytes | None:
+        """Return the checksums of a step's layers at the time of opening; None where they were damaged."""
         chunk = self.pinned.get(f"{model}/{CHECKSUM}/{chunk_key(index // COORDINATE_CHUNK, 0)}")
-        if column is None or chunk is None:
-            return False
-        return _row(chunk, index)[_CRC_BYTES * column :][:_CRC_BYTES] == data[-_CRC_BYTES:].to_bytes()
+        return None if chunk is None else _row(chunk, index)
 
-    async def _refuse_another(self, model: str, key: str, index: int) -> None:
-        """Refuse a step that is no longer the one at the time of opening: of another era, with other checksums."""
-        committed = await self._committed_since(model)
-        if committed is None:
-            return
-        chunk = f"{model}/{CHECKSUM}/{chunk_key(index // COORDINATE_CHUNK, 0)}"
-        before, now = self.pinned.get(chunk), await self._object(chunk) if index < committed else None
-        if before is None or now is None or _row(before, index) != _row(now, index):
-            raise StoreError(
-                f"{key}: the record was truncated, replaced or repaired since this tree was opened, and this step is "
-                "another one now, or gone: open the store again"
-            )
+    def _is_proven(self, model: str, layer: str, index: int, data: Buffer) -> bool:
+        """Return whether a chunk ends with the checksum of its step, as one does that is neither packed nor split."""
+        sums, place = self._sums(model, index), self._layers(model)[layer].place
+        return sums is None or sums[_CRC_BYTES * place :][:_CRC_BYTES] == data[-_CRC_BYTES:].to_bytes()
 
-    async def _committed_since(self, model: str) -> int | None:
-        """Return how many steps a record of another era has; None while it is that of the time of opening."""
-        path = f"{model}/{DOCUMENT}"
-        data = await self._object(path)
-        if data is None:
-            return 0
-        if self._known.get(model, (None, None))[0] != data:
-            self._known[model] = data, _committed(self.pinned[path], data)
-        return self._known[model][1]
+    async def _is_same(self, model: str, index: int) -> bool:
+        """Return whether a step is still in the record, with the checksums of the time of opening.
+
+        It is asked after a chunk was read: what was read is not younger. While the document stays, so do the checksums.
+        """
+        document = await self._object(f"{model}/{DOCUMENT}")
+        known, committed, chunks = self._seen.get(model, (None, 0, {}))
+        if document is None or document != known:
+            committed, chunks = _committed(document), {}
+            self._seen[model] = document, committed, chunks
+        chunk = index // COORDINATE_CHUNK
+        if chunk not in chunks:
+            chunks[chunk] = await self._object(f"{model}/{CHECKSUM}/{chunk_key(chunk, 0)}")
+        sums, now = self._sums(model, index), chunks[chunk]
+        return index < committed and (sums is None or (now is not None and sums == _row(now, index)))
 
     async def _object(self, key: str) -> bytes | None:
         data = await self._store.get(key, default_buffer_prototype())
         return None if data is None else data.to_bytes()
 
 
-def _columns(document: bytes) -> dict[str, int]:
-    """Return the place of each layer, by key, among the checksums of a step."""
+def _layers_of(document: bytes) -> dict[str, _Layer]:
     arrays = json.loads(document)["consolidated_metadata"]["metadata"]
     layers = [key for key, array in arrays.items() if LAYER in array["attributes"]]
-    return {key: place for place, key in enumerate(key for key in layers if arrays[key]["dimension_names"][0] == STEP)}
+    steps = [key for key in layers if arrays[key]["dimension_names"][0] == STEP]
+    plain = ["bytes", "crc32c"]
+    return {key: _Layer(i, [one["name"] for one in arrays[key]["codecs"]] == plain) for i, key in enumerate(steps)}
 
 
-def _committed(before: bytes, now: bytes) -> int | None:
+def _committed(document: bytes | None) -> int:
+    """Return how many steps a record has now; of a damaged document the checksums alone can tell."""
+    if document is None:
+        return 0
     try:
-        document = json.loads(now)
-        same = era_of(document) == era_of(json.loads(before))
-        return None if same else int(document["attributes"][ATTRS]["committed"])
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):  # damaged: the checksums alone can tell
+        return int(json.loads(document)["attributes"][ATTRS]["committed"])
+    except (ValueError, TypeError, KeyError, RecursionError):
         return MOST_STEPS
 
 

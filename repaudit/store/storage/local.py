@@ -302,10 +302,13 @@ class LocalStorage(Storage):
 
 def _made_for_all(path: Path) -> None:
     """Make a lock that whoever may write into the folder may hold, whoever made it."""
-    with contextlib.suppress(FileExistsError):
+    try:
         descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_CLOEXEC, _FOR_ALL)
+    except FileExistsError:
+        return
+    with contextlib.suppress(OSError):  # some file systems know no rights
         os.fchmod(descriptor, _FOR_ALL)  # whatever the umask takes away
-        os.close(descriptor)
+    os.close(descriptor)
 
 
 def _rename_all(written: Sequence[tuple[Path, Path]], fence: Fence | None) -> None:
