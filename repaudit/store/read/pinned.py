@@ -67,8 +67,9 @@ class PinnedStore(WrapperStore[Store]):
             is_right = await self._is_same(model, index)
         if not is_right:
             raise StoreError(
-                f"{key} is not what it was when this tree was opened, or missing: the record was truncated, replaced "
-                "or repaired since (open the store again), or this chunk is lost (see repaudit verify --data)"
+                f"{key} is missing, or does not match its checksum of the time when this tree was opened: the record "
+                "was truncated, replaced or repaired since (open the store again), or this chunk is damaged (run `repaudit "
+                "verify --data`)"
             )
         return data
 
