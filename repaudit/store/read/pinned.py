@@ -68,8 +68,8 @@ class PinnedStore(WrapperStore[Store]):
         if not is_right:
             raise StoreError(
                 f"{key} is missing, or does not match its checksum of the time when this tree was opened: the record "
-                "was truncated, replaced or repaired since (open the store again), or this chunk is damaged (run `repaudit "
-                "verify --data`)"
+                "was truncated, replaced or repaired since (open the store again), or this chunk is damaged (run "
+                "`repaudit verify --data`)"
             )
         return data
 
