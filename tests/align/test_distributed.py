@@ -70,7 +70,7 @@ def worker(rank: int, folder: str, kind: str, batch_size: int, one_forward: bool
     [
         pytest.param("operator", 16, False, marks=pytest.mark.slow),
         ("operator", 15, False),
-        ("features", 16, False),
+        pytest.param("features", 16, False, marks=pytest.mark.slow),
         pytest.param("operator", 16, True, marks=pytest.mark.slow),
     ],
 )

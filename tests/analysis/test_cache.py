@@ -180,7 +180,7 @@ def test_a_flipped_digit_of_a_fact_does_not_reach_the_results(analysed, tmp_path
     assert_equal(first, ra.analyze(url, out, **BARE), rtol=1e-9)
 
 
-@pytest.mark.parametrize("sparse", [False, True])
+@pytest.mark.parametrize("sparse", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_pipes_in_a_cache_count_as_missing(tmp_path, sparse):
     dense, cache = np.eye(6), Cache(tmp_path)
     kept = cache.put_operator(digest(sparse), csr_array(dense) if sparse else dense, FACTS, GAUGE)

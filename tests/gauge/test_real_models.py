@@ -54,7 +54,9 @@ def test_models_look_at_one_scale_and_the_earlier_kernel_at_half_of_the_samples(
     assert min(earlier) > 5 * max(seen)
 
 
-@pytest.mark.parametrize("name", SETS)
+@pytest.mark.parametrize(
+    "name", ["source", *(pytest.param(one, marks=pytest.mark.slow) for one in SETS if one != "source")]
+)
 def test_the_barycenter_knows_the_classes_better_than_the_mean_of_the_operators(name):
     """The mean's walk stays in its class exactly as often as the models' walks do on average."""
     labels, P = activations(name)[1], operators(name)

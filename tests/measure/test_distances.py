@@ -256,7 +256,7 @@ print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1e3)
 """
 
 
-@pytest.mark.parametrize("metric", ["calibrated", "rsa"])
+@pytest.mark.parametrize("metric", ["calibrated", pytest.param("rsa", marks=pytest.mark.slow)])
 def test_the_peak_does_not_grow_with_the_number_of_operators(metric: str, tmp_path) -> None:
     peaks = []
     one_thread = {**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}

@@ -122,7 +122,7 @@ def test_one_outlying_sample_does_not_move_the_other_rows(gauge):
     assert moved.attrs["cost_scale"] == pytest.approx(merged.attrs["cost_scale"], rel=0.1)
 
 
-@pytest.mark.parametrize("debiased", [True, False])
+@pytest.mark.parametrize("debiased", [pytest.param(True, marks=pytest.mark.slow), False])
 def test_small_regularisation_agrees_with_pot(debiased):
     matrices, cost = problem(n=8, seed=3)
     weights = [0.5, 0.3, 0.2]

@@ -379,8 +379,14 @@ def test_the_numbers_are_there_when_they_are_asked_for(show, make_results):
     quiet(page)
 
 
-@pytest.mark.parametrize("width", [1150, 390])
-@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize(
+    ("width", "scheme"),
+    [
+        (1150, "light"),
+        (390, "dark"),
+        *(pytest.param(*one, marks=pytest.mark.slow) for one in ((1150, "dark"), (390, "light"))),
+    ],
+)
 def test_nothing_stands_in_the_way_of_assistive_software(show, width, scheme):
     page = show(more=True, scales=True, width=width, scheme=scheme)
     places = find_spec("axe_playwright_python").submodule_search_locations
