@@ -10,7 +10,7 @@ import typer
 
 from repaudit.cli.console import AsJson, one_line_errors, say
 from repaudit.cli.progress import shown_progress
-from repaudit.errors import NotAStoreError, StoreNotFoundError
+from repaudit.errors import StoreError
 
 Pooling = Literal["mean", "last_token", "cls", "all", "own"]
 
@@ -97,7 +97,7 @@ def _recorded(store: str) -> dict[str, list[int]]:
 
     try:
         tree = open_store(store)
-    except (StoreNotFoundError, NotAStoreError):  # what cannot be written is refused when it is opened to be written
+    except StoreError:  # what cannot be written is refused when it is opened to be written
         return {}
     return {model: catalog.steps(tree, model) for model in catalog.models(tree)}
 

@@ -124,7 +124,8 @@ except ra.errors.CorruptStoreError as error:
 
 
 FOREIGN = [
-    "probe/notes/paper.txt", "probe/readme.txt", "probe/data.partial", "models/a/thesis.partial",
+    "probe/notes/paper.txt", "probe/mine/my-zarr.json",
+    "probe/readme.txt", "probe/data.partial", "models/a/thesis.partial",
     "models/a/photos.partial/one.jpg", "models/a/l/c.9.backup.tar", "models/a/l/c.1.0.0.bak",
 ]  # fmt: skip
 

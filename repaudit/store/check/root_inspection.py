@@ -19,6 +19,7 @@ from repaudit.store.format.documents import (
     column_document,
     group_document,
     is_chunk,
+    is_of_array,
     read_document,
 )
 from repaudit.store.format.encoding import decode_column
@@ -247,10 +248,7 @@ class RootInspection:
     def _is_own(self, key: str) -> bool:
         """Return whether a folder has documents and chunks of arrays, and nothing else."""
         paths = [path.removeprefix(f"{key}/") for path in self.storage.keys(key)]
-        return bool(paths) and all(
-            path.count("/") < _DEPTH and (path.endswith(DOCUMENT) or is_chunk(path.rpartition("/")[2]))
-            for path in paths
-        )
+        return bool(paths) and all(path.count("/") < _DEPTH and is_of_array(path.rpartition("/")[2]) for path in paths)
 
     def _unlisted_problems(self) -> Iterator[Problem]:
         whole = [key for key in self._unlisted() if self._group(key)]

@@ -41,6 +41,17 @@ def is_chunk(name: str) -> bool:
     return _CHUNK.fullmatch(name) is not None
 
 
+def is_of_array(name: str) -> bool:
+    """Return whether a file of this name is part of an array or a group: its document, or a chunk.
+
+    Examples
+    --------
+    >>> is_of_array("zarr.json"), is_of_array("my-zarr.json")
+    (True, False)
+    """
+    return name == DOCUMENT or is_chunk(name)
+
+
 def array_document(
     shape: Sequence[int],
     data_type: str,

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from repaudit.errors import NotAStoreError, StoreError
 from repaudit.names import ATTRS, MODELS, PROBE
-from repaudit.store.format.documents import DOCUMENT, is_chunk, read_document
+from repaudit.store.format.documents import DOCUMENT, is_of_array, read_document
 from repaudit.store.format.layout import COLUMNS, LEASE
 from repaudit.store.format.root_document import store_attributes
 from repaudit.store.storage.local import LOCK, LocalStorage
@@ -93,4 +93,4 @@ def _is_own(path: str) -> bool:
         return True
     if not folder:
         return name in {DOCUMENT, LOCK} or name.startswith(LEASE)
-    return "/" not in folder and (name == DOCUMENT or is_chunk(name))
+    return "/" not in folder and is_of_array(name)
