@@ -106,7 +106,8 @@ def of_pairs(pairs: xr.Dataset) -> str:
     ]
     which = ("nearest", "farthest") if len(shown) > 1 else ("distance of",)
     listed = ", ".join(f"{word} {text}" for word, text in zip(which, shown, strict=True))
-    return f"{related} of {len(known)} pairs of models are related (Holm-adjusted p < {SIGNIFICANT:g}): {listed}."
+    told = "pairs of models are related" if len(known) > 1 else "pair of models is related"
+    return f"{related} of {len(known)} {told} (Holm-adjusted p < {SIGNIFICANT:g}): {listed}."
 
 
 def with_settling(layer: Mapping[str, Any], single: bool, steps: int) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Collection, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -24,6 +23,7 @@ from repaudit.names import (
     TEXT,
     TRIGGER,
     WALL_TIME,
+    at_home,
     matching,
 )
 from repaudit.store.format.encoding import CodecName
@@ -322,7 +322,7 @@ def export_layer(
     LayoutError
         If the path ends in neither ``.npy`` nor ``.safetensors``.
     """
-    target = Path(path)
+    target = at_home(path)
     if target.suffix not in {".npy", ".safetensors"}:
         raise LayoutError(f"path {target.name!r}: expected one that ends in .npy or .safetensors")
     tree = open_store(source, storage_options)

@@ -74,6 +74,14 @@ def test_exports_hold_the_activations(source, tmp_path, step_arrays):
         export_layer(source, "a", "model.layers.0", tmp_path / "x.txt")
 
 
+def test_an_export_goes_home_as_a_store_does(source, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    export_layer(source, "a", "model.layers.0", "~/x.npy")
+    assert (tmp_path / "x.npy").exists()
+    assert not (tmp_path / "~").exists()
+
+
 @pytest.mark.parametrize("damage", ["missing", "damaged"])
 def test_neither_a_copy_nor_an_export_takes_a_damaged_step(source, tmp_path, damage):
     chunk = Path(source) / "models/a/model.layers.0/c.1.0.0"

@@ -62,7 +62,7 @@ class Cost:
         audits, layers = _count(self.audits, "audit"), _count(self.layers, "layer")
         return (
             f"repaudit: {audits} of model {model!r} in {store}, {layers}, "
-            f"{format_bytes(self.nbytes)}; {each:.0f} ms each, {self.share:.1%} of the time. "
+            f"{format_bytes(self.nbytes)} before compression; {each:.0f} ms each, {self.share:.1%} of the time. "
             f"Next: repaudit analyze {quote(str(store))}"
         )
 
