@@ -6,10 +6,13 @@ from collections import deque
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 from repaudit.analysis.execution import side_by_side
 from repaudit.errors import ActivationError
 from repaudit.gauge.gauge import DiffusionGauge
-from repaudit.measure.settling import settled
+from repaudit.measure.band import band
+from repaudit.measure.settling import UNINFORMATIVE, settled
 from repaudit.measure.spread import spread
 from repaudit.names import matching
 
@@ -17,9 +20,11 @@ from repaudit.names import matching
 class SettlingLayers:
     """Tell which layers have settled: whose last operators are those that an analysis calls settled.
 
-    A layer has settled when its operator has stayed where it is now over the last ``patience`` audits: the squared
-    calibrated distances of these from the present one are within 0.01, and none of them differs significantly from it
-    (:func:`repaudit.measure.settling.settled` of that curve). Only so many operators are kept.
+    The curve is that of the squared calibrated distances from the present operator to those of the last ``patience``
+    audits; :func:`repaudit.measure.settling.settled` judges it, with margins that hold over the whole curve. A layer
+    has settled when it rests: none of them is farther than 0.01, or significantly away. Or when it wanders about one
+    place, as at a constant learning rate: it is significantly nearer to the last audit than 0.5, and not significantly
+    farther from those before. Only so many operators are kept.
 
     Parameters
     ----------
@@ -88,9 +93,12 @@ class SettlingLayers:
             return None
         if len(kept) <= self.patience:
             return None
-        end = kept[-1][1]
-        apart = [spread({"then": operator, "end": end}) for _, operator in kept]
-        steps = [known for known, _ in kept]
-        curve = zip(*((one.value, one.low, one.high) for one in apart), strict=True)
-        first = settled(steps, *(list(numbers) for numbers in curve))
-        return first if first == steps[0] else None
+        steps, operators = [known for known, _ in kept], [operator for _, operator in kept]
+        apart = [spread({"then": operator, "end": operators[-1]}) for operator in operators]
+        value = np.array([one.value for one in apart])
+        margins = band(np.array([one.halves for one in apart]))
+        curve = (value, value - margins.level, value + margins.level, margins.change)
+        rests = settled(steps, *curve)
+        before = value[:-1], curve[1][:-1], curve[2][:-1], margins.change[:-1, :-1]
+        wanders = settled(steps[:-1], *before) if before[2][-1] <= UNINFORMATIVE else None
+        return steps[0] if steps[0] in (rests, wanders) else None

@@ -20,8 +20,9 @@ class StopWhenSettled(pl.Callback, TrainerCallback):
     """Stop a training when the geometry of its layers has settled, or freeze each layer when its own has.
 
     It stands beside an audit callback in the list of callbacks of Lightning's or transformers' trainer, and looks at
-    the audits that this one takes. A layer has settled when its last ``patience`` operators are, by the statistic of
-    the analysis, where the present one is.
+    the audits that this one takes. A layer has settled when by the statistic of the analysis its operator is where it
+    was over the last ``patience`` audits, or wanders about one place, no farther from the earlier of them than from the
+    last; of one audit only the first can be told. Audits that are too near to each other take a slow drift for a rest.
 
     Parameters
     ----------

@@ -1,13 +1,14 @@
 """What a training gives up, and saves, when it is stopped as its geometry has settled: on the demo's models.
 
-``scripts/bench settle --seeds 10 --steps 600`` trains replicas to their end, and prints for each the step at which
-``StopWhenSettled`` would have stopped it, the share of the steps saved, and the loss on held-out modules there and at
-the end.
+``scripts/bench settle --seeds 10 --steps 600`` trains replicas to their end, and prints for each patience the step at
+which ``StopWhenSettled`` would have stopped it, the share of the steps saved, and what the loss on held-out modules was
+there beyond that at the end. ``--decay`` lets the learning rate fall to 0 over the training.
 """
 
 from __future__ import annotations
 
 import argparse
+import copy
 import sys
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -26,33 +27,47 @@ LAYERS = ["model.layers[*]", "model.norm"]
 
 
 class Watch(pl.Callback):
-    """Note when the layers have settled, and the held-out loss there."""
+    """Keep the network as it was when its layers had settled."""
 
-    def __init__(self, audit: ra.RepresentationAuditCallback, blocks: Any, patience: int) -> None:
-        self.settling, self.blocks = SettlingLayers(LAYERS, patience), blocks
+    def __init__(self, audit: ra.RepresentationAuditCallback, patience: int) -> None:
+        self.settling = SettlingLayers(LAYERS, patience)
         self.step: int | None = None
-        self.loss = float("nan")
+        self.network: Any = None
         self.is_due = False
         audit.recorder.listeners.append(self.audited)
 
     def audited(self, step: int, activations: Any) -> None:
-        now = self.settling.audited(step, activations)
-        self.is_due = len(now) == len(self.settling.watched(activations))
+        if self.step is None:
+            now = self.settling.audited(step, activations)
+            self.is_due = len(now) == len(self.settling.watched(activations))
 
     def on_train_batch_end(self, trainer: Any, module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         if self.is_due and self.step is None:
-            self.step, self.loss = trainer.global_step, validation_loss(module, self.blocks)
-            module.train()
+            self.step, self.network = trainer.global_step, copy.deepcopy(module.network)
+
+
+class Decaying(pl.Callback):
+    """Let the learning rate fall to 0."""
+
+    def on_train_batch_start(self, trainer: Any, module: Any, batch: Any, batch_idx: int) -> None:
+        for group in trainer.optimizers[0].param_groups:
+            group["lr"] = module.learning_rate * (1 - trainer.global_step / trainer.max_steps)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    for name, default in (("seeds", 10), ("steps", 600), ("every", 20), ("patience", 3)):
+    for name, default in (("seeds", 10), ("steps", 600), ("every", 20)):
         parser.add_argument(f"--{name}", type=int, default=default)
+    parser.add_argument("--patience", type=int, nargs="+", default=[1, 2, 3])
+    parser.add_argument("--decay", action="store_true")
     options = parser.parse_args()
     quieten()
     corpus = Corpus()
-    print("| seed | stopped at | steps saved | loss there | loss at the end |\n| --- | --- | --- | --- | --- |")
+    print(
+        "| seed | loss at the end |"
+        + "".join(f" stopped at, patience {one} | loss beyond |" for one in options.patience)
+    )
+    print("| --- | --- |" + " --- | --- |" * len(options.patience))
     saved, given_up = [], []
     for seed in range(options.seeds):
         with TemporaryDirectory() as folder:
@@ -60,16 +75,28 @@ def main() -> None:
                 store=Path(folder, "s.zarr"), model_name="seed", probe_set=corpus.probe_set, layer_specs=LAYERS,
                 trigger=ra.AuditTrigger(every_n_steps=options.every), durable=False,
             )  # fmt: skip
-            watch = Watch(audit, corpus.held_out_blocks, options.patience)
+            watches = [Watch(audit, patience) for patience in options.patience]
             replica = Replica(width=128, depth=3, learning_rate=3e-3, seed=seed, steps=options.steps)
-            trained = replica.train(corpus.blocks, [audit, watch])
+            callbacks = [audit, *watches, *([Decaying()] if options.decay else [])]
+            trained = replica.train(corpus.blocks, callbacks)
         end = validation_loss(trained.module, corpus.held_out_blocks)
-        at = watch.step or options.steps
-        there = watch.loss if watch.step else end
-        saved.append(1 - at / options.steps)
-        given_up.append(there - end)
-        print(f"| {seed} | {watch.step or 'not'} | {saved[-1]:.0%} | {there:.3f} | {end:.3f} |", flush=True)
-    print(f"\nmean: {np.mean(saved):.1%} of the steps saved, held-out loss {np.mean(given_up):+.3f}")
+        saved.append([1 - (watch.step or options.steps) / options.steps for watch in watches])
+        beyond = []
+        for watch in watches:
+            trained.module.network = watch.network or trained.module.network
+            beyond.append(validation_loss(trained.module, corpus.held_out_blocks) - end if watch.step else 0.0)
+        given_up.append(beyond)
+        cells = "".join(f" {watch.step or 'not'} | {loss:+.3f} |" for watch, loss in zip(watches, beyond, strict=True))
+        print(f"| {seed} | {end:.3f} |{cells}", flush=True)
+    print()
+    for patience, steps, losses in zip(
+        options.patience, zip(*saved, strict=True), zip(*given_up, strict=True), strict=True
+    ):
+        stopped = sum(step > 0 for step in steps)
+        print(
+            f"patience {patience}: {stopped} of {len(steps)} stopped, {np.mean(steps):.1%} of the steps saved, "
+            f"held-out loss {np.mean(losses):+.3f}"
+        )
 
 
 if __name__ == "__main__":

@@ -90,6 +90,34 @@ def test_a_geometry_that_moves_is_not_stopped(tmp_path: Path) -> None:
     assert (stop.stopped_at, module.trainer.global_step) == (None, 40)
 
 
+def cloud(step: int, drift: float, jitter: float, seed: int = 0) -> torch.Tensor:
+    """Return samples that drift away from where they were, and jitter about it."""
+    start, way, noise = np.random.default_rng(seed).normal(size=(3, 96, 8))
+    noise = np.random.default_rng([seed, step]).normal(size=noise.shape)
+    return torch.tensor(start + drift * step * way + jitter * noise)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_geometry_that_wanders_about_one_place_has_settled(seed: int) -> None:
+    """As at a constant learning rate: no two audits are alike, but it leads nowhere."""
+    layers = SettlingLayers(patience=3, gauge=ra.DiffusionGauge(perplexity=10))
+    found = [layers.audited(step, {"top": cloud(step, 0.0, 0.15, seed)}) for step in range(6)]
+    assert found[:3] == [[], [], []]
+    assert ["top"] in found[3:]
+    assert layers._last["top"]
+
+
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize(
+    ("drift", "jitter"), [(0.3, 0.2), (0.15, 0.0), (0.0, 5.0)], ids=["drifts", "slowly", "unrelated"]
+)
+def test_a_geometry_that_leads_away_or_is_another_at_every_audit_has_not(
+    drift: float, jitter: float, seed: int
+) -> None:
+    layers = SettlingLayers(patience=3, gauge=ra.DiffusionGauge(perplexity=10))
+    assert not any(layers.audited(step, {"top": cloud(step, drift, jitter, seed)}) for step in range(6))
+
+
 def test_a_settled_layer_is_frozen_and_the_others_train_on(tmp_path: Path) -> None:
     stop = ra.StopWhenSettled(["0"], patience=2, action="freeze", gauge=GAUGE)
     module = fit(tmp_path, 20, stop)
