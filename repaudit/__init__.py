@@ -9,7 +9,6 @@ import sys
 from importlib import import_module
 from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec
-from importlib.util import find_spec
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, Final
 
@@ -144,19 +143,24 @@ def _register(xarray: ModuleType) -> None:
 class _WithXarray(MetaPathFinder):
     """Register as soon as xarray is imported, which takes most of a second: the command says something before."""
 
-    def find_spec(self, name: str, _path: Any = None, _target: ModuleType | None = None) -> ModuleSpec | None:
-        """Return how xarray is imported, with the registration at the end; None for other modules."""
+    def find_spec(self, name: str, path: Any = None, target: ModuleType | None = None) -> ModuleSpec | None:
+        """Return how xarray is imported, with the registration at the end; None for other modules.
+
+        It may be asked often before that: many libraries look whether another one is there without importing it.
+        """
         if name != "xarray" or self not in sys.meta_path:
             return None
-        sys.meta_path.remove(self)
-        spec = find_spec(name)
+        others = (finder.find_spec(name, path, target) for finder in list(sys.meta_path) if finder is not self)
+        spec = next((found for found in others if found is not None), None)
         if spec is None or spec.loader is None:
             return None
         execute = spec.loader.exec_module
 
         def execute_and_register(module: ModuleType) -> None:
             execute(module)
-            _register(module)
+            if self in sys.meta_path:
+                sys.meta_path.remove(self)
+                _register(module)
 
         spec.loader.exec_module = execute_and_register  # type: ignore[method-assign]
         return spec

@@ -51,6 +51,17 @@ def test_a_tree_that_was_open_before_the_import_has_the_accessor_too(planted_sto
     assert run.stdout.strip() == "TreeAccessor ['seed0', 'seed1', 'seed2']", run.stderr
 
 
+@pytest.mark.parametrize("look", ["importlib.util.find_spec('xarray')", "import transformers"])
+def test_libraries_that_look_for_xarray_without_importing_it_do_not_take_the_accessor_away(look):
+    run = fresh(
+        f"import sys; import importlib.util; import repaudit\n{look}\n{look}\n"
+        "import xarray as xr\n"
+        "print(type(xr.DataTree().repaudit).__name__, type(xr.DataArray([1.0]).repaudit).__name__)\n"
+        "print(*[finder for finder in sys.meta_path if 'repaudit' in type(finder).__module__])"
+    )
+    assert run.stdout.split("\n")[:2] == ["TreeAccessor ArrayAccessor", ""], run.stderr
+
+
 def test_every_name_is_found_where_the_table_says():
     for name in ra.__all__:
         assert getattr(ra, name) is not None
