@@ -56,16 +56,23 @@ def mean_square(rows: Tensor) -> Tensor:
     return rows.double().square().mean()
 
 
-def steady(rows: Tensor) -> Tensor:
-    """Return the rows as they are, without the part of their gradient that would scale all of them.
+def steady(rows: Tensor, centre: Tensor) -> Tensor:
+    """Return the rows as they are, without the parts of their gradient that would move or scale all of them.
+
+    Parameters
+    ----------
+    rows : (batch, feature)
+    centre : (feature)
+        Of these rows, about which they are scaled.
 
     Examples
     --------
-    >>> rows = torch.tensor([[1.0, 2.0]], requires_grad=True)
-    >>> steady(rows).square().sum().backward()
+    >>> rows = torch.tensor([[1.0, 2.0], [3.0, 6.0]], requires_grad=True)
+    >>> steady(rows, rows.mean(0)).square().sum().backward()
     >>> rows.grad.abs().max().item() < 1e-6
     True
     """
-    square = mean_square(rows)
+    away = rows - centre
+    square = mean_square(away)
     size = torch.where(square > 0, square, 1.0).sqrt()  # before the root, whose slope at 0 is infinite
-    return rows * (size.detach() / size)
+    return centre.detach() + away * (size.detach() / size)

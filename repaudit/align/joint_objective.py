@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
 import torch
 from torch import Tensor, nn
 
+from repaudit.align.held_frame import HeldFrame
+from repaudit.align.operator_match import OperatorMatch
 from repaudit.align.probe_batches import ProbeBatches, gathered, is_distributed, share_of_rank
-from repaudit.align.running_offset import RunningOffset
 from repaudit.align.student import StudentLayer, has_lazy_parameters
 from repaudit.capture.extract.layer_spec import LayerSpec
 from repaudit.capture.probe_set.probe_set import ProbeSet
+from repaudit.errors import AlignmentWarning
 
 Result = TypeVar("Result")
+FAR: Final = 100.0
+"""Cost of a frame, ten deviations squared, that is warned about where it is not held."""
+
 SAMPLE_INDEX = "sample_index"
 """The key of a task's batch under which each of its samples has its row in the target, or -1."""
 
@@ -44,7 +50,7 @@ class Schedule:
 
 
 class JointObjective(nn.Module):
-    """Add a match to the loss of a task: ``task + weight * schedule(step) * match``.
+    """Add a match to the loss of a task: ``task + weight * schedule(step) * (match + hold * frame)``.
 
     Where the features are from: with a `probe_set`, from a forward of a batch of it beside that of the task, drawn by
     a generator of its own, as the numbers of its dropout are, so that the task sees the same data and the same random
@@ -69,11 +75,12 @@ class JointObjective(nn.Module):
         Share of the weight; see :class:`repaudit.align.joint_objective.Schedule`.
     seed : int
         Of the draws, and of heads that take the student's width.
-    offset_weight : float
-        Of ``|m - m_0|^2 / mean |f - m|^2``, the way of the features' mean ``m`` from its running mean ``m_0``, added to
-        the match. An operator says nothing of where all features lie together, and Adam lets go what no gradient
-        holds: in a language model from scratch, whose layers add to a stream without a norm, the common offset may grow
-        a hundredfold within as many steps and blind it to the rest. There 1 holds it; elsewhere nothing needs to.
+    hold : float
+        Of ``frame``, the cost of moving or scaling all features together, away from those of the first batch
+        (:class:`repaudit.align.held_frame.HeldFrame`). An operator says nothing of either, and Adam lets go what no
+        gradient holds: of a language model from scratch, whose layers add to a stream without a norm, features grew a
+        thousandfold in 300 steps, and the task was not learned. There 1 holds them; that features have moved by ten of
+        their deviations is warned about once.
 
     Raises
     ------
@@ -113,16 +120,16 @@ class JointObjective(nn.Module):
         batch_size: int = 64,
         schedule: Callable[[int], float] | None = None,
         seed: int = 0,
-        offset_weight: float = 0.0,
+        hold: float = 0.0,
     ) -> None:
         super().__init__()
-        for name, value in (("weight", weight), ("offset_weight", offset_weight)):
+        for name, value in (("weight", weight), ("hold", hold)):
             if not 0 <= value < float("inf"):
                 raise ValueError(f"{name}: expected a number, 0 or more, found {value!r}")
         self.match, self.weight, self.schedule, self.seed = match, weight, schedule, seed
         self._student, self.probe_set = None if layer is None else StudentLayer(layer), probe_set
         self.metrics: dict[str, float] = {}
-        self.offset_weight, self._offset = offset_weight, RunningOffset()
+        self.hold, self._frame, self._frame_warned = hold, HeldFrame(), False
         self._batches: ProbeBatches | None = None
         if probe_set is not None:
             rows = _check(match, probe_set)
@@ -174,7 +181,7 @@ class JointObjective(nn.Module):
             return task
         match: Tensor = self.match(features, sample_index)
         self.metrics = {"match": float(match.detach()), "match_weight": weight}
-        return task + weight * self._held(match, features, sample_index, step).to(task.dtype)
+        return task + weight * self._held(match, features, sample_index).to(task.dtype)
 
     def joined(
         self, model: nn.Module, step: int, task: Callable[[], Result], sample_index: Tensor | None = None
@@ -219,13 +226,25 @@ class JointObjective(nn.Module):
             features, rows = self._probe(model)
         match = self.match(features, rows)
         self.metrics = {"match": float(match.detach()), "match_weight": weight}
-        return result, weight * self._held(match, features, rows, step)
+        return result, weight * self._held(match, features, rows)
 
-    def _held(self, match: Tensor, features: Tensor, rows: Tensor, step: int) -> Tensor:
-        """Return the match, and with it the cost of the way of the features' mean."""
-        if not self.offset_weight:
-            return match
-        return match + self.offset_weight * self._offset(features[rows >= 0], step)
+    def _held(self, match: Tensor, features: Tensor, rows: Tensor) -> Tensor:
+        """Return the match with the cost of a frame that moves, or warn of one that leaves and is not held."""
+        if self.hold:
+            return match + self.hold * self._frame(features[rows >= 0])
+        if isinstance(self.match, OperatorMatch) and not self._frame_warned:
+            with torch.no_grad():
+                far = float(self._frame(features[rows >= 0]))
+            if far > FAR:
+                self._frame_warned = True
+                warnings.warn(
+                    f"the student's features have moved or grown together by {far**0.5:.0f} of their deviations since "
+                    "the first batch, of which an operator tells nothing: if its task is not learned any more, give "
+                    "JointObjective(..., hold=1)",
+                    AlignmentWarning,
+                    stacklevel=3,
+                )
+        return match
 
     def _idle(self) -> Tensor | None:
         """Return nothing, or where DDP waits for the gradients of heads, a zero that depends on them."""
@@ -274,14 +293,14 @@ class JointObjective(nn.Module):
         return gathered(features, self._rows[places].to(features.device))
 
     def get_extra_state(self) -> dict[str, Any]:
-        """Return where the draws stand, and the features' mean where it is held."""
+        """Return where the draws stand, and the frame that is held."""
         draws = {} if self._batches is None else self._batches.state_dict()
-        return {**draws, "offset": self._offset.state} if self.offset_weight else draws
+        return draws if not self.hold or self._frame.state is None else {**draws, "frame": self._frame.state}
 
     def set_extra_state(self, state: Any) -> None:
         """Go on from a state."""
         draws = dict(state or {})
-        self._offset.state = draws.pop("offset", self._offset.state)
+        self._frame.state = draws.pop("frame", None)
         if self._batches is not None and draws:
             self._batches.load_state_dict(draws)
 

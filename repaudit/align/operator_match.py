@@ -130,7 +130,7 @@ class OperatorMatch(nn.Module):
             return features.double().sum() * 0.0
         gauge, count = self.target.gauge, len(self.target)
         self._warn_of_bias(len(places))
-        rows = steady(rows)
+        rows = steady(rows, self._centre(rows))
         points = Geometry.of(rows, gauge).place(rows)
         with torch.no_grad():
             carried = settle(points.detach(), gauge, count)
@@ -174,14 +174,26 @@ class OperatorMatch(nn.Module):
                 raise ValueError(f"expected {self.bank.shape[1]} features as before, found {rows.shape[1]}")
             self.bank = torch.zeros(len(self.target), rows.shape[1], dtype=torch.float64, device=rows.device)
         known = self.seen[places]
-        if self._scales_itself and bool(known.any()):
-            ratio = mean_square(self.bank[places[known]]) / mean_square(rows[known])
-            rows = rows * torch.where(torch.isfinite(ratio) & (ratio > 0), ratio, 1.0).sqrt()
+        if bool(known.any()):
+            rows = self._where_they_were(rows, rows[known], self.bank[places[known]])
         elif self._scales_itself:
-            rows = steady(rows)
+            rows = steady(rows, self._centre(rows))
         self.bank = self.bank.index_copy(0, places, rows.detach())
         self.seen = self.seen.index_fill(0, places, True)
         return rows
+
+    def _where_they_were(self, rows: Tensor, now: Tensor, before: Tensor) -> Tensor:
+        """Move and scale a batch as its known samples tell that all features were moved and scaled since."""
+        here, there = self._centre(now), self._centre(before)
+        rows = rows - here
+        if self._scales_itself:
+            ratio = mean_square(before - there) / mean_square(now - here)
+            rows = rows * torch.where(torch.isfinite(ratio) & (ratio > 0), ratio, 1.0).sqrt()
+        return rows + there
+
+    def _centre(self, rows: Tensor) -> Tensor:
+        """Return the point about which rows can be scaled, and with which be moved, without a trace in the operator."""
+        return torch.zeros_like(rows[0]) if self.target.gauge.metric == "cosine" else rows.mean(0)
 
     @property
     def _scales_itself(self) -> bool:

@@ -57,8 +57,8 @@ class Task:
     batch_size: int = 64
 
     @property
-    def offset_weight(self) -> float:
-        """Of holding the features' offset: only the language models here have a stream without a norm."""
+    def hold(self) -> float:
+        """Of the features' frame: only the language models here have a stream without a norm."""
         return 1.0 if self.student == "llama" else 0.0
 
 
@@ -88,8 +88,7 @@ def train(
     if arm != NONE:
         objective = ra.JointObjective(
             matches(task, mails, teaching, stores)[arm](seed), task.weight, layer=TOP[task.student],
-            probe_set=mails.probe_set(task.taught), batch_size=task.batch_size, seed=seed,
-            offset_weight=task.offset_weight,
+            probe_set=mails.probe_set(task.taught), batch_size=task.batch_size, seed=seed, hold=task.hold,
         )  # fmt: skip
         module = ra.AlignedFineTuning(module.network, objective, learning_rate=module.learning_rate)
     _fit(module, loader, task, name, mails, folder, seed)

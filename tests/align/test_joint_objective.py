@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import sys
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -12,9 +14,10 @@ import torch
 from torch import nn
 
 import repaudit as ra
+from repaudit.align.held_frame import HeldFrame
 from repaudit.align.joint_objective import Schedule
 from repaudit.align.probe_batches import ProbeBatches
-from repaudit.errors import CaptureError, FingerprintError, LayerPathError
+from repaudit.errors import AlignmentWarning, CaptureError, FingerprintError, LayerPathError
 
 sys.path.insert(0, str(Path(__file__).parent))
 
@@ -189,32 +192,27 @@ def test_the_bank_of_an_objective_goes_on_where_it_was() -> None:
         assert values[0] == values[1]
 
 
-@pytest.mark.slow
-def test_features_neither_shrink_nor_grow_over_a_thousand_steps() -> None:
-    generator = torch.Generator().manual_seed(0)
-    inputs = torch.randn(students.COUNT, 6, generator=generator)
-    wanted = inputs @ torch.randn(6, 2, generator=generator)
-    probe_set = ra.ProbeSet.from_tensors({"x": inputs}, ids=[f"s{i}" for i in range(students.COUNT)])
-    sizes = {}
-    for weight in (0.0, 1.0):
-        torch.manual_seed(0)
-        trunk = nn.Sequential(nn.Linear(6, 24), nn.Tanh(), nn.Linear(24, 12))
-        model = nn.Sequential(trunk, nn.Linear(12, 2))
-        objective = students.objective(layer="[0]", probe_set=probe_set, weight=weight)
-        optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
-        for step in range(1000):
-            optimizer.zero_grad()
-            task, match = objective.joined(model, step, lambda model=model: (model(inputs) - wanted).square().mean())
-            (task if match is None else task + match).backward()
-            optimizer.step()
-        sizes[weight] = float(trunk(inputs).detach().norm())
-    assert 0.5 < sizes[1.0] / sizes[0.0] < 2, sizes
+Features = tuple[float, torch.Tensor, ra.JointObjective]
+
+
+def classifier(weight: float, steps: int = 1000, rows: str = "full") -> Features:
+    """Train a small BERT to tell classes, and to a geometry that has nothing to do with them."""
+    inputs, labels = students.inputs(), torch.arange(students.COUNT) % 4
+    model = students.student(dropout=0.0)
+    objective = students.objective(ra.OperatorMatch(students.target(10), rows=rows), weight=weight)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+    for step in range(steps):
+        optimizer.zero_grad()
+        task, match = objective.joined(model, step, lambda: model(**inputs, labels=labels).loss)
+        (task if match is None else task + match).backward()
+        optimizer.step()
+    return float(task.detach()), objective.student.features(model, inputs).detach().double(), objective
 
 
 def language_model(
-    offset_weight: float, weight: float = 0.3, steps: int = 60
-) -> tuple[float, float, ra.JointObjective]:
-    """Train a pre-norm student from scratch; return its task's loss, and its features' offset over their deviation."""
+    weight: float, steps: int = 60, rows: str = "minibatch", name: str = "Llama", hold: float = 0.0
+) -> Features:
+    """Train a language model from scratch; return its task's loss, and its features."""
     import transformers as tf
 
     generator = torch.Generator().manual_seed(0)
@@ -223,12 +221,15 @@ def language_model(
     teacher = nn.functional.one_hot(inputs, 64).float().sum(1) @ torch.randn(64, 8, generator=generator)
     target = ra.AlignmentTarget.from_operator(ra.DiffusionGauge(perplexity=24)(teacher))
     torch.manual_seed(0)
-    model = tf.LlamaForCausalLM(
-        tf.LlamaConfig(vocab_size=64, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2)
-    )
+    sizes = {"vocab_size": 64, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+    if name == "Llama":
+        model, layer = tf.LlamaForCausalLM(tf.LlamaConfig(**sizes, intermediate_size=64)), "model.layers[-1]"
+    else:
+        still = dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), 0.0)
+        model, layer = tf.GPT2LMHeadModel(tf.GPT2Config(**sizes, n_positions=16, **still)), "transformer.h[-1]"
     objective = ra.JointObjective(
-        ra.OperatorMatch(target, rows="minibatch"), weight, layer="model.layers[-1]", batch_size=64,
-        probe_set=ra.ProbeSet.from_tensors({"input_ids": inputs}), offset_weight=offset_weight,
+        ra.OperatorMatch(target, rows=rows), weight, layer=layer, batch_size=64,
+        probe_set=ra.ProbeSet.from_tensors({"input_ids": inputs}), hold=hold,
     )  # fmt: skip
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
     for step in range(steps):
@@ -240,36 +241,92 @@ def language_model(
     features = objective.student.features(model, {"input_ids": inputs}).detach().double()
     with torch.no_grad():
         loss = model(input_ids=inputs, labels=inputs).loss.item()
-    return loss, float(features.mean(0).norm() / features.var(0).sum().sqrt()), objective
+    return loss, features, objective
 
 
-def test_a_held_offset_leaves_a_language_model_its_task() -> None:
-    control, free, held = (language_model(offset, weight) for offset, weight in ((0.0, 0.0), (0.0, 0.3), (1.0, 0.3)))
-    assert free[0] > 2 * control[0], "what it is for: nothing else holds the offset, and the task is not learned"
-    assert free[1] > 50 * control[1]
-    assert held[0] < 1.1 * control[0]
-    assert held[1] < 3 * control[1]
-    assert held[2].metrics["match"] < 0.5 * free[2].metrics["match"] + 0.5
+def sizes(features: torch.Tensor) -> np.ndarray:
+    """Return how long features are, and how far they are from their mean."""
+    return np.array([float(rows.square().sum(1).mean().sqrt()) for rows in (features, features - features.mean(0))])
 
 
-def test_the_offset_costs_nothing_at_rest_and_goes_on_where_it_was() -> None:
-    _, match = students.objective(offset_weight=1.0).joined(students.student(dropout=0.0), 0, lambda: None)
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("train", "weight"),
+    [
+        (classifier, 0.3),
+        (partial(language_model, steps=1000), 0.05),
+        (partial(language_model, steps=1000, rows="full"), 0.05),
+    ],
+    ids=["classifier", "language", "language, bank"],
+)
+def test_features_neither_shrink_nor_grow_over_a_thousand_steps(
+    train: Callable[[float], Features], weight: float
+) -> None:
+    (_, control, _), (_, taught, objective) = train(0.0), train(weight)
+    ratio = sizes(taught)[0] / sizes(control)[0]
+    assert 0.5 < ratio < 2
+    assert objective.metrics["match"] < 1
+
+
+@pytest.mark.parametrize(("name", "hold"), [("Llama", 0.0), ("Llama", 1.0), ("GPT2", 0.0)])
+def test_a_language_model_whose_stream_has_no_norm_learns_its_task_beside_the_match(name: str, hold: float) -> None:
+    (alone, control, _), (beside, taught, objective) = (
+        language_model(weight, name=name, hold=hold) for weight in (0.0, 0.1)
+    )
+    assert beside < 1.1 * alone
+    assert (sizes(taught) / sizes(control) < 2).all()
+    assert objective.metrics["match"] < 0.5
+
+
+def test_features_that_leave_together_are_told_once() -> None:
+    objective, features = students.objective(), torch.randn(16, 4, generator=torch.Generator().manual_seed(0))
+    rows, task = torch.arange(16), torch.zeros(())
+    for way in (0.0, 5.0):
+        objective(task, features + way, rows)
+    with pytest.warns(AlignmentWarning, match=r"moved or grown together by \d+ of their deviations.*hold=1"):
+        objective(task, features + 50, rows)
+    objective(task, features + 50, rows)
+    held = students.objective(hold=1.0)
+    for way in (0.0, 50.0):
+        held(task, features + way, rows)
+
+
+def test_a_held_frame_costs_nothing_at_first_and_goes_on_where_it_was() -> None:
+    _, match = students.objective(hold=1.0).joined(students.student(dropout=0.0), 0, lambda: None)
     _, bare = students.objective().joined(students.student(dropout=0.0), 0, lambda: None)
     assert torch.equal(match, bare)
-    assert "offset" not in (students.objective().get_extra_state() or {})
-    one, model = students.objective(offset_weight=1.0), students.student(dropout=0.0)
+    assert "frame" not in students.objective().get_extra_state()
+    one, model = students.objective(hold=1.0), students.student(dropout=0.0)
     for step in range(3):
         one.joined(model, step, lambda: None)
         with torch.no_grad():
             model.bert.embeddings.word_embeddings.weight.add_(0.1)
-    two = students.objective(offset_weight=1.0)
+    two = students.objective(hold=1.0)
     two.load_state_dict(copy.deepcopy(one.state_dict()))
     costs = [objective.joined(model, 3, lambda: None)[1].item() for objective in (one, two)]
     assert costs[0] == costs[1]
     assert costs[0] > one.weight * one.metrics["match"]
 
 
+def test_the_cost_of_a_frame_that_moves() -> None:
+    frame, generator = HeldFrame(), torch.Generator().manual_seed(0)
+    features = torch.randn(50, 3, generator=generator).double()
+    deviation = float((features - features.mean(0)).square().sum(1).mean().sqrt())
+    assert float(frame(features)) == 0
+    way = torch.tensor([0.3, -0.4, 1.2]).double()
+    assert float(frame(features + way)) == pytest.approx(float(way.square().sum()) / deviation**2)
+    centre = features.mean(0)
+    assert float(frame(centre + (features - centre) * 5)) == pytest.approx(np.log(5) ** 2)
+    assert float(frame(torch.ones(4, 3).double())) == 0
+    assert float(frame(features[:0])) == 0
+    moved = (features + way).requires_grad_()
+    assert torch.autograd.gradcheck(lambda x: frame(x) * 1.0, (centre + (features - centre) * 2).requires_grad_())
+    frame(moved).backward()
+    assert moved.grad is not None
+    torch.testing.assert_close(moved.grad.sum(0), 2 * way / deviation**2)  # all are pulled back alike
+
+
 @pytest.mark.parametrize("wrong", [-1.0, float("nan"), float("inf")])
-def test_an_impossible_weight_of_the_offset_is_refused(wrong: float) -> None:
-    with pytest.raises(ValueError, match="offset_weight: expected a number, 0 or more"):
-        students.objective(offset_weight=wrong)
+def test_an_impossible_hold_is_refused(wrong: float) -> None:
+    with pytest.raises(ValueError, match="hold: expected a number, 0 or more"):
+        students.objective(hold=wrong)

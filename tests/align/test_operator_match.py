@@ -147,6 +147,29 @@ def test_features_that_grow_between_two_visits_are_the_same_geometry() -> None:
         assert float(match(size * cloud()[batch], batch)) < 1e-6
 
 
+@pytest.mark.parametrize("name", ["neighbourhoods", "median", "standardized", "fixed"])
+def test_features_that_move_together_between_two_visits_are_the_same_geometry(name: str) -> None:
+    gauge = GAUGES[name] if name in GAUGES else ra.DiffusionGauge(bandwidth=1.0)
+    match = ra.OperatorMatch(target_of(gauge))
+    match(cloud(), torch.arange(N))
+    for way, batch in zip((2.0, -50.0, 1000.0), batches(32), strict=True):
+        assert float(match(cloud()[batch].double() + way, batch)) < 1e-6
+
+
+@pytest.mark.parametrize("rows", ["full", "minibatch"])
+@pytest.mark.parametrize("name", ["neighbourhoods", "shape", "knn", "median", "standardized"])
+@pytest.mark.filterwarnings("ignore::repaudit.errors.AlignmentWarning")
+def test_wherever_features_lie_together_nothing_moves_or_scales_all_of_them(name: str, rows: str) -> None:
+    match = ra.OperatorMatch(target_of(GAUGES[name]), rows=rows)
+    for turn in range(2):
+        for batch in batches(32, seed=turn):
+            points = (cloud(1).double()[batch] + 30).requires_grad_()
+            match(points, batch).backward()
+            slope, away = points.grad, points.detach() - points.detach().mean(0)
+            assert float(slope.sum(0).norm()) < 1e-6 * float(slope.norm())
+            assert abs(float((slope * away).sum())) < 1e-6 * float(slope.norm() * away.norm())
+
+
 @pytest.mark.parametrize("name", ["neighbourhoods", "shape"])
 def test_a_student_is_drawn_to_the_target_from_anywhere(name: str) -> None:
     """Also where its neighbours are others: the target has entries where its own operator has none."""
