@@ -48,21 +48,35 @@ SIGNIFICANT: Final = 0.05
 MOST_NAMED: Final = 3
 
 
-def of_curve(verdict: str, seen: xr.Dataset, peak: int, margins: Any = None) -> str:
+def of_curve(verdict: str, seen: xr.Dataset, peak: int, since: int | None = None, margins: Any = None) -> str:
     """Return the verdict on a curve with its first, largest and last value; what diverges does so from its least.
 
-    Where nothing changes significantly, the margin of the change from the first to the last step tells what could.
+    A verdict is that of the last phase: where this begins later than the curve, `since` is its step. Where nothing
+    changes significantly, the margin of the change from the first to the last step tells what could.
     """
     steps, value = seen[STEP].values, seen[SPREAD].values
     if value.max() < IDENTICAL:
         return "The models are identical at every step: are they one run, or one seed?"
     low, high = seen[LOW].values, seen[HIGH].values
     turn = int(value.argmin()) if verdict == "diverging" else peak
+    if verdict == "diverging" and since is not None:
+        turn = int(steps.tolist().index(since))
     ends = [_with_interval(value[i], low[i], high[i], int(steps[i])) for i in sorted({0, turn, len(steps) - 1})]
     opening = OPENINGS[verdict] if len(steps) > 1 else "One step only, so that no change can be seen"
+    if since is not None and verdict in ("converging", "diverging"):
+        opening += f" from step {since} on"
     visible = float(margins[0, -1]) if verdict == "unchanged" and margins is not None else math.nan
     unseen = f" From first to last, a change of less than {visible:.2f} would not be seen." if visible >= WORTH else ""
     return f"{opening}: their spread is {_listed(ends)}.{unseen}"
+
+
+def elsewhere(every: xr.Dataset, seen: xr.Dataset) -> str:
+    """Say of how many models a curve is, where there are steps of fewer, or of more."""
+    if every.sizes[STEP] == seen.sizes[STEP]:
+        return ""
+    count, others = int(seen[N_MODELS].values[-1]), every.sizes[STEP] - seen.sizes[STEP]
+    steps = f"{others} other step{'s' * (others > 1)}"
+    return f" That is at the {seen.sizes[STEP]} steps which {count} models share; other models are at {steps}."
 
 
 def ended(spread: xr.Dataset, seen: xr.Dataset) -> str:
@@ -115,9 +129,9 @@ def with_settling(layer: Mapping[str, Any], single: bool, steps: int) -> str:
     settled = layer["settled"]
     if single:
         if steps < 2:
-            return "One model at one step: nothing to compare it with."
+            return "One model with an operator at one step: nothing to compare it with."
         if settled is None:
-            return "One model: at no step before the last it is within noise of its own end."
+            return "One model: it still moves, and only at its last step is where it ends."
         return f"One model: from step {settled} on it cannot be told from its own end."
     return f"{layer['sentence']}{f' Settled from step {settled} on.' if settled is not None else ''}"
 
@@ -158,7 +172,7 @@ def _differences(verdicts: Mapping[str, Mapping[str, str]]) -> str:
     sides = {_who(verdicts, layer) for layer in differ}
     converging, others = next(iter(sides))
     if len(sides) > 1 or not converging or not others:
-        return f" They differ in {_named(differ)}."
+        return f" The scales differ in {_named(differ)}."
     verb = "converge" if converging.endswith("s") or " and " in converging else "converges"
     negation = "do not" if others.endswith("s") or " and " in others else "does not"
     return f" In {_named(differ)} {converging} {verb}, {others} {negation}."

@@ -11,7 +11,8 @@ import numpy as np
 import xarray as xr
 
 from repaudit.analysis.parts import Margins
-from repaudit.analysis.sentences import ended, headline, joined, of_curve, of_pairs, outlying, with_settling
+from repaudit.analysis.sentences import elsewhere, ended, headline, joined, of_curve, of_pairs, outlying, with_settling
+from repaudit.measure.curve import of_most_models
 from repaudit.measure.phases import UNRELATED, phases, verdict
 from repaudit.measure.settling import UNSETTLED, settling_order
 from repaudit.names import LAYER, MODEL, SCALE, SCALE_NAME, STEP
@@ -103,14 +104,16 @@ def _at_scale(parts: Mapping[str, xr.Dataset], margins: Mapping[str, Any]) -> _A
 def layer_summary(spread: xr.Dataset, margins: Any = None) -> dict[str, Any]:
     """Return verdict, ends, peak, phases and a sentence for one layer of the ``spread`` group at one scale."""
     seen = spread.dropna(STEP, subset=[SPREAD])
-    steps, value = seen[STEP].values, seen[SPREAD].values
-    low, high = seen[LOW].values, seen[HIGH].values
-    if not len(steps):
+    if not seen.sizes[STEP]:
         nothing = dict.fromkeys(("start", "end", "low", "high", "peak"))
         why = "Too few models to decide: the spread needs at least two that share a step."
         if (spread[N_MODELS] > 1).any():
             why = "No spread at any step: see what was left out."
         return {"verdict": "undecided", **nothing, "phases": [], "sentence": why}
+    here = of_most_models(seen[N_MODELS].values)
+    every, seen = seen, seen.isel({STEP: here})
+    margins = None if margins is None else margins[np.ix_(here, here)]
+    steps, value, low, high = (seen[name].values for name in (STEP, SPREAD, LOW, HIGH))
     stretches = phases(steps, value, low, high, margins)
     peak = int(np.argmax(value))
     summary: dict[str, Any] = {
@@ -122,8 +125,9 @@ def layer_summary(spread: xr.Dataset, margins: Any = None) -> dict[str, Any]:
         "peak": {"step": int(steps[peak]), "value": _number(value[peak])},
         "phases": [{"from": int(p.start), "to": int(p.end), "direction": p.direction} for p in stretches],
     }
-    said = of_curve(summary["verdict"], seen, peak, margins)
-    return {**summary, "sentence": said + ended(spread, seen) + outlying(seen)}
+    last = [p.start for p in stretches if p.direction != "flat" and p.start > steps[0]][-1:]
+    said = of_curve(summary["verdict"], seen, peak, last[0] if last else None, margins)
+    return {**summary, "sentence": said + elsewhere(every, seen) + ended(spread, every) + outlying(seen)}
 
 
 def comparisons(parts: Mapping[str, xr.Dataset], layer: str, end: int | None) -> dict[str, Any]:
@@ -193,8 +197,8 @@ def _curve(parts: Mapping[str, xr.Dataset], layer: str, single: bool, margins: A
     if single:  # of the models that are alone in some layer, the one of this layer
         one, margins = one.isel({MODEL: int(one[name].notnull().any(STEP).values.argmax())}), None
     seen = one.dropna(STEP, subset=[name])
-    if N_MODELS in seen and seen.sizes[STEP]:  # another number of models is not a change of a model
-        same = (seen[N_MODELS] == seen[N_MODELS][-1]).values
+    if N_MODELS in seen and seen.sizes[STEP]:
+        same = of_most_models(seen[N_MODELS].values)
         seen, margins = seen.isel({STEP: same}), margins[np.ix_(same, same)]
     return seen[STEP].values, seen[name].values, seen[LOW].values, seen[HIGH].values, margins
 

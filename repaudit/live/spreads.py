@@ -17,6 +17,7 @@ from repaudit.analysis.spreads import curve_band, spread_arrays
 from repaudit.errors import ActivationError, CorruptStoreError
 from repaudit.gauge.gauge import DiffusionGauge
 from repaudit.live.stored_operators import stored_operator
+from repaudit.measure.curve import of_most_models
 from repaudit.measure.phases import verdict
 from repaudit.measure.settling import UNSETTLED, settled
 from repaudit.store.read import catalog
@@ -175,8 +176,10 @@ class LiveSpreads:
         value, low, high = (tuple(float(one[name]) for one in arrays) for name in ("value", "low", "high"))
         margins = curve_band(arrays, present, sorted({model for models in present for model in models})).change
         waiting = sum(1 for step, content in contents.items() if found.get(step, ({}, {}))[0] != content)
-        said = verdict(steps, value, low, high, margins)
-        since = None if said in UNSETTLED else settled(steps, value, low, high, margins)
+        here = of_most_models([len(models) for models in present])
+        judged = [np.array(numbers)[here] for numbers in (steps, value, low, high)]
+        said = verdict(*judged, margins[np.ix_(here, here)])
+        since = None if said in UNSETTLED else settled(*judged, margins[np.ix_(here, here)])
         return LiveCurve(
             layer, steps, value, low, high, said, since,
             len(present[-1]) if present else 0, waiting,

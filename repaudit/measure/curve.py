@@ -91,3 +91,24 @@ def _widening(steps: int) -> float:
     if steps < 3:
         return 1.0
     return float(stats.studentized_range.ppf(0.95, steps, np.inf) / stats.studentized_range.ppf(0.95, 2, np.inf))
+
+
+def of_most_models(counts: Sequence[int] | ArrayLike) -> NDArray[np.bool_]:
+    """Return which steps are of the most models: where models come and go, a change of the curve is not one of theirs.
+
+    Of all models, if they share two steps; else of the largest number of models that share two.
+
+    Parameters
+    ----------
+    counts : (step,)
+        Models at each step.
+
+    Examples
+    --------
+    >>> of_most_models([3, 3, 3, 2, 2]).tolist(), of_most_models([5, 3, 3]).tolist()
+    ([True, True, True, False, False], [False, True, True])
+    """
+    numbers = np.asarray(counts)
+    known, often = np.unique(numbers, return_counts=True)
+    several = known[often > 1] if (often > 1).any() else known
+    return np.asarray(numbers == several.max()) if len(numbers) else numbers.astype(bool)

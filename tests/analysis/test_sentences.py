@@ -1,0 +1,65 @@
+"""What a layer's sentence says of a curve: whose it is, and since when."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import xarray as xr
+
+from repaudit.analysis.sentences import headline
+from repaudit.analysis.summary import layer_summary
+from repaudit.measure.curve import of_most_models
+from repaudit.results import HIGH, LOW, N_MODELS, SPREAD
+
+
+def curve(values: list[float], models: list[int], half: float = 0.05) -> xr.Dataset:
+    value = np.array(values)
+    numbers = {SPREAD: value, LOW: value - half, HIGH: value + half, N_MODELS: np.array(models)}
+    steps = np.arange(len(value)) * 100
+    return xr.Dataset({name: ("step", column) for name, column in numbers.items()}, coords={"step": steps})
+
+
+def test_a_curve_is_judged_at_the_steps_that_most_models_share() -> None:
+    """Where two of four train on, the spread of these two is another one, and no change of any model."""
+    found = layer_summary(curve([0.8, 0.6, 0.4, 0.7, 0.7, 0.7], [4, 4, 4, 2, 2, 2]))
+    assert (found["verdict"], found["start"], found["end"]) == ("converging", 0.8, 0.4)
+    assert found["phases"] == [{"from": 0, "to": 200, "direction": "falls"}]
+    assert found["sentence"] == (
+        "The models converge: their spread is 0.80 [0.75, 0.85] at step 0 and 0.40 [0.35, 0.45] at step 200. That is at "
+        "the 3 steps which 4 models share; other models are at 3 other steps."
+    )
+
+
+def test_all_models_at_one_step_only_do_not_take_the_curve_of_the_others_away() -> None:
+    found = layer_summary(curve([0.9, 0.8, 0.6, 0.4], [5, 3, 3, 3]))
+    assert (found["verdict"], found["start"], found["end"]) == ("converging", 0.8, 0.4)
+
+
+@pytest.mark.parametrize(
+    ("counts", "which"),
+    [([], []), ([2], [0]), ([2, 3], [1]), ([3, 2, 3, 2], [0, 2]), ([2, 2, 2], [0, 1, 2]), ([4, 2, 3, 2], [1, 3])],
+)
+def test_steps_of_the_most_models(counts: list[int], which: list[int]) -> None:
+    assert np.flatnonzero(of_most_models(counts)).tolist() == which
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ([0.3, 0.85, 0.59], "The models converge from step 100 on: their spread is 0.30"),
+        ([0.8, 0.5, 0.3], "The models converge: their spread is 0.80"),
+        ([0.8, 0.4, 0.6], "The models diverge from step 100 on: their spread is 0.80"),
+        ([0.3, 0.5, 0.7], "The models diverge: their spread is 0.30"),
+    ],
+)
+def test_a_verdict_is_that_of_the_last_phase_and_says_since_when(values: list[float], said: str) -> None:
+    sentence = layer_summary(curve(values, [3, 3, 3]))["sentence"]
+    assert sentence.startswith(said)
+    for step, value in zip((0, 100, 200), values, strict=True):
+        turned = "from step 100" in said
+        assert (f"{value:.2f}" in sentence) == (step != 100 or turned)
+
+
+def test_it_is_the_scales_that_differ() -> None:
+    verdicts = {"neighbourhoods": {"a": "unchanged", "b": "converging"}, "shape": {"a": "diverging", "b": "unrelated"}}
+    assert headline(verdicts, 3, [0, 10]).endswith("The scales differ in a, b.")
