@@ -25,8 +25,8 @@ def test_a_curve_is_judged_at_the_steps_that_most_models_share() -> None:
     assert (found["verdict"], found["start"], found["end"]) == ("converging", 0.8, 0.4)
     assert found["phases"] == [{"from": 0, "to": 200, "direction": "falls"}]
     assert found["sentence"] == (
-        "The models converge: their spread is 0.80 [0.75, 0.85] at step 0 and 0.40 [0.35, 0.45] at step 200. That is at "
-        "the 3 steps which 4 models share; other models are at 3 other steps."
+        "The models converge: their spread is 0.80 [0.75, 0.85] at step 0 and 0.40 [0.35, 0.45] at step 200. That is "
+        "at the 3 steps which 4 models share; other models are at 3 other steps."
     )
 
 
