@@ -175,21 +175,20 @@ class OperatorMatch(nn.Module):
             self.bank = torch.zeros(len(self.target), rows.shape[1], dtype=torch.float64, device=rows.device)
         known = self.seen[places]
         if bool(known.any()):
-            rows = self._where_they_were(rows, rows[known], self.bank[places[known]])
+            rows = self._as_large_as_before(rows, rows[known], self.bank[places[known]])
         elif self._scales_itself:
             rows = steady(rows, self._centre(rows))
         self.bank = self.bank.index_copy(0, places, rows.detach())
         self.seen = self.seen.index_fill(0, places, True)
         return rows
 
-    def _where_they_were(self, rows: Tensor, now: Tensor, before: Tensor) -> Tensor:
-        """Move and scale a batch as its known samples tell that all features were moved and scaled since."""
-        here, there = self._centre(now), self._centre(before)
-        rows = rows - here
-        if self._scales_itself:
-            ratio = mean_square(before - there) / mean_square(now - here)
-            rows = rows * torch.where(torch.isfinite(ratio) & (ratio > 0), ratio, 1.0).sqrt()
-        return rows + there
+    def _as_large_as_before(self, rows: Tensor, now: Tensor, before: Tensor) -> Tensor:
+        """Scale a batch as the spread of its known samples tells that all features have grown since."""
+        if not self._scales_itself:
+            return rows
+        old, new = (mean_square(some - self._centre(some)) for some in (before, now))
+        known = bool((old > 0) & (new > 0))  # of one sample, or equal ones, nothing is told
+        return rows * (old / new).sqrt() if known else steady(rows, self._centre(rows))
 
     def _centre(self, rows: Tensor) -> Tensor:
         """Return the point about which rows can be scaled, and with which be moved, without a trace in the operator."""

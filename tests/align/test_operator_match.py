@@ -147,27 +147,46 @@ def test_features_that_grow_between_two_visits_are_the_same_geometry() -> None:
         assert float(match(size * cloud()[batch], batch)) < 1e-6
 
 
-@pytest.mark.parametrize("name", ["neighbourhoods", "median", "standardized", "fixed"])
-def test_features_that_move_together_between_two_visits_are_the_same_geometry(name: str) -> None:
-    gauge = GAUGES[name] if name in GAUGES else ra.DiffusionGauge(bandwidth=1.0)
-    match = ra.OperatorMatch(target_of(gauge))
-    match(cloud(), torch.arange(N))
-    for way, batch in zip((2.0, -50.0, 1000.0), batches(32), strict=True):
-        assert float(match(cloud()[batch].double() + way, batch)) < 1e-6
-
-
-@pytest.mark.parametrize("rows", ["full", "minibatch"])
 @pytest.mark.parametrize("name", ["neighbourhoods", "shape", "knn", "median", "standardized"])
 @pytest.mark.filterwarnings("ignore::repaudit.errors.AlignmentWarning")
-def test_wherever_features_lie_together_nothing_moves_or_scales_all_of_them(name: str, rows: str) -> None:
-    match = ra.OperatorMatch(target_of(GAUGES[name]), rows=rows)
-    for turn in range(2):
-        for batch in batches(32, seed=turn):
-            points = (cloud(1).double()[batch] + 30).requires_grad_()
-            match(points, batch).backward()
-            slope, away = points.grad, points.detach() - points.detach().mean(0)
-            assert float(slope.sum(0).norm()) < 1e-6 * float(slope.norm())
-            assert abs(float((slope * away).sum())) < 1e-6 * float(slope.norm() * away.norm())
+def test_wherever_features_lie_together_nothing_moves_or_scales_all_of_a_batch(name: str) -> None:
+    match = ra.OperatorMatch(target_of(GAUGES[name]), rows="minibatch")
+    for batch in batches(32):
+        points = (cloud(1).double()[batch] + 30).requires_grad_()
+        match(points, batch).backward()
+        slope, away = points.grad, points.detach() - points.detach().mean(0)
+        assert float(slope.sum(0).norm()) < 1e-6 * float(slope.norm())
+        assert abs(float((slope * away).sum())) < 1e-6 * float(slope.norm() * away.norm())
+
+
+def test_a_batch_that_spreads_is_told_from_one_that_lies_elsewhere() -> None:
+    """The size of features is that of their way from their mean, however far that is from zero."""
+    far = cloud().double() + 300
+    match = ra.OperatorMatch(target_of(GAUGES["shape"], cloud()))
+    match(far, torch.arange(N))
+    batch = batches(32)[0]
+    mean = far[batch].mean(0)
+    points = (mean + 3 * (far[batch] - mean)).requires_grad_()
+    match(points, batch)
+    spread = (match.bank[batch] - match.bank[batch].mean(0)).norm() / (far[batch] - mean).norm()
+    assert float(spread) == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize("places", [[5], [5, 5], [5, -1, -1], [5, 6, 7]])
+@pytest.mark.parametrize("name", ["neighbourhoods", "knn", "median", "standardized", "cosine"])
+def test_a_batch_that_tells_no_size_has_a_finite_slope(name: str, places: list[int]) -> None:
+    match = ra.OperatorMatch(target_of(GAUGES[name]))
+    match(cloud(1), torch.arange(N))
+    points = cloud(2)[:1].repeat(len(places), 1).requires_grad_()
+    match(points, torch.tensor(places)).backward()
+    assert bool(torch.isfinite(points.grad).all())
+
+
+def test_a_bank_heals_whatever_it_was_filled_with() -> None:
+    match = ra.OperatorMatch(target_of(GAUGES["shape"]))
+    for turn in range(30):
+        values = [float(match((cloud(1) if turn == 0 else cloud())[batch], batch)) for batch in batches(32, seed=turn)]
+    assert max(values) < 1e-3
 
 
 @pytest.mark.parametrize("name", ["neighbourhoods", "shape"])
