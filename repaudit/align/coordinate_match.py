@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from repaudit.align.features import usable, widened
+from repaudit.align.features import through, usable
 from repaudit.align.target import AlignmentTarget, Coordinates
 
 
@@ -76,7 +76,7 @@ class CoordinateMatch(nn.Module):
         """
         with torch.autocast(features.device.type, enabled=False):
             rows, places = usable(features, sample_index, len(self.target))
-            found: Tensor = self.head(widened(rows))
+            found = through(self.head, rows)
             wanted = self.coordinates[places].to(found.dtype)
             if found.shape != wanted.shape:
                 raise ValueError(f"head: expected coordinates {tuple(wanted.shape)}, found {tuple(found.shape)}")

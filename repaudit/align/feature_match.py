@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cosine_similarity
 
-from repaudit.align.features import usable, widened
+from repaudit.align.features import through, usable
 from repaudit.align.samples import rows_of
 from repaudit.errors import ActivationError
 from repaudit.names import SAMPLE, STEP
@@ -118,10 +118,9 @@ class FeatureMatch(nn.Module):
         """
         with torch.autocast(features.device.type, enabled=False):
             rows, places = usable(features, sample_index, self._count)
-            rows = widened(rows)
             losses = []
             for index, head in enumerate(self.heads):
-                found = head(rows)
+                found = through(head, rows)
                 wanted = self.get_buffer(f"teacher_{index}")[places].to(found.dtype)
                 losses.append((1 - cosine_similarity(found, wanted, dim=1)).mean() if len(places) else found.sum() * 0)
             return torch.stack(losses).mean()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 
 def usable(features: Tensor, sample_index: Tensor, count: int) -> tuple[Tensor, Tensor]:
@@ -49,6 +49,22 @@ def usable(features: Tensor, sample_index: Tensor, count: int) -> tuple[Tensor, 
 def widened(rows: Tensor) -> Tensor:
     """Return half-precision rows in float32, others as they are."""
     return rows.float() if rows.dtype in {torch.float16, torch.bfloat16} else rows
+
+
+def through(head: nn.Module, rows: Tensor) -> Tensor:
+    """Return what a head makes of rows, in float32 or wider; a head in half precision is given such rows.
+
+    Examples
+    --------
+    >>> through(nn.Linear(4, 2).bfloat16(), torch.ones(3, 4)).dtype
+    torch.float32
+    """
+    first = next(head.parameters(), None)
+    given = widened(rows)
+    if first is not None and first.dtype in {torch.float16, torch.bfloat16}:
+        given = rows.to(first.dtype)
+    found: Tensor = head(given)
+    return widened(found)
 
 
 def mean_square(rows: Tensor) -> Tensor:

@@ -22,6 +22,9 @@ Result = TypeVar("Result")
 FAR: Final = 100.0
 """Cost of a frame, ten deviations squared, that is warned about where it is not held."""
 
+TIMES_FAR: Final = 10
+"""Batches in a row at that cost, so that it is no matter of which samples a batch has."""
+
 SAMPLE_INDEX = "sample_index"
 """The key of a task's batch under which each of its samples has its row in the target, or -1."""
 
@@ -79,8 +82,9 @@ class JointObjective(nn.Module):
         Of ``frame``, the cost of moving or scaling all features together, away from those of the first batch
         (:class:`repaudit.align.held_frame.HeldFrame`). An operator says nothing of either, and Adam lets go what no
         gradient holds: of a language model from scratch, whose layers add to a stream without a norm, features grew a
-        thousandfold in 300 steps, and the task was not learned. There 1 holds them; that features have moved by ten of
-        their deviations is warned about once.
+        thousandfold in 300 steps, and the task was not learned. There 1 holds them, with batches drawn at random that
+        are large enough to tell where all features lie; that features have moved by ten of their deviations is warned
+        about once.
 
     Raises
     ------
@@ -129,7 +133,7 @@ class JointObjective(nn.Module):
         self.match, self.weight, self.schedule, self.seed = match, weight, schedule, seed
         self._student, self.probe_set = None if layer is None else StudentLayer(layer), probe_set
         self.metrics: dict[str, float] = {}
-        self.hold, self._frame, self._frame_warned = hold, HeldFrame(), False
+        self.hold, self._frame, self._times_far = hold, HeldFrame(), 0
         self._batches: ProbeBatches | None = None
         if probe_set is not None:
             rows = _check(match, probe_set)
@@ -138,8 +142,17 @@ class JointObjective(nn.Module):
             self._batches = ProbeBatches(len(self._positions), batch_size, seed)
 
     def weight_at(self, step: int) -> float:
-        """Return the weight of the match at a step."""
-        return self.weight * (1.0 if self.schedule is None else float(self.schedule(step)))
+        """Return the weight of the match at a step.
+
+        Raises
+        ------
+        ValueError
+            The schedule gives a share below 0, or not a finite one.
+        """
+        share = 1.0 if self.schedule is None else float(self.schedule(step))
+        if not 0 <= share < float("inf"):
+            raise ValueError(f"schedule: expected a share of the weight, 0 or more, found {share!r} at step {step}")
+        return self.weight * share
 
     @property
     def student(self) -> StudentLayer:
@@ -232,11 +245,11 @@ class JointObjective(nn.Module):
         """Return the match with the cost of a frame that moves, or warn of one that leaves and is not held."""
         if self.hold:
             return match + self.hold * self._frame(features[rows >= 0])
-        if isinstance(self.match, OperatorMatch) and not self._frame_warned:
+        if isinstance(self.match, OperatorMatch) and self._times_far < TIMES_FAR:
             with torch.no_grad():
                 far = float(self._frame(features[rows >= 0]))
-            if far > FAR:
-                self._frame_warned = True
+            self._times_far = self._times_far + 1 if far > FAR else 0
+            if self._times_far == TIMES_FAR:
                 warnings.warn(
                     f"the student's features have moved or grown together by {far**0.5:.0f} of their deviations since "
                     "the first batch, of which an operator tells nothing: if its task is not learned any more, give "
@@ -258,7 +271,12 @@ class JointObjective(nn.Module):
         if not match.grad_fn or not task.grad_fn:
             return
         for loss in (match, task):
-            found = torch.autograd.grad(loss, trained, retain_graph=True, allow_unused=True)
+            try:
+                found = torch.autograd.grad(loss, trained, retain_graph=True, allow_unused=True)
+            except RuntimeError as error:  # reentrant checkpoints have no such gradient: a number less, not a run
+                if "use_reentrant" not in str(error):
+                    raise
+                return
             squares = [one.detach().double().square().sum() for one in found if one is not None]
             norms.append(float(torch.stack(squares).sum().sqrt()) if squares else 0.0)
         self.metrics["gradient_ratio"] = norms[0] / norms[1] if norms[1] else float("inf")
@@ -295,7 +313,7 @@ class JointObjective(nn.Module):
     def get_extra_state(self) -> dict[str, Any]:
         """Return where the draws stand, and the frame that is held."""
         draws = {} if self._batches is None else self._batches.state_dict()
-        return draws if not self.hold or self._frame.state is None else {**draws, "frame": self._frame.state}
+        return draws if self._frame.state is None else {**draws, "frame": self._frame.state}
 
     def set_extra_state(self, state: Any) -> None:
         """Go on from a state."""

@@ -39,7 +39,9 @@ class OperatorMatch(nn.Module):
     loss with 64 samples a batch and .035 with 128; at 15 neighbours the batch has too few of them, which is warned
     about.
 
-    The loss does not change when all features are scaled, nor does its gradient shrink or grow them.
+    Unless the bandwidth is a number, the loss does not change when all features are scaled, nor does its gradient
+    shrink or grow them. Draw batches anew at each pass: samples that always come together keep the size, beside the
+    others, that they had at first.
 
     Parameters
     ----------
@@ -127,10 +129,10 @@ class OperatorMatch(nn.Module):
 
     def _of_batch(self, rows: Tensor, places: Tensor, features: Tensor) -> Tensor:
         if len(places) < 3:
-            return features.double().sum() * 0.0
+            return rows.sum() * 0.0
         gauge, count = self.target.gauge, len(self.target)
         self._warn_of_bias(len(places))
-        rows = steady(rows, self._centre(rows))
+        rows = steady(rows, self._centre(rows)) if self._scales_itself else rows
         points = Geometry.of(rows, gauge).place(rows)
         with torch.no_grad():
             carried = settle(points.detach(), gauge, count)
@@ -141,11 +143,13 @@ class OperatorMatch(nn.Module):
 
     def _of_bank(self, rows: Tensor, places: Tensor, features: Tensor) -> Tensor:
         if not len(places):
-            return features.double().sum() * 0.0
+            return rows.sum() * 0.0
+        if self.target.gauge.metric == "cosine":
+            Geometry.of(rows, self.target.gauge).place(rows)  # a row without a direction must not come into the bank
         rows = self._remember(rows, places)
         columns = self.seen.nonzero()[:, 0]
         if len(columns) < 3:
-            return features.double().sum() * 0.0
+            return rows.sum() * 0.0
         geometry = Geometry.of(self.bank[columns], self.target.gauge)
         with torch.no_grad():
             points = geometry.place(self.bank[columns])
@@ -238,7 +242,7 @@ class OperatorMatch(nn.Module):
 
     def get_extra_state(self) -> dict[str, Any]:
         """Return what tells the target that the bank belongs to."""
-        return {"target": self.target.digest}
+        return {"target": self.target.digest, "gauge": repr(self.target.gauge)}
 
     def set_extra_state(self, state: Any) -> None:
         """Refuse a state that belongs to another target.
@@ -250,6 +254,9 @@ class OperatorMatch(nn.Module):
         """
         if state["target"] != self.target.digest:
             raise OperatorError("expected a state saved with this target, found one of another operator or samples")
+        gauge = repr(self.target.gauge)
+        if state.get("gauge", gauge) != gauge:
+            raise OperatorError(f"expected a state saved with {gauge}, found one of {state['gauge']}")
 
     def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *rest: Any) -> None:
         for name in ("bank", *_CARRIED):  # as large as they were when they were saved

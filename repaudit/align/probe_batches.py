@@ -30,8 +30,8 @@ class ProbeBatches:
     """
 
     def __init__(self, count: int, size: int, seed: int) -> None:
-        if size < 1:
-            raise ValueError(f"batch_size: expected at least 1, found {size}")
+        if not isinstance(size, int) or size < 1:
+            raise ValueError(f"batch_size: expected a whole number, at least 1, found {size!r}")
         self.count, self.size = count, min(size, count)
         self._generator = torch.Generator().manual_seed(seed)
         self._left = torch.zeros(0, dtype=torch.int64)

@@ -195,14 +195,17 @@ class AlignmentTarget:
         Raises
         ------
         OperatorError
-            A sample is unknown, or has no neighbour among the others.
+            A sample is unknown or given twice, or has no neighbour among the others.
         """
         places = self.index_of(ids).numpy()
         for name, place in zip(ids, places, strict=True):
             if place < 0:
                 raise OperatorError(f"expected samples of the target, found {str(name)!r}, which it does not have")
-        part = csr_array(self.matrix[places][:, places])
         names = tuple(str(name) for name in ids)
+        if len(set(names)) < len(names):
+            twice = next(name for name in names if names.count(name) > 1)
+            raise OperatorError(f"expected every sample once, found {twice!r} several times")
+        part = csr_array(self.matrix[places][:, places])
         lonely = np.flatnonzero(part.sum(axis=1) <= 0)
         if len(lonely):
             raise OperatorError(

@@ -281,21 +281,44 @@ def test_a_language_model_whose_stream_has_no_norm_learns_its_task_beside_the_ma
 def test_features_that_leave_together_are_told_once() -> None:
     objective, features = students.objective(), torch.randn(16, 4, generator=torch.Generator().manual_seed(0))
     rows, task = torch.arange(16), torch.zeros(())
-    for way in (0.0, 5.0):
+    for way in [0.0, *[50.0] * 9, 5.0, *[50.0] * 9]:  # never ten in a row
         objective(task, features + way, rows)
+    later = students.objective()
+    later.load_state_dict(objective.state_dict())
+    for _ in range(9):
+        later(task, features + 50, rows)
     with pytest.warns(AlignmentWarning, match=r"moved or grown together by \d+ of their deviations.*hold=1"):
-        objective(task, features + 50, rows)
-    objective(task, features + 50, rows)
+        later(task, features + 50, rows)
+    later(task, features + 50, rows)
     held = students.objective(hold=1.0)
-    for way in (0.0, 50.0):
+    for way in [0.0, *[50.0] * 12]:
         held(task, features + way, rows)
+
+
+def test_batches_of_one_class_each_are_not_taken_for_a_movement() -> None:
+    features = torch.randn(40, 4, generator=torch.Generator().manual_seed(0))
+    features[20:] += 40
+    objective = students.objective()
+    for _ in range(20):
+        for rows in torch.arange(40).split(10):
+            objective(torch.zeros(()), features[rows], rows)
+
+
+@pytest.mark.parametrize("share", [-1.0, float("nan"), float("inf")])
+def test_a_schedule_that_would_undo_the_match_is_refused(share: float) -> None:
+    with pytest.raises(ValueError, match=r"schedule: expected a share of the weight, 0 or more, found .* at step 3"):
+        students.objective(schedule=lambda step: share).joined(students.student(), 3, lambda: None)
+
+
+def test_a_part_of_a_sample_as_batch_size_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"batch_size: expected a whole number, at least 1, found 2\.5"):
+        students.objective(batch_size=2.5)
 
 
 def test_a_held_frame_costs_nothing_at_first_and_goes_on_where_it_was() -> None:
     _, match = students.objective(hold=1.0).joined(students.student(dropout=0.0), 0, lambda: None)
     _, bare = students.objective().joined(students.student(dropout=0.0), 0, lambda: None)
     assert torch.equal(match, bare)
-    assert "frame" not in students.objective().get_extra_state()
     one, model = students.objective(hold=1.0), students.student(dropout=0.0)
     for step in range(3):
         one.joined(model, step, lambda: None)

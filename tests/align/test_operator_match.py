@@ -13,7 +13,7 @@ from torch import nn
 import repaudit as ra
 from repaudit.align.losses import row_frobenius, row_hellinger, row_kl, span
 from repaudit.align.rows import Geometry, log_rows, settle
-from repaudit.errors import AlignmentWarning, OperatorError
+from repaudit.errors import ActivationError, AlignmentWarning, OperatorError
 
 N = 96
 GAUGES = {
@@ -334,3 +334,43 @@ def test_a_layer_that_begins_at_zero_has_a_gradient(rows):
     features = torch.zeros(40, 4, requires_grad=True)
     ra.OperatorMatch(target, rows=rows)(features, torch.arange(40)).backward()
     assert torch.isfinite(features.grad).all()
+
+
+def test_a_state_of_another_gauge_is_refused() -> None:
+    operator = ra.DiffusionGauge(perplexity=10)(cloud())
+    one, other = (
+        ra.OperatorMatch(ra.AlignmentTarget.from_operator(operator, gauge=gauge))
+        for gauge in (ra.DiffusionGauge(perplexity=10), ra.DiffusionGauge(knn=5))
+    )
+    one(cloud(), torch.arange(N))
+    with pytest.raises(OperatorError, match=r"expected a state saved with .*knn=5.*found one of .*perplexity=10"):
+        other.load_state_dict(one.state_dict())
+
+
+def test_a_bandwidth_that_is_a_number_draws_features_to_its_size() -> None:
+    gauge, points = ra.DiffusionGauge(bandwidth=1.0), cloud().double()
+    match = ra.OperatorMatch(target_of(gauge), rows="minibatch")
+    size = torch.tensor(1.5, dtype=torch.float64, requires_grad=True)
+    match(points * size, torch.arange(N)).backward()
+    step = 1e-5
+    up, down = (float(match(points * (1.5 + way), torch.arange(N))) for way in (step, -step))
+    assert float(size.grad) == pytest.approx((up - down) / (2 * step), rel=0.2)
+    assert float(size.grad) > 0.1
+
+
+def test_a_row_without_a_direction_does_not_come_into_the_bank() -> None:
+    match = ra.OperatorMatch(target_of(GAUGES["cosine"]))
+    batch = torch.arange(40, 60)
+    points = cloud()[batch]
+    points[3] = 0
+    with pytest.raises(ActivationError, match="row 3 of the batch"):
+        match(points, batch)
+    assert torch.isfinite(match(cloud()[:30], torch.arange(30)))
+
+
+def test_what_is_not_taught_may_be_anything() -> None:
+    match = ra.OperatorMatch(target_of(GAUGES["shape"]))
+    points = torch.full((4, 10), torch.nan, requires_grad=True)
+    loss = match(points, torch.full((4,), -1))
+    loss.backward()
+    assert float(loss.detach()) == 0

@@ -61,11 +61,18 @@ class AlignedFineTuning(HFTrainerModule):
         task, match = self.objective.joined(
             self.network, step, lambda: self._logged_loss("train_loss", rest), batch.get(SAMPLE_INDEX)
         )
-        if match is not None and self._trainer is not None and step % self.trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
+        every = 0 if self._trainer is None else self.trainer.log_every_n_steps  # type: ignore[attr-defined]
+        if match is not None and every and step % every == 0:
             self.objective.note_gradients(task, match, list(self.network.parameters()))
         if self._trainer is not None:
             self.log_dict(self.objective.metrics, batch_size=len(next(iter(rest.values()))))
         return task if match is None else task + match.to(task.dtype)
+
+    def validation_step(self, batch: Mapping[str, torch.Tensor], batch_idx: int) -> torch.Tensor:
+        """Return the task's loss, logged as ``val_loss``."""
+        return super().validation_step(
+            {name: value for name, value in batch.items() if name != SAMPLE_INDEX}, batch_idx
+        )
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """Return AdamW over the parameters that are trained, the heads among them."""

@@ -18,9 +18,9 @@ class AlignedTrainerMixin:
     """Add a joint objective to a transformers ``Trainer``, or to any subclass of it.
 
     It goes through ``compute_loss``, so that losses of your own, label smoothing and gradient accumulation stay as
-    they are; each of the forwards that make up one optimizer step adds its share of the match. The match, its weight
-    and the ratio of gradient norms are logged with the loss. Heads are trained by the Trainer's optimizer; the bank,
-    the draws and the heads are in every checkpoint.
+    they are; each of the forwards that make up one optimizer step adds its share of the match. While training, the
+    logged ``loss`` is the sum of both; the match, its weight and the ratio of gradient norms are logged beside it.
+    Heads are trained by the Trainer's optimizer; the bank, the draws and the heads are in every checkpoint.
 
     Parameters
     ----------
@@ -90,6 +90,11 @@ class AlignedTrainerMixin:
         for name, value in self.objective.metrics.items():
             self._seen.setdefault(name, []).append(value)
         return (loss, outputs) if return_outputs else loss
+
+    def prediction_step(self, model: Any, inputs: Mapping[str, Any], *args: Any, **kwargs: Any) -> Any:
+        """Predict without the samples' places in the target, which a network need not take."""
+        rest = {name: value for name, value in inputs.items() if name != SAMPLE_INDEX}
+        return super().prediction_step(model, rest, *args, **kwargs)  # type: ignore[misc]
 
     def _share(self, num_items_in_batch: Any) -> int:
         """Return by what the match must be divided: the Trainer does it where it has not scaled the task's loss."""

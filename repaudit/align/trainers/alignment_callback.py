@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import wraps
 from typing import Any
 
 import lightning.pytorch as pl
@@ -73,6 +74,7 @@ class AlignmentCallback(pl.Callback):
         step_of_task = pl_module.training_step
         self._of_instance = pl_module.__dict__.get("training_step")
 
+        @wraps(step_of_task)  # Lightning passes the arguments that it finds in the signature
         def training_step(batch: Any, *args: Any, **kwargs: Any) -> Any:
             return self._joined(trainer, pl_module, batch, lambda rest: step_of_task(rest, *args, **kwargs))
 
@@ -128,7 +130,8 @@ class AlignmentCallback(pl.Callback):
         loss = returned["loss"] if isinstance(returned, Mapping) else returned
         if not isinstance(loss, Tensor):
             raise TypeError(f"expected a loss from training_step, found {type(returned).__name__}")
-        if step % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
+        every = trainer.log_every_n_steps  # type: ignore[attr-defined]
+        if every and step % every == 0:
             self.objective.note_gradients(loss, match, list(module.parameters()))
         module.log_dict(self.objective.metrics, batch_size=1)
         total = loss + match.to(loss.dtype)
