@@ -177,9 +177,10 @@ class LiveSpreads:
         margins = curve_band(arrays, present, sorted({model for models in present for model in models})).change
         waiting = sum(1 for step, content in contents.items() if found.get(step, ({}, {}))[0] != content)
         here = of_most_models([len(models) for models in present])
-        judged = [np.array(numbers)[here] for numbers in (steps, value, low, high)]
-        said = verdict(*judged, margins[np.ix_(here, here)])
-        since = None if said in UNSETTLED else settled(*judged, margins[np.ix_(here, here)])
+        at, level, below, above = (np.array(numbers)[here] for numbers in (steps, value, low, high))
+        apart = margins[np.ix_(here, here)]
+        said = verdict(at, level, below, above, apart)
+        since = None if said in UNSETTLED else settled(at, level, below, above, apart)
         return LiveCurve(
             layer, steps, value, low, high, said, since,
             len(present[-1]) if present else 0, waiting,

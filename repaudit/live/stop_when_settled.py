@@ -9,6 +9,7 @@ import lightning.pytorch as pl
 from transformers import TrainerCallback
 
 from repaudit.capture.extract.wrappers import network
+from repaudit.capture.record.cost import say
 from repaudit.capture.record.recorder import Recorder
 from repaudit.capture.record.session import AuditSession
 from repaudit.capture.trainers.huggingface import calling_callbacks
@@ -38,8 +39,11 @@ class StopWhenSettled(pl.Callback, TrainerCallback):
     Attributes
     ----------
     settled : dict of layer to the step from which it has stayed
+        now; what moves again is no longer among them.
     stopped_at : int or None
-        The step after which the training was stopped.
+        The step after which the training was stopped. Both are logged as they happen, as information.
+    frozen : list of str
+        Layers that were frozen, in that order; they stay so.
 
     Raises
     ------
@@ -75,6 +79,7 @@ class StopWhenSettled(pl.Callback, TrainerCallback):
         self._recorder: Recorder | None = None
         self._is_due = False
         self._newly: list[str] = []
+        self._watched: list[str] = []
 
     @property
     def settled(self) -> dict[str, int]:
@@ -85,7 +90,8 @@ class StopWhenSettled(pl.Callback, TrainerCallback):
         """Look at an audit; the audit callback calls it."""
         now = self._layers.audited(step, activations)
         self._newly = [name for name in now if name not in self.frozen]
-        self._is_due = len(now) == len(self._layers.watched(activations))
+        self._watched = self._layers.watched(activations)
+        self._is_due = len(now) == len(self._watched)
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Find the audits of a Lightning trainer."""
@@ -109,8 +115,11 @@ class StopWhenSettled(pl.Callback, TrainerCallback):
             control.should_training_stop = True
 
     def on_train_end(self, *_args: Any, **_kwargs: Any) -> None:
-        """Look at no further audits: both trainers call it."""
+        """Look at no further audits, and tell what still moved: both trainers call it."""
         if self._recorder is not None:
+            moving = [name for name in self._watched if name not in self.settled and name not in self.frozen]
+            if moving and self.stopped_at is None:
+                say(f"repaudit: at the end of the training still moving: {', '.join(moving)}")
             self._recorder.listeners.remove(self.audited)
             self._recorder = None
 
@@ -136,6 +145,7 @@ class StopWhenSettled(pl.Callback, TrainerCallback):
             return False
         if self._is_due and self.stopped_at is None:
             self.stopped_at = step
+            say(f"repaudit: stopped after step {step}: {_listed(self.settled)}")
         return self._is_due
 
     def _freeze(self, model: Any, name: str) -> None:
@@ -147,3 +157,8 @@ class StopWhenSettled(pl.Callback, TrainerCallback):
             parameter.requires_grad_(False)
             parameter.grad = None
         self.frozen.append(name)
+        say(f"repaudit: froze {name}, settled since step {self.settled[name]}")
+
+
+def _listed(settled: Mapping[str, int]) -> str:
+    return ", ".join(f"{name} settled since step {since}" for name, since in settled.items())

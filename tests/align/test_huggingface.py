@@ -170,3 +170,31 @@ def test_the_distance_is_in_the_trainers_history(tmp_path: Path) -> None:
     found = [(entry["step"], entry["distance"]) for entry in trainer.state.log_history if "distance" in entry]
     assert [step for step, _ in found] == [5, 10]
     assert all(0 < value < 2 for _, value in found)
+
+
+@pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad")
+@pytest.mark.filterwarnings("ignore:`gradient_checkpointing.*is deprecated:FutureWarning")
+def test_a_checkpoint_that_has_no_gradient_of_a_part_does_not_stop_the_run(tmp_path: Path) -> None:
+    trainer = train(
+        tmp_path, students.objective(), logging_strategy="steps", logging_steps=2,
+        gradient_checkpointing=True, gradient_checkpointing_kwargs={"use_reentrant": True},
+    )  # fmt: skip
+    logged = [entry for entry in trainer.state.log_history if "match" in entry]
+    assert logged
+    assert not any("gradient_ratio" in entry for entry in logged)
+
+
+def test_predictions_are_made_without_places_of_samples(tmp_path: Path) -> None:
+    class Strict(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.bert = students.student(dropout=0.0)
+
+        def forward(self, input_ids: Any, attention_mask: Any, labels: Any = None) -> Any:
+            return self.bert(input_ids, attention_mask, labels=labels)
+
+    places = [{**row, "sample_index": i} for i, row in enumerate(students.rows())]
+    objective = ra.JointObjective(ra.OperatorMatch(students.target()), layer="bert.bert.encoder.layer[-1]")
+    trainer = train(tmp_path, objective, model=Strict(), data=places, num_train_epochs=1)
+    without = [{name: value for name, value in row.items() if name != "labels"} for row in places]
+    assert len(trainer.predict(without).predictions) == len(places)

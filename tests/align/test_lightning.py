@@ -252,3 +252,62 @@ def test_a_step_that_was_set_on_the_module_comes_back(tmp_path: Path, fails: boo
     except OSError:
         assert fails
     assert module.training_step is step
+
+
+class Strict(nn.Module):
+    """A network that takes what it names, and nothing else."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bert = students.student(dropout=0.0)
+
+    def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor, labels: torch.Tensor) -> Any:
+        return self.bert(input_ids, attention_mask, labels=labels)
+
+
+def indexed(shuffle: bool) -> DataLoader:
+    """The samples taught as the task's own data, the last batch of one sample."""
+    places = torch.arange(students.COUNT)
+    given = students.inputs()
+    rows = [
+        {**{name: value[i] for name, value in given.items()}, "labels": places[i] % 4, "sample_index": places[i]}
+        for i in range(33)
+    ]
+    return DataLoader(rows, batch_size=8, shuffle=shuffle)
+
+
+def quiet(folder: Path, **options: Any) -> pl.Trainer:
+    return pl.Trainer(
+        max_epochs=2, accelerator="cpu", logger=False, enable_progress_bar=False, enable_model_summary=False,
+        enable_checkpointing=False, default_root_dir=folder, **options,
+    )  # fmt: skip
+
+
+@pytest.mark.filterwarnings("ignore:.*does not have many workers")
+@pytest.mark.filterwarnings("ignore:.*log_every_n_steps")
+def test_places_of_samples_stay_out_of_validation_and_a_batch_of_one_leaves_weights_finite(tmp_path: Path) -> None:
+    objective = ra.JointObjective(ra.OperatorMatch(students.target()), layer="bert.bert.encoder.layer[-1]")
+    module = ra.AlignedFineTuning(Strict(), objective)
+    quiet(tmp_path, log_every_n_steps=0).fit(module, indexed(shuffle=True), indexed(shuffle=False))
+    assert all(bool(torch.isfinite(value).all()) for value in module.network.parameters())
+
+
+class OneArgument(Foreign):
+    def training_step(self, batch: Any) -> Any:  # type: ignore[override]
+        return super().training_step(batch, 0)
+
+
+def test_a_step_of_one_argument_is_a_step(tmp_path: Path) -> None:
+    module = OneArgument()
+    fit(module, tmp_path, ra.AlignmentCallback(students.objective(layer="trunk.bert.encoder.layer[-1]")), epochs=1)
+    assert "training_step" not in module.__dict__
+
+
+@pytest.mark.filterwarnings("ignore:.*does not have many workers")
+@pytest.mark.parametrize("kind", ["coordinates", "features"])
+def test_heads_in_half_precision_are_trained(tmp_path: Path, kind: str) -> None:
+    module = ra.AlignedFineTuning(students.student(dropout=0.0), students.objective(HEADS[kind]()))
+    quiet(tmp_path, precision="bf16-true", log_every_n_steps=5).fit(module, loader())
+    heads = list(module.objective.match.parameters())
+    assert heads[0].dtype == torch.bfloat16
+    assert all(bool(torch.isfinite(head).all()) for head in heads)

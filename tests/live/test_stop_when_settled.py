@@ -169,3 +169,14 @@ def test_as_few_operators_are_kept_as_are_needed() -> None:
         layers.audited(step, {"top": torch.tensor(rng.normal(size=(32, 4)))})
     assert len(layers._last["top"]) == 3
     assert layers.since == {}
+
+
+def test_what_was_stopped_frozen_or_still_moves_is_logged(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO", logger="repaudit")
+    fit(tmp_path / "stop", 20, ra.StopWhenSettled(["2"], patience=3, gauge=GAUGE))
+    assert "repaudit: stopped after step 35: 2 settled since step 20" in caplog.text
+    fit(tmp_path / "freeze", 20, ra.StopWhenSettled(["2"], patience=3, action="freeze", gauge=GAUGE))
+    assert "repaudit: froze 2, settled since step 20" in caplog.text
+    assert "still moving" not in caplog.text
+    fit(tmp_path / "moves", 1000, ra.StopWhenSettled(["2"], patience=3, gauge=GAUGE), steps=20)
+    assert "repaudit: at the end of the training still moving: 2" in caplog.text

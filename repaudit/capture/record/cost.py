@@ -70,10 +70,16 @@ class Cost:
         """Log that line once, as information; on stderr where the program has set up no logging."""
         line = "" if self.told else self.describe(store, model)
         self.told = True
-        if line and _LOGGER.hasHandlers():
-            _LOGGER.info(line)
-        elif line:
-            logging.StreamHandler().handle(logging.makeLogRecord({"msg": line, "levelno": logging.INFO}))
+        if line:
+            say(line)
+
+
+def say(line: str) -> None:
+    """Log a line as information; on stderr where the program has set up no logging."""
+    if _LOGGER.hasHandlers():
+        _LOGGER.info(line)
+    else:
+        logging.StreamHandler().handle(logging.makeLogRecord({"msg": line, "levelno": logging.INFO}))
 
 
 def _count(number: int, what: str) -> str:
