@@ -128,8 +128,10 @@ def with_settling(layer: Mapping[str, Any], single: bool, steps: int) -> str:
     """Return the sentence of a layer with the step from which on it stays, or that of a single model."""
     settled = layer["settled"]
     if single:
+        if not steps:
+            return "One model, and no operator at any step: see what was left out."
         if steps < 2:
-            return "One model with an operator at one step: nothing to compare it with."
+            return "One model at one step: nothing to compare it with."
         if settled is None:
             return "One model: it still moves, and only at its last step is where it ends."
         return f"One model: from step {settled} on it cannot be told from its own end."
