@@ -48,7 +48,7 @@ SIGNIFICANT: Final = 0.05
 MOST_NAMED: Final = 3
 
 
-def of_curve(verdict: str, seen: xr.Dataset, peak: int, since: int | None = None, margins: Any = None) -> str:
+def of_curve(verdict: str, seen: xr.Dataset, peak: int, margins: Any = None, since: int | None = None) -> str:
     """Return the verdict on a curve with its first, largest and last value; what diverges does so from its least.
 
     A verdict is that of the last phase: where this begins later than the curve, `since` is its step. Where nothing

@@ -126,7 +126,7 @@ def layer_summary(spread: xr.Dataset, margins: Any = None) -> dict[str, Any]:
         "phases": [{"from": int(p.start), "to": int(p.end), "direction": p.direction} for p in stretches],
     }
     last = [p.start for p in stretches if p.direction != "flat" and p.start > steps[0]][-1:]
-    said = of_curve(summary["verdict"], seen, peak, last[0] if last else None, margins)
+    said = of_curve(summary["verdict"], seen, peak, margins, last[0] if last else None)
     return {**summary, "sentence": said + elsewhere(every, seen) + ended(spread, every) + outlying(seen)}
 
 

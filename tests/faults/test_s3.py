@@ -97,6 +97,23 @@ def test_of_writers_that_race_for_a_model_one_gets_it(s3, url, keywords):
         assert_whole(url, s3, range(2))
 
 
+def test_a_prefix_that_fills_while_it_is_listed_is_no_object(s3, url, keywords, monkeypatch):
+    """Where nothing is listed, s3fs asks once more what the prefix is: a folder, if another writer was there first."""
+    storage = open_storage(url, s3)
+    listed = type(storage.filesystem)._lsdir
+
+    async def empty_then_filled(self, path, **options):
+        found = await listed(self, path, **options)
+        if not found and path.endswith("models/seed0"):
+            await self._pipe_file(f"{path}/.lease", b"{}")
+        return found
+
+    monkeypatch.setattr(type(storage.filesystem), "_lsdir", empty_then_filled)
+    assert [key for key in storage.keys("models/seed0") if not key.endswith(".lease")] == []
+    monkeypatch.undo()
+    assert [key.strip("/") for key in storage.keys("models/seed0")] == ["models/seed0/.lease"]
+
+
 class NoExclusiveCreate(RemoteStorage):
     """A store that knows no conditional put: of two creates at one moment, both think that they succeeded."""
 

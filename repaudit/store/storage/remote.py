@@ -120,8 +120,9 @@ class RemoteStorage(Storage):
     def keys(self, prefix: str = "") -> Iterator[str]:
         """Return the keys of all objects below `prefix`."""
         self.filesystem.invalidate_cache()
-        for path in self.filesystem.find(self.path(prefix)):
-            yield str(path).removeprefix(self._prefix)
+        for path, found in self.filesystem.find(self.path(prefix), detail=True).items():
+            if found["type"] != "directory":  # of a prefix that was empty a moment ago, s3fs names the prefix itself
+                yield str(path).removeprefix(self._prefix)
 
     def children(self, prefix: str = "") -> list[str]:
         """Return the sorted names directly below `prefix`."""
