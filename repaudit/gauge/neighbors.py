@@ -177,9 +177,10 @@ def _neighborhoods(
     everyone = torch.arange(len(values), device=values.device)
     if values.shape[1] <= k:
         return [Neighborhoods(everyone, columns, values)]
-    following = values.amax(1)
-    values, order = smallest(values, k)
-    columns = columns.gather(1, order)
+    following, farthest = values.max(1)
+    place = torch.arange(k, device=values.device)
+    order = place + (place >= farthest[:, None])  # all but the farthest
+    values, columns = values.gather(1, order), columns.gather(1, order)
     crowded = following <= values.amax(1) * (1 + DOUBT * TOLERANCE[values.dtype])
     if not bool(crowded.any()):
         return [Neighborhoods(everyone, columns, values)]
