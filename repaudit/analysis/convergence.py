@@ -46,9 +46,18 @@ Array = NDArray[np.float64]
 NUMBERS: Final = ("value", "low", "high")
 
 
-def undefined_spreads(dataset: xr.Dataset, operators: LayerOperators) -> list[str]:
-    """Return one line per step that has no spread although at least two models have an operator."""
+def undefined_spreads(dataset: xr.Dataset, operators: LayerOperators, samples: int) -> list[str]:
+    """Return one line per step that has no spread although at least two models have an operator.
+
+    One line for all steps where there are too few samples for the scale.
+    """
     values = dataset[SPREAD].sel({LAYER: operators.layer})
+    perplexity = operators.scale.gauge.perplexity
+    if perplexity is not None and samples <= perplexity + 1 and bool(values.isnull().all()):
+        return [
+            f"layer {operators.layer}: no spread at any step, since {samples} samples are too few for {perplexity:g} "
+            f"neighbours of each: record more samples, or look at fewer neighbours (--scales {max(2, samples // 4)})"
+        ]
     return [
         f"layer {operators.layer} at step {step}: no spread, since relabelling an operator's samples "
         "changes nothing (collapsed or uniform; see diagnostics)"

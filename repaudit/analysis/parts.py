@@ -36,7 +36,7 @@ from repaudit.analysis.spreads import SpreadCurve, spread_curve
 from repaudit.analysis.study import Study
 from repaudit.errors import ActivationError, CorruptStoreError
 from repaudit.gauge.gauge import DiffusionGauge
-from repaudit.names import LAYER, SCALE, SCALE_NAME
+from repaudit.names import LAYER, SAMPLE, SCALE, SCALE_NAME
 from repaudit.results import (
     APPROACH,
     COMPARISON,
@@ -127,7 +127,7 @@ def _joined(
             groups |= {name: made.get((index, place, name)) for name in (COMPARISON, *PARTS)}
             for name, dataset in groups.items():
                 datasets.setdefault(name, []).extend([dataset] if dataset is not None else [])
-            told += undefined_spreads(curve.spread, operators)
+            told += undefined_spreads(curve.spread, operators, study.samples.sizes[SAMPLE])
             told += missing_starts(operators) if not index else []
         joined = {name: _concat(some, LAYER) for name, some in datasets.items() if some}
         if (index, None, TOGETHER) in made:

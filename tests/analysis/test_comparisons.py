@@ -158,6 +158,21 @@ def test_models_that_end_earlier_do_not_make_the_others_settle(tmp_path, probe_s
     assert "at the 4 steps which 6 models share; other models are at 4 other steps" in layer["sentence"]
 
 
+def test_too_few_samples_for_the_scale_are_told_once_and_as_such(tmp_path):
+    probe_set = ra.ProbeSet.from_tensors({"input_ids": torch.arange(20).reshape(10, 2)})
+    for model in range(2):
+        rng = np.random.default_rng(model)
+        write(tmp_path / "few.zarr", probe_set, f"m{model}", {s: rng.standard_normal((10, 5)) for s in range(3)})
+    left_out = ra.analyze(tmp_path / "few.zarr", **BARE).repaudit.summary["left_out"]
+    (told,) = [line for line in left_out if "no spread" in line]
+    assert told == (
+        "layer layer: no spread at any step, since 10 samples are too few for 15 neighbours of each: record more "
+        "samples, or look at fewer neighbours (--scales 2)"
+    )
+    found = ra.analyze(tmp_path / "few.zarr", scales=[2], out=tmp_path / "two", **BARE)
+    assert np.isfinite(found["spread"]["spread"].values).all()
+
+
 def test_few_samples_leave_out_the_similarity_and_nothing_else(tmp_path):
     probe_set = ra.ProbeSet.from_tensors({"input_ids": torch.arange(9).reshape(3, 3)})
     for model in range(2):
