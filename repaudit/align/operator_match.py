@@ -180,7 +180,7 @@ class OperatorMatch(nn.Module):
         known = self.seen[places]
         if bool(known.any()):
             rows = self._as_large_as_before(rows, rows[known], self.bank[places[known]])
-        elif self._scales_itself:
+        elif self._scales_itself and len(rows) > 1:  # one alone has no size, and would be left no slope
             rows = steady(rows, self._centre(rows))
         self.bank = self.bank.index_copy(0, places, rows.detach())
         self.seen = self.seen.index_fill(0, places, True)
@@ -192,7 +192,7 @@ class OperatorMatch(nn.Module):
             return rows
         old, new = (mean_square(some - self._centre(some)) for some in (before, now))
         known = bool((old > 0) & (new > 0))  # of one sample, or equal ones, nothing is told
-        return rows * (old / new).sqrt() if known else steady(rows, self._centre(rows))
+        return rows * (old / new).sqrt() if known else rows
 
     def _centre(self, rows: Tensor) -> Tensor:
         """Return the point about which rows can be scaled, and with which be moved, without a trace in the operator."""

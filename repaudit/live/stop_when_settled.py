@@ -39,7 +39,7 @@ class StopWhenSettled(pl.Callback, TrainerCallback):
     Attributes
     ----------
     settled : dict of layer to the step from which it has stayed
-        now; what moves again is no longer among them.
+        What moves again is no longer among them.
     stopped_at : int or None
         The step after which the training was stopped. Both are logged as they happen, as information.
     frozen : list of str

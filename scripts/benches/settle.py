@@ -2,7 +2,7 @@
 
 ``scripts/bench settle --seeds 10 --steps 600`` trains replicas to their end, and prints for each patience the step at
 which ``StopWhenSettled`` would have stopped it, the share of the steps saved, and what the loss on held-out modules was
-there beyond that at the end. ``--decay`` lets the learning rate fall to 0 over the training.
+there beyond that at the end.
 """
 
 from __future__ import annotations
@@ -46,20 +46,11 @@ class Watch(pl.Callback):
             self.step, self.network = trainer.global_step, copy.deepcopy(module.network)
 
 
-class Decaying(pl.Callback):
-    """Let the learning rate fall to 0."""
-
-    def on_train_batch_start(self, trainer: Any, module: Any, batch: Any, batch_idx: int) -> None:
-        for group in trainer.optimizers[0].param_groups:
-            group["lr"] = module.learning_rate * (1 - trainer.global_step / trainer.max_steps)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name, default in (("seeds", 10), ("steps", 600), ("every", 20)):
         parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--patience", type=int, nargs="+", default=[1, 2, 3])
-    parser.add_argument("--decay", action="store_true")
     options = parser.parse_args()
     quieten()
     corpus = Corpus()
@@ -77,8 +68,7 @@ def main() -> None:
             )  # fmt: skip
             watches = [Watch(audit, patience) for patience in options.patience]
             replica = Replica(width=128, depth=3, learning_rate=3e-3, seed=seed, steps=options.steps)
-            callbacks = [audit, *watches, *([Decaying()] if options.decay else [])]
-            trained = replica.train(corpus.blocks, callbacks)
+            trained = replica.train(corpus.blocks, [audit, *watches])
         end = validation_loss(trained.module, corpus.held_out_blocks)
         saved.append([1 - (watch.step or options.steps) / options.steps for watch in watches])
         beyond = []

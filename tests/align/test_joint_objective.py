@@ -255,10 +255,11 @@ def sizes(features: torch.Tensor) -> np.ndarray:
     ("train", "weight"),
     [
         (classifier, 0.3),
+        (classifier, 1.0),
         (partial(language_model, steps=1000), 0.05),
         (partial(language_model, steps=1000, rows="full"), 0.05),
     ],
-    ids=["classifier", "language", "language, bank"],
+    ids=["classifier, little", "classifier", "language", "language, bank"],
 )
 def test_features_neither_shrink_nor_grow_over_a_thousand_steps(
     train: Callable[[float], Features], weight: float

@@ -182,6 +182,14 @@ def test_a_batch_that_tells_no_size_has_a_finite_slope(name: str, places: list[i
     assert bool(torch.isfinite(points.grad).all())
 
 
+def test_batches_of_one_sample_teach() -> None:
+    match = ra.OperatorMatch(target_of(GAUGES["shape"]))
+    match(cloud(1), torch.arange(N))
+    points = cloud(1)[:1].requires_grad_()
+    match(points, torch.tensor([0])).backward()
+    assert float(points.grad.norm()) > 1e-6
+
+
 def test_a_bank_heals_whatever_it_was_filled_with() -> None:
     match = ra.OperatorMatch(target_of(GAUGES["shape"]))
     for turn in range(30):
