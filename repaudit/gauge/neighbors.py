@@ -13,7 +13,7 @@ from torch import Tensor
 from repaudit.distance.points import Cloud, row_panels
 from repaudit.distance.squared import TOLERANCE, pair_distances, panel, squared_block_, squared_distances_
 from repaudit.errors import ActivationError
-from repaudit.gauge.smallest import smallest
+from repaudit.gauge.smallest import merge_smallest_, smallest
 
 BLOCK: Final = {"cpu": 4096, "cuda": 16384}
 """Samples to a side of the largest block of distances that is held at once."""
@@ -24,7 +24,6 @@ DOUBT: Final = 4
 _EQUAL: Final = 1e-12
 _MOST_PAIRS: Final = 2**18
 _MOST_TIES: Final = 2**27
-_ROWS: Final = 1024
 _PANEL_ENTRIES: Final = {"cpu": 2**20, "cuda": 2**26}
 
 
@@ -135,31 +134,24 @@ def _nearest(points: Cloud, k: int) -> tuple[Tensor, Tensor]:
     size = -(-count // -(-count // BLOCK.get(device.type, BLOCK["cpu"])))
     blocks = list(row_panels(count, size))
     buffer = torch.empty(size, size, dtype=dtype, device=device)
+
+    def piece(rows: slice, others: slice) -> Tensor:
+        height, width = rows.stop - rows.start, others.stop - others.start
+        return buffer.view(-1)[: height * width].view(height, width)
+
+    # the blocks on the diagonal first, whose neighbours bound the others'
+    for rows in blocks:
+        block = squared_distances_(piece(rows, rows), points.part(rows)).fill_diagonal_(math.inf)
+        known = min(k, len(block) - 1)
+        values[rows, :known], columns[rows, :known] = smallest(block, known)
+        columns[rows] += rows.start
     for i, across in enumerate(blocks):
-        block = buffer.view(-1)[: (across.stop - across.start) ** 2].view(across.stop - across.start, -1)
-        _merge(values, columns, across, squared_distances_(block, points.part(across)), across)
         left = panel(points, across, dtype)
         for down in blocks[i + 1 :]:
-            block = buffer.view(-1)[: (across.stop - across.start) * (down.stop - down.start)]
-            block = block.view(across.stop - across.start, -1)
-            squared_block_(block, points, left, panel(points, down, dtype))
-            _merge(values, columns, across, block, down)
-            _merge(values, columns, down, block.mT.contiguous(), across)
+            block = squared_block_(piece(across, down), points, left, panel(points, down, dtype))
+            merge_smallest_(values[across], columns[across], block, down.start)
+            merge_smallest_(values[down], columns[down], block.mT, across.start)
     return values, columns
-
-
-def _merge(values: Tensor, columns: Tensor, rows: slice, block: Tensor, others: slice) -> None:
-    """Let the samples of one more block compete for the nearest of some rows."""
-    if rows == others:
-        block.fill_diagonal_(math.inf)
-    k = values.shape[1]
-    found, index = smallest(block, min(k, block.shape[1] - (rows == others)))
-    index += others.start
-    for part in row_panels(len(block), _ROWS):
-        near = slice(rows.start + part.start, rows.start + part.stop)
-        names = torch.cat([columns[near], index[part]], 1)
-        values[near], order = smallest(torch.cat([values[near], found[part]], 1), k)
-        columns[near] = names.gather(1, order)
 
 
 def exactly(squared: Tensor, rows: Tensor, columns: Tensor | None, points: Cloud) -> Tensor:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator
 from typing import Any, Final
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from scipy.sparse import csr_array
 from torch import Tensor
 
 from repaudit.distance.points import row_panels
@@ -21,22 +21,71 @@ _GROUP: Final = 12
 _FEW: Final = 2
 """Entries within the bound that are looked at again, as a multiple of those wanted."""
 
+_ROWS: Final = 1024
+
 
 def smallest(rows: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """Return the ``k`` smallest entries of each row and their columns, in no order, ``(row, k)`` each."""
+    select = _by_bounds if rows.device.type == "cpu" else _by_groups
     values = rows.new_empty(len(rows), k)
     columns = torch.empty(len(rows), k, dtype=torch.int64, device=rows.device)
-    if rows.device.type != "cpu":
-        for part in _panels(rows):
-            values[part], columns[part] = _by_groups(rows[part], k)
-        return values, columns
-    matrix, found, names = rows.numpy(), values.numpy(), columns.numpy()
+    for part in _panels(rows):
+        values[part], columns[part] = select(rows[part], k)
+    return values, columns
 
-    def fill(part: slice) -> None:
-        names[part] = _lowest_of_many(matrix[part], k)
-        found[part] = np.take_along_axis(matrix[part], names[part], 1)
 
-    _on_all_threads(fill, list(_panels(rows)))
+def merge_smallest_(values: Tensor, columns: Tensor, block: Tensor, first: int) -> None:
+    """Let the entries of one more block compete with the smallest ones known of each row, in place.
+
+    Parameters
+    ----------
+    values, columns : (row, k)
+        Smallest entries known and their columns, in no order; infinite where fewer are known.
+    block : (row, column)
+        May be the transpose of what lies in memory.
+    first : int
+        What the block's first column is called.
+    """
+    k = values.shape[1]
+    found = _below_known(block, values) if block.device.type == "cpu" else None
+    if found is None:
+        block = block.contiguous()
+        found = smallest(block, min(k, block.shape[1]))
+    for part in row_panels(len(block), _ROWS):
+        names = torch.cat([columns[part], found[1][part] + first], 1)
+        values[part], order = smallest(torch.cat([values[part], found[0][part]], 1), k)
+        columns[part] = names.gather(1, order)
+
+
+def _below_known(block: Tensor, known: Tensor) -> tuple[Tensor, Tensor] | None:
+    """Return a block's entries below the largest one known of their row, and their columns, infinite where none.
+
+    None where they are so many that choosing among all is as fast.
+    """
+    turned = not block.is_contiguous()
+    stored, bound = (block.mT, known.amax(1)) if turned else (block, known.amax(1, keepdim=True))
+    found = np.flatnonzero((stored < bound).numpy())
+    if len(found) > _FEW * known.numel():
+        return None
+    below = _entries(stored, found)
+    few, place = _padded(below.T.tocsr() if turned else below)
+    return torch.from_numpy(few), torch.from_numpy(place)
+
+
+def _entries(rows: Tensor, found: NDArray[np.int64]) -> csr_array:
+    """Return some entries of a matrix, named by their places in memory, in order."""
+    count, width = rows.shape
+    edges = np.searchsorted(found, np.arange(count + 1) * width)
+    values = rows.view(-1)[torch.from_numpy(found)].numpy()
+    return csr_array((values, found % width, edges), shape=(count, width))
+
+
+def _padded(entries: csr_array) -> tuple[NDArray[Any], NDArray[np.int64]]:
+    """Return the entries of each row and their columns side by side, infinite and 0 at the end of short rows."""
+    each = np.diff(entries.indptr)
+    place = np.arange(each.max(initial=0)) < each[:, None]
+    values, columns = np.full(place.shape, np.inf, entries.dtype), np.zeros(place.shape, np.int64)
+    values[place], columns[place] = entries.data, entries.indices
     return values, columns
 
 
@@ -46,47 +95,35 @@ def _panels(block: Tensor) -> Iterator[slice]:
     return row_panels(len(block), size)
 
 
-def _on_all_threads(call: Callable[[slice], None], parts: list[slice]) -> None:
-    """Call a function of NumPy, whose selection is vectorised but on one thread, on as many parts at once as torch."""
-    threads = min(torch.get_num_threads(), len(parts))
-    if threads == 1:
-        for part in parts:
-            call(part)
-        return
-    with ThreadPoolExecutor(threads) as pool:
-        list(pool.map(call, parts))
-
-
-def _lowest_of_many(rows: NDArray[Any], k: int) -> NDArray[np.int64]:
-    """Columns of the ``k`` smallest entries of each row, ``(row, k)``, in two passes over the rows.
+def _by_bounds(rows: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """Return the ``k`` smallest entries and their columns, on a CPU, in two passes over the rows.
 
     The ``k``-th smallest minimum of groups of columns bounds the ``k``-th smallest entry closely. A group is every
-    so-many-th column.
+    so-many-th column. Passes are torch's, on its threads; the selection among few is NumPy's, which is vectorised.
     """
     count, width = rows.shape
     groups = width // _GROUP
     if groups < 2 * k:
-        return _lowest(rows, k)
-    minima = rows[:, : groups * _GROUP].reshape(count, _GROUP, groups).min(1)
-    found = np.flatnonzero(rows <= np.partition(minima, k - 1)[:, k - 1 : k])
+        return _lowest(rows.numpy(), k)
+    minima = rows[:, : groups * _GROUP].reshape(count, _GROUP, groups).amin(1)
+    bound = torch.from_numpy(np.partition(minima.numpy(), k - 1)[:, k - 1 : k])
+    found = np.flatnonzero((rows <= bound).numpy())
     if len(found) > _FEW * k * count:  # many equal ones, or near ones that share groups
-        return _lowest(rows, k)
-    edges = np.searchsorted(found, np.arange(count + 1) * width)
-    inside = np.arange(np.diff(edges).max()) < np.diff(edges)[:, None]
-    few = np.full(inside.shape, np.inf, rows.dtype)
-    few[inside] = rows.ravel()[found]
-    columns: NDArray[np.int64] = found[edges[:-1, None] + _lowest(few, k)] % width
-    return columns
+        return _lowest(rows.numpy(), k)
+    few, columns = _padded(_entries(rows, found))
+    values, place = _lowest(few, k)
+    return values, torch.from_numpy(columns).gather(1, place)
 
 
-def _lowest(rows: NDArray[Any], k: int) -> NDArray[np.int64]:
-    """Columns of the ``k`` smallest entries of each row, ``(row, k)``."""
+def _lowest(rows: NDArray[Any], k: int) -> tuple[Tensor, Tensor]:
+    """Return the ``k`` smallest entries of each row and their columns, in one pass for each of the two."""
     bound = np.partition(rows, k - 1)[:, k - 1 : k]
     found = np.flatnonzero(rows <= bound)
     if len(found) > k * len(rows):  # equal ones on both sides of the bound
-        found = np.argpartition(rows, k - 1)[:, :k]
-    columns: NDArray[np.int64] = found.reshape(-1, k) % rows.shape[1]
-    return columns
+        columns = np.argpartition(rows, k - 1)[:, :k]
+    else:
+        columns = found.reshape(-1, k) % rows.shape[1]
+    return torch.from_numpy(np.take_along_axis(rows, columns, 1)), torch.from_numpy(columns)
 
 
 def _by_groups(rows: Tensor, k: int) -> tuple[Tensor, Tensor]:

@@ -19,7 +19,7 @@ from repaudit.distance.squared import squared_distances_
 from repaudit.gauge import landmarks, neighbors
 from repaudit.gauge import smallest as nearest
 from repaudit.gauge.bandwidth import median_distance
-from repaudit.gauge.smallest import smallest
+from repaudit.gauge.smallest import merge_smallest_, smallest
 
 N, D = 600, 256
 
@@ -155,13 +155,50 @@ def test_smallest_entries(select, seed, columns, k, levels):
     assert all(len(set(row)) == k for row in place.tolist())
 
 
-@pytest.mark.parametrize("threads", [1, 2])
-def test_smallest_entries_of_many_rows(threads):
+def test_smallest_entries_of_many_rows():
     rows = torch.from_numpy(np.random.default_rng(0).random((4000, 600), dtype=np.float32))
-    with mock.patch.object(torch, "get_num_threads", return_value=threads):
-        values, place = smallest(rows, 20)
+    values, place = smallest(rows, 20)
     torch.testing.assert_close(values.sort(1).values, rows.sort(1).values[:, :20], rtol=0, atol=0)
     assert torch.equal(rows.gather(1, place), values)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    seed=st.integers(0, 2**31),
+    widths=st.lists(st.integers(1, 120), min_size=1, max_size=4),
+    k=st.integers(1, 12),
+    levels=st.integers(1, 2000),
+    slope=st.sampled_from([-1.0, 0.0, 1.0]),
+    turned=st.booleans(),
+)
+def test_blocks_compete_for_the_smallest_entries(seed, widths, k, levels, slope, turned):
+    """In any order of blocks: also where each has nearer ones than all before, or none of them."""
+    rng = np.random.default_rng(seed)
+    ranks = slope * levels * np.repeat(np.arange(len(widths)), widths)
+    rows = torch.from_numpy((rng.integers(0, levels, (7, sum(widths))) + ranks).astype(np.float32))
+    rows[0, 1:] = np.inf
+    values, columns = torch.full((7, k), np.inf), torch.zeros(7, k, dtype=torch.int64)
+    for part, first in zip(rows.split(widths, 1), np.cumsum([0, *widths]).tolist(), strict=False):
+        block = part.mT.contiguous().mT if turned else part.contiguous()
+        merge_smallest_(values, columns, block, first)
+    known = min(k, rows.shape[1])
+    torch.testing.assert_close(values.sort(1).values[:, :known], rows.sort(1).values[:, :known], rtol=0, atol=0)
+    finite = values < np.inf
+    assert torch.equal(rows.gather(1, columns)[finite], values[finite])
+    assert all(len(set(row[own].tolist())) == own.sum() for row, own in zip(columns, finite, strict=True))
+
+
+@pytest.mark.parametrize("turned", [False, True])
+def test_a_block_with_few_of_the_smallest_is_read_once(turned):
+    rows = torch.from_numpy(np.random.default_rng(0).random((300, 900), dtype=np.float32))
+    near, far = rows[:, :600].contiguous(), rows[:, 600:]
+    far = far.mT.contiguous().mT if turned else far.contiguous()
+    values, columns = smallest(near, 10)
+    with mock.patch.object(nearest, "smallest", wraps=smallest) as select:
+        merge_smallest_(values, columns, far, 600)
+    assert max(call.args[0].shape[1] for call in select.call_args_list) < 100
+    torch.testing.assert_close(values.sort(1).values, rows.sort(1).values[:, :10], rtol=0, atol=0)
+    assert torch.equal(rows.gather(1, columns), values)
 
 
 COARSE = torch.float32, torch.bfloat16, torch.float16
