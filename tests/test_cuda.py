@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -255,3 +257,18 @@ def test_a_student_is_taught_on_the_device():
         optimizer.step()
         losses.append(float(loss.detach()))
     assert losses[-1] < 0.7 * losses[0]
+
+
+def test_the_first_linear_algebra_of_an_analysis_may_come_from_many_threads():
+    """Torch raises "lazy wrapper should be called at most once" where nothing has loaded it before."""
+    program = (
+        "from concurrent.futures import ThreadPoolExecutor\n"
+        "import torch, xarray as xr\n"
+        "from repaudit.analysis.layer_operators import _on\n"
+        "values = xr.DataArray(torch.eye(8).numpy())\n"
+        "with ThreadPoolExecutor(16) as pool:\n"
+        "    found = pool.map(lambda _: torch.linalg.eigvalsh(_on(values, 'cuda')).sum().item(), range(64))\n"
+        "    print(set(found))\n"
+    )
+    run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert run.stdout == "{8.0}\n", run.stderr

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import lru_cache
+from threading import Lock
 from typing import Any, Final
 
 import numpy as np
@@ -33,6 +34,8 @@ from repaudit.store.read.sketches import holds_sketches, sketches_by_layer
 
 MOST_EIGENVALUES: Final = 512
 """Samples up to which the spectral entropy is exact: all eigenvalues of more take longer than everything else."""
+
+_LOADING: Final = Lock()
 
 Key = tuple[str, int]
 """(model, step)."""
@@ -227,4 +230,12 @@ def _on(values: xr.DataArray, device: str) -> Any:
     """Move activations to the device; on the CPU they keep the labels that errors name."""
     if torch.device(device).type == "cpu":
         return values
+    with _LOADING:
+        _load_linear_algebra(device)
     return torch.as_tensor(values.values).to(device)
+
+
+@lru_cache(maxsize=16)
+def _load_linear_algebra(device: str) -> None:
+    """Let torch load its linear algebra of a device, which raises where several threads are the first to need it."""
+    torch.linalg.eigvalsh(torch.ones(1, 1, device=device))
