@@ -184,7 +184,8 @@ def _departures(
     operators: LayerOperators, study: Study, references: Mapping[str, tuple[Any, Sequence[str]]]
 ) -> dict[str, Any]:
     """Return the distance of the models from each reference at every step; a reference has a name of its content."""
-    steps, settings, tallies = study.selection.all_steps(), study.settings, Tallies()
+    steps, settings = study.selection.all_steps(), study.settings
+    tallies = Tallies(most=2 * len(operators.models()) + 1)  # of one step, the untrained networks, and the inputs
     values = {name: np.full((3, len(steps)), np.nan) for name in references}
     for index, step in enumerate(steps):
         here = operators.content(step)

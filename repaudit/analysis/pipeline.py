@@ -28,6 +28,7 @@ from repaudit.analysis.folder import (
 from repaudit.analysis.layer_names import Match
 from repaudit.analysis.layer_operators import LayerOperators, layer_operators, threads
 from repaudit.analysis.moving import scratch
+from repaudit.analysis.needed_memory import needed_memory
 from repaudit.analysis.parts import Margins, Parts, Progress, compute_parts
 from repaudit.analysis.selection import select
 from repaudit.analysis.settings import MAX_TOKENS, Settings, StoreStrategy
@@ -192,8 +193,12 @@ def run(
     settings: Settings,
     progress: Progress | None = None,
     answered: Callable[[Mapping[str, Any]], None] = lambda _summary: None,
+    planned: Callable[[int], None] = lambda _bytes: None,
 ) -> xr.DataTree:
-    """Run :func:`analyze` with its choices in one object; `answered` is called with the summary once it is known."""
+    """Run :func:`analyze` with its choices in one object.
+
+    `planned` is called with about how many bytes of memory it takes, `answered` with the summary once it is known.
+    """
     report = progress or (lambda _what, _done, _total: None)
     if out is not None and not os.fspath(out):
         raise AnalysisError("out: expected a folder for the results, found an empty text")
@@ -215,6 +220,7 @@ def run(
     ):
         study = Study(sources, selection, settings, cache, tuple(scales))
         slots = at_once(study, sketched)
+        planned(_needed(study))
         layers, failed = _operators(study, sketched, report)
         lines = [*sources.notes, *selection.left_out, *failed]
 
@@ -229,6 +235,12 @@ def run(
         results = _labelled(parts, summary)
         write_results(results, summary, folder, settings.figures, report)
     return results
+
+
+def _needed(study: Study) -> int:
+    operators = max((len(study.selection.keys(name)) for name in study.selection.layers), default=0)
+    smallest = min(scale.gauge.perplexity or study.samples.sizes[SAMPLE] for scale in study.scales)
+    return needed_memory(study.samples.sizes[SAMPLE], operators, smallest)
 
 
 @contextmanager

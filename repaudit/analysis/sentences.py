@@ -10,6 +10,7 @@ from typing import Any, Final
 import numpy as np
 import xarray as xr
 
+from repaudit.measure.curve import SMALLEST_CHANGE
 from repaudit.names import MODEL, STEP
 from repaudit.results import (
     DISTANCE,
@@ -125,8 +126,11 @@ def of_pairs(pairs: xr.Dataset) -> str:
 
 
 def with_settling(layer: Mapping[str, Any], single: bool, steps: int) -> str:
-    """Return the sentence of a layer with the step from which on it stays, or that of a single model."""
-    settled = layer["settled"]
+    """Return the sentence of a layer with the step from which on it stays, or that of a single model.
+
+    What stays does so within the interval of its end, which may be wide; what agrees has learned or inherited it.
+    """
+    settled, said = layer["settled"], [layer["sentence"]]
     if single:
         if not steps:
             return "One model, and no operator at any step: see what was left out."
@@ -135,7 +139,12 @@ def with_settling(layer: Mapping[str, Any], single: bool, steps: int) -> str:
         if settled is None:
             return "One model: it still moves, and only at its last step is where it ends."
         return f"One model: from step {settled} on it cannot be told from its own end."
-    return f"{layer['sentence']}{f' Settled from step {settled} on.' if settled is not None else ''}"
+    if settled is not None:
+        within = max(layer["end"] - layer["low"], layer["high"] - layer["end"], SMALLEST_CHANGE)
+        said.append(f"Settled from step {settled} on, to within {within:.2f}.")
+    if layer.get("agreement"):
+        said.append(f"The agreement is {layer['agreement']}.")
+    return " ".join(said)
 
 
 def joined(sentences: Mapping[str, str]) -> str:

@@ -180,7 +180,11 @@ def analyze(
                 _print_alone(summary["alone"], summary["models"], arguments)
                 print_answer(summary)
 
-        results = run(stores, folder if out is None else out, settings, report, answered)
+        def planned(needed: int) -> None:
+            about = f"{round(needed / 1e7) * 10:,} MB"
+            PlainConsole(stderr=True).print(f"needs about {about} of memory", highlight=False)
+
+        results = run(stores, folder if out is None else out, settings, report, answered, planned)
     summary = json.loads(results.attrs[SUMMARY])
     if as_json:
         typer.echo((folder / "summary.json").read_text(encoding="utf-8"))

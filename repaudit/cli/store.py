@@ -85,7 +85,7 @@ def _print_layers(models: list[dict[str, Any]], console: Console) -> None:
 def _tokenizer(encoding: dict[str, Any]) -> str:
     if not encoding:
         return "-"
-    name = Path(encoding.get("tokenizer", "unnamed")).name
+    name = Path(encoding.get("tokenizer", "")).name or "a tokenizer without a name"
     cut = f", {encoding['truncated']} texts cut to {encoding['max_length']}" if encoding.get("truncated") else ""
     return f"{name}{cut}"
 

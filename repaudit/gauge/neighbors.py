@@ -170,9 +170,9 @@ def _neighborhoods(
     if values.shape[1] <= k:
         return [Neighborhoods(everyone, columns, values)]
     following, farthest = values.max(1)
-    place = torch.arange(k, device=values.device)
-    order = place + (place >= farthest[:, None])  # all but the farthest
-    values, columns = values.gather(1, order), columns.gather(1, order)
+    for found in (values, columns):  # the last one takes the place of the farthest
+        found[everyone, farthest] = found[:, k]
+    values, columns = values[:, :k].contiguous(), columns[:, :k].contiguous()
     crowded = following <= values.amax(1) * (1 + DOUBT * TOLERANCE[values.dtype])
     if not bool(crowded.any()):
         return [Neighborhoods(everyone, columns, values)]

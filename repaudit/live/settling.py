@@ -76,7 +76,8 @@ class SettlingLayers:
         """Return the layers to watch of those that are recorded."""
         if self.patterns is None:
             return list(names)
-        meant = {pattern: matching(pattern, names) for pattern in self.patterns}
+        # a path without the model's base is one of a layer below it, as where it is recorded
+        meant = {pattern: matching(pattern, names) or matching(f"*.{pattern}", names) for pattern in self.patterns}
         unknown = [pattern for pattern, some in meant.items() if not some]
         if unknown:
             raise ValueError(f"layers: {', '.join(unknown)} is not recorded; recorded are {', '.join(names)}")

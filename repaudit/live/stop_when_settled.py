@@ -28,7 +28,8 @@ class StopWhenSettled(pl.Callback, TrainerCallback):
     Parameters
     ----------
     layers : sequence of str, optional
-        Names or patterns of recorded layers; all of them by default.
+        Names or patterns of recorded layers, with or without the path of the model's base (``layers[*]`` for
+        ``model.layers[*]``); all of them by default.
     patience : int
         Audits over which a layer must have stayed.
     action : "stop" or "freeze"

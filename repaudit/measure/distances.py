@@ -118,9 +118,7 @@ def calibrated_distances(
     """Compute the calibrated distances (first, T) of the first operators of a stack to all of them."""
     # A constant changes neither the distances nor their null, and without it near-uniform operators cancel nothing.
     constant = 1 / stack.samples
-    gram = stream_gram(
-        stack, memory=memory, progress=progress, moments=True, first=first, transform=lambda band: band.sub_(constant)
-    )
+    gram = stream_gram(stack, memory=memory, progress=progress, moments=True, first=first, constant=constant)
     distances: Array = np.sqrt(calibrated_squares(gram, stack.samples))
     return distances
 

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
 from dask.utils import parse_bytes
 from numpy.typing import NDArray
+from scipy.sparse import csr_array
 
 from repaudit.distance.squared import full_precision
 from repaudit.errors import OperatorError
+from repaudit.measure.sparse_products import Band, Transform, sparse_bands, squared_distance
 from repaudit.operators.stack import OperatorStack
 
 BAND_BYTES = 32 * 2**20
@@ -25,10 +26,12 @@ CLOSE, CLOSE_BY_SIDE = 3e-2, 2.0
 """Pairs with d^2 below the smaller of .03 and 2 / N of their squared norms are recomputed, which keeps rounding below
 1e-5 of d: the more products are summed, the more their errors average out."""
 
+SPARSE_BYTES = 256 * 2**20
+"""What a band of sparse operators may take: more than a dense one, as each band looks at every operator."""
+
 REFERENCES = 8
 """Operators whose mean stands for the mean of all: the closer it is, the less cancels; it need not be exact."""
 
-Transform = Callable[[torch.Tensor], Any]
 Progress = Callable[[int, int], None]
 
 
@@ -48,6 +51,7 @@ def stream_gram(
     *,
     memory: str | int = "2GB",
     transform: Transform | None = None,
+    constant: float = 0.0,
     moments: bool = False,
     first: int | None = None,
     progress: Progress | None = None,
@@ -64,44 +68,72 @@ def stream_gram(
     stack : OperatorStack
     memory : bytes, or text such as "2GB"
         Bound on what is held in addition to the operators: the (T, T) results and one band.
-    transform : function of a band, in place, optional
-        Applied to the entries first: for example a square root.
+    transform : function of entries, in place, optional
+        Applied to the entries first: for example a square root. Keeps 0 at 0.
+    constant : float
+        Subtracted from all entries of dense operators: that changes no distance, and of near-uniform ones less cancels.
     moments : bool
-        Whether to compute trace, sum and squared norm as well.
+        Whether to compute trace, sum and squared norm as well, of what is left.
     first : int, optional
         Compute the distances of this many first operators to all only: of new ones to known ones.
     progress : function of (rows done, rows in all), optional
     """
     size, top = len(stack), len(stack) if first is None else first
-    rows = _band_rows(stack, memory, top)
+    changed = _Changed(stack, memory, _band_rows(stack, memory, top), transform, constant)
     gram = torch.zeros((top, size), dtype=torch.float64)
     norms = torch.zeros(size, dtype=torch.float64)
     sums = torch.zeros((3, size), dtype=torch.float64)
-    for start, band in _bands(stack, rows, transform):
-        if moments:
-            _add_moments(sums, band, start)
-        _add_gram(gram, norms, _centred(band))
+    for band in changed.bands(moments=moments):
+        if band.moments is not None:
+            sums += band.moments
+        _add_gram(gram, norms, _centred(band.common))
+        if band.rare is not None:
+            _add_rare(gram, norms, band.rare)
         if progress is not None:
-            progress(start + band.shape[1], stack.samples)
+            progress(band.stop, stack.samples)
     square = gram[:, :top]
     norms[:top] = square.diagonal()
-    square.copy_(square.triu() + square.triu(1).T)
+    _mirror(square)
     if not torch.isfinite(norms).all():
-        _refuse_unsound(_bands(stack, rows, transform), size)
+        _refuse_unsound(changed.bands(), size)
     squared = gram.mul_(-2).add_(norms[:top, None]).add_(norms[None, :]).clamp_(min=0)
     close = _close_pairs(squared, norms, min(CLOSE, CLOSE_BY_SIDE / stack.samples))
-    if len(close):
-        _recompute(squared, close, _bands(stack, rows, transform))
+    if len(close) and stack.sparse and 2 * len(close) <= size:  # less to read than all operators once more
+        for first_of, other in close.tolist():
+            exact = squared_distance(stack, first_of, other, transform)
+            squared[first_of, other] = exact
+            if other < top:
+                squared[other, first_of] = exact
+    elif len(close):
+        _recompute(squared, close, changed.bands())
     squared.fill_diagonal_(0)
     trace, total, squares = sums.numpy()
     return Gram(squared.numpy(), trace, total, squares, len(close))
 
 
-def _bands(stack: OperatorStack, rows: int, transform: Transform | None) -> Iterator[tuple[int, torch.Tensor]]:
-    for start, band in stack.bands(rows):
-        if transform is not None:
-            transform(band)
-        yield start, band
+@dataclass(frozen=True)
+class _Changed:
+    """A stack, what a band of it may take, and what is done to it first."""
+
+    stack: OperatorStack
+    memory: str | int
+    rows: int
+    transform: Transform | None
+    constant: float
+
+    def bands(self, *, moments: bool = False) -> Iterator[Band]:
+        """Read the operators once, as dense or as sparse ones."""
+        if self.stack.sparse:
+            budget = min(SPARSE_BYTES, parse_bytes(self.memory) // 2)
+            yield from sparse_bands(self.stack, budget, self.transform, moments=moments)
+            return
+        for start, band in self.stack.bands(self.rows):
+            if self.transform is not None:
+                self.transform(band)
+            if self.constant:
+                band.sub_(self.constant)
+            sums = _moments(band, start) if moments else None
+            yield Band(start + band.shape[1], band.view(len(band), -1), moments=sums)
 
 
 def _band_rows(stack: OperatorStack, memory: str | int, first: int) -> int:
@@ -116,15 +148,13 @@ def _band_rows(stack: OperatorStack, memory: str | int, first: int) -> int:
     return int(max(1, min(stack.samples, BAND_BYTES // row, (budget - fixed) // (2 * row))))
 
 
-def _add_moments(moments: torch.Tensor, band: torch.Tensor, start: int) -> None:
+def _moments(band: torch.Tensor, start: int) -> torch.Tensor:
     diagonal = torch.diagonal(band[:, :, start : start + band.shape[1]], dim1=1, dim2=2)
-    moments[0] += diagonal.sum(1, dtype=torch.float64)
-    moments[1] += band.sum(2).sum(1, dtype=torch.float64)
-    moments[2] += torch.linalg.vector_norm(band, dim=2).to(torch.float64).square().sum(1)
+    squares = torch.linalg.vector_norm(band, dim=2).to(torch.float64).square().sum(1)
+    return torch.stack([diagonal.sum(1, dtype=torch.float64), band.sum(2).sum(1, dtype=torch.float64), squares])
 
 
-def _centred(band: torch.Tensor) -> torch.Tensor:
-    flat = band.view(len(band), -1)
+def _centred(flat: torch.Tensor) -> torch.Tensor:
     return flat.sub_(flat[:: max(1, len(flat) // REFERENCES)].mean(0))
 
 
@@ -141,10 +171,28 @@ def _add_gram(gram: torch.Tensor, norms: torch.Tensor, flat: torch.Tensor) -> No
                 gram[row:stop, row:] += columns[row:stop] @ columns[row:].T
 
 
-def _refuse_unsound(bands: Iterator[tuple[int, torch.Tensor]], size: int) -> None:
+def _add_rare(gram: torch.Tensor, norms: torch.Tensor, rare: csr_array) -> None:
+    """Add the products of what few operators hold."""
+    top = len(gram)
+    gram += torch.from_numpy((rare[:top] @ rare.T).toarray())
+    norms[top:] += torch.from_numpy(rare[top:].power(2).sum(1))
+
+
+def _mirror(square: torch.Tensor) -> None:
+    """Write the upper triangle into the lower one, without another matrix of that size."""
+    for start in range(0, len(square), 256):
+        here = slice(start, start + 256)
+        square[here, :start] = square[:start, here].T
+        block = square[here, here]
+        block.copy_(block.triu() + block.triu(1).T)
+
+
+def _refuse_unsound(bands: Iterator[Band], size: int) -> None:
     bad: set[int] = set()
-    for _, band in bands:
-        bad.update((~torch.isfinite(band).flatten(1).all(1)).nonzero().ravel().tolist())
+    for band in bands:
+        bad.update((~torch.isfinite(band.common).all(1)).nonzero().ravel().tolist())
+        if band.rare is not None:
+            bad.update(np.flatnonzero(~np.isfinite(band.rare.sum(1))).tolist())
     where = f"operators {sorted(bad)[:8]} of {size}: leave them out"
     raise OperatorError(f"expected finite entries (and non-negative ones under a root), found others in {where}")
 
@@ -154,16 +202,19 @@ def _close_pairs(squared: torch.Tensor, norms: torch.Tensor, share: float) -> to
     return close.triu_(1).nonzero()
 
 
-def _recompute(squared: torch.Tensor, pairs: torch.Tensor, bands: Iterator[tuple[int, torch.Tensor]]) -> None:
+def _recompute(squared: torch.Tensor, pairs: torch.Tensor, bands: Iterator[Band]) -> None:
     """Sum the squared differences of close pairs, as many at a time as take half of the band's size."""
     sums = torch.zeros(len(pairs), dtype=torch.float64)
-    for _, band in bands:
-        flat = band.view(len(band), -1)
-        count = -(-len(band) // 4)
+    for band in bands:
+        count = -(-len(band.common) // 4)
         for start in range(0, len(pairs), count):
             some = slice(start, start + count)
-            difference = flat[pairs[some, 0]].sub_(flat[pairs[some, 1]])
+            first, other = pairs[some].T
+            difference = band.common[first].sub_(band.common[other])
             sums[some] += torch.linalg.vector_norm(difference, dim=1).to(torch.float64).square_()
+            if band.rare is not None:
+                apart = band.rare[first.numpy()] - band.rare[other.numpy()]
+                sums[some] += torch.from_numpy(apart.power(2).sum(1))
     squared[pairs[:, 0], pairs[:, 1]] = sums
     both = pairs[:, 1] < len(squared)
     squared[pairs[both, 1], pairs[both, 0]] = sums[both]

@@ -157,10 +157,12 @@ class Tallies:
     ----------
     memory : int
         Bytes of the tallies that are kept.
+    most : int, optional
+        How many are kept: as many as come again.
     """
 
-    def __init__(self, memory: int = MEMORY) -> None:
-        self.memory = memory
+    def __init__(self, memory: int = MEMORY, most: int | None = None) -> None:
+        self.memory, self.most = memory, most
         self._kept: OrderedDict[tuple[int, int], tuple[Operator, Halves, Tally]] = OrderedDict()
 
     def __call__(self, operator: Operator, halves: Halves) -> Tally:
@@ -168,10 +170,15 @@ class Tallies:
         key = id(operator), id(halves)  # of objects that are held beside it, so that no other gets their address
         if key not in self._kept:
             self._kept[key] = operator, halves, Tally.of(operator, halves)
-            while len(self._kept) > 2 and sum(tally.nbytes for *_, tally in self._kept.values()) > self.memory:
+            while len(self._kept) > 2 and self._are_many():
                 self._kept.popitem(last=False)
         self._kept.move_to_end(key)
         return self._kept[key][2]
+
+    def _are_many(self) -> bool:
+        if self.most is not None and len(self._kept) > self.most:
+            return True
+        return sum(tally.nbytes for *_, tally in self._kept.values()) > self.memory
 
 
 def as_float64(operator: Operator) -> Matrix:

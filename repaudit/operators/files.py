@@ -118,10 +118,14 @@ class SparseOperatorFile:
 
     def read(self, target: NDArray[Any], start: int) -> None:
         """Fill dense (rows, N) from row `start` on."""
-        pointers = self.pointers[start : start + len(target) + 1]
-        columns, values = self._entries(int(pointers[0]), int(pointers[-1]))
+        pointers, columns, values = self.rows(start, start + len(target))
         target[:] = 0
         target[np.repeat(np.arange(len(target)), np.diff(pointers)), columns] = values
+
+    def rows(self, start: int, stop: int) -> tuple[NDArray[np.int64], NDArray[np.int32], NDArray[Any]]:
+        """Return the pointers of some rows, and the columns and values of their entries."""
+        pointers = self.pointers[start : stop + 1]
+        return pointers, *self._entries(int(pointers[0]), int(pointers[-1]))
 
     def _entries(self, first: int, last: int) -> tuple[NDArray[np.int32], NDArray[Any]]:
         columns, values = np.empty(last - first, np.int32), np.empty(last - first, self.dtype)

@@ -8,6 +8,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from scipy.sparse import csr_array, issparse
 
 from repaudit.errors import OperatorError
@@ -107,6 +108,24 @@ class OperatorStack:
             self._fill(part, start, stop)
             yield start, part
 
+    @property
+    def sparse(self) -> bool:
+        """Whether the first operator is sparse, as then all are where one gauge made them."""
+        return not self._cube and _is_sparse(self._item(0))
+
+    def entries(self, index: int, start: int, stop: int) -> tuple[NDArray[np.int64], NDArray[Any]]:
+        """Return the entries in some rows of one operator: places in this part of the matrix, in order, and values."""
+        operator = self._item(index)
+        if start == 0:
+            self._check(operator, index)
+        if isinstance(operator, SparseOperatorFile):
+            pointers, columns, values = operator.rows(start, stop)
+        else:
+            pointers, columns, values = _sparse_rows(matrix_of(operator), start, stop)
+        places = np.repeat(np.arange(stop - start, dtype=np.int64) * self.samples, np.diff(pointers))
+        places += columns
+        return places, values.astype(np.float64 if self.dtype is torch.float64 else np.float32, copy=False)
+
     def _item(self, index: int) -> Any:
         operator = self._operators[index]
         return operator if isinstance(operator, _FILES) else matrix_of(operator)
@@ -172,6 +191,36 @@ def _band(matrix: Any, start: int, stop: int) -> Any:
         return matrix.detach().index_select(0, torch.arange(start, stop, device=matrix.device)).to_dense()
     part = matrix[start:stop]
     return part.toarray() if hasattr(part, "toarray") else part
+
+
+def _is_sparse(operator: Any) -> bool:
+    if isinstance(operator, torch.Tensor):
+        return operator.layout is torch.sparse_csr or operator.layout is torch.sparse_coo
+    return issparse(operator) or isinstance(operator, SparseOperatorFile)
+
+
+def _sparse_rows(matrix: Any, start: int, stop: int) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
+    """Return where rows ``start`` to ``stop`` begin among their entries, and the columns and values of these."""
+    if isinstance(matrix, torch.Tensor) and matrix.layout is torch.sparse_coo:
+        whole = matrix.detach().coalesce()
+        rows, columns = whole.indices().cpu().numpy()
+        edges = np.searchsorted(rows, np.arange(start, stop + 1))
+        inside = slice(edges[0], edges[-1])
+        return edges, columns[inside], whole.values()[inside].cpu().numpy()
+    if isinstance(matrix, torch.Tensor) and matrix.layout is torch.sparse_csr:
+        matrix = csr_array(
+            tuple(
+                part.detach().cpu().numpy() for part in (matrix.values(), matrix.col_indices(), matrix.crow_indices())
+            ),
+            shape=tuple(matrix.shape),
+        )
+    part = csr_array(matrix if issparse(matrix) else _band(matrix, start, stop))
+    if not part.has_canonical_format:
+        part = part.copy()
+        part.sum_duplicates()
+    edges = part.indptr[start : stop + 1] if part.shape[0] != stop - start else part.indptr
+    inside = slice(edges[0], edges[-1])
+    return edges, part.indices[inside], part.data[inside]
 
 
 def _csr_band(matrix: torch.Tensor, start: int, stop: int) -> torch.Tensor:

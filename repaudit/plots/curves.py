@@ -128,7 +128,7 @@ def plot_comparison(comparison: Found, layer: str, ax: Axes | None = None, *, sp
             "halves of the features", (1, floor), (0, 1), xycoords=("axes fraction", "data"),
             textcoords="offset points", ha="right", va="bottom", fontsize=7, color=style.OTHER,
         )  # fmt: skip
-    canvas.null_axes(ax, comparison[STEP].values, label="distance (1 = unrelated)")
+    canvas.null_axes(ax, comparison[STEP].values, label="squared distance (1 = unrelated)")
     _legend(ax, handles, [DISTANCES[name] for name in lines])
     return ax
 
@@ -180,7 +180,7 @@ def plot_approach(
         line = line_of(approach, name, APPROACH, model=index)
         color = style.depth_color(everything.index(name), len(everything))
         handles.append(draw_curve(ax, line, color, band=len(names) <= 4, label=name))
-    canvas.null_axes(ax, approach[STEP].values, label="distance from its own end")
+    canvas.null_axes(ax, approach[STEP].values, label="squared distance from its own end")
     _legend(ax, handles, names)
     return ax
 
@@ -230,7 +230,7 @@ def plot_groups(groups: Found, layer: str, ax: Axes | None = None) -> Axes:
     return ax
 
 
-def plot_settling(settling: Sequence[Mapping[str, Any]], ax: Axes | None = None) -> Axes:
+def plot_settling(settling: Sequence[Mapping[str, Any]], ax: Axes | None = None, *, end: int | None = None) -> Axes:
     """Draw when each layer was first significantly below its start (ring) and when it settled (dot), first on top.
 
     Parameters
@@ -239,6 +239,8 @@ def plot_settling(settling: Sequence[Mapping[str, Any]], ax: Axes | None = None)
         ``settling`` of the summary: ``layer``, ``settled`` and ``below_start`` of each layer; both steps may be None.
     ax
         Where to draw; a new figure when None.
+    end
+        Last step of the analysis, up to which the axis goes; the last one that is drawn when None.
 
     Returns
     -------
@@ -259,11 +261,16 @@ def plot_settling(settling: Sequence[Mapping[str, Any]], ax: Axes | None = None)
         below, settled = entry.get("below_start"), entry.get("settled")
         if below is not None and settled is not None:
             ax.plot([below, settled], [row, row], color=canvas.FAINT, linewidth=1.4, zorder=1)
-        for step, face in ((below, "white"), (settled, canvas.INK)):
+        # the ring is the wider one, so that both are seen where they are at one step
+        for step, face, size in ((below, "white", 8), (settled, canvas.INK, 4)):
             if step is not None:
-                ax.plot([step], [row], "o", markersize=5, color=canvas.INK, markerfacecolor=face, zorder=2)
-    steps = {step for entry in shown for step in (entry.get("below_start"), entry.get("settled")) if step is not None}
-    canvas.step_axis(ax, sorted({0, *steps}))
+                ax.plot([step], [row], "o", markersize=size, color=canvas.INK, markerfacecolor=face, zorder=2)
+    steps = {entry.get(which) for entry in shown for which in ("below_start", "settled")} | {0, end}
+    known = sorted(step for step in steps if step is not None)
+    canvas.step_axis(ax, known)
+    if end is not None:
+        ax.update_datalim([(known[0], 0), (known[-1], 0)])
+        ax.autoscale_view(scaley=False)
     canvas.despine(ax)
     ax.set_yticks(range(len(shown)), canvas.safes([str(entry["layer"]) for entry in shown], 34))
     ax.set_ylim(len(shown) - 0.5, -0.5)

@@ -180,7 +180,9 @@ def _over_layers(results: xr.DataTree, summary: Mapping[str, Any]) -> dict[str, 
     ]
     if settling:
         size = (5.6, 0.6 + 0.22 * len(settling))
-        figures["settling"] = partial(_one, size, lambda ax: curves.plot_settling(settling, ax))
+        figures["settling"] = partial(
+            _one, size, lambda ax: curves.plot_settling(settling, ax, end=max(summary.get("steps", ()), default=None))
+        )
     trajectories = group(results, TRAJECTORIES, TOGETHER)
     if trajectories is not None and trajectories.sizes[LAYER] > 1:
         figures["together"] = partial(_one, (6.4, 5.4), lambda ax: embeddings.plot_together(trajectories, ax))

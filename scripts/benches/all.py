@@ -42,7 +42,9 @@ ROWS: Final = (
     Row("Operators, two threads", "gauge --samples 2000 5000 20000 --slow-until 0 --rounds 5", 2, "The same."),
     Row("Recording", "capture", 2, "An audit over bare forwards of the probe set, and the CPU time of a training with "
         "audits every 50 steps, less these forwards, over that without."),
-    Row("The store", "store --steps 20", 2, "A commit and a read over those of `np.save`, plain zarr and others."),
+    Row("The store", "store --steps 20", 2, "A commit over the bare writing of its bytes, beside `np.save`, "
+        "safetensors, plain zarr and Icechunk (the last two force nothing to the device); appending and opening as the "
+        "steps grow in number."),
     Row("Distances", "analyze --steps 0", 2, "Distances of T operators of 1,000 samples over the bare Gram product."),
     Row("Merging", "merge", 1, "Barycenters beside POT's own."),
     Row("Sketches", "sketch", 1, "Nearest operators by sketches, beside all pairs of all entries."),

@@ -25,6 +25,7 @@ def peers(X: torch.Tensor, slow: bool) -> dict[str, Callable[[], object]]:
         array = X.cpu().numpy()
         found |= {"pdist": lambda: pdist_gauge(array), "graphtools exact": lambda: graph(array, exact=True)}
         found["graphtools default"] = lambda: graph(array, exact=False)
+        found["scikit-learn, 45 neighbours"] = lambda: neighbors(array)
     return found
 
 
@@ -44,6 +45,13 @@ def graph(array: np.ndarray, exact: bool) -> object:
 
     kind = {"graphtype": "exact", "thresh": 0} if exact else {}
     return graphtools.Graph(array, knn=5, decay=40, anisotropy=1, n_pca=None, verbose=0, **kind).diff_op
+
+
+def neighbors(array: np.ndarray) -> object:
+    """What comes before any kernel: the nearest neighbours, by scikit-learn."""
+    from sklearn.neighbors import NearestNeighbors
+
+    return NearestNeighbors(n_neighbors=46, algorithm="brute").fit(array).kneighbors_graph(mode="distance")
 
 
 def timed(call: Callable[[], object], device: str) -> float:

@@ -23,6 +23,8 @@ from analyze import Peak, write_store
 from moto.server import ThreadedMotoServer
 
 import repaudit as ra
+from repaudit.analysis.pipeline import run
+from repaudit.analysis.settings import Settings
 
 BARE: dict[str, Any] = {"frames": 0, "units": 0, "similarity": (), "figures": "none"}
 KEYS = {"AWS_ACCESS_KEY_ID": "bench", "AWS_SECRET_ACCESS_KEY": "bench", "AWS_DEFAULT_REGION": "us-east-1"}
@@ -38,12 +40,14 @@ def one(url: str, cores: int, workers: bool, out: str) -> None:
         cluster = LocalCluster(n_workers=cores, threads_per_worker=1, dashboard_address=None)
         options["scheduler"] = cluster.scheduler_address
         cluster.get_client().submit(lambda: __import__("repaudit").analyze).result()
+    told: list[int] = []
     with Peak() as peak:
         start = time.perf_counter()
-        results = ra.analyze(url, out, cache=False, **options)
+        results = run(url, out, Settings.of({**options, "cache": False}), planned=told.append)
         seconds = time.perf_counter() - start
     spread = results["spread"]["spread"].values.tolist()
-    print(json.dumps({"seconds": seconds, "megabytes": peak.megabytes, "spread": spread}))
+    found = {"seconds": seconds, "megabytes": peak.megabytes, "told": told[0] / 1e6, "spread": spread}
+    print(json.dumps(found))
 
 
 def measured(url: str, cores: int, workers: bool, folder: Path) -> dict[str, Any]:
@@ -86,8 +90,10 @@ def memory(samples: int, every: list[int], folder: Path) -> None:
     for steps in every:
         url = folder / f"{steps}.zarr"
         write_store(url, range(steps), samples, 2, 64, pace=steps / 4)
-        peaks.append(measured(str(url), 2, False, folder)["megabytes"])
-        print(f"T={steps:<6} {samples} samples: peak {peaks[-1]:.0f} MB ({peaks[-1] / peaks[0]:.2f}x)", flush=True)
+        found = measured(str(url), 2, False, folder)
+        peaks.append(found["megabytes"])
+        seen = f"peak {peaks[-1]:.0f} MB ({peaks[-1] / peaks[0]:.2f}x)"
+        print(f"T={steps:<6} {samples} samples: {seen}, told in advance {found['told']:.0f} MB", flush=True)
 
 
 def main() -> None:

@@ -15,6 +15,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -36,12 +37,64 @@ def raw_floor(folder: Path, step: int, arrays: Arrays) -> None:
 
 
 def np_save(folder: Path, step: int, arrays: Arrays) -> None:
-    """The peer: one .npy a layer, each forced to the device."""
+    """One .npy a layer, each forced to the device."""
     for name, values in arrays.items():
         with (folder / f"step{step}-{name}.npy").open("wb") as file:
             np.save(file, values)
             file.flush()
             os.fsync(file.fileno())
+
+
+def safetensors(folder: Path, step: int, arrays: Arrays) -> None:
+    """One file a step, forced to the device."""
+    from safetensors.numpy import save_file
+
+    path = folder / f"step{step}.safetensors"
+    save_file(arrays, path)
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+
+
+class PlainZarr:
+    """Arrays of a group that grow by a step: no commit, no checksum, nothing forced to the device."""
+
+    def __init__(self, store: Any, arrays: Arrays) -> None:
+        import zarr
+
+        group = zarr.open_group(store, mode="w")
+        self.arrays = {
+            name: group.create_array(
+                name, shape=(0, *values.shape), chunks=(1, *values.shape), dtype=values.dtype, compressors=None
+            )
+            for name, values in arrays.items()
+        }
+
+    def append(self, step: int, arrays: Arrays) -> None:
+        for name, values in arrays.items():
+            self.arrays[name].resize((step + 1, *values.shape))
+            self.arrays[name][step] = values
+
+
+class Icechunk:
+    """The same arrays in Icechunk: a commit for each step, nothing forced to the device."""
+
+    def __init__(self, folder: Path, arrays: Arrays) -> None:
+        import icechunk
+
+        self.repository = icechunk.Repository.create(icechunk.local_filesystem_storage(str(folder)))
+        session = self.repository.writable_session("main")
+        PlainZarr(session.store, arrays)
+        session.commit("begin")
+
+    def append(self, step: int, arrays: Arrays) -> None:
+        import zarr
+
+        session = self.repository.writable_session("main")
+        group = zarr.open_group(session.store)
+        for name, values in arrays.items():
+            group[name].resize((step + 1, *values.shape))
+            group[name][step] = values
+        session.commit(f"step {step}")
 
 
 def probe_of(samples: int) -> StoredProbeSet:
@@ -54,19 +107,29 @@ def open_writer(url: Path, arrays: Arrays, samples: int, **keywords: Any) -> ra.
 
 
 def bench_recording(folder: Path, steps: int, arrays: Arrays, samples: int) -> dict[str, Any]:
-    """Alternate floor, peer and the protocol step by step, so that all see the same disk; medians over steps."""
-    times: dict[str, list[float]] = {"floor": [], "np.save": [], "commit": [], "blocked": []}
+    """Alternate floor, peers and the protocol step by step, so that all see the same disk; medians over steps."""
+    times: dict[str, list[float]] = {}
+    peers = {
+        "np.save": lambda step: np_save(folder, step, arrays),
+        "safetensors": lambda step: safetensors(folder, step, arrays),
+    }
+    plain = PlainZarr(folder / "plain.zarr", arrays)
+    peers["zarr"] = lambda step: plain.append(step, arrays)
+    if find_spec("icechunk") is not None:
+        icechunk = Icechunk(folder / "icechunk", arrays)
+        peers["icechunk"] = lambda step: icechunk.append(step, arrays)
 
     def timed(name: str, action: Callable[[], Any]) -> None:
         start = time.perf_counter()
         action()
-        times[name].append(time.perf_counter() - start)
+        times.setdefault(name, []).append(time.perf_counter() - start)
 
     durable, queued = folder / "durable.zarr", folder / "queued.zarr"
     with open_writer(durable, arrays, samples) as writer, open_writer(queued, arrays, samples) as background:
         for step in range(steps):
             timed("floor", lambda step=step: raw_floor(folder, step, arrays))
-            timed("np.save", lambda step=step: np_save(folder, step, arrays))
+            for name, write in peers.items():
+                timed(name, lambda step=step, write=write: write(step))
             timed("commit", lambda step=step: (writer.append(step, arrays, copy=False), writer.flush()))
             timed("blocked", lambda step=step: background.append(step, arrays))
             background.flush()
@@ -78,7 +141,7 @@ def bench_recording(folder: Path, steps: int, arrays: Arrays, samples: int) -> d
         "floor_MB_per_s": size / floor / 1e6,
         "commit_over_floor": statistics.median(times["commit"]) / floor,
         "commit_over_floor_quartiles": [float(np.quantile(ratios, q)) for q in (0.25, 0.75)],
-        "np_save_over_floor": statistics.median(times["np.save"]) / floor,
+        "peers_over_floor": {name: statistics.median(times[name]) / floor for name in peers},
         "blocked_ms_per_audit": 1e3 * statistics.median(times["blocked"]),
     }
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import xarray as xr
 
-from repaudit.analysis.sentences import headline
+from repaudit.analysis.sentences import headline, with_settling
 from repaudit.analysis.summary import layer_summary
 from repaudit.measure.curve import of_most_models
 from repaudit.results import HIGH, LOW, N_MODELS, SPREAD
@@ -63,3 +63,25 @@ def test_a_verdict_is_that_of_the_last_phase_and_says_since_when(values: list[fl
 def test_it_is_the_scales_that_differ() -> None:
     verdicts = {"neighbourhoods": {"a": "unchanged", "b": "converging"}, "shape": {"a": "diverging", "b": "unrelated"}}
     assert headline(verdicts, 3, [0, 10]).endswith("The scales differ in a, b.")
+
+
+@pytest.mark.parametrize(
+    ("known", "said"),
+    [
+        ({"settled": 40, "agreement": None}, "Settled from step 40 on, to within 0.24."),
+        ({"settled": 40, "agreement": "learned"}, "Settled from step 40 on, to within 0.24. The agreement is learned."),
+        ({"settled": None, "agreement": "inherited"}, "The agreement is inherited."),
+        ({"settled": None, "agreement": None}, ""),
+    ],
+)
+def test_a_sentence_ends_with_what_settled_means_and_where_the_agreement_is_from(
+    known: dict[str, object], said: str
+) -> None:
+    """An end whose interval is wide takes in much: a reader sees how much."""
+    layer = {"sentence": "The models converge.", "end": 0.4, "low": 0.24, "high": 0.64} | known
+    assert with_settling(layer, single=False, steps=5) == f"The models converge. {said}".strip()
+
+
+def test_what_rests_exactly_has_settled_to_within_the_smallest_change() -> None:
+    layer = {"sentence": "x", "end": 0.4, "low": 0.4, "high": 0.4, "settled": 7, "agreement": None}
+    assert with_settling(layer, single=False, steps=5) == "x Settled from step 7 on, to within 0.01."

@@ -180,3 +180,11 @@ def test_what_was_stopped_frozen_or_still_moves_is_logged(tmp_path: Path, caplog
     assert "still moving" not in caplog.text
     fit(tmp_path / "moves", 1000, ra.StopWhenSettled(["2"], patience=3, gauge=GAUGE), steps=20)
     assert "repaudit: at the end of the training still moving: 2" in caplog.text
+
+
+def test_layers_are_named_with_or_without_the_path_of_the_base() -> None:
+    names = dict.fromkeys(["bert.encoder.layer.0", "bert.encoder.layer.1", "bert.pooler"])
+    for pattern in ("bert.encoder.layer[-1]", "encoder.layer[-1]", "layer[-1]"):
+        assert SettlingLayers([pattern]).watched(names) == ["bert.encoder.layer.1"]
+    with pytest.raises(ValueError, match=r"coder.layer\[0\] is not recorded"):
+        SettlingLayers(["coder.layer[0]"]).watched(names)

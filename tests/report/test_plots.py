@@ -264,3 +264,14 @@ def test_a_tree_without_the_group_is_told(make_results, ax):
     del results["spread"]
     with pytest.raises(AnalysisError, match=r"with the group 'spread'.* found a tree with 'trajectories'"):
         plots.plot_spread(results, ax=ax)
+
+
+def test_rings_are_seen_around_dots_and_the_axis_goes_to_the_end_of_the_analysis(ax):
+    plots.plot_settling([{"layer": "norm", "settled": 40, "below_start": 40}], ax=ax, end=600)
+    ring, dot = ax.lines[-2:]
+    assert ring.get_markersize() > dot.get_markersize() + 2
+    assert ring.get_markerfacecolor() == "white" != dot.get_markerfacecolor()
+    low, high = ax.get_xlim()
+    assert low < 0
+    assert high > 600
+    assert 600 in ax.get_xticks()

@@ -30,9 +30,9 @@ def spread_figure(spread: xr.Dataset, layer: str, phases: Sequence[Phase] = (), 
 
 
 def approach_figure(approach: xr.Dataset, layer: str, others: str = "") -> go.Figure:
-    """Draw a single model's distance from its own last operator over steps, like the spread of several."""
+    """Draw a single model's squared distance from its own last operator over steps, like the spread of several."""
     axis = style.StepAxis.of(approach[STEP].values)
-    return _curve_figure(axis, line_of(approach, layer, APPROACH, model=0), (), "distance", others)
+    return _curve_figure(axis, line_of(approach, layer, APPROACH, model=0), (), "squared distance", others)
 
 
 def every_line(dataset: xr.Dataset, variable: str, **where: int) -> dict[str, Any]:
@@ -88,7 +88,7 @@ def comparison_figure(comparison: xr.Dataset | None, spread: xr.Dataset | None, 
             hovertemplate="halves of one model's features %{y:.3f}<extra></extra>",
         )  # fmt: skip
     canvas.legend(made, above=True)
-    return canvas.null_axis(made, axis, max([1.1, *(1.06 * line.top for line in lines.values())]), "distance")
+    return canvas.null_axis(made, axis, max([1.1, *(1.06 * line.top for line in lines.values())]), "squared distance")
 
 
 def groups_figure(groups: xr.Dataset, layer: str) -> go.Figure:
