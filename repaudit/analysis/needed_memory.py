@@ -20,8 +20,8 @@ ENTRIES: Final = 32 * 6
 """Bytes for a row of one sparse operator and effective neighbour, while distances are computed."""
 
 
-def needed_memory(samples: int, operators: int, perplexity: float) -> int:
-    """Return about how many bytes an analysis takes beside its imports: the largest of what it does one by one.
+def needed_memory(samples: int, operators: int, perplexity: float, at_once: int = 1) -> int:
+    """Return about how many bytes an analysis takes beside its imports: those of the largest part, as often as it runs.
 
     Its constants were measured (``scripts/bench scale`` prints what was told beside what was seen).
 
@@ -32,13 +32,15 @@ def needed_memory(samples: int, operators: int, perplexity: float) -> int:
         Of one layer: all models at all steps.
     perplexity : float
         The smallest one.
+    at_once : int
+        Parts that are computed at the same time.
 
     Examples
     --------
     >>> round(needed_memory(256, 100, 15) / 2**20), round(needed_memory(256, 2000, 15) / 2**20)
-    (109, 413)
+    (157, 461)
     """
     sparse = 3 * perplexity * SPARSE <= samples
-    band = min(SPARSE_BYTES, int(operators * samples * perplexity * ENTRIES)) if sparse else BAND_BYTES * 3 // 2
+    band = min(SPARSE_BYTES, int(operators * samples * perplexity * ENTRIES)) if sparse else 3 * BAND_BYTES
     together = OF_OPERATORS * 8 * operators**2 + band
-    return BASE + max(OF_SAMPLES * 8 * samples**2, together)
+    return BASE + at_once * max(OF_SAMPLES * 8 * samples**2, together)

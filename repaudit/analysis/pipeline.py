@@ -220,7 +220,7 @@ def run(
     ):
         study = Study(sources, selection, settings, cache, tuple(scales))
         slots = at_once(study, sketched)
-        planned(_needed(study))
+        planned(_needed(study, slots))
         layers, failed = _operators(study, sketched, report)
         lines = [*sources.notes, *selection.left_out, *failed]
 
@@ -237,10 +237,10 @@ def run(
     return results
 
 
-def _needed(study: Study) -> int:
+def _needed(study: Study, at_once: int) -> int:
     operators = max((len(study.selection.keys(name)) for name in study.selection.layers), default=0)
     smallest = min(scale.gauge.perplexity or study.samples.sizes[SAMPLE] for scale in study.scales)
-    return needed_memory(study.samples.sizes[SAMPLE], operators, smallest)
+    return needed_memory(study.samples.sizes[SAMPLE], operators, smallest, at_once)
 
 
 @contextmanager
