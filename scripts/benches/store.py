@@ -81,6 +81,7 @@ class Icechunk:
     def __init__(self, folder: Path, arrays: Arrays) -> None:
         import icechunk
 
+        icechunk.set_logs_filter("error")
         self.repository = icechunk.Repository.create(icechunk.local_filesystem_storage(str(folder)))
         session = self.repository.writable_session("main")
         PlainZarr(session.store, arrays)
