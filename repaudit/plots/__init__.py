@@ -8,7 +8,6 @@ from repaudit.plots.curves import (
     plot_comparison,
     plot_diagnostics,
     plot_groups,
-    plot_settling,
     plot_spread,
 )
 from repaudit.plots.embeddings import plot_embedding, plot_frame, plot_together, plot_trajectories, plot_units
@@ -16,6 +15,7 @@ from repaudit.plots.maps import plot_similarity
 from repaudit.plots.pairs import plot_pairs
 from repaudit.plots.points import path
 from repaudit.plots.saving import save_figures
+from repaudit.plots.settling import plot_settling
 
 __all__ = [
     "path",

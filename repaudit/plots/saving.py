@@ -21,6 +21,7 @@ from repaudit.plots import canvas, curves, embeddings, maps, style
 from repaudit.plots.lines import DISTANCES, band_of, line_of, varying
 from repaudit.plots.pairs import pair_distances, plot_pairs
 from repaudit.plots.scales import at_scale, scales, summary_at
+from repaudit.plots.settling import plot_settling
 from repaudit.results import (
     APPROACH,
     COMPARISON,
@@ -181,7 +182,7 @@ def _over_layers(results: xr.DataTree, summary: Mapping[str, Any]) -> dict[str, 
     if settling:
         size = (5.6, 0.6 + 0.22 * len(settling))
         figures["settling"] = partial(
-            _one, size, lambda ax: curves.plot_settling(settling, ax, end=max(summary.get("steps", ()), default=None))
+            _one, size, lambda ax: plot_settling(settling, ax, end=max(summary.get("steps", ()), default=None))
         )
     trajectories = group(results, TRAJECTORIES, TOGETHER)
     if trajectories is not None and trajectories.sizes[LAYER] > 1:
