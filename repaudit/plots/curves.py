@@ -108,7 +108,7 @@ def plot_comparison(comparison: Found, layer: str, ax: Axes | None = None, *, sp
     >>> values = {"from_inputs": (("layer", "step"), [[0.2, 0.7]]), "feature_halves": ("layer", [0.03])}
     >>> comparison = xr.Dataset(values, coords={"layer": ["norm"], "step": [0, 10]})
     >>> plot_comparison(comparison, "norm", ax=Figure().add_subplot()).get_ylabel()
-    'distance (1 = unrelated)'
+    'squared distance (1 = unrelated)'
     """
     comparison = at_one_scale(comparison, COMPARISON)
     spread = None if spread is None else at_one_scale(spread, SPREAD)
