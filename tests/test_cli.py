@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -298,7 +299,9 @@ def test_progress_without_a_terminal_is_lines(planted_store, tmp_path, within):
     flags = ("--json", "--no-figures", "--frames", "0", "--units", "0")
     run = repaudit("analyze", planted_store(), "--out", tmp_path / "out", *flags)
     assert json.loads(run.stdout)["status"] == "complete", run.stderr
-    said = [line.partition("] ")[2].split() for line in run.stderr.splitlines()]
+    (needed,) = [line for line in run.stderr.splitlines() if not line.startswith("[")]
+    assert re.fullmatch(r"needs about [\d,]+0 MB of memory", needed)
+    said = [line.partition("] ")[2].split() for line in run.stderr.splitlines() if line != needed]
     stages = [what for what, *_ in said if what != "reading"]  # which is said only where that takes a second
     assert list(dict.fromkeys(stages)) == ["operators", "results", "writing"]
     counts = {what: more[0].split("/") for what, *more in said if what != "reading"}
