@@ -18,7 +18,7 @@ from repaudit.store.read import catalog
 
 MISSING = object()
 WRONG = (MISSING, None, True, -1, 0, 7, 10**7, 10**30, 1.5, float("nan"), "", "wrong", [], [-1], [[]], {}, {"a": []})
-SHARES = (399, pytest.param(11, marks=[pytest.mark.slow, pytest.mark.timeout(1800)]))
+SHARES = (283, pytest.param(11, marks=[pytest.mark.slow, pytest.mark.timeout(1800)]))
 """Of so many damages one is tried; primes, so that every kind of damage meets every place."""
 
 
