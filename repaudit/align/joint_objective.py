@@ -127,6 +127,8 @@ class JointObjective(nn.Module):
         hold: float = 0.0,
     ) -> None:
         super().__init__()
+        if not isinstance(match, nn.Module):
+            raise TypeError(f"match: expected one such as OperatorMatch(target), found a {type(match).__name__}")
         for name, value in (("weight", weight), ("hold", hold)):
             if not 0 <= value < float("inf"):
                 raise ValueError(f"{name}: expected a number, 0 or more, found {value!r}")

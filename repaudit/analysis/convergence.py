@@ -67,8 +67,12 @@ def undefined_spreads(dataset: xr.Dataset, operators: LayerOperators, samples: i
 
 
 def missing_starts(operators: LayerOperators) -> list[str]:
-    """Say which models lack step 0 where others have it, so that nothing is compared with the untrained networks."""
+    """Say which models lack step 0, so that nothing is compared with the untrained networks."""
     start = operators.at(0)
+    if not start and len(operators.steps()) > 1 and len(operators.models()) > 1:
+        return [
+            f"layer {operators.layer}: untrained networks, of which none was recorded (audit before the first step)"
+        ]
     lacking = ", ".join(model for model in operators.models() if model not in start)
     return (
         [f"layer {operators.layer}: untrained networks, of which {lacking} has no step 0"] if start and lacking else []

@@ -143,7 +143,7 @@ def with_settling(layer: Mapping[str, Any], single: bool, steps: int) -> str:
         within = max(layer["end"] - layer["low"], layer["high"] - layer["end"], SMALLEST_CHANGE)
         said.append(f"Settled from step {settled} on, to within {within:.2f}.")
     if layer.get("agreement"):
-        said.append(f"The agreement is {layer['agreement']}.")
+        said.append(f"At this scale the agreement is {layer['agreement']}.")
     return " ".join(said)
 
 

@@ -63,6 +63,10 @@ def watch(
     as_json: AsJson = False,
 ) -> None:
     """Watch trainings that are being recorded: each model's last audit, and the spread of each layer so far."""
+    if serve and (once or as_json):
+        raise typer.BadParameter(
+            f"--serve shows a page until it is stopped: leave out {'--once' if once else '--json'}"
+        )
     with one_line_errors():
         from repaudit.gauge.gauge import DiffusionGauge
         from repaudit.live.watcher import Watcher

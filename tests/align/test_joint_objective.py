@@ -357,3 +357,14 @@ def test_the_cost_of_a_frame_that_moves() -> None:
 def test_an_impossible_hold_is_refused(wrong: float) -> None:
     with pytest.raises(ValueError, match="hold: expected a number, 0 or more"):
         students.objective(hold=wrong)
+
+
+def test_arguments_in_the_wrong_places_are_told_when_they_are_given() -> None:
+    target = ra.AlignmentTarget.from_operator(ra.DiffusionGauge(perplexity=3)(torch.randn(20, 4)))
+    with pytest.raises(
+        TypeError, match=r"match: expected one such as OperatorMatch\(target\), found an? AlignmentTarget"
+    ):
+        ra.JointObjective(target)  # type: ignore[arg-type]
+    objective = ra.JointObjective(ra.OperatorMatch(target), layer="0")
+    with pytest.raises(TypeError, match="objective: expected a JointObjective behind the student, found a Linear"):
+        ra.AlignedFineTuning(objective, nn.Linear(2, 2))  # type: ignore[arg-type]

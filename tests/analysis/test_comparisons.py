@@ -61,6 +61,8 @@ def test_what_is_inherited_from_the_inputs_is_told_from_what_is_learned(tmp_path
     assert against["from_untrained"].sel(step=0) == 0
     assert against["from_untrained"].sel(step=10) > 0.9
     assert results.repaudit.summary["layers"]["layer"]["agreement"] == "learned"
+    late = ra.analyze(tmp_path / "s.zarr", tmp_path / "late", steps=[10], **BARE)
+    assert not any("untrained" in line for line in late.repaudit.summary["left_out"]), "one step has no start"
     early = ra.analyze(tmp_path / "s.zarr", tmp_path / "early", steps=[0], **BARE)
     assert early.repaudit.summary["layers"]["layer"]["agreement"] == "inherited"
 
@@ -350,3 +352,9 @@ def test_where_nothing_changes_it_is_told_what_could_not_be_seen():
     assert of_curve("unchanged", seen, 0, margins).endswith("a change of less than 0.17 would not be seen.")
     for verdict, known in (("converging", margins), ("unchanged", None), ("unchanged", margins / 10)):
         assert "would not be seen" not in of_curve(verdict, seen, 0, known)
+
+
+def test_a_training_without_its_untrained_network_is_told(planted_store):
+    results = ra.analyze(planted_store(models=2, steps=(10, 20, 30), layers=("layer",)), **BARE)
+    told = [line for line in results.repaudit.summary["left_out"] if "untrained" in line]
+    assert told == ["layer layer: untrained networks, of which none was recorded (audit before the first step)"]

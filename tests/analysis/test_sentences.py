@@ -69,8 +69,11 @@ def test_it_is_the_scales_that_differ() -> None:
     ("known", "said"),
     [
         ({"settled": 40, "agreement": None}, "Settled from step 40 on, to within 0.24."),
-        ({"settled": 40, "agreement": "learned"}, "Settled from step 40 on, to within 0.24. The agreement is learned."),
-        ({"settled": None, "agreement": "inherited"}, "The agreement is inherited."),
+        (
+            {"settled": 40, "agreement": "learned"},
+            "Settled from step 40 on, to within 0.24. At this scale the agreement is learned.",
+        ),
+        ({"settled": None, "agreement": "inherited"}, "At this scale the agreement is inherited."),
         ({"settled": None, "agreement": None}, ""),
     ],
 )

@@ -179,6 +179,19 @@ def test_the_auto_class_that_was_hinted_at_builds_it():
     assert type(built) is tf.T5ForConditionalGeneration
 
 
+def test_a_saved_model_is_of_the_class_that_its_config_names(tmp_path):
+    """Built as a causal language model, a classifier fails at its first loss with words about batch sizes."""
+    small = {"hidden_size": 8, "num_attention_heads": 2, "num_hidden_layers": 1, "intermediate_size": 8}
+    tf.BertForSequenceClassification(tf.BertConfig(vocab_size=16, **small)).save_pretrained(tmp_path / "classifier")
+    tf.BertModel(tf.BertConfig(vocab_size=16, is_decoder=True, **small)).save_pretrained(tmp_path / "bare")
+    config = tf.AutoConfig.from_pretrained(tmp_path / "classifier")
+    for source in (tmp_path / "classifier", str(tmp_path / "classifier"), config):
+        assert type(ra.HFTrainerModule(source).network) is tf.BertForSequenceClassification
+    masked = ra.HFTrainerModule(config, auto_class=tf.AutoModelForMaskedLM).network
+    assert type(masked) is tf.BertForMaskedLM
+    assert type(ra.HFTrainerModule(tmp_path / "bare").network) is tf.BertLMHeadModel, "a bare model has no loss"
+
+
 @pytest.mark.parametrize("path", ["/nowhere/x", "./nowhere"])
 def test_a_path_that_does_not_exist_is_named(path):
     with pytest.raises(FileNotFoundError, match=f"{path}: expected a folder with a pretrained model"):

@@ -21,6 +21,7 @@ from rich.console import Console
 from starlette.testclient import TestClient
 
 import repaudit as ra
+from repaudit.cli import app
 from repaudit.cli.watch import sparkline, view
 from repaudit.live.page import Board, application
 from repaudit.live.runs import Run
@@ -360,3 +361,13 @@ def test_without_a_terminal_or_a_store_it_is_one_line(store: Path, tmp_path: Pat
         timeout=120,
     )
     assert (run.returncode, len(run.stderr.strip().splitlines())) == (2, 1)
+
+
+@pytest.mark.parametrize("other", ["--once", "--json"])
+def test_a_page_until_it_is_stopped_is_no_single_look(
+    store: Path, other: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        app(["watch", str(store), "--serve", other], prog_name="repaudit")
+    assert ended.value.code == 2
+    assert f"leave out {other}" in " ".join(capsys.readouterr().err.replace("│", " ").split())

@@ -51,6 +51,10 @@ class AlignedFineTuning(HFTrainerModule):
         auto_class: Any = None,
         **model_options: Any,
     ) -> None:
+        if not isinstance(objective, JointObjective):
+            raise TypeError(
+                f"objective: expected a JointObjective behind the student, found a {type(objective).__name__}"
+            )
         super().__init__(config_or_model_or_path, learning_rate, weight_decay, auto_class, **model_options)
         self.objective = objective.prepare(self.network)
 

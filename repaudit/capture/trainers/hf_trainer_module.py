@@ -11,6 +11,10 @@ import lightning.pytorch as pl
 import torch
 from torch import nn
 
+_WITH_TASK: Final = ("For", "LMHead")
+"""Parts of the names of classes that have a loss; of a bare model there is none to train."""
+
+_WHERE: Final = ("trust_remote_code", "revision", "cache_dir", "token", "subfolder")
 _AUTO_CLASSES: Final = (
     "AutoModelForCausalLM",
     "AutoModelForSeq2SeqLM",
@@ -33,7 +37,8 @@ class HFTrainerModule(pl.LightningModule):
     learning_rate, weight_decay
         Those of AdamW.
     auto_class
-        The ``AutoModelFor...`` class that builds the model; causal language models by default.
+        The ``AutoModelFor...`` class that builds the model; by default the class that a saved model's config names,
+        and a causal language model where it names none.
     model_options
         Keywords for ``from_config`` or ``from_pretrained``.
 
@@ -111,34 +116,50 @@ def _with_labels(batch: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 
 def _build(source: Any, auto_class: Any, options: dict[str, Any]) -> nn.Module:
-    from transformers import AutoModelForCausalLM, PretrainedConfig
+    from transformers import PretrainedConfig
 
-    auto = auto_class or AutoModelForCausalLM
     if isinstance(source, nn.Module):
         return source
     if isinstance(source, PretrainedConfig):
+        auto = auto_class or _named_class(source)
         _check_class(auto, source)
-        built: nn.Module = auto.from_config(source, **options)
+        built: nn.Module = getattr(auto, "from_config", auto)(source, **options)
         return built
     if isinstance(source, str | PathLike):
-        return _from_path(source, auto, options)
+        return _from_path(source, auto_class, options)
     raise TypeError(
         f"config_or_model_or_path: expected a Hugging Face config, a model, or a path or hub id, found "
         f"{type(source).__name__}"
     )
 
 
-def _from_path(source: str | PathLike[str], auto: Any, options: dict[str, Any]) -> nn.Module:
+def _named_class(config: Any) -> Any:
+    """Return the class with a task that a config names, as a saved one does; else that of causal language models."""
+    import transformers
+
+    name = next(iter(getattr(config, "architectures", None) or []), "")
+    named = getattr(transformers, name, None) if any(part in name for part in _WITH_TASK) else None
+    is_model = isinstance(named, type) and issubclass(named, transformers.PreTrainedModel)
+    return named if is_model else transformers.AutoModelForCausalLM
+
+
+def _config_of(source: str | PathLike[str], options: Mapping[str, Any]) -> Any:
     from transformers import AutoConfig
 
+    where = {name: options[name] for name in _WHERE if name in options}
+    return options.get("config") or AutoConfig.from_pretrained(source, **where)
+
+
+def _from_path(source: str | PathLike[str], auto_class: Any, options: dict[str, Any]) -> nn.Module:
     path = Path(source).expanduser()
     if not path.exists() and (not isinstance(source, str) or path.is_absolute() or source.startswith(".")):
         raise FileNotFoundError(f"{source}: expected a folder with a pretrained model, or a hub id, found nothing")
+    auto = auto_class or _named_class(_config_of(source, options))
     try:
         loaded: nn.Module = auto.from_pretrained(source, **options)
     except ValueError as error:
         if "configuration class" in str(error):
-            _check_class(auto, AutoConfig.from_pretrained(source))
+            _check_class(auto, _config_of(source, options))
         raise
     return loaded
 
