@@ -57,6 +57,7 @@ LABEL: Final = "label"
 TEXT: Final = "text"
 THUMBNAIL: Final = "thumbnail"
 SHA256: Final = "sha256"
+RAW: Final = "raw"
 OF_SAMPLE: Final = "of_sample"
 POSITION: Final = "position"
 """Of a token in the place of a sample: which sample it is of, and its place among the tokens of that, from 0."""
@@ -115,6 +116,18 @@ def matching(pattern: str, names: Iterable[str]) -> list[str]:
         allowed = _numbers(index, count)
         found = {name: numbers for name, numbers in found.items() if int(numbers[place]) in allowed}
     return list(found)
+
+
+def matching_layers(pattern: str, names: Iterable[str]) -> list[str]:
+    """Return the layers that a pattern stands for; where none is, those whose path behind a model's base it matches.
+
+    Examples
+    --------
+    >>> matching_layers("h[*]", ["transformer.h.0", "transformer.h.1", "transformer.ln_f"])
+    ['transformer.h.0', 'transformer.h.1']
+    """
+    names = list(names)
+    return matching(pattern, names) or matching(f"*.{pattern}", names)
 
 
 def at_home(path: str | os.PathLike[str]) -> Path:

@@ -178,7 +178,7 @@ _COORDS: Final = {
     LABEL: ("label of the sample", "text"),
     TEXT: ("preview of the sample", "text"),
     THUMBNAIL: ("small picture of the sample: PNG in base64", "text"),
-    SHA256: ("SHA-256 of the sample's text", "text"),
+    SHA256: ("SHA-256 of the sample's text, or of its inputs where `raw` is `inputs`", "text"),
     OF_SAMPLE: ("sample that the token is of", "text"),
     POSITION: ("place of the token in its sample", "integer"),
     COMPONENT: ("component of the embedding", "integer"),

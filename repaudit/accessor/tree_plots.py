@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import TYPE_CHECKING
 
 import xarray as xr
@@ -9,7 +10,19 @@ import xarray as xr
 from repaudit.accessor.kinds import is_results, is_store, neither
 from repaudit.errors import AnalysisError
 from repaudit.names import LAYER
-from repaudit.results import DISTANCE, PAIRS, SPREAD, TRAJECTORIES, TRAJECTORY, group, names_of, of_layer
+from repaudit.results import (
+    DISTANCE,
+    EMBEDDING,
+    MERGED,
+    PAIRS,
+    SPREAD,
+    SUMMARY,
+    TRAJECTORIES,
+    TRAJECTORY,
+    group,
+    names_of,
+    of_layer,
+)
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -67,10 +80,46 @@ class TreePlots:
         dataset = self._group(TRAJECTORIES, TRAJECTORY, scale)
         return plot_trajectories(dataset, _last(dataset, TRAJECTORY) if layer is None else layer, ax)
 
+    def embedding(self, layer: str | None = None, scale: float | str | None = None, ax: Axes | None = None) -> Axes:
+        """Draw the samples in P*, by default that of the last layer; see :func:`repaudit.plots.plot_embedding`.
+
+        Raises
+        ------
+        AnalysisError
+            The tree is not that of an analysis; it has no such layer or scale.
+        """
+        from repaudit.plots import plot_embedding
+
+        dataset = self._group(MERGED, EMBEDDING, scale)
+        return plot_embedding(dataset, _last(dataset, EMBEDDING) if layer is None else layer, ax)
+
+    def settling(self, scale: float | str | None = None, ax: Axes | None = None) -> Axes:
+        """Draw when each layer first was below its start, and settled; see :func:`repaudit.plots.plot_settling`.
+
+        Raises
+        ------
+        AnalysisError
+            The tree is not that of an analysis; it has no such scale.
+        """
+        from repaudit.plots import plot_settling
+        from repaudit.plots.scales import scale_index, scales, summary_at
+
+        self._refuse_others()
+        summary = json.loads(self._tree.attrs[SUMMARY])
+        found = summary_at(summary, scales(self._tree)[scale_index(self._tree, scale)])
+        return plot_settling(found["settling"], ax, end=max(summary["steps"], default=None))
+
     def _group(self, name: str, variable: str, scale: float | str | None) -> xr.Dataset:
         """Return a group of the results at one scale."""
         from repaudit.plots.scales import at_scale, scale_index
 
+        self._refuse_others()
+        dataset = group(at_scale(self._tree, scale_index(self._tree, scale)), name, variable)
+        if dataset is None:
+            raise AnalysisError(f"these results know no {name}: it needs two models or more with a shared step")
+        return dataset
+
+    def _refuse_others(self) -> None:
         if is_store(self._tree):
             raise AnalysisError(
                 "expected the results of an analysis, found a store: analyze it first: results = ra.analyze(url), "
@@ -78,10 +127,6 @@ class TreePlots:
             )
         if not is_results(self._tree):
             raise neither(self._tree)
-        dataset = group(at_scale(self._tree, scale_index(self._tree, scale)), name, variable)
-        if dataset is None:
-            raise AnalysisError(f"these results know no {name}: it needs two models or more with a shared step")
-        return dataset
 
 
 def _last(dataset: xr.Dataset, variable: str) -> str:

@@ -14,8 +14,9 @@ from torch.nn.functional import cosine_similarity
 from repaudit.align.features import through, usable
 from repaudit.align.samples import rows_of
 from repaudit.errors import ActivationError
-from repaudit.names import SAMPLE, STEP
+from repaudit.names import ATTRS, RAW, SAMPLE, SHA256, STEP
 from repaudit.store.format.layout import ProbeSetLike
+from repaudit.store.format.sample_set import Raw
 from repaudit.store.read import catalog
 from repaudit.store.read.reader import open_store
 
@@ -68,6 +69,8 @@ class FeatureMatch(nn.Module):
         sizes = {name: len(value) for name, value in features.items()}
         if len(set(sizes.values())) != 1:
             raise ActivationError(f"expected teachers on the same samples, found {sizes or 'no teachers'}")
+        self._hashes: tuple[str, ...] = ()
+        self._raw: Raw = "text"
         self._count = next(iter(sizes.values()))
         self.samples = tuple(str(one) for one in (range(self._count) if samples is None else samples))
         if len(self.samples) != self._count or len(set(self.samples)) != self._count:
@@ -92,7 +95,11 @@ class FeatureMatch(nn.Module):
         tree = open_store(url)
         chosen = list(models) if models is not None else catalog.models(tree)
         last = {name: catalog.activations(tree, name, layer).isel({STEP: -1}).values for name in chosen}
-        return cls(last, [str(name) for name in tree.to_dataset()[SAMPLE].values])
+        root = tree.to_dataset()
+        made = cls(last, [str(name) for name in root[SAMPLE].values])
+        made._raw = root.attrs[ATTRS].get(RAW, "inputs")
+        made._hashes = tuple(root[SHA256].values.tolist()) if SHA256 in root.coords else ()
+        return made
 
     def __len__(self) -> int:
         return self._count
@@ -103,9 +110,10 @@ class FeatureMatch(nn.Module):
         Raises
         ------
         FingerprintError
-            A sample of the teachers is not in the probe set.
+            A sample of the teachers is not in the probe set, or, of teachers from a store, holds another text or other
+            inputs there.
         """
-        return rows_of(self.samples, (), probe_set)
+        return rows_of(self.samples, self._hashes, self._raw, probe_set)
 
     def forward(self, features: Tensor, sample_index: Tensor) -> Tensor:
         """Return the loss of a batch's features, a scalar in float32 or wider.

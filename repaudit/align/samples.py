@@ -2,17 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Final
 
 import torch
 from torch import Tensor
 
 from repaudit.errors import FingerprintError
 from repaudit.store.format.layout import ProbeSetLike
-from repaudit.store.format.sample_set import SampleSet
+from repaudit.store.format.sample_set import Raw, SampleSet
+
+_DIFFERS: Final[Mapping[Raw, str]] = {
+    "text": "expected the texts that are taught, found another one for the sample {name!r}",
+    "inputs": (
+        "expected the inputs that the teachers were recorded on (values, names, shapes and types), found others for "
+        "the sample {name!r}: pass the probe set as recorded; where the same samples are encoded in another way, make "
+        "what is taught of arrays or operators and ids, such as by AlignmentTarget.from_operator(P, samples=ids), "
+        "which compares ids alone"
+    ),
+}
 
 
-def rows_of(samples: Sequence[str], hashes: Sequence[str], probe_set: ProbeSetLike) -> Tensor:
+def rows_of(samples: Sequence[str], hashes: Sequence[str], raw: Raw, probe_set: ProbeSetLike) -> Tensor:
     """Return the row of each of a probe set's samples among those taught, ``(len(probe_set))``; -1 for others.
 
     Parameters
@@ -20,12 +31,15 @@ def rows_of(samples: Sequence[str], hashes: Sequence[str], probe_set: ProbeSetLi
     samples : sequence of str
         Ids.
     hashes : sequence of str
-        SHA-256 of each sample's text; none where they are not known.
+        SHA-256 of what each sample is; none where it is not known.
+    raw : {"text", "inputs"}
+        What they are of. Where the probe set knows its samples by their texts and the target by inputs, or the other
+        way round, only their ids are compared.
 
     Raises
     ------
     FingerprintError
-        A sample is not in the probe set, or holds another text there.
+        A sample is not in the probe set, or holds another text or other inputs there.
     """
     found = SampleSet.of(probe_set)
     there = dict(zip(found.ids, found.hashes, strict=True))
@@ -35,7 +49,7 @@ def rows_of(samples: Sequence[str], hashes: Sequence[str], probe_set: ProbeSetLi
                 f"expected a probe set with the {len(samples)} samples that are taught, found none with the id "
                 f"{name!r} (row {index}) among its {len(there)}"
             )
-        if hashes and found.raw == "text" and there[name] != hashes[index]:
-            raise FingerprintError(f"expected the texts that are taught, found another one for the sample {name!r}")
+        if hashes and found.raw == raw and there[name] != hashes[index]:
+            raise FingerprintError(_DIFFERS[raw].format(name=name))
     places = {name: index for index, name in enumerate(samples)}
     return torch.tensor([places.get(name, -1) for name in found.ids], dtype=torch.int64)

@@ -29,6 +29,7 @@ from repaudit.operators.kept import kept_operator
 from repaudit.operators.operator import DiffusionOperator
 from repaudit.operators.stationary import reversible_part
 from repaudit.store.format.layout import ProbeSetLike
+from repaudit.store.format.sample_set import Raw
 
 Coordinates = Literal["diffusion", "phate"]
 
@@ -48,7 +49,9 @@ class AlignmentTarget:
     gauge : DiffusionGauge
         Turns a student's features into the operator that is compared with P*.
     hashes : tuple of str
-        SHA-256 of each sample's text, where the results keep them.
+        SHA-256 of what each sample is, where the results keep them.
+    raw : {"text", "inputs"}
+        What the hashes are of: texts, or the inputs themselves where the models were recorded on inputs without texts.
     attrs : dict
         Where the operator is from.
 
@@ -69,6 +72,7 @@ class AlignmentTarget:
     samples: tuple[str, ...] = field(repr=False)
     gauge: DiffusionGauge
     hashes: tuple[str, ...] = field(default=(), repr=False)
+    raw: Raw = "text"
     attrs: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
@@ -103,7 +107,10 @@ class AlignmentTarget:
         gauge = gauge_of(kept.gauge, len(kept.samples))
         if gauge is None:
             raise OperatorError(f"expected the parameters of a gauge, found {sorted(kept.gauge)}")
-        return cls.from_operator(kept.matrix, samples=kept.samples, gauge=gauge, hashes=kept.hashes, attrs=kept.attrs)
+        raw: Raw = "inputs" if kept.raw == "inputs" else "text"
+        return cls.from_operator(
+            kept.matrix, samples=kept.samples, gauge=gauge, hashes=kept.hashes, raw=raw, attrs=kept.attrs
+        )
 
     @classmethod
     def from_operator(
@@ -113,6 +120,7 @@ class AlignmentTarget:
         gauge: DiffusionGauge | None = None,
         *,
         hashes: Sequence[str] = (),
+        raw: Raw = "text",
         attrs: Mapping[str, Any] | None = None,
     ) -> AlignmentTarget:
         """Take an operator, or an array with rows that sum to 1.
@@ -125,7 +133,8 @@ class AlignmentTarget:
         gauge
             The gauge whose operators P is compared with; by default the one that made the operator.
         hashes
-            SHA-256 of each sample's text, to be compared with those of a probe set.
+            SHA-256 of each sample's text, or of its inputs with ``raw="inputs"``, to be compared with those of a probe
+            set; by ids alone without.
         attrs
             Where the operator is from.
 
@@ -150,6 +159,7 @@ class AlignmentTarget:
             ids,
             chosen,
             tuple(hashes),
+            raw,
             {**operator.attrs, **(attrs or {})},
         )
 
@@ -219,7 +229,7 @@ class AlignmentTarget:
         elif gauge.knn is not None:
             gauge = replace(gauge, knn=max(1, round(gauge.knn * share)))
         hashes = tuple(self.hashes[place] for place in places) if self.hashes else ()
-        return AlignmentTarget(_stochastic(part), names, gauge, hashes, self.attrs)
+        return AlignmentTarget(_stochastic(part), names, gauge, hashes, self.raw, self.attrs)
 
     def permuted(self, seed: int, within: Sequence[Hashable] | None = None) -> AlignmentTarget:
         """Return the operator with its samples relabelled at random: a control that has its spectrum and no meaning.
@@ -305,9 +315,9 @@ class AlignmentTarget:
         Raises
         ------
         FingerprintError
-            A sample of the target is not in the probe set, or holds another text there.
+            A sample of the target is not in the probe set, or holds another text or other inputs there.
         """
-        return rows_of(self.samples, self.hashes, probe_set)
+        return rows_of(self.samples, self.hashes, self.raw, probe_set)
 
 
 def gauge_of(attrs: Mapping[str, Any], count: int) -> DiffusionGauge | None:

@@ -15,7 +15,7 @@ from scipy.sparse import csr_array
 from repaudit.analysis.layer_operators import LayerOperators
 from repaudit.analysis.study import Study
 from repaudit.merge.merging import DiffusionMerging, Strategy
-from repaudit.names import ATTRS, GAUGES, LAYER, SAMPLE, SCALE, SCALE_NAME, SHA256, STEP
+from repaudit.names import ATTRS, GAUGES, LAYER, RAW, SAMPLE, SCALE, SCALE_NAME, SHA256, STEP
 from repaudit.operators.kept import entries_of
 from repaudit.operators.operator import DiffusionOperator
 from repaudit.operators.sparse import SparseDiffusionOperator
@@ -38,11 +38,12 @@ def merged_operators(layers: Sequence[Sequence[LayerOperators]], study: Study) -
         STEP: steps,
         SAMPLE: study.samples[SAMPLE].values,
     }
-    if SHA256 in study.samples and study.tree.attrs[ATTRS].get("raw") == "text":
+    if SHA256 in study.samples:
         coords[SHA256] = (SAMPLE, study.samples[SHA256].values)
     # a student is taught by samples, which tokens are not
     gauges = [] if study.settings.tokens else [asdict(scale.gauge) for scale in study.scales]
-    attrs = {"merge": study.settings.merge, GAUGES: json.dumps(gauges)}
+    raw = study.tree.attrs[ATTRS].get("raw", "inputs")
+    attrs = {"merge": study.settings.merge, GAUGES: json.dumps(gauges), RAW: raw}
     return entries_of(matrices, coords).assign_attrs(attrs)
 
 

@@ -39,7 +39,7 @@ def resolve_scales(
     Raises
     ------
     AnalysisError
-        Scales for a gauge that has its own, or one that is not more than 1.
+        Scales for a gauge that has its own, or one that is not more than 1, or is all other samples.
 
     Examples
     --------
@@ -65,6 +65,11 @@ def resolve_scales(
             continue
         if value <= 1:
             raise AnalysisError(f"scales: expected perplexities of more than 1, found {text} of {samples} samples")
+        if value >= samples - 1 and scales is not None:  # every row would be uniform: nothing can be compared
+            raise AnalysisError(
+                f"scales: expected perplexities below {samples - 1}, which is how many neighbours each of {samples} "
+                f"samples has, found {text}"
+            )
         wider = not found or value > found[-1].value
         if value not in [scale.value for scale in found] and (scales is not None or wider):
             found.append(Scale(value, _name(value, samples), replace(gauge, perplexity=value)))

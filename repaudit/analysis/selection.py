@@ -9,7 +9,7 @@ from typing import Final, TypeVar
 import xarray as xr
 
 from repaudit.errors import AnalysisError
-from repaudit.names import TOKEN, matching
+from repaudit.names import TOKEN, matching, matching_layers
 from repaudit.store.read import catalog
 
 T = TypeVar("T", str, int)
@@ -105,7 +105,8 @@ def _choose(what: str, asked: Iterable[T] | None, present: Sequence[T]) -> list[
     asked = list(dict.fromkeys(asked))
     if not asked:
         raise AnalysisError(f"expected at least one {what}, found none; the store has {', '.join(map(str, present))}")
-    found = {item: _meant(item, present) for item in asked}
+    find = matching_layers if what == "layer" else matching
+    found = {item: find(item, present) if isinstance(item, str) else {item} & {*present} for item in asked}
     unknown = [item for item, meant in found.items() if not meant]
     if unknown:
         raise AnalysisError(
@@ -113,11 +114,6 @@ def _choose(what: str, asked: Iterable[T] | None, present: Sequence[T]) -> list[
         )
     chosen = {item for meant in found.values() for item in meant}
     return [item for item in present if item in chosen]
-
-
-def _meant(item: T, present: Sequence[T]) -> Iterable[T]:
-    """Return what is meant by an item: itself, or what matches a pattern of names."""
-    return matching(item, present) if isinstance(item, str) else [item] if item in present else []
 
 
 def _wanted(recorded: Sequence[int], steps: Sequence[int] | None) -> tuple[int, ...]:

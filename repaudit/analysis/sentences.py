@@ -38,9 +38,14 @@ COUNTED: Final = {
     "unrelated": ("cannot be told from unrelated", "cannot be told from unrelated"),
     "unchanged": ("shows no significant change", "show no significant change"),
     "undecided": ("is undecided", "are undecided"),
+    "identical": ("is identical in all models", "are identical in all models"),
+    "without": ("has no spread, see what was left out", "have no spread, see what was left out"),
 }
+"""What a headline says of layers: their verdicts, and two that stand in the place of one."""
+NOT_COMPARED: Final = frozenset({"identical", "without"})
 IDENTICAL: Final = 1e-6
 """A spread below this at every step is the same run under several names, or the same seed."""
+NO_SPREAD: Final = "No spread at any step: see what was left out."
 WORTH: Final = 0.05
 """A change that could hide in what a curve leaves uncertain is told from this size on."""
 OUTLYING: Final = 0.1
@@ -108,6 +113,8 @@ def outlying(seen: xr.Dataset) -> str:
 
 def of_pairs(pairs: xr.Dataset) -> str:
     """Return what every two models of a layer at one step are to each other: a fixed set has no further models."""
+    if float(pairs[DISTANCE].max()) < IDENTICAL:
+        return "The models are identical at this step: are they one run, or one seed?"
     models = [str(name) for name in pairs[MODEL].values]
     distance, low, high, holm = (pairs[name].values for name in (DISTANCE, LOW, HIGH, PVALUE_HOLM))
     known = [(i, j) for i in range(len(models)) for j in range(i + 1, len(models)) if np.isfinite(distance[i, j])]
@@ -121,8 +128,9 @@ def of_pairs(pairs: xr.Dataset) -> str:
     ]
     which = ("nearest", "farthest") if len(shown) > 1 else ("distance of",)
     listed = ", ".join(f"{word} {text}" for word, text in zip(which, shown, strict=True))
-    told = "pairs of models are related" if len(known) > 1 else "pair of models is related"
-    return f"{related} of {len(known)} {told} (Holm-adjusted p < {SIGNIFICANT:g}): {listed}."
+    told = "pairs of models are" if len(known) > 1 else "pair of models is"
+    holm_adjusted = f"(Holm-adjusted p < {SIGNIFICANT:g})"
+    return f"{related} of {len(known)} {told} nearer to each other than chance {holm_adjusted}: {listed}."
 
 
 def with_settling(layer: Mapping[str, Any], single: bool, steps: int) -> str:
@@ -166,9 +174,9 @@ def headline(verdicts: Mapping[str, Mapping[str, str]], n_models: int, steps: Se
         return "One model only: its trajectory and geometry are shown; the spread needs at least two models."
     first = next(iter(verdicts.values()))
     opening = f"{n_models} models, {len(first)} layer{'s' * (len(first) > 1)}"
-    if len(steps) == 1:
-        return f"{opening} at one step, {int(steps[0])}: every two models are compared below."
     counted = {name: _counted(layers.values()) for name, layers in verdicts.items()}
+    if len(steps) == 1 and not {one for layers in verdicts.values() for one in layers.values()} <= NOT_COMPARED:
+        return f"{opening} at one step, {int(steps[0])}: every two models are compared below."
     if len(set(counted.values())) == 1 and all(layers == first for layers in verdicts.values()):
         return f"{opening}: {next(iter(counted.values()))}."
     told = "; ".join(f"{name}: {text}" for name, text in counted.items())

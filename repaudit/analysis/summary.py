@@ -11,7 +11,18 @@ import numpy as np
 import xarray as xr
 
 from repaudit.analysis.parts import Margins
-from repaudit.analysis.sentences import elsewhere, ended, headline, joined, of_curve, of_pairs, outlying, with_settling
+from repaudit.analysis.sentences import (
+    IDENTICAL,
+    NO_SPREAD,
+    elsewhere,
+    ended,
+    headline,
+    joined,
+    of_curve,
+    of_pairs,
+    outlying,
+    with_settling,
+)
 from repaudit.measure.curve import of_most_models
 from repaudit.measure.phases import UNRELATED, phases, verdict
 from repaudit.measure.settling import UNSETTLED, settling_order
@@ -57,7 +68,7 @@ def summarize(parts: Mapping[str, xr.Dataset], margins: Margins) -> dict[str, An
         layers[layer] = entry | {"sentence": joined({name: one["sentence"] for name, one in scales.items()})}
         layers[layer]["scales"] = scales
     models = [str(name) for name in parts[DIAGNOSTICS][MODEL].values]
-    verdicts = {name: {layer: one["verdict"] for layer, one in found.layers.items()} for name, found in every.items()}
+    verdicts = {name: {layer: _counted_as(one) for layer, one in found.layers.items()} for name, found in every.items()}
     return {
         "headline": headline(verdicts, len(models), list(spread[STEP].values)),
         "layers": layers,
@@ -72,6 +83,13 @@ def _values(spread: xr.Dataset) -> list[tuple[str, float]]:
     return [
         (str(name), float(value)) for name, value in zip(spread[SCALE_NAME].values, spread[SCALE].values, strict=True)
     ]
+
+
+def _counted_as(entry: Mapping[str, Any]) -> str:
+    """Return what a headline counts a layer as: its verdict, or that all models are one, or that nothing is known."""
+    if entry["sentence"].startswith(NO_SPREAD):
+        return "without"
+    return "identical" if entry["peak"] and entry["peak"]["value"] < IDENTICAL else str(entry["verdict"])
 
 
 @dataclass(frozen=True)
@@ -108,7 +126,7 @@ def layer_summary(spread: xr.Dataset, margins: Any = None) -> dict[str, Any]:
         nothing = dict.fromkeys(("start", "end", "low", "high", "peak"))
         why = "Too few models to decide: the spread needs at least two that share a step."
         if (spread[N_MODELS] > 1).any():
-            why = "No spread at any step: see what was left out."
+            why = NO_SPREAD
         return {"verdict": "undecided", **nothing, "phases": [], "sentence": why}
     here = of_most_models(seen[N_MODELS].values)
     every, seen = seen, seen.isel({STEP: here})
@@ -156,12 +174,12 @@ def _at(dataset: xr.Dataset, step: int | None, value: str, low: str, high: str) 
 def _agreement(spread: Mapping[str, Any] | None, *others: Mapping[str, Any] | None) -> str | None:
     """Say where an agreement of the models comes from; None where they do not agree, or nothing is shown.
 
-    They agree where the interval of the spread lies below that of unrelated models. That is learned where they are
-    significantly nearer to each other than to their inputs and to the untrained networks, which agree without having
-    learned anything. It is inherited where they are shown to be no nearer to each other than to one of these: the
-    difference is reversed, or lies within .05 with all of its interval.
+    They agree where the interval of the spread lies below that of unrelated models; identical ones say nothing. That is
+    learned where they are significantly nearer to each other than to their inputs and to the untrained networks, which
+    agree without having learned anything. It is inherited where they are shown to be no nearer to each other than to
+    one of these: the difference is reversed, or lies within .05 with all of its interval.
     """
-    if spread is None or spread["high"] is None or spread["high"] >= UNRELATED:
+    if spread is None or spread["high"] is None or spread["high"] >= UNRELATED or spread["value"] < IDENTICAL:
         return None
     known = [other for other in others if other is not None and other["low"] is not None]
     if len(known) < len(others):

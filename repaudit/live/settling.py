@@ -14,7 +14,7 @@ from repaudit.gauge.gauge import DiffusionGauge
 from repaudit.measure.band import band
 from repaudit.measure.settling import UNINFORMATIVE, settled
 from repaudit.measure.spread import spread
-from repaudit.names import matching
+from repaudit.names import matching_layers
 
 
 class SettlingLayers:
@@ -76,8 +76,7 @@ class SettlingLayers:
         """Return the layers to watch of those that are recorded."""
         if self.patterns is None:
             return list(names)
-        # a path without the model's base is one of a layer below it, as where it is recorded
-        meant = {pattern: matching(pattern, names) or matching(f"*.{pattern}", names) for pattern in self.patterns}
+        meant = {pattern: matching_layers(pattern, names) for pattern in self.patterns}
         unknown = [pattern for pattern, some in meant.items() if not some]
         if unknown:
             raise ValueError(f"layers: {', '.join(unknown)} is not recorded; recorded are {', '.join(names)}")

@@ -14,6 +14,7 @@ from repaudit.errors import ActivationError, AuditWarning
 from repaudit.gauge.gauge import DiffusionGauge
 from repaudit.live.stored_operators import stored_operator
 from repaudit.measure.spread import Spread, spread
+from repaudit.names import at_home
 from repaudit.store.read import catalog
 from repaudit.store.read.activations import read_step
 from repaudit.store.read.reader import open_store
@@ -87,6 +88,17 @@ class Track:
         self._thread: threading.Thread | None = None
         self._lock = threading.Lock()
 
+    def prepare(self, writing: str | os.PathLike[str]) -> None:
+        """Try before a training, which is written to a store, whether the one to compare with is there.
+
+        Raises
+        ------
+        StoreError
+            It is not there, or cannot be read, and is not the one that is about to be written.
+        """
+        if not _is_same(self.store, writing):
+            open_store(self.store, self._options)
+
     def audited(self, model: str, step: int, activations: Mapping[str, Any]) -> None:
         """Take an audit to compare; return at once."""
         if self._thread is None:
@@ -157,3 +169,9 @@ class Track:
             return spread(operators | stored)
         except ActivationError:  # tokens, too few samples, or values that are not finite: no operator
             return None
+
+
+def _is_same(first: str | os.PathLike[str], second: str | os.PathLike[str]) -> bool:
+    if "://" in str(first) or "://" in str(second):
+        return str(first).rstrip("/") == str(second).rstrip("/")
+    return os.path.realpath(at_home(first)) == os.path.realpath(at_home(second))

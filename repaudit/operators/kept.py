@@ -15,7 +15,20 @@ from scipy.sparse import coo_array
 from torch import Tensor
 
 from repaudit.errors import OperatorError
-from repaudit.names import ENTRY, ENTRY_INDICES, GAUGES, KEPT, LAYER, SAMPLE, SCALE, SCALE_NAME, SHA256, STEP, VALUE
+from repaudit.names import (
+    ENTRY,
+    ENTRY_INDICES,
+    GAUGES,
+    KEPT,
+    LAYER,
+    RAW,
+    SAMPLE,
+    SCALE,
+    SCALE_NAME,
+    SHA256,
+    STEP,
+    VALUE,
+)
 from repaudit.operators.written import changed
 
 Key: TypeAlias = tuple[int, int, int]
@@ -40,7 +53,8 @@ def entries_of(matrices: Mapping[Key, Tensor], coords: Mapping[str, Any]) -> xr.
 class KeptOperator:
     """A kept matrix, dense or scipy sparse, float32; where it is from; its samples' ids; the gauge of its operators.
 
-    ``gauge`` is None where the rows are not whole samples, ``hashes`` the SHA-256 of the samples' texts if known.
+    ``gauge`` is None where the rows are not whole samples; ``hashes`` are the SHA-256 of the samples' texts, or of
+    their inputs where ``raw`` is "inputs", if known.
     """
 
     matrix: Any
@@ -48,6 +62,7 @@ class KeptOperator:
     samples: NDArray[Any]
     gauge: dict[str, Any] | None
     hashes: list[str]
+    raw: str
 
 
 def kept_operator(
@@ -79,7 +94,8 @@ def kept_operator(
     gauges = json.loads(kept.attrs.get(GAUGES, "[]"))
     hashes = [str(one) for one in kept[SHA256].values] if SHA256 in kept.coords else []
     gauge = gauges[index["scale_index"]] if gauges else None
-    return KeptOperator(matrix, attrs, kept[SAMPLE].values, gauge, hashes)
+    raw = str(kept.attrs.get(RAW, "text"))  # earlier results keep hashes of texts alone
+    return KeptOperator(matrix, attrs, kept[SAMPLE].values, gauge, hashes, raw)
 
 
 def _kept(results: str | os.PathLike[str] | xr.DataTree) -> xr.Dataset:

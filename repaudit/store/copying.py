@@ -25,6 +25,7 @@ from repaudit.names import (
     WALL_TIME,
     at_home,
     matching,
+    matching_layers,
 )
 from repaudit.store.format.encoding import CodecName
 from repaudit.store.format.layout import ABSENT, INPUTS_FINGERPRINT, LOST, RECORDED_DTYPE
@@ -225,7 +226,8 @@ def _model_attributes(tree: xr.DataTree, model: str) -> dict[str, Any]:
 def _choose(wanted: Collection[Any] | None, present: Collection[Any], what: str, where: str) -> list[Any]:
     if wanted is None:
         return list(present)
-    meant = {item: matching(item, present) if isinstance(item, str) else {item} & {*present} for item in wanted}
+    find = matching_layers if what == "layer" else matching
+    meant = {item: find(item, present) if isinstance(item, str) else {item} & {*present} for item in wanted}
     missing = [item for item in meant if not meant[item]]
     if missing:
         raise NotInStoreError(

@@ -107,6 +107,31 @@ def test_samples_are_known_by_their_texts(results: str) -> None:
         ra.JointObjective(ra.OperatorMatch(target), layer="[0]", probe_set=encoded(changed))
 
 
+def test_samples_without_texts_are_known_by_their_inputs(tmp_path: Path) -> None:
+    inputs = {"input": torch.tensor(points())}
+    for name in ("a", "b"):
+        with ra.Recorder(tmp_path / "s.zarr", name, ra.ProbeSet.from_tensors(inputs), ["[0]"]) as recorder:
+            recorder.audit(torch.nn.Sequential(torch.nn.Linear(5, 4)), 0)
+    results = ra.analyze(tmp_path / "s.zarr", figures="none")
+    for place in (results, str(tmp_path / "s.analysis/results.zarr")):
+        target = ra.AlignmentTarget.from_results(place, "0")
+        assert target.raw == "inputs"
+        assert target.check(ra.ProbeSet.from_tensors(inputs)).tolist() == list(range(80))
+        others = {"input": inputs["input"].clone()}
+        others["input"][31] += 1
+        for part in (target, target.restrict(target.samples[20:])):
+            with pytest.raises(FingerprintError, match=r"inputs that the teachers.*others for the sample '31'"):
+                part.check(ra.ProbeSet.from_tensors(others))
+            with pytest.raises(FingerprintError, match="'31'"):
+                ra.JointObjective(ra.OperatorMatch(part), layer="[0]", probe_set=ra.ProbeSet.from_tensors(others))
+    taught = ra.FeatureMatch.from_store(tmp_path / "s.zarr", "0")
+    assert taught.check(ra.ProbeSet.from_tensors(inputs)).tolist() == list(range(80))
+    with pytest.raises(FingerprintError, match="'31'"):
+        taught.check(ra.ProbeSet.from_tensors(others))
+    by_id = ra.AlignmentTarget.from_operator(target.operator, samples=target.samples, gauge=target.gauge)
+    assert by_id.check(ra.ProbeSet.from_tensors(others)).tolist() == list(range(80))
+
+
 def test_information_is_the_divergence_from_uniform() -> None:
     operator = ra.DiffusionGauge(perplexity=6)(points())
     target = ra.AlignmentTarget.from_operator(operator)

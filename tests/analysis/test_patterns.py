@@ -13,7 +13,7 @@ import pytest
 import repaudit as ra
 from repaudit.analysis.selection import select
 from repaudit.errors import AnalysisError
-from repaudit.names import matching
+from repaudit.names import matching, matching_layers
 
 LAYERS = [*(f"model.layers.{i}" for i in range(12)), "model.norm"]
 COMMAND = str(Path(sys.executable).with_name("repaudit"))
@@ -50,6 +50,14 @@ def test_two_indices_are_chosen_one_after_the_other() -> None:
     names = [f"h.{i}.heads.{j}" for i in range(3) for j in range(i + 1)]
     assert matching("h[-1].heads[-1]", names) == ["h.2.heads.2"]
     assert matching("h[0].heads[*]", names) == ["h.0.heads.0"]
+
+
+def test_a_path_may_lack_the_models_base_as_where_it_is_recorded() -> None:
+    names = ["transformer.h.0", "transformer.h.1", "transformer.ln_f"]
+    assert matching_layers("h[-1]", names) == ["transformer.h.1"]
+    assert matching_layers("ln_f", names) == ["transformer.ln_f"]
+    assert matching_layers("h[*]", ["h.0", *names]) == ["h.0"], "one that is there is meant"
+    assert matching_layers("f", names) == [], "a part of a name is none"
 
 
 def test_analyses_copies_and_commands_take_patterns(planted_store: Callable[..., Path], tmp_path: Path) -> None:

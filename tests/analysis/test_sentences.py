@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
 import numpy as np
 import pytest
 import xarray as xr
 
+import repaudit as ra
 from repaudit.analysis.sentences import headline, with_settling
 from repaudit.analysis.summary import layer_summary
+from repaudit.errors import AnalysisError
 from repaudit.measure.curve import of_most_models
 from repaudit.results import HIGH, LOW, N_MODELS, SPREAD
 
@@ -88,3 +93,51 @@ def test_a_sentence_ends_with_what_settled_means_and_where_the_agreement_is_from
 def test_what_rests_exactly_has_settled_to_within_the_smallest_change() -> None:
     layer = {"sentence": "x", "end": 0.4, "low": 0.4, "high": 0.4, "settled": 7, "agreement": None}
     assert with_settling(layer, single=False, steps=5) == "x Settled from step 7 on, to within 0.01."
+
+
+def store_of(models: np.ndarray, folder: Path) -> Path:
+    """Record activations (model, step, sample, feature) as models of one layer."""
+    n, width = models.shape[2:]
+    probe_set = ra.ProbeSet.from_tensors({"x": np.arange(2 * n).reshape(n, 2)})
+    for index, steps in enumerate(models):
+        layers = {"top": ((n, width), "float32")}
+        with ra.TrajectoryWriter(
+            folder / "s.zarr", model_name=f"m{index}", probe_set=probe_set, layers=layers, durable=False
+        ) as writer:
+            for step, values in enumerate(steps):
+                writer.append(step, {"top": values})
+    return folder / "s.zarr"
+
+
+def summary_of(models: np.ndarray, folder: Path, **options: Any) -> dict[str, Any]:
+    url = store_of(models, folder)
+    found: dict[str, Any] = ra.analyze(url, frames=0, units=0, figures="none", **options).repaudit.summary
+    return found
+
+
+@pytest.mark.parametrize("steps", [1, 3])
+def test_identical_models_are_said_to_be_so_and_have_learned_nothing(tmp_path: Path, steps: int) -> None:
+    one = np.random.default_rng(0).normal(size=(1, steps, 70, 4)).astype(np.float32)
+    summary = summary_of(np.repeat(one, 4, axis=0), tmp_path)
+    assert summary["headline"] == "4 models, 1 layer: 1 is identical in all models."
+    layer = summary["layers"]["top"]
+    assert layer["sentence"].endswith("are they one run, or one seed?")
+    assert layer["agreement"] is None
+
+
+def test_too_few_samples_are_said_in_the_headline(tmp_path: Path) -> None:
+    models = np.random.default_rng(0).normal(size=(3, 2, 16, 4)).astype(np.float32)
+    summary = summary_of(models, tmp_path)
+    assert summary["headline"] == "3 models, 1 layer: 1 has no spread, see what was left out."
+    assert any("16 samples are too few for 15 neighbours of each" in line for line in summary["left_out"])
+
+
+def test_a_scale_of_all_samples_is_refused_before_anything_is_replaced(tmp_path: Path) -> None:
+    models = np.random.default_rng(0).normal(size=(3, 2, 16, 4)).astype(np.float32)
+    summary_of(models, tmp_path, scales=(4,))
+    before = {path: path.read_bytes() for path in (tmp_path / "s.analysis").rglob("*") if path.is_file()}
+    for scales in ((4, 500), (15,)):
+        with pytest.raises(AnalysisError, match=r"scales: expected perplexities below 15, .* each of 16 samples has"):
+            ra.analyze(tmp_path / "s.zarr", scales=scales, frames=0, units=0, figures="none")
+    assert {path: path.read_bytes() for path in (tmp_path / "s.analysis").rglob("*") if path.is_file()} == before
+    ra.analyze(tmp_path / "s.zarr", scales=(14,), frames=0, units=0, figures="none")

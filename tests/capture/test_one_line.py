@@ -76,7 +76,7 @@ SAID = {
         "model 'clip': CLIPModel cannot be forwarded with .*AttributeError.*CLIPTextModel",
     ),
     "a speech model": (("whisper",), "WhisperForConditionalGeneration reads input_features, but the samples are"),
-    "no tokenizer": (("bare",), r"bare: holds no tokenizer, only its special tokens: pass .*\(--tokenizer\)"),
+    "no tokenizer": (("bare",), r"bare: expected a tokenizer beside the model, found none: pass .*\(--tokenizer\)"),
     "no preprocessor": (("bare", "--images", "images"), r"bare: cannot be loaded.*\(--tokenizer\)"),
     "no such folder": (("nowhere",), r"/nowhere: expected a folder, .* found nothing there"),
     "no such checkpoint": (("nowhere/last.ckpt",), r"/nowhere/last.ckpt: expected a folder, .* found nothing there"),
@@ -190,6 +190,17 @@ def test_a_saved_model_is_of_the_class_that_its_config_names(tmp_path):
     masked = ra.HFTrainerModule(config, auto_class=tf.AutoModelForMaskedLM).network
     assert type(masked) is tf.BertForMaskedLM
     assert type(ra.HFTrainerModule(tmp_path / "bare").network) is tf.BertLMHeadModel, "a bare model has no loss"
+
+
+def test_labels_of_samples_are_not_those_of_tokens():
+    """A fresh config names no class, and a causal language model's own error speaks of batch sizes."""
+    small = {"hidden_size": 8, "num_attention_heads": 2, "num_hidden_layers": 1, "intermediate_size": 8}
+    config = tf.BertConfig(vocab_size=16, is_decoder=True, **small)
+    batch = {"input_ids": torch.ones(3, 4, dtype=torch.int64), "labels": torch.tensor([0, 1, 1])}
+    with pytest.raises(ValueError, match=r"BertLMHeadModel: expected a label per token.*AutoModelForSequenceClass"):
+        ra.HFTrainerModule(config).training_step(batch, 0)
+    with pytest.raises(TypeError, match="BertModel: expected a model that returns a loss, found none with input_ids"):
+        ra.HFTrainerModule(config, auto_class=tf.AutoModel).training_step({"input_ids": batch["input_ids"]}, 0)
 
 
 @pytest.mark.parametrize("path", ["/nowhere/x", "./nowhere"])

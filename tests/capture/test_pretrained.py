@@ -337,3 +337,16 @@ def test_a_trainers_folder_is_its_checkpoints_and_its_last_model(tmp_path):
     (tmp_path / "light").mkdir()
     torch.save({"state_dict": {}, "global_step": 9}, tmp_path / "light" / "last.ckpt")
     assert [source.step for source in find_sources(tmp_path / "light")] == [9]
+
+
+def test_what_is_not_here_is_said_to_be_looked_for_at_the_hub(tmp_path, monkeypatch):
+    """Where the hub cannot be reached, a mistyped path waits for a minute."""
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    script = (
+        "import torch, repaudit as ra\n"
+        "probe_set = ra.ProbeSet.from_tensors({'input_ids': torch.tensor([[1, 2], [3, 4]])})\n"
+        "ra.record_pretrained(['mistyped'], probe_set, ['h[*]'], 's.zarr')"
+    )
+    run = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert "nothing here is called mistyped: looking for it at the Hugging Face hub" in run.stderr
+    assert "PretrainedError: mistyped: cannot be loaded" in run.stderr

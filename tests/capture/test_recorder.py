@@ -65,11 +65,46 @@ def test_paths_that_do_not_resolve_are_told_at_every_audit(tmp_path):
         ),
         ({"trigger": ra.AuditTrigger(on_checkpoint=True)}, ValueError, "on_checkpoint would never fire"),
         ({"trigger": ra.AuditTrigger(on_validation_end=True)}, ValueError, "on_validation_end would never fire"),
+        ({"trigger": 10}, TypeError, r"trigger: expected a repaudit.AuditTrigger\(every_n_steps=...\), found 10"),
+        ({"store": None}, TypeError, "store: expected a path or URL, found NoneType"),
+        ({"store": "m", "model_name": "my runs.zarr"}, ValueError, "looks like a store, .*: the store comes first"),
+        ({"store": "m", "model_name": "s3://b/runs"}, ValueError, "looks like a store, .*: the store comes first"),
+        ({"model_name": 3}, TypeError, "model_name: expected a model's name, found int"),
+        ({"probe_set": ["a text"]}, TypeError, "probe_set: expected a ProbeSet .*, found list"),
+        ({"probe_set": {"x": torch.eye(3)}}, TypeError, "probe_set: expected a ProbeSet .*, found dict"),
+        ({"layer_specs": None}, TypeError, "layer_specs: expected layer specs or paths, found None"),
     ],
 )
 def test_wrong_options_are_refused_at_once(tmp_path, options, error, message):
     with pytest.raises(error, match=message):
         ra.Recorder(**{"store": tmp_path, "model_name": "m", "probe_set": PROBE, "layer_specs": ["[0]"], **options})
+
+
+@pytest.mark.parametrize("make", [ra.RepresentationAuditCallback, ra.AuditTrainerCallback])
+def test_a_number_is_no_trigger(tmp_path, make):
+    with pytest.raises(TypeError, match=r"trigger: expected .* found 10"):
+        make(store=tmp_path, model_name="m", probe_set=PROBE, layer_specs=["[0]"], trigger=10)
+
+
+def test_a_step_before_a_model_is_told_in_one_line(tmp_path):
+    with pytest.raises(TypeError, match=r"expected a torch module, found int: the model comes first, audit\(model"):
+        recorder(tmp_path / "s.zarr").audit(3, nn.Sequential(nn.Linear(3, 2)))
+
+
+def test_a_model_that_was_trained_at_a_recorded_step_is_told(tmp_path):
+    """A second audit of the same weights is the first; that of others would be lost in silence."""
+    model = nn.Sequential(nn.Linear(3, 2))
+    with recorder(tmp_path / "s.zarr") as audits:
+        assert audits.audit(model, 0)
+        assert not audits.audit(model, 0)
+        model(torch.eye(3)).sum().backward()
+        assert not audits.audit(model, 0), "gradients alone change nothing"
+        torch.optim.AdamW(model.parameters()).step()
+        with pytest.warns(AuditWarning, match="step 0 is recorded already, and its parameters have changed since"):
+            assert not audits.audit(model, 0)
+        assert audits.audit(model, 1)
+        assert not audits.audit(model, 1)
+    assert not pickle.loads(pickle.dumps(audits)).is_open
 
 
 def test_another_training_under_a_recorded_name_is_told_once(tmp_path):

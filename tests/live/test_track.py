@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import pickle
+import shutil
 import subprocess
 import sys
 import threading
@@ -19,6 +20,7 @@ from lightning.pytorch.loggers import CSVLogger
 from torch import nn
 
 import repaudit as ra
+from repaudit.errors import StoreNotFoundError
 from repaudit.measure.distances import operator_distances
 
 N = 32
@@ -133,10 +135,20 @@ def test_a_slow_comparison_never_delays_an_audit(tmp_path: Path, monkeypatch: py
 
 
 def test_what_fails_warns_in_the_training_and_no_more(tmp_path: Path) -> None:
-    track = ra.Track(tmp_path / "nowhere.zarr", gauge=GAUGE)
+    fit(tmp_path / "others", 1, "seed1")
+    track = ra.Track(tmp_path / "others/runs.zarr", gauge=GAUGE)
+    prepared, track.prepare = track.prepare, lambda store: (prepared(store), shutil.rmtree(track.store))  # type: ignore[method-assign, func-returns-value, assignment]
     with pytest.warns(ra.AuditWarning, match="no spread at step"):
         fit(tmp_path, 0, "seed0", track=track)
     assert ra.open_store(tmp_path / "runs.zarr").repaudit.steps("seed0") == [0, 2, 4, 6]
+
+
+def test_a_store_that_is_not_there_is_told_before_the_first_step(tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to(tmp_path)
+    with pytest.raises(StoreNotFoundError, match=r"nowhere\.zarr"):
+        fit(tmp_path, 0, "seed0", track=ra.Track(tmp_path / "nowhere.zarr"))
+    assert not (tmp_path / "runs.zarr").exists()
+    fit(tmp_path, 0, "seed0", track=ra.Track(tmp_path / "link/runs.zarr", gauge=GAUGE))  # the one to be written
 
 
 def test_a_layer_without_an_operator_has_no_numbers() -> None:

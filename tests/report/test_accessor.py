@@ -113,6 +113,18 @@ def test_figures_are_of_the_layer_and_the_scale_asked_for(make_results):
     np.testing.assert_array_equal(
         draw.trajectories(scale="shape", ax=Figure().add_subplot()).lines[0].get_xdata(), points[:, 0]
     )
+    placed = results["merged"]["embedding"].sel(layer="model.norm").isel(scale=1)
+    drawn = np.concatenate(
+        [one.get_offsets() for one in draw.embedding(scale="shape", ax=Figure().add_subplot()).collections]
+    )
+    np.testing.assert_allclose(sorted(drawn[:, 0]), sorted(placed[:, 0].values), rtol=1e-6)
+    summary = results.repaudit.summary
+    for scale, order in ((None, summary["settling"]), ("shape", [])):
+        moved = [one["layer"] for one in order if one["settled"] is not None or one["below_start"] is not None]
+        ticks = draw.settling(scale, ax=Figure().add_subplot()).get_yticklabels()
+        assert [tick.get_text() for tick in ticks] == moved
+    with pytest.raises(AnalysisError, match=r"'neighbourhoods' \(15\), 'shape' \(30\); found 'size'"):
+        draw.settling("size")
     with pytest.raises(AnalysisError, match=r"'neighbourhoods' \(15\), 'shape' \(30\); found 'size'"):
         draw.spread(scale="size")
     with pytest.raises(AnalysisError, match=r"model.norm\), found 'nowhere'"):
@@ -120,7 +132,8 @@ def test_figures_are_of_the_layer_and_the_scale_asked_for(make_results):
 
 
 def test_a_store_has_no_figures_and_says_what_to_do(tree):
-    for draw in (tree.repaudit.plot.spread, tree.repaudit.plot.pairs, tree.repaudit.plot.trajectories):
+    plot = tree.repaudit.plot
+    for draw in (plot.spread, plot.pairs, plot.trajectories, plot.embedding, plot.settling):
         with pytest.raises(AnalysisError, match=r"analyze it first: results = ra.analyze\(url\)"):
             draw()
     with pytest.raises(AnalysisError, match="found the node '/' with nothing in it"):

@@ -54,6 +54,13 @@ class AlignmentCallback(pl.Callback):
         self._of_instance: Any = None
         self._is_in_place = False
 
+    def on_init_end(self, *_: Any, **__: Any) -> None:
+        """Refuse transformers' ``Trainer``, which calls this first of all."""
+        raise TypeError(
+            "expected a Lightning trainer, found transformers' Trainer: AlignmentCallback is for Lightning, use "
+            "ra.AlignedTrainerMixin"
+        )
+
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Find what is wrong before the first step."""
         if stage != "fit":

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Any, TypeVar, cast
@@ -60,7 +60,9 @@ class ActivationExtractor:
     """
 
     def __init__(self, layer_specs: Sequence[LayerSpec | str] | LayerSpec | str) -> None:
-        specs = [layer_specs] if isinstance(layer_specs, str | LayerSpec) else list(layer_specs)
+        specs = [layer_specs] if isinstance(layer_specs, str | LayerSpec) else layer_specs
+        if not isinstance(specs, Iterable):
+            raise TypeError(f"layer_specs: expected layer specs or paths, found {layer_specs!r}")
         self.layer_specs = [as_spec(spec) for spec in specs]
         self.activations: dict[str, torch.Tensor] = {}
         self.source_dtypes: dict[str, str] = {}

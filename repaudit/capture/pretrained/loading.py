@@ -95,7 +95,7 @@ class Loader:
         found = self._processor("AutoTokenizer", source, "tokenizer")
         if _knows_nothing(found):  # as transformers makes one for a folder without any
             raise PretrainedError(
-                f"{source.place}: holds no tokenizer, only its special tokens: pass the path or id of the model's own "
+                f"{source.place}: expected a tokenizer beside the model, found none: pass the path or id of its own "
                 "(--tokenizer)"
             )
         return found

@@ -16,7 +16,7 @@ from repaudit.capture.pretrained.loading import Loaded, Loader
 from repaudit.capture.pretrained.model_layers import layers_of_models
 from repaudit.capture.pretrained.own_inputs import ProbeSource, own_probe_sets
 from repaudit.capture.pretrained.preprocessing import check_main_input
-from repaudit.capture.pretrained.sources import Source, find_sources
+from repaudit.capture.pretrained.sources import Source, find_sources, tell_of_hub
 from repaudit.capture.pretrained.unset_weights import refuse_unset
 from repaudit.capture.record.recorder import Recorder
 from repaudit.errors import CaptureError, LayerPathError, PretrainedError, RepauditError
@@ -134,6 +134,7 @@ def record_pretrained(
     chosen = _names(models, names)
     layers_of_models(layers, chosen)  # what is wrong with them is said first
     series = {name: find_sources(model, revisions) for name, model in zip(chosen, models, strict=True)}
+    tell_of_hub(models)
     loader = Loader(trust_remote_code, config, tokenizer)
     poolings = {name: loader.pooling(sources[0]) if pooling == "own" else pooling for name, sources in series.items()}
     layers_of = layers_of_models(layers, chosen, poolings)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
@@ -13,6 +13,7 @@ from typing import Final
 from repaudit.capture.pretrained.adapters import ADAPTER
 from repaudit.capture.pretrained.lightning_checkpoint import read_lightning
 from repaudit.capture.pretrained.sentence_embedding import MODULES, transformer_folder
+from repaudit.capture.record.cost import say
 from repaudit.errors import PretrainedError
 
 _NUMBER: Final = re.compile(r"(\d+)(?!.*\d)")
@@ -107,6 +108,13 @@ def check_exists(place: str | PathLike[str]) -> None:
             f"{place}: expected a folder, a file or a hub id (name or user/name), found nothing there; what exists is "
             f"{parent.resolve()}"
         )
+
+
+def tell_of_hub(places: Iterable[str | PathLike[str]]) -> None:
+    """Say which places are not here, and are asked for at the hub: where it cannot be reached, that takes long."""
+    absent = [str(place) for place in places if not Path(place).exists()]
+    if absent:
+        say(f"repaudit: nothing here is called {', '.join(absent)}: looking for it at the Hugging Face hub")
 
 
 def _check_kind(path: Path) -> None:

@@ -83,6 +83,16 @@ def warn_recorded_before(model_name: str, step: int, last: int) -> None:
     )
 
 
+def warn_not_recorded_again(model_name: str, step: int) -> None:
+    """Say that a step is not recorded again, though the model has been trained since."""
+    warnings.warn(
+        f"model {model_name!r}: step {step} is recorded already, and its parameters have changed since: they are not "
+        "recorded; pass the number of optimizer steps taken so far",
+        AuditWarning,
+        stacklevel=3,
+    )
+
+
 def warn_other_weights(model_name: str) -> None:
     """Say that a training goes on from weights which the last one neither ended with nor saved."""
     warnings.warn(

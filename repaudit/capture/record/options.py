@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable, Mapping
+from os import PathLike
 from typing import Any, Final, Protocol, TypedDict, get_args, runtime_checkable
 
 import torch
+from torch import nn
 
+from repaudit.capture.probe_set.probe_set import ProbeSet
 from repaudit.capture.record.recorded_operators import ACTIVATIONS, Record, check_record
 from repaudit.capture.record.trigger import (
     AT_END,
@@ -27,6 +30,9 @@ _ONLY_TRAINERS_KNOW: Final = (EVERY_N_EPOCHS, ON_CHECKPOINT, ON_VALIDATION_END, 
 @runtime_checkable
 class Tracker(Protocol):
     """What is told of every audit; :class:`repaudit.Track` is one."""
+
+    def prepare(self, writing: Any) -> None:
+        """Try before the first step of a training that is written to a store whether all is there."""
 
     def audited(self, model: str, step: int, activations: Mapping[str, Any]) -> None:
         """Take an audit, and return at once."""
@@ -139,7 +145,61 @@ _KINDS: Final[Mapping[str, tuple[Any, str]]] = {
 }  # fmt: skip
 
 
-def checked_options(model_name: str, trigger: AuditTrigger | None, options: AuditOptions) -> AuditOptions:
+def step_of(model: Any, step: Any) -> int:
+    """Return the step of an audit as an int.
+
+    Raises
+    ------
+    TypeError, ValueError
+        When the model is not a module, or the step not a whole number.
+    """
+    if not isinstance(model, nn.Module):
+        swapped = ": the model comes first, audit(model, step)" if isinstance(step, nn.Module) else ""
+        raise TypeError(f"model: expected a torch module, found {type(model).__name__}{swapped}")
+    return whole_number(step, "step")
+
+
+def check_arguments(store: Any, model_name: Any, probe_set: Any, trigger: Any) -> None:
+    """Refuse a store, a model's name, a probe set or a trigger that is something else, or in another's place.
+
+    Raises
+    ------
+    TypeError, ValueError
+        Naming the argument, what was expected, and what was found.
+
+    Examples
+    --------
+    >>> check_arguments("run.zarr", "seed0", ProbeSet.from_tensors({"x": torch.eye(2)}), None)
+    """
+    kinds: Mapping[str, tuple[Any, Any, str]] = {
+        "store": (store, (str, PathLike), "a path or URL"),
+        "model_name": (model_name, str, "a model's name"),
+        "probe_set": (probe_set, ProbeSet, "a ProbeSet (ra.ProbeSet.from_texts, from_tensors)"),
+    }
+    for name, (value, kind, what) in kinds.items():
+        if not isinstance(value, kind):
+            raise TypeError(f"{name}: expected {what}, found {type(value).__name__}")
+    check_trigger(trigger)
+    if not model_name:
+        raise ValueError("model_name: expected a name, found an empty text")
+    if _is_of_a_store(model_name) and not _is_of_a_store(str(store)):
+        raise ValueError(
+            f"model_name: expected a model's name, found {model_name!r}, which looks like a store, and the store "
+            f"{str(store)!r}: the store comes first"
+        )
+
+
+def check_trigger(trigger: Any) -> None:
+    """Refuse what is no trigger, such as a number of steps, with a TypeError."""
+    if not isinstance(trigger, AuditTrigger | None):
+        raise TypeError(f"trigger: expected a repaudit.AuditTrigger(every_n_steps=...), found {trigger!r}")
+
+
+def _is_of_a_store(text: str) -> bool:
+    return text.endswith(".zarr") or "://" in text
+
+
+def checked_options(trigger: AuditTrigger | None, options: AuditOptions) -> AuditOptions:
     """Return the options with defaults for those not given; refuse those that no audit could use.
 
     Raises
@@ -149,15 +209,13 @@ def checked_options(model_name: str, trigger: AuditTrigger | None, options: Audi
 
     Examples
     --------
-    >>> checked_options("seed0", None, {"batch_size": 8})["batch_size"]
+    >>> checked_options(None, {"batch_size": 8})["batch_size"]
     8
     """
     _refuse_unknown(options)
     chosen: AuditOptions = {**DEFAULTS, **options}
     _refuse_other_kinds(chosen)
     chosen["batch_size"] = whole_number(chosen["batch_size"], "batch_size", least=1)
-    if not model_name:
-        raise ValueError("model_name: expected a name, found an empty text")
     asked = [name for name in _ONLY_TRAINERS_KNOW if trigger is not None and getattr(trigger, name)]
     if asked:
         raise ValueError(

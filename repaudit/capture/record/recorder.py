@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Callable, Mapping, Sequence
 from os import PathLike
 from types import TracebackType
@@ -12,14 +11,14 @@ import torch
 from torch import nn
 
 from repaudit.capture.extract.layer_spec import LayerSpec
-from repaudit.capture.extract.wrappers import network
 from repaudit.capture.probe_set.probe_set import ProbeSet
 from repaudit.capture.record.audit import Audit, Auditor
 from repaudit.capture.record.cost import Cost
-from repaudit.capture.record.failed_audits import Failures, warn_recorded_before
+from repaudit.capture.record.failed_audits import Failures, warn_not_recorded_again, warn_recorded_before
 from repaudit.capture.record.open_records import hold, let_go, take_over
-from repaudit.capture.record.options import AuditOptions, checked_options
-from repaudit.capture.record.trigger import AuditTrigger, whole_number
+from repaudit.capture.record.options import AuditOptions, check_arguments, checked_options, step_of
+from repaudit.capture.record.trained_model import AuditedModel
+from repaudit.capture.record.trigger import AuditTrigger
 from repaudit.errors import StepOrderError
 from repaudit.interrupts import Shield
 from repaudit.store.write.writer import TrajectoryWriter
@@ -75,7 +74,8 @@ class Recorder:
         trigger: AuditTrigger | None = None,
         **options: Unpack[AuditOptions],
     ) -> None:
-        chosen = checked_options(model_name, trigger, options)
+        check_arguments(store, model_name, probe_set, trigger)
+        chosen = checked_options(trigger, options)
         self.store, self.model_name, self.probe_set, self.trigger = store, model_name, probe_set, trigger
         self.if_exists = chosen["if_exists"]
         self.auditor = Auditor(
@@ -100,11 +100,11 @@ class Recorder:
         self._previous: int | None = None
         self._last_steps: list[int] = []
         self._recorded_before: frozenset[int] = frozenset()
-        self._audited: weakref.ref[nn.Module] | None = None
+        self._audited = AuditedModel()
 
     def __getstate__(self) -> dict[str, Any]:
-        """Return the state to pickle: in another process there is no such model."""
-        return {**self.__dict__, "_audited": None, "listeners": []}
+        """Return the state to pickle: in another process there is nobody who listens."""
+        return {**self.__dict__, "listeners": []}
 
     def begin_another(self, model_name: str) -> None:
         """Record another model from now on, with the same options."""
@@ -166,6 +166,8 @@ class Recorder:
         failure = None
         try:
             if self.auditor.ranks.writes:
+                if self.track is not None:
+                    self.track.prepare(self.store)
                 with Shield():  # else a writer might belong to nobody
                     self._open_writer(model, truncate_after)
         except Exception as error:  # noqa: BLE001 - raised below, once every process knows
@@ -173,8 +175,7 @@ class Recorder:
         self.auditor.ranks.agree(failure)
         self._is_open, self.was_taken_over = True, False
         self.cost = Cost()
-        self.if_exists = "resume"  # opened again by this recorder, it is the same record
-        self._previous = self.last_recorded
+        self.if_exists, self._previous = "resume", self.last_recorded  # opened again by this recorder: the same record
 
     def _open_writer(self, model: nn.Module, truncate_after: int | None) -> None:
         shapes, attrs = self.auditor.layers(model)
@@ -214,9 +215,9 @@ class Recorder:
     ) -> bool:
         """Record the model after an optimizer step.
 
-        A step that is already recorded is not recorded again; if it was recorded before this recorder opened, it warns
-        once, since another training needs another name. Call it on the model as you train it: wrapped, compiled, in any
-        mode, inside autocast or not.
+        A step that is already recorded is not recorded again; it warns if the model has been trained since, and once if
+        it was recorded before this recorder opened, since another training needs another name. Call it on the model as
+        you train it: wrapped, compiled, in any mode, inside autocast or not.
 
         Parameters
         ----------
@@ -237,11 +238,11 @@ class Recorder:
         StepOrderError
             When the step is before the last one of the record, or recorded already of another model.
         ValueError
-            When the step is not a whole number.
+            When the step is not a whole number; a TypeError where step and model are in each other's place.
         CaptureError, StoreError
             When the audit failed and ``on_store_error="raise"``; a :class:`repaudit.errors.StateError` in any case.
         """
-        step = whole_number(step, "step")
+        step = step_of(model, step)
         if not self._is_open:
             self.open(model)
         if not self.auditor.ranks.takes_part:
@@ -256,11 +257,13 @@ class Recorder:
             if step in self._recorded_before:
                 warn_recorded_before(self.model_name, step, max(self._recorded_before))
                 self._recorded_before = frozenset()
-            elif self._audited is not None and self._audited() is not network(model):
+            elif self._audited.is_another(model):
                 raise StepOrderError(
                     f"model {self.model_name!r}: step {step} is recorded already, of another model object: another "
                     "model needs a recorder with another model_name"
                 )
+            elif self._audited.has_changed(model):
+                warn_not_recorded_again(self.model_name, step)
             return False
         last = self.last_recorded
         if last is not None and step < last:
@@ -269,7 +272,7 @@ class Recorder:
                 "open the recorder with truncate_after to go back"
             )
         audit = self.take(model, step, epoch=epoch, loss=loss)
-        self._audited = weakref.ref(network(model))
+        self._audited.note(model)
         return audit is not None and (self.hand_over(audit, triggers) or not self.auditor.ranks.writes)
 
     def take(

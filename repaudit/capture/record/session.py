@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from repaudit.capture.record.failed_audits import warn_other_weights, warn_taken_over
+from repaudit.capture.record.options import check_trigger
 from repaudit.capture.record.recorder import Recorder
 from repaudit.capture.record.trained_model import TrainedModel
 from repaudit.capture.record.trigger import AT_END, DEFAULT_TRIGGER, ON_CHECKPOINT, AuditTrigger
@@ -28,6 +29,7 @@ class AuditSession:
     """
 
     def __init__(self, recorder: Recorder, trigger: AuditTrigger | None) -> None:
+        check_trigger(trigger)
         self.recorder, self.trigger = recorder, trigger or DEFAULT_TRIGGER
         self.name = recorder.model_name
         recorder.in_trainer = True

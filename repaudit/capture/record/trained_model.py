@@ -66,6 +66,43 @@ class TrainedModel:
         return any(equal(now, reached) for reached in self._reached)
 
 
+class AuditedModel:
+    """The model of the last audit: the object, and how often its parameters had been written to by then.
+
+    Examples
+    --------
+    >>> audited, model = AuditedModel(), nn.Linear(2, 1)
+    >>> audited.note(model)
+    >>> _ = torch.nn.init.ones_(model.bias)
+    >>> audited.is_another(model), audited.has_changed(model)
+    (False, True)
+    """
+
+    def __init__(self) -> None:
+        self._net: weakref.ref[nn.Module] | None = None
+        self._writes = 0
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return the state to pickle: in another process there is no such object."""
+        return {"_net": None, "_writes": 0}
+
+    def note(self, model: nn.Module) -> None:
+        """Note a model as it is audited."""
+        self._net, self._writes = weakref.ref(network(model)), _writes(model)
+
+    def is_another(self, model: nn.Module) -> bool:
+        """Return whether another object was audited last."""
+        return self._net is not None and self._net() is not network(model)
+
+    def has_changed(self, model: nn.Module) -> bool:
+        """Return whether its parameters were written to since the audit, as optimizers do."""
+        return self._net is not None and _writes(model) != self._writes
+
+
+def _writes(model: nn.Module) -> int:
+    return sum(value._version for value in network(model).parameters() if not value.is_inference())
+
+
 def weights(model: nn.Module) -> Weights | None:
     """Return the sum and the norm of each parameter; None where this process does not hold them all.
 

@@ -14,6 +14,8 @@ from torch import nn
 _WITH_TASK: Final = ("For", "LMHead")
 """Parts of the names of classes that have a loss; of a bare model there is none to train."""
 
+_OF_TOKENS: Final = ("ForCausalLM", "LMHead", "ForMaskedLM")
+
 _WHERE: Final = ("trust_remote_code", "revision", "cache_dir", "token", "subfolder")
 _AUTO_CLASSES: Final = (
     "AutoModelForCausalLM",
@@ -50,6 +52,8 @@ class HFTrainerModule(pl.LightningModule):
         When ``auto_class`` has no model for the config.
     FileNotFoundError
         When a path does not exist.
+    ValueError, TypeError
+        In training, when the labels are not those of the model's task, or it has none.
 
     See Also
     --------
@@ -99,7 +103,15 @@ class HFTrainerModule(pl.LightningModule):
         return torch.optim.AdamW(parameters, lr=self.learning_rate, weight_decay=self.weight_decay)
 
     def _logged_loss(self, name: str, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
-        loss: torch.Tensor = self.network(**_with_labels(batch)).loss
+        inputs = _with_labels(batch)
+        _check_labels(self.network, inputs)
+        loss = getattr(self.network(**inputs), "loss", None)
+        if not isinstance(loss, torch.Tensor):
+            raise TypeError(
+                f"{type(self.network).__name__}: expected a model that returns a loss, found none with "
+                f"{', '.join(inputs)}: pass auto_class= of a model with a task, such as "
+                "transformers.AutoModelForSequenceClassification, and labels that it takes"
+            )
         size = len(next(iter(batch.values())))
         self.log(name, loss, prog_bar=True, batch_size=size)
         return loss
@@ -113,6 +125,16 @@ def _with_labels(batch: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
             labels = labels.masked_fill(inputs["attention_mask"] == 0, -100)
         inputs["labels"] = labels
     return inputs
+
+
+def _check_labels(model: nn.Module, inputs: Mapping[str, Any]) -> None:
+    """Refuse one label per sample for a model that predicts tokens: its own error speaks of batch sizes."""
+    dims = [getattr(inputs.get(name), "ndim", 0) for name in ("input_ids", "labels")]
+    if dims == [2, 1] and any(part in type(model).__name__ for part in _OF_TOKENS):
+        raise ValueError(
+            f"{type(model).__name__}: expected a label per token, (sample, token) as input_ids, found one per sample: "
+            "to classify samples pass auto_class=transformers.AutoModelForSequenceClassification"
+        )
 
 
 def _build(source: Any, auto_class: Any, options: dict[str, Any]) -> nn.Module:

@@ -74,6 +74,19 @@ class AuditTrainerCallback(TrainerCallback):
         self.session = AuditSession(self.recorder, trigger)
         self._epoch_began_at = 0
 
+    def on_exception(self, *_: Any, **__: Any) -> None:
+        """Refuse Lightning's trainer, which calls this where it misses :attr:`state_key`."""
+        raise TypeError(
+            f"expected transformers' Trainer, found a Lightning trainer: {type(self).__name__} is for transformers, "
+            "use ra.RepresentationAuditCallback"
+        )
+
+    @property
+    def state_key(self) -> str:
+        """What Lightning asks callbacks for: this is none of its own."""
+        self.on_exception()
+        return ""
+
     @property
     def trajectory(self) -> list[tuple[int, dict[str, Any]]]:
         """With a ``gauge``: a list of (step, {layer: operator})."""

@@ -73,6 +73,13 @@ class RepresentationAuditCallback(pl.Callback):
         self.session = AuditSession(self.recorder, trigger)
         self._is_resuming = True
 
+    def on_init_end(self, *_: Any, **__: Any) -> None:
+        """Refuse transformers' ``Trainer``, which calls this first of all."""
+        raise TypeError(
+            f"expected a Lightning trainer, found transformers' Trainer: {type(self).__name__} is for Lightning, "
+            "use ra.AuditTrainerCallback"
+        )
+
     @property
     def state_key(self) -> str:
         """The key of this callback's state in a checkpoint; one per model, so that several callbacks do not collide."""
