@@ -54,7 +54,8 @@ def plot_settling(settling: Sequence[Mapping[str, Any]], ax: Axes | None = None,
         ax.autoscale_view(scaley=False)
     canvas.despine(ax)
     ax.set_yticks(range(len(shown)), canvas.safes([str(entry["layer"]) for entry in shown], 34))
-    ax.set_ylim(len(shown) - 0.5, -0.5)
+    ax.set_ylim(max(len(shown), 1) - 0.5, -0.5)
     ax.spines["left"].set_visible(False)
-    ax.set_title("ring: first below its start    dot: settled", loc="left", fontsize=8, color=canvas.INK)
+    title = "ring: first below its start    dot: settled" if shown else "no layer has settled, or is below its start"
+    ax.set_title(title, loc="left", fontsize=8, color=canvas.INK)
     return ax
