@@ -17,6 +17,7 @@ from repaudit.analysis.sketched_layers import kept_sketch
 from repaudit.analysis.study import Study
 from repaudit.embed.mds import mds_embedding, scaled_stress
 from repaudit.embed.phate import phate_embedding, phate_frames, phate_onto, phate_trajectories, unit_trajectories
+from repaudit.embed.placed import placed_between, placed_by_gower
 from repaudit.errors import ActivationError
 from repaudit.measure.distances import calibrated_distances
 from repaudit.measure.sketched import sketch_distances
@@ -46,6 +47,8 @@ METRIC: Final = "calibrated"
 """The distance of trajectories: unlike the raw one it does not grow as operators sharpen."""
 MOST_TOGETHER: Final = 1000
 """Most operators in the picture of all layers; of more, steps are chosen evenly, two at least."""
+MOST_LAID_OUT: Final = 500
+"""Operators of a layout up to which it is of all of them: a layout of T points takes matrices (T, T)."""
 MOST_UNIT_STEPS: Final = 24
 """Most steps, chosen evenly, at which units are drawn."""
 MOST_EXACT: Final = 2000
@@ -58,9 +61,13 @@ GRID: Final = (MODEL, STEP, COMPONENT)
 
 
 def trajectory_dataset(operators: LayerOperators, study: Study) -> xr.Dataset:
-    """Compute PHATE and classical-MDS coordinates of all operators of a layer; NaN where a model lacks a step."""
+    """Compute PHATE and classical-MDS coordinates of all operators of a layer; NaN where a model lacks a step.
+
+    Of very many operators some are laid out, chosen evenly, and the others placed among them: stresses are of those.
+    """
     keys = list(operators.stored)
     by_sketches = operators.sketched or len(keys) > MOST_EXACT
+    landmarks = _evenly(range(len(keys)), MOST_LAID_OUT)
     points = _laid_out(study, ["trajectories", operators.layer, operators.scale.value], list(operators.stored.values()))
     grids = {name: _on_grid(points[name], keys, study) for name in (TRAJECTORY, MDS)}
     return xr.Dataset(
@@ -69,7 +76,12 @@ def trajectory_dataset(operators: LayerOperators, study: Study) -> xr.Dataset:
             **{name: ((LAYER,), [float(points[name])]) for name in (STRESS, DISTANCE_STRESS)},
         },
         coords={LAYER: _names([operators.layer]), **_grid_coords(study)},
-        attrs={"metric": METRIC, "seed": study.settings.seed, **({"sketch": SIZE} if by_sketches else {})},
+        attrs={
+            "metric": METRIC,
+            "seed": study.settings.seed,
+            **({"sketch": SIZE} if by_sketches else {}),
+            **({"landmarks": len(landmarks)} if len(landmarks) < len(keys) else {}),
+        },
     )
 
 
@@ -169,17 +181,47 @@ def units_dataset(operators: LayerOperators, study: Study) -> xr.Dataset | None:
 def _laid_out(study: Study, name: list[Any], operators: list[StoredOperator]) -> dict[str, NDArray[Any]]:
     """Return both layouts of operators, from their calibrated distances, whose table bears the name."""
     content = ["layout", METRIC, study.settings.seed, [one.digest for one in operators]]
-    return study.cache.recall(content, partial(_layouts, study, name, operators))
+    if len(operators) <= MOST_LAID_OUT:
+        return study.cache.recall(content, partial(_layouts, study, name, operators))
+    return study.cache.recall([*content, MOST_LAID_OUT], partial(_layouts_among_landmarks, study, operators))
 
 
 def _layouts(study: Study, name: list[Any], operators: list[StoredOperator]) -> dict[str, Any]:
-    def rows(files: list[AnyOperatorFile], first: int) -> NDArray[Any]:
-        return calibrated_distances(OperatorStack(files), first, memory=study.settings.memory)
+    if any(isinstance(one.file, LazySketch) for one in operators):
+        return _layouts_of(_distances(study, operators), study)
+    return _layouts_of(study.cache.distances([METRIC, *name], operators, partial(_rows, study)), study)
 
+
+def _layouts_among_landmarks(study: Study, operators: list[StoredOperator]) -> dict[str, Any]:
+    """Lay out some operators, and place the others among them."""
+    landmarks = _evenly(range(len(operators)), MOST_LAID_OUT)
+    others = sorted({*range(len(operators))} - {*landmarks})
+    order = [*landmarks, *others]
+    distances = _distances(study, [operators[index] for index in order], len(landmarks))
+    among, beside = distances[:, : len(landmarks)], distances[:, len(landmarks) :].T
+    made = _layouts_of(among, study)
+    placed = {
+        TRAJECTORY: placed_between(beside, made[TRAJECTORY]),
+        MDS: placed_by_gower(beside, among, made[MDS]),
+    }
+    back = np.argsort(order)
+    return made | {name: np.concatenate([made[name], points])[back] for name, points in placed.items()}
+
+
+def _distances(study: Study, operators: list[StoredOperator], first: int | None = None) -> NDArray[Any]:
+    """Return the distances of some first operators from all, as a picture needs them; of very many from sketches."""
     if len(operators) > MOST_EXACT or any(isinstance(one.file, LazySketch) for one in operators):
-        distances = sketch_distances(_sketches(study, operators), METRIC, memory=study.settings.memory)
-    else:
-        distances = study.cache.distances([METRIC, *name], operators, rows)
+        return sketch_distances(_sketches(study, operators), METRIC, first=first, memory=study.settings.memory)
+    stack = OperatorStack([one.file for one in operators if not isinstance(one.file, LazySketch)])
+    count = len(operators) if first is None else first
+    return calibrated_distances(stack, count, memory=study.settings.memory, recompute=False)
+
+
+def _rows(study: Study, files: list[AnyOperatorFile], first: int) -> NDArray[Any]:
+    return calibrated_distances(OperatorStack(files), first, memory=study.settings.memory)
+
+
+def _layouts_of(distances: NDArray[Any], study: Study) -> dict[str, Any]:
     phate = phate_trajectories(distances, n_components=2, seed=study.settings.seed)
     return {
         TRAJECTORY: phate.values,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
+from repaudit.analysis.embeddings import MOST_LAID_OUT
 from repaudit.gauge.perplexity_operator import SPARSE
 from repaudit.measure.gram import BAND_BYTES, SPARSE_BYTES
 
@@ -15,6 +16,9 @@ OF_SAMPLES: Final = 28
 
 OF_OPERATORS: Final = 10
 """Matrices (operator, operator) of 8 bytes that distances and trajectories hold at once."""
+
+OF_LANDMARKS: Final = 3
+"""Matrices (landmark, operator) of 8 bytes, where others are placed among some operators."""
 
 ENTRIES: Final = 32 * 6
 """Bytes for a row of one sparse operator and effective neighbour, while distances are computed."""
@@ -38,9 +42,10 @@ def needed_memory(samples: int, operators: int, perplexity: float, at_once: int 
     Examples
     --------
     >>> round(needed_memory(256, 100, 15) / 2**20), round(needed_memory(256, 2000, 15) / 2**20)
-    (157, 461)
+    (157, 192)
     """
     sparse = 3 * perplexity * SPARSE <= samples
     band = min(SPARSE_BYTES, int(operators * samples * perplexity * ENTRIES)) if sparse else 3 * BAND_BYTES
-    together = OF_OPERATORS * 8 * operators**2 + band
+    laid_out = min(operators, MOST_LAID_OUT)
+    together = 8 * (OF_OPERATORS * laid_out**2 + OF_LANDMARKS * laid_out * (operators - laid_out)) + band
     return BASE + at_once * max(OF_SAMPLES * 8 * samples**2, together)

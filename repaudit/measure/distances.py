@@ -113,12 +113,28 @@ def _calibrated(stack: OperatorStack, memory: str | int, progress: Progress | No
 
 
 def calibrated_distances(
-    stack: OperatorStack, first: int, *, memory: str | int = "2GB", progress: Progress | None = None
+    stack: OperatorStack,
+    first: int,
+    *,
+    memory: str | int = "2GB",
+    recompute: bool = True,
+    progress: Progress | None = None,
 ) -> Array:
-    """Compute the calibrated distances (first, T) of the first operators of a stack to all of them."""
+    """Compute the calibrated distances (first, T) of the first operators of a stack to all of them.
+
+    Close ones are recomputed unless a rounding error of about 1e-3 does not matter.
+    """
     # A constant changes neither the distances nor their null, and without it near-uniform operators cancel nothing.
     constant = 1 / stack.samples
-    gram = stream_gram(stack, memory=memory, progress=progress, moments=True, first=first, constant=constant)
+    gram = stream_gram(
+        stack,
+        memory=memory,
+        progress=progress,
+        moments=True,
+        first=first,
+        constant=constant,
+        recompute=recompute,
+    )
     distances: Array = np.sqrt(calibrated_squares(gram, stack.samples))
     return distances
 

@@ -54,6 +54,7 @@ def stream_gram(
     constant: float = 0.0,
     moments: bool = False,
     first: int | None = None,
+    recompute: bool = True,
     progress: Progress | None = None,
 ) -> Gram:
     """Compute the squared distances of all pairs, reading bands of rows of all operators and keeping none.
@@ -76,6 +77,9 @@ def stream_gram(
         Whether to compute trace, sum and squared norm as well, of what is left.
     first : int, optional
         Compute the distances of this many first operators to all only: of new ones to known ones.
+    recompute : bool
+        Whether pairs so close that rounding shows are recomputed. A picture does not need it, and of slow trainings
+        most of the pairs are so close.
     progress : function of (rows done, rows in all), optional
     """
     size, top = len(stack), len(stack) if first is None else first
@@ -97,7 +101,8 @@ def stream_gram(
     if not torch.isfinite(norms).all():
         _refuse_unsound(changed.bands(), size)
     squared = gram.mul_(-2).add_(norms[:top, None]).add_(norms[None, :]).clamp_(min=0)
-    close = _close_pairs(squared, norms, min(CLOSE, CLOSE_BY_SIDE / stack.samples))
+    share = min(CLOSE, CLOSE_BY_SIDE / stack.samples)
+    close = _close_pairs(squared, norms, share) if recompute else torch.empty((0, 2), dtype=torch.int64)
     if len(close) and stack.sparse and 2 * len(close) <= size:  # less to read than all operators once more
         for first_of, other in close.tolist():
             exact = squared_distance(stack, first_of, other, transform)

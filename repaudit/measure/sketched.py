@@ -29,10 +29,11 @@ def sketch_distances(
     sketches: Sequence[OperatorSketch],
     metric: SketchedMetric = "frobenius",
     *,
+    first: int | None = None,
     memory: str | int = "2GB",
     progress: Progress | None = None,
 ) -> Array:
-    """Estimate the distances of all pairs of operators from their sketches.
+    """Estimate the distances of all pairs of operators from their sketches, or of some first ones from all.
 
     Squared distances are unbiased, with a relative standard error of ``sqrt(2 / size)``; the null of the calibrated
     ones is exact.
@@ -42,12 +43,14 @@ def sketch_distances(
     sketches : sequence of T OperatorSketch, of one size and seed
     metric : "frobenius" or "calibrated"
         As in :func:`repaudit.operator_distances`.
+    first : int, optional
+        How many operators are compared with all; all of them by default.
     memory, progress
         As in :func:`repaudit.operator_distances`.
 
     Returns
     -------
-    ndarray (T, T), float64, symmetric with a zero diagonal
+    ndarray (T, T), float64, symmetric with a zero diagonal; or (first, T)
 
     Raises
     ------
@@ -65,10 +68,10 @@ def sketch_distances(
     check_metric(metric)
     values = stacked(sketches)
     side = math.isqrt(values.shape[1])
-    gram = stream_gram(OperatorStack(values.reshape(-1, side, side)), memory=memory, progress=progress)
+    gram = stream_gram(OperatorStack(values.reshape(-1, side, side)), memory=memory, first=first, progress=progress)
     squares = gram.squared_distances
     if metric == "calibrated":
-        null = _null(_moments(sketches), _moments(sketches), sketches[0].samples)
+        null = _null(_moments(sketches[:first]), _moments(sketches), sketches[0].samples)
         squares = np.divide(squares, null, out=np.zeros_like(squares), where=null > NO_STRUCTURE)
     distances: Array = np.sqrt(squares)
     return distances
