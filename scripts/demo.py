@@ -69,7 +69,10 @@ def main() -> None:
     )
 
     for seed in SEEDS:
-        with console.status(f"training replica {seed + 1} of {len(SEEDS)}, {args.steps} steps"):
+        doing = f"training replica {seed + 1} of {len(SEEDS)}, {args.steps} steps"
+        if not console.is_terminal:  # where a status is not seen
+            console.print(doing)
+        with console.status(doing):
             first, last = train_replica(seed, corpus, store, args.steps)
         console.print(f"seed {seed}: loss {first:.2f} -> {last:.2f} after {args.steps} steps")
 

@@ -152,8 +152,9 @@ class Trained:
     losses: list[float]
 
     def first_and_last_loss(self) -> tuple[float, float]:
-        """Mean loss over the first and over the last ten steps."""
-        return float(np.mean(self.losses[:10])), float(np.mean(self.losses[-10:]))
+        """Mean loss over the first and over the last ten steps, or over each half of fewer than twenty."""
+        some = max(1, min(10, len(self.losses) // 2))
+        return float(np.mean(self.losses[:some])), float(np.mean(self.losses[-some:]))
 
 
 def validation_loss(module: ra.HFTrainerModule, blocks: torch.Tensor) -> float:
