@@ -16,9 +16,9 @@ _DIFFERS: Final[Mapping[Raw, str]] = {
     "text": "expected the texts that are taught, found another one for the sample {name!r}",
     "inputs": (
         "expected the inputs that the teachers were recorded on (values, names, shapes and types), found others for "
-        "the sample {name!r}: pass the probe set as recorded; where the same samples are encoded in another way, make "
-        "what is taught of arrays or operators and ids, such as by AlignmentTarget.from_operator(P, samples=ids), "
-        "which compares ids alone"
+        "the sample {name!r}: pass the probe set as recorded; where the same samples are encoded in another way, ids "
+        "alone are compared by AlignmentTarget.from_operator(target.operator, target.samples, target.gauge), or by "
+        "FeatureMatch(features, ids)"
     ),
 }
 

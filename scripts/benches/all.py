@@ -46,6 +46,8 @@ ROWS: Final = (
         "safetensors, plain zarr and Icechunk (the last two force nothing to the device); appending and opening as the "
         "steps grow in number."),
     Row("Distances", "analyze --steps 0", 2, "Distances of T operators of 1,000 samples over the bare Gram product."),
+    Row("Pictures", "embed", 1, "PHATE of an operator, of many operators and of units over steps, beside phate and "
+        "(where it is installed) m-phate, from the same input; the stress of each layout against the same distances."),
     Row("Merging", "merge", 1, "Barycenters beside POT's own."),
     Row("Sketches", "sketch", 1, "Nearest operators by sketches, beside all pairs of all entries."),
     Row("Scaling out", "scale", 1, "One core and two, by threads and Dask workers, from a file and from S3; memory "

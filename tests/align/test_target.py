@@ -128,7 +128,7 @@ def test_samples_without_texts_are_known_by_their_inputs(tmp_path: Path) -> None
     assert taught.check(ra.ProbeSet.from_tensors(inputs)).tolist() == list(range(80))
     with pytest.raises(FingerprintError, match="'31'"):
         taught.check(ra.ProbeSet.from_tensors(others))
-    by_id = ra.AlignmentTarget.from_operator(target.operator, samples=target.samples, gauge=target.gauge)
+    by_id = ra.AlignmentTarget.from_operator(target.operator, target.samples, target.gauge)
     assert by_id.check(ra.ProbeSet.from_tensors(others)).tolist() == list(range(80))
 
 

@@ -91,20 +91,31 @@ def test_a_step_before_a_model_is_told_in_one_line(tmp_path):
         recorder(tmp_path / "s.zarr").audit(3, nn.Sequential(nn.Linear(3, 2)))
 
 
-def test_a_model_that_was_trained_at_a_recorded_step_is_told(tmp_path):
+@pytest.mark.parametrize("how", ["foreach", "fused", "neither"])
+def test_a_model_that_was_trained_at_a_recorded_step_is_told(tmp_path, how):
     """A second audit of the same weights is the first; that of others would be lost in silence."""
-    model = nn.Sequential(nn.Linear(3, 2))
+    model = nn.Sequential(nn.Linear(3, 2), nn.Linear(2, 1).requires_grad_(False))
+    optimizer = torch.optim.AdamW(model[0].parameters(), **({} if how == "neither" else {how: True}))
     with recorder(tmp_path / "s.zarr") as audits:
         assert audits.audit(model, 0)
         assert not audits.audit(model, 0)
         model(torch.eye(3)).sum().backward()
-        assert not audits.audit(model, 0), "gradients alone change nothing"
-        torch.optim.AdamW(model.parameters()).step()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        assert not audits.audit(model.eval(), 0), "gradients and modes alone change nothing"
+        optimizer.step()
         with pytest.warns(AuditWarning, match="step 0 is recorded already, and its parameters have changed since"):
             assert not audits.audit(model, 0)
         assert audits.audit(model, 1)
-        assert not audits.audit(model, 1)
+        assert not audits.audit(model.requires_grad_(False), 1)
     assert not pickle.loads(pickle.dumps(audits)).is_open
+
+
+def test_weights_that_are_not_finite_are_the_same(tmp_path):
+    model = nn.Sequential(nn.Linear(3, 2))
+    nn.init.constant_(model[0].bias, torch.nan)
+    with recorder(tmp_path / "s.zarr") as audits:
+        assert audits.audit(model, 0)
+        assert not audits.audit(model, 0)
 
 
 def test_another_training_under_a_recorded_name_is_told_once(tmp_path):

@@ -67,7 +67,9 @@ class TrainedModel:
 
 
 class AuditedModel:
-    """The model of the last audit: the object, and how often its parameters had been written to by then.
+    """The model of the last audit: the object, how often its parameters had been written to, and the smallest of them.
+
+    torch counts what is written in place, but not by fused optimizers: their steps are seen in the values.
 
     Examples
     --------
@@ -81,14 +83,17 @@ class AuditedModel:
     def __init__(self) -> None:
         self._net: weakref.ref[nn.Module] | None = None
         self._writes = 0
+        self._kept: tuple[weakref.ref[torch.Tensor], torch.Tensor] | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         """Return the state to pickle: in another process there is no such object."""
-        return {"_net": None, "_writes": 0}
+        return {"_net": None, "_writes": 0, "_kept": None}
 
     def note(self, model: nn.Module) -> None:
         """Note a model as it is audited."""
         self._net, self._writes = weakref.ref(network(model)), _writes(model)
+        smallest = _smallest(model)
+        self._kept = None if smallest is None else (weakref.ref(smallest), smallest.detach().clone())
 
     def is_another(self, model: nn.Module) -> bool:
         """Return whether another object was audited last."""
@@ -96,11 +101,23 @@ class AuditedModel:
 
     def has_changed(self, model: nn.Module) -> bool:
         """Return whether its parameters were written to since the audit, as optimizers do."""
-        return self._net is not None and _writes(model) != self._writes
+        if self._net is None:
+            return False
+        now, before = (None, None) if self._kept is None else (self._kept[0](), self._kept[1])
+        if _writes(model) != self._writes or now is None or before is None:
+            return _writes(model) != self._writes
+        same = now.detach().to(before)
+        return same.shape == before.shape and not torch.allclose(same, before, rtol=0, atol=0, equal_nan=True)
 
 
 def _writes(model: nn.Module) -> int:
     return sum(value._version for value in network(model).parameters() if not value.is_inference())
+
+
+def _smallest(model: nn.Module) -> torch.Tensor | None:
+    """Return the smallest parameter that is trained, of those that this process has whole."""
+    found = [value for value in network(model).parameters() if value.requires_grad and _has_numbers(value)]
+    return min((one for one in found if type(one) is nn.Parameter), key=torch.Tensor.numel, default=None)
 
 
 def weights(model: nn.Module) -> Weights | None:
