@@ -91,9 +91,14 @@ class FeatureMatch(nn.Module):
         ------
         NotInStoreError
             A model or its layer is not in the store.
+        ActivationError
+            A model has no step yet.
         """
         tree = open_store(url)
-        chosen = list(models) if models is not None else catalog.models(tree)
+        chosen = catalog.models(tree) if models is None else [models] if isinstance(models, str) else list(models)
+        empty = [name for name in chosen if not catalog.steps(tree, name)]
+        if empty:
+            raise ActivationError(f"expected teachers with a recorded step in {url}, found none of {', '.join(empty)}")
         last = {name: catalog.activations(tree, name, layer).isel({STEP: -1}).values for name in chosen}
         root = tree.to_dataset()
         made = cls(last, [str(name) for name in root[SAMPLE].values])

@@ -166,11 +166,11 @@ def analyze(
 
     >>> import numpy as np
     >>> from tempfile import mkdtemp
-    >>> points = np.random.default_rng(0).normal(size=(2, 12, 4)).astype(np.float32)
+    >>> points = np.random.default_rng(0).normal(size=(2, 24, 4)).astype(np.float32)
     >>> url = Path(mkdtemp(), "store.zarr")
-    >>> probe_set = ra.ProbeSet.from_tensors({"input_ids": np.arange(24).reshape(12, 2)})
+    >>> probe_set = ra.ProbeSet.from_tensors({"input_ids": np.arange(48).reshape(24, 2)})
     >>> for model in (0, 1):
-    ...     name, layers = f"seed{model}", {"norm": ((12, 4), "float32")}
+    ...     name, layers = f"seed{model}", {"norm": ((24, 4), "float32")}
     ...     with ra.TrajectoryWriter(url, model_name=name, probe_set=probe_set, layers=layers) as writer:
     ...         _ = writer.append(0, {"norm": points[model]})
     >>> ra.analyze(url, frames=0, units=0).repaudit.summary["headline"]

@@ -30,11 +30,14 @@ def resolve_scales(
     gauge: DiffusionGauge,
     samples: int,
     default: Sequence[float | str] = DEFAULT,
+    *,
+    of_all: bool = True,
 ) -> list[Scale]:
     """Return the scales of an analysis on so many samples.
 
     By default *neighbourhoods*, the gauge's perplexity of 15, and *shape*, a quarter of the samples, where that is
-    wider. A gauge with another perplexity or another kernel has one scale, its own.
+    wider. A gauge with another perplexity or another kernel has one scale, its own. Where the operators are not all of
+    so many samples (`of_all`), each tells for itself whether a scale is too large for it.
 
     Raises
     ------
@@ -65,7 +68,7 @@ def resolve_scales(
             continue
         if value <= 1:
             raise AnalysisError(f"scales: expected perplexities of more than 1, found {text} of {samples} samples")
-        if value >= samples - 1 and scales is not None:  # every row would be uniform: nothing can be compared
+        if value >= samples - 1 and scales is not None and of_all:  # all rows would be uniform
             raise AnalysisError(
                 f"scales: expected perplexities below {samples - 1}, which is how many neighbours each of {samples} "
                 f"samples has, found {text}"

@@ -120,7 +120,7 @@ def _within(sources: Sources, every: Mapping[str, Tokens], settings: Settings) -
             )
     lengths = np.bincount(base.sample)
     typical = int(np.median(lengths[lengths > 0]))
-    scales = resolve_scales(settings.scales, settings.gauge, typical, SHAPE_ALONE)
+    scales = resolve_scales(settings.scales, settings.gauge, typical, SHAPE_ALONE, of_all=False)
     fewest, longest = fewest_tokens([scale.gauge for scale in scales]), int(lengths.max())
     if longest < fewest:
         raise AnalysisError(

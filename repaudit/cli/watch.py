@@ -67,6 +67,8 @@ def watch(
         raise typer.BadParameter(
             f"--serve shows a page until it is stopped: leave out {'--once' if once else '--json'}"
         )
+    if not 1 < perplexity < math.inf:
+        raise typer.BadParameter(f"--perplexity: expected effective neighbours, more than 1, found {perplexity:g}")
     with one_line_errors():
         from repaudit.gauge.gauge import DiffusionGauge
         from repaudit.live.watcher import Watcher
@@ -214,7 +216,8 @@ def _now(run: Sequence[LiveCurve]) -> str:
         return "-"
     if len(known) == 1:
         (curve,) = known
-        return escape(f"{curve.value[-1]:.2f} [{curve.low[-1]:.2f}, {curve.high[-1]:.2f}]")
+        known = math.isfinite(curve.low[-1]) and math.isfinite(curve.high[-1])
+        return escape(f"{curve.value[-1]:.2f}" + (f" [{curve.low[-1]:.2f}, {curve.high[-1]:.2f}]" if known else ""))
     ends = [curve.value[-1] for curve in known]
     return f"{min(ends):.2f} to {max(ends):.2f}"
 

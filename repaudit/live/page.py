@@ -16,7 +16,9 @@ from repaudit.live.watcher import Watcher
 HOST: Final = "127.0.0.1"
 """Only this machine sees the page: it shows names and numbers of a store to whoever asks."""
 _PAGE: Final = files("repaudit.live").joinpath("page.html")
-_POLICY: Final = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; connect-src 'self'"
+_POLICY: Final = (
+    "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; connect-src 'self'; img-src data:"
+)
 
 
 class Board:
@@ -43,8 +45,9 @@ class Board:
             try:
                 look = self._watcher.look(self._every)
                 self.state, waiting = look.plain(), look.waiting > 0
-            except RepauditError as error:
-                self.state, waiting = {**self.state, "error": str(error)}, False
+            except Exception as error:  # noqa: BLE001 - a look that fails, however, is told, and the next one may not
+                told = str(error) if isinstance(error, RepauditError) else f"{type(error).__name__}: {error}"
+                self.state, waiting = {**self.state, "error": told}, False
                 self._stop.wait(self._every)
 
 
@@ -65,6 +68,16 @@ def application(board: Board) -> Any:
     return Starlette(routes=[Route("/", page), Route("/state.json", state)])
 
 
+def of_this_machine(app: Any) -> Any:
+    """Return an application that answers under this machine's own names only.
+
+    Another name may be that of a stranger's page, which asks in the reader's browser.
+    """
+    from starlette.middleware.trustedhost import TrustedHostMiddleware
+
+    return TrustedHostMiddleware(app, allowed_hosts=[HOST, "localhost"], www_redirect=False)
+
+
 def serve(watcher: Watcher, every: float, port: int, started: Callable[[str], None]) -> None:
     """Serve the page until interrupted; `started` is called with its address.
 
@@ -78,7 +91,9 @@ def serve(watcher: Watcher, every: float, port: int, started: Callable[[str], No
     require("a page", "uvicorn", "starlette")
     uvicorn: Any = import_module("uvicorn")
     board = Board(watcher, every)
-    config = uvicorn.Config(application(board), host=HOST, port=port, log_level="warning", access_log=False)
+    config = uvicorn.Config(
+        of_this_machine(application(board)), host=HOST, port=port, log_level="warning", access_log=False
+    )
     try:
         listening = config.bind_socket()
     except SystemExit:

@@ -33,14 +33,16 @@ class StopWhenSettled(pl.Callback, TrainerCallback):
     patience : int
         Audits over which a layer must have stayed.
     action : "stop" or "freeze"
-        Stop when all layers have settled; or freeze each, so that its parameters get no gradient any more.
+        Stop when all layers have settled; or freeze each, so that its parameters get no gradient any more, and stop
+        when no parameter is left. Running statistics, as of a BatchNorm, go on. A checkpoint does not keep what is
+        frozen: a training that resumes in another process begins with all layers.
     gauge : DiffusionGauge, optional
         ``DiffusionGauge()`` by default.
 
     Attributes
     ----------
     settled : dict of layer to the step from which it has stayed
-        What moves again is no longer among them.
+        What moves again is no longer among them. A further training begins anew.
     stopped_at : int or None
         The step after which the training was stopped. Both are logged as they happen, as information.
     frozen : list of str
@@ -89,6 +91,7 @@ class StopWhenSettled(pl.Callback, TrainerCallback):
 
     def audited(self, step: int, activations: Mapping[str, Any]) -> None:
         """Look at an audit; the audit callback calls it."""
+        self._refuse_states(self._layers.watched(activations))
         now = self._layers.audited(step, activations)
         self._newly = [name for name in now if name not in self.frozen]
         self._watched = self._layers.watched(activations)
@@ -133,17 +136,39 @@ class StopWhenSettled(pl.Callback, TrainerCallback):
                 f"StopWhenSettled: expected one audit callback beside it, whose audits tell what has settled, found "
                 f"{len(sessions)}: add a RepresentationAuditCallback or an AuditTrainerCallback"
             )
-        if self._recorder is None:
-            self._recorder = sessions[0].recorder
-            self._recorder.listeners.append(self.audited)
+        if self._recorder is not None and self.audited in self._recorder.listeners:
+            self._recorder.listeners.remove(self.audited)  # a training that ended by an exception
+        self._begin()
+        self._recorder = sessions[0].recorder
+        self._recorder.listeners.append(self.audited)
+
+    def _begin(self) -> None:
+        """Know nothing of the audits of another training."""
+        self._layers = SettlingLayers(self._layers.patterns, self._layers.patience, self._layers.gauge)
+        self.stopped_at, self.frozen = None, []
+        self._is_due, self._newly, self._watched = False, [], []
+
+    def _refuse_states(self, names: Sequence[str]) -> None:
+        """Refuse at the first audit to freeze what is no module."""
+        if self.action != "freeze" or self._recorder is None or self._watched:
+            return
+        known = self._recorder.auditor.extractor.layers
+        states = [name for name in names if name in known and known[name].entry is not None]
+        if states:
+            raise ValueError(
+                f"layers: expected modules, to freeze them, found {', '.join(states)}: name the layers to freeze"
+            )
 
     def _decide(self, model: Any, step: int) -> bool:
         """Freeze what has settled, and return whether to stop."""
         if self.action == "freeze":
             for name in self._newly:
                 self._freeze(model, name)
-            self._newly = []
-            return False
+            froze, self._newly = bool(self._newly), []
+            if froze and not any(parameter.requires_grad for parameter in model.parameters()):
+                self.stopped_at = step  # another step would have no gradient
+                say(f"repaudit: stopped after step {step}: every parameter is frozen")
+            return self.stopped_at is not None
         if self._is_due and self.stopped_at is None:
             self.stopped_at = step
             say(f"repaudit: stopped after step {step}: {_listed(self.settled)}")

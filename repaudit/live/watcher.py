@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from repaudit.analysis.folder import nulls_for_nan
 from repaudit.gauge.gauge import DiffusionGauge
 from repaudit.live.runs import Run, runs
 from repaudit.live.spreads import LiveCurve, LiveSpreads
@@ -40,15 +41,17 @@ class Look:
         return sum(curve.waiting for curve in self.curves)
 
     def plain(self) -> dict[str, Any]:
-        """Return everything in types that JSON has."""
+        """Return everything in types that JSON has; it has no NaN."""
         failed = [{"layer": layer, "step": step, "reason": why} for (layer, step), why in self.failed.items()]
-        return {
+        plain = {
             "url": self.url,
             "models": [asdict(run) for run in self.runs],
             "layers": [asdict(curve) for curve in self.curves],
             "failed": failed,
             "lost": list(self.lost),
         }
+        found: dict[str, Any] = nulls_for_nan(plain)
+        return found
 
 
 class Watcher:

@@ -118,6 +118,32 @@ def test_weights_that_are_not_finite_are_the_same(tmp_path):
         assert not audits.audit(model, 0)
 
 
+def test_metrics_that_fail_cost_no_audit(tmp_path):
+    def fails(_activations):
+        raise KeyError("mine")
+
+    with recorder(tmp_path / "s.zarr", metrics=fails, on_store_error="raise") as audits:
+        model = nn.Sequential(nn.Linear(3, 2))
+        for step in (0, 1):
+            with pytest.warns(AuditWarning, match=rf"metrics: none at step {step}, .*KeyError: 'mine'"):
+                assert audits.audit(model, step)
+    assert audits.failures == []
+    assert ra.open_store(tmp_path / "s.zarr").repaudit.steps("seed0") == [0, 1]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"metrics": ra.GeometryMetrics}, "metrics: expected a function of the activations, found the class Geometry"),
+        ({"gauge": ra.DiffusionGauge}, "gauge: expected .* found the class DiffusionGauge: call it"),
+        ({"track": ra.Track}, "track: expected .* found the class Track: call it"),
+    ],
+)
+def test_a_class_is_not_an_object_of_it(tmp_path, options, message):
+    with pytest.raises(TypeError, match=message):
+        recorder(tmp_path / "s.zarr", **options)
+
+
 def test_another_training_under_a_recorded_name_is_told_once(tmp_path):
     model = nn.Sequential(nn.Linear(3, 2))
     with recorder(tmp_path / "s.zarr") as audits:

@@ -126,6 +126,57 @@ def test_a_settled_layer_is_frozen_and_the_others_train_on(tmp_path: Path) -> No
     assert module.trainer.global_step == 60
 
 
+def test_a_training_ends_where_every_parameter_is_frozen(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Another step would have no gradient, and torch's own error ends it."""
+    caplog.set_level("INFO")
+    stop = ra.StopWhenSettled(patience=2, action="freeze", gauge=GAUGE)
+    module = fit(tmp_path, 0, stop)
+    assert sorted(stop.frozen) == ["0", "2"]
+    assert stop.stopped_at == module.trainer.global_step < 60
+    assert "every parameter is frozen" in caplog.text
+
+
+def test_states_are_no_modules_to_freeze_and_are_refused_before_the_first_step(tmp_path: Path) -> None:
+    model = tf.GPT2LMHeadModel(tf.GPT2Config(vocab_size=32, n_embd=16, n_layer=2, n_head=2, n_positions=16))
+    rows = torch.randint(1, 32, (40, 8), generator=torch.Generator().manual_seed(0))
+    stop = ra.StopWhenSettled(action="freeze", gauge=GAUGE)
+    audit = ra.AuditTrainerCallback(
+        tmp_path / "s.zarr", "seed0", ra.ProbeSet.from_tensors({"input_ids": rows}), ["hidden_states[1]"],
+        ra.AuditTrigger(every_n_steps=5, at_start=True), durable=False, on_store_error="raise",
+    )  # fmt: skip
+    trainer = tf.Trainer(
+        model=model,
+        args=tf.TrainingArguments(
+            output_dir=str(tmp_path / "out"), max_steps=10, per_device_train_batch_size=4, save_strategy="no",
+            logging_strategy="no", report_to=[], use_cpu=True, disable_tqdm=True, dataloader_pin_memory=False,
+        ),
+        train_dataset=[{"input_ids": row, "labels": row} for row in rows], callbacks=[stop, audit],
+    )  # fmt: skip
+    with pytest.raises(ValueError, match=r"expected modules, to freeze them, found hidden_states"):
+        trainer.train()
+    assert trainer.state.global_step == 0
+
+
+def test_one_object_serves_several_trainings_one_after_the_other(tmp_path: Path) -> None:
+    stop = ra.StopWhenSettled(patience=3, gauge=GAUGE)
+    assert fit(tmp_path / "a", 20, stop).trainer.global_step == 35
+    assert fit(tmp_path / "b", 10, stop).trainer.global_step == 25, "not by the audits of the first"
+    assert stop.stopped_at == 25
+
+
+class Failing(pl.Callback):
+    def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
+        if trainer.global_step == 7:
+            raise KeyError("mine")
+
+
+def test_a_training_that_ended_by_an_exception_is_over(tmp_path: Path) -> None:
+    stop = ra.StopWhenSettled(patience=3, gauge=GAUGE)
+    with pytest.raises(KeyError, match="mine"):
+        fit(tmp_path / "a", 20, stop, Failing())
+    assert fit(tmp_path / "b", 10, stop).trainer.global_step == 25
+
+
 def test_the_transformers_trainer_stops_too(tmp_path: Path) -> None:
     rows = torch.randint(1, 32, (40, 8), generator=torch.Generator().manual_seed(0))
     tf.set_seed(0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import os
 import pty
 import re
@@ -11,6 +12,7 @@ import select
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +25,7 @@ from starlette.testclient import TestClient
 import repaudit as ra
 from repaudit.cli import app
 from repaudit.cli.watch import sparkline, view
-from repaudit.live.page import Board, application
+from repaudit.live.page import Board, application, of_this_machine
 from repaudit.live.runs import Run
 from repaudit.live.spreads import LiveCurve, LiveSpreads
 from repaudit.live.watcher import Look, Watcher
@@ -334,6 +336,53 @@ def test_the_page_shows_the_store_asks_nobody_else_and_renews_itself(store: Path
     page = client.get("/")
     assert "connect-src 'self'" in page.headers["content-security-policy"]
     assert not re.search(r"(src|href)=[\"']?https?:", page.text)
+
+
+def test_the_page_answers_under_names_of_this_machine_only(store: Path) -> None:
+    app = of_this_machine(application(Board(Watcher(store, gauge=GAUGE), every=1)))
+    for host, status in (("127.0.0.1:8000", 200), ("localhost", 200), ("evil.example", 400)):
+        assert TestClient(app).get("/state.json", headers={"Host": host}).status_code == status
+
+
+def test_the_page_goes_on_after_a_look_that_failed_in_any_way(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    watcher = Watcher(store, gauge=GAUGE)
+    look, errors = watcher.look, iter([AttributeError("no 'get'")])
+
+    def sometimes(seconds: float | None = None) -> Look:
+        for error in errors:
+            raise error
+        return look(seconds)
+
+    monkeypatch.setattr(watcher, "look", sometimes)
+    board, seen = Board(watcher, every=0.2), set()
+    board.start()
+    try:
+        end = time.monotonic() + 60
+        while not board.state["models"]:
+            seen.add(board.state.get("error"))
+            assert time.monotonic() < end
+            time.sleep(0.005)
+    finally:
+        board.stop()
+    assert "AttributeError: no 'get'" in seen
+    assert "error" not in board.state
+
+
+def test_numbers_that_are_none_are_null(store: Path) -> None:
+    curve = replace(Watcher(store, gauge=GAUGE).look().curves[0], low=(math.nan,), value=(math.inf,))
+    found = Look("s", (), (curve,), {}).plain()
+    assert json.loads(json.dumps(found, allow_nan=False))["layers"][0]["low"] == [None]
+
+
+@pytest.mark.parametrize("wrong", ["0", "1", "-1", "nan", "inf"])
+def test_a_scale_that_is_none_is_one_line(store: Path, wrong: str) -> None:
+    run = subprocess.run(
+        [COMMAND, "watch", str(store), "--once", f"--perplexity={wrong}"],
+        capture_output=True, text=True, check=False, timeout=120,
+    )  # fmt: skip
+    assert run.returncode == 2
+    assert "expected effective neighbours, more than 1" in " ".join(run.stderr.replace("│", "").split())
+    assert "Traceback" not in run.stderr
 
 
 def test_a_taken_port_is_one_line(store: Path) -> None:

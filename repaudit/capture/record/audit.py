@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
@@ -25,6 +26,7 @@ from repaudit.capture.record.recorded_operators import (
     to_store,
     try_gauge,
 )
+from repaudit.errors import AuditWarning
 
 Metrics: TypeAlias = Callable[[Mapping[str, torch.Tensor]], Mapping[str, float]]
 
@@ -119,9 +121,21 @@ class Auditor:
                 self.trajectory.append((step, operators))
         layers = to_store(self.record, activations, operators) if self.ranks.writes else {}
         value = float(loss.detach()) if isinstance(loss, torch.Tensor) else loss
-        numbers = self.metrics(activations) if self.metrics is not None and self.ranks.writes else {}
+        numbers = self._numbers(step, activations) if self.metrics is not None and self.ranks.writes else {}
         seconds = time.perf_counter() - began
         return Audit(step, layers, epoch, value, time.time(), dict(numbers), activations, seconds)
+
+    def _numbers(self, step: int, activations: Mapping[str, torch.Tensor]) -> Mapping[str, float]:
+        """Return what the metrics function makes of an audit; where it fails, the audit is recorded without."""
+        try:
+            return dict(self.metrics(activations)) if self.metrics is not None else {}
+        except Exception as error:  # noqa: BLE001 - a function of the user's: the activations are there
+            warnings.warn(
+                f"metrics: none at step {step}, which is recorded without ({type(error).__name__}: {error})",
+                AuditWarning,
+                stacklevel=2,
+            )
+            return {}
 
     def _extract(self, model: nn.Module, probe_set: ProbeSet, agree: Agree | None = None) -> dict[str, torch.Tensor]:
         return self.extractor.extract(model, probe_set, self.batch_size, self.forward, agree)

@@ -233,8 +233,12 @@ def _refuse_other_kinds(chosen: AuditOptions) -> None:
             raise ValueError(f"{name}: expected one of {', '.join(map(repr, choices))}, found {values[name]!r}")
     for name, (kind, what) in _KINDS.items():
         may_be_none = dict(DEFAULTS)[name] is None
+        if isinstance(values[name], type) and isinstance(values[name], kind):
+            raise TypeError(f"{name}: expected {what}, found the class {values[name].__name__}: call it")
         if not isinstance(values[name], kind) and not (may_be_none and values[name] is None):
             raise TypeError(f"{name}: expected {what}, found {values[name]!r}")
+    if chosen["keepbits"] is not None:
+        whole_number(chosen["keepbits"], "keepbits", least=1)
     if chosen["keepbits"] is not None and chosen["codec"] != "lossy":
         raise ValueError(f"keepbits={chosen['keepbits']!r} only goes with codec='lossy', found {chosen['codec']!r}")
 

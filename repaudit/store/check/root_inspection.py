@@ -204,7 +204,10 @@ class RootInspection:
         fingerprint = attributes.get(INPUTS_FINGERPRINT) if isinstance(attributes, dict) else None
         if not isinstance(fingerprint, str) or inputs_key(fingerprint) != key or isinstance(document, str):
             return None
-        named = document.get("consolidated_metadata", {}).get("metadata", {})
+        consolidated = document.get("consolidated_metadata")
+        named = consolidated.get("metadata") if isinstance(consolidated, dict) else None
+        if not isinstance(named, dict):
+            return None
         arrays = {name: sound_input(self.read(_path(f"{key}/{name}")), self.samples or 0, name) for name in named}
         whole = all(array is not None and self._confirmed(f"{key}/{name}", array) for name, array in arrays.items())
         return group_document({INPUTS_FINGERPRINT: fingerprint}) if whole else None
