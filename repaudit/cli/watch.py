@@ -216,8 +216,9 @@ def _now(run: Sequence[LiveCurve]) -> str:
         return "-"
     if len(known) == 1:
         (curve,) = known
-        known = math.isfinite(curve.low[-1]) and math.isfinite(curve.high[-1])
-        return escape(f"{curve.value[-1]:.2f}" + (f" [{curve.low[-1]:.2f}, {curve.high[-1]:.2f}]" if known else ""))
+        has_interval = math.isfinite(curve.low[-1]) and math.isfinite(curve.high[-1])
+        interval = f" [{curve.low[-1]:.2f}, {curve.high[-1]:.2f}]" if has_interval else ""
+        return escape(f"{curve.value[-1]:.2f}{interval}")
     ends = [curve.value[-1] for curve in known]
     return f"{min(ends):.2f} to {max(ends):.2f}"
 

@@ -95,6 +95,7 @@ def stream_gram(
             _add_rare(gram, norms, band.rare)
         if progress is not None:
             progress(band.stop, stack.samples)
+    del band  # its buffer goes before another pass makes one
     square = gram[:, :top]
     norms[:top] = square.diagonal()
     _mirror(square)

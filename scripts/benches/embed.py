@@ -8,6 +8,7 @@ m-phate is measured where it is installed (GPL-3: no dependency of this project)
 from __future__ import annotations
 
 import argparse
+import logging
 import statistics
 import time
 import warnings
@@ -110,6 +111,7 @@ def main() -> None:
     parser.add_argument("--units", type=int, default=32)
     options = parser.parse_args()
     warnings.simplefilter("ignore")
+    logging.disable()  # phate says between the rows of the table what it thinks of its layout
     print("| what | by | median | over repaudit | stress |\n|---|---|---|---|---|")
     for what, (distances, layouts) in {
         f"one operator, {options.samples} samples": of_one_operator(options.samples),
