@@ -203,6 +203,24 @@ def test_labels_of_samples_are_not_those_of_tokens():
         ra.HFTrainerModule(config, auto_class=tf.AutoModel).training_step({"input_ids": batch["input_ids"]}, 0)
 
 
+@pytest.mark.filterwarnings("ignore:You are trying to `self.log")
+def test_only_what_learns_its_own_tokens_takes_them_for_labels():
+    """Taught by copies of its inputs, a masked or an encoding model trains without a word, and learns nothing."""
+    small = {"hidden_size": 8, "num_attention_heads": 2, "num_hidden_layers": 1, "intermediate_size": 8}
+    ids = {"input_ids": torch.ones(3, 4, dtype=torch.int64)}
+    t5 = tf.T5Config(vocab_size=32, d_model=16, d_kv=8, d_ff=16, num_layers=1, num_heads=2, decoder_start_token_id=0)
+    for config, auto in (
+        (tf.BertConfig(vocab_size=16, **small), tf.AutoModelForMaskedLM),
+        (tf.BertConfig(vocab_size=16, **small), tf.AutoModelForSequenceClassification),
+        (t5, tf.AutoModelForSeq2SeqLM),
+    ):
+        module = ra.HFTrainerModule(config, auto_class=auto)
+        with pytest.raises((TypeError, ValueError), match="found none with input_ids"):
+            module.training_step(ids, 0)
+        labels = ids["input_ids"][:, 0] % 2 if auto is tf.AutoModelForSequenceClassification else ids["input_ids"]
+        assert torch.isfinite(module.training_step({**ids, "labels": labels}, 0))
+
+
 @pytest.mark.parametrize("path", ["/nowhere/x", "./nowhere"])
 def test_a_path_that_does_not_exist_is_named(path):
     with pytest.raises(FileNotFoundError, match=f"{path}: expected a folder with a pretrained model"):

@@ -16,6 +16,9 @@ _WITH_TASK: Final = ("For", "LMHead")
 
 _OF_TOKENS: Final = ("ForCausalLM", "LMHead", "ForMaskedLM")
 
+_OF_OTHERS: Final = ("ForMaskedLM", "Classification", "QuestionAnswering", "MultipleChoice")
+"""Parts of the names of classes whose labels are not the tokens themselves."""
+
 _WHERE: Final = ("trust_remote_code", "revision", "cache_dir", "token", "subfolder")
 _AUTO_CLASSES: Final = (
     "AutoModelForCausalLM",
@@ -103,7 +106,7 @@ class HFTrainerModule(pl.LightningModule):
         return torch.optim.AdamW(parameters, lr=self.learning_rate, weight_decay=self.weight_decay)
 
     def _logged_loss(self, name: str, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
-        inputs = _with_labels(batch)
+        inputs = _with_labels(self.network, batch)
         _check_labels(self.network, inputs)
         loss = getattr(self.network(**inputs), "loss", None)
         if not isinstance(loss, torch.Tensor):
@@ -117,9 +120,9 @@ class HFTrainerModule(pl.LightningModule):
         return loss
 
 
-def _with_labels(batch: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+def _with_labels(model: nn.Module, batch: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     inputs = dict(batch)
-    if "labels" not in inputs and "input_ids" in inputs:
+    if "labels" not in inputs and "input_ids" in inputs and not _learns_others(model):
         labels = inputs["input_ids"]
         if "attention_mask" in inputs:
             labels = labels.masked_fill(inputs["attention_mask"] == 0, -100)
@@ -127,8 +130,19 @@ def _with_labels(batch: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return inputs
 
 
+def _encodes(model: nn.Module) -> bool:
+    return bool(getattr(getattr(model, "config", None), "is_encoder_decoder", False))
+
+
+def _learns_others(model: nn.Module) -> bool:
+    """Return whether a model learns something else than the next of its own tokens, which a copy does not teach."""
+    return _encodes(model) or any(part in type(model).__name__ for part in _OF_OTHERS)
+
+
 def _check_labels(model: nn.Module, inputs: Mapping[str, Any]) -> None:
     """Refuse one label per sample for a model that predicts tokens: its own error speaks of batch sizes."""
+    if _encodes(model) and "labels" not in inputs:
+        raise ValueError(f"{type(model).__name__}: expected labels in every batch, found none with {', '.join(inputs)}")
     dims = [getattr(inputs.get(name), "ndim", 0) for name in ("input_ids", "labels")]
     if dims == [2, 1] and any(part in type(model).__name__ for part in _OF_TOKENS):
         raise ValueError(
