@@ -5,6 +5,7 @@ import pickle
 import shutil
 import warnings
 
+import lightning.pytorch as pl
 import numpy as np
 import psutil
 import pytest
@@ -84,6 +85,17 @@ def test_wrong_options_are_refused_at_once(tmp_path, options, error, message):
 def test_a_number_is_no_trigger(tmp_path, make):
     with pytest.raises(TypeError, match=r"trigger: expected .* found 10"):
         make(store=tmp_path, model_name="m", probe_set=PROBE, layer_specs=["[0]"], trigger=10)
+
+
+def test_a_callback_of_the_other_trainer_names_its_own(tmp_path):
+    ours = {"store": tmp_path / "s.zarr", "model_name": "m", "probe_set": PROBE, "layer_specs": ["[0]"]}
+    with pytest.raises(TypeError, match=r"found transformers' Trainer: .* use ra\.AuditTrainerCallback"):
+        ra.RepresentationAuditCallback(**ours).on_init_end(None, None, None)
+    with pytest.raises(TypeError, match=r"found a Lightning trainer: .* use ra\.RepresentationAuditCallback"):
+        pl.Trainer(
+            callbacks=[ra.AuditTrainerCallback(**ours)], max_steps=1, accelerator="cpu", logger=False,
+            enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
+        ).fit(ra.HFTrainerModule(nn.Linear(3, 2)), [{"x": torch.eye(3)}])  # fmt: skip
 
 
 def test_a_step_before_a_model_is_told_in_one_line(tmp_path):
