@@ -50,10 +50,10 @@ class AlignmentTarget:
         Turns a student's features into the operator that is compared with P*.
     hashes : tuple of str
         SHA-256 of what each sample is, where the results keep them.
-    raw : {"text", "inputs"}
-        What the hashes are of: texts, or the inputs themselves where the models were recorded on inputs without texts.
     attrs : dict
         Where the operator is from.
+    raw : {"text", "inputs"}
+        What the hashes are of: texts, or the inputs themselves where the models were recorded on inputs without texts.
 
     Examples
     --------
@@ -72,8 +72,8 @@ class AlignmentTarget:
     samples: tuple[str, ...] = field(repr=False)
     gauge: DiffusionGauge
     hashes: tuple[str, ...] = field(default=(), repr=False)
-    raw: Raw = "text"
     attrs: Mapping[str, Any] = field(default_factory=dict)
+    raw: Raw = "text"
 
     @classmethod
     def from_results(
@@ -159,8 +159,8 @@ class AlignmentTarget:
             ids,
             chosen,
             tuple(hashes),
-            raw,
             {**operator.attrs, **(attrs or {})},
+            raw,
         )
 
     def __len__(self) -> int:
@@ -229,7 +229,7 @@ class AlignmentTarget:
         elif gauge.knn is not None:
             gauge = replace(gauge, knn=max(1, round(gauge.knn * share)))
         hashes = tuple(self.hashes[place] for place in places) if self.hashes else ()
-        return AlignmentTarget(_stochastic(part), names, gauge, hashes, self.raw, self.attrs)
+        return AlignmentTarget(_stochastic(part), names, gauge, hashes, self.attrs, self.raw)
 
     def permuted(self, seed: int, within: Sequence[Hashable] | None = None) -> AlignmentTarget:
         """Return the operator with its samples relabelled at random: a control that has its spectrum and no meaning.

@@ -67,7 +67,6 @@ def trajectory_dataset(operators: LayerOperators, study: Study) -> xr.Dataset:
     """
     keys = list(operators.stored)
     by_sketches = operators.sketched or len(keys) > MOST_EXACT
-    landmarks = _evenly(range(len(keys)), MOST_LAID_OUT)
     points = _laid_out(study, ["trajectories", operators.layer, operators.scale.value], list(operators.stored.values()))
     grids = {name: _on_grid(points[name], keys, study) for name in (TRAJECTORY, MDS)}
     return xr.Dataset(
@@ -80,7 +79,7 @@ def trajectory_dataset(operators: LayerOperators, study: Study) -> xr.Dataset:
             "metric": METRIC,
             "seed": study.settings.seed,
             **({"sketch": SIZE} if by_sketches else {}),
-            **({"landmarks": len(landmarks)} if len(landmarks) < len(keys) else {}),
+            **({"landmarks": MOST_LAID_OUT} if len(keys) > MOST_LAID_OUT else {}),
         },
     )
 
@@ -187,9 +186,12 @@ def _laid_out(study: Study, name: list[Any], operators: list[StoredOperator]) ->
 
 
 def _layouts(study: Study, name: list[Any], operators: list[StoredOperator]) -> dict[str, Any]:
-    if any(isinstance(one.file, LazySketch) for one in operators):
-        return _layouts_of(_distances(study, operators), study)
-    return _layouts_of(study.cache.distances([METRIC, *name], operators, partial(_rows, study)), study)
+    def rows(files: list[AnyOperatorFile], first: int) -> NDArray[Any]:
+        return calibrated_distances(OperatorStack(files), first, memory=study.settings.memory)
+
+    if _files(operators) is None:
+        return _layouts_of(_distances(study, operators, len(operators)), study)
+    return _layouts_of(study.cache.distances([METRIC, *name], operators, rows), study)
 
 
 def _layouts_among_landmarks(study: Study, operators: list[StoredOperator]) -> dict[str, Any]:
@@ -208,17 +210,18 @@ def _layouts_among_landmarks(study: Study, operators: list[StoredOperator]) -> d
     return made | {name: np.concatenate([made[name], points])[back] for name, points in placed.items()}
 
 
-def _distances(study: Study, operators: list[StoredOperator], first: int | None = None) -> NDArray[Any]:
+def _distances(study: Study, operators: list[StoredOperator], first: int) -> NDArray[Any]:
     """Return the distances of some first operators from all, as a picture needs them; of very many from sketches."""
-    if len(operators) > MOST_EXACT or any(isinstance(one.file, LazySketch) for one in operators):
-        return sketch_distances(_sketches(study, operators), METRIC, first=first, memory=study.settings.memory)
-    stack = OperatorStack([one.file for one in operators if not isinstance(one.file, LazySketch)])
-    count = len(operators) if first is None else first
-    return calibrated_distances(stack, count, memory=study.settings.memory, recompute=False)
+    files, memory = _files(operators), study.settings.memory
+    if files is None or len(files) > MOST_EXACT:
+        return sketch_distances(_sketches(study, operators), METRIC, first=first, memory=memory)
+    return calibrated_distances(OperatorStack(files), first, memory=memory, recompute=False)
 
 
-def _rows(study: Study, files: list[AnyOperatorFile], first: int) -> NDArray[Any]:
-    return calibrated_distances(OperatorStack(files), first, memory=study.settings.memory)
+def _files(operators: Sequence[StoredOperator]) -> list[AnyOperatorFile] | None:
+    """Return the files of operators; None where one of them is known by its sketch alone."""
+    files = [one.file for one in operators if not isinstance(one.file, LazySketch)]
+    return files if len(files) == len(operators) else None
 
 
 def _layouts_of(distances: NDArray[Any], study: Study) -> dict[str, Any]:
@@ -233,7 +236,7 @@ def _layouts_of(distances: NDArray[Any], study: Study) -> dict[str, Any]:
 
 def _sketches(study: Study, operators: Sequence[StoredOperator]) -> list[OperatorSketch]:
     """Return sketches of one kind: where some stand for their operators, of the others such ones are made too."""
-    if not any(isinstance(one.file, LazySketch) for one in operators):
+    if _files(operators) is not None:
         return [_sketch(study, one) for one in operators]
     return [one.file.read() if isinstance(one.file, LazySketch) else kept_sketch(study, one) for one in operators]
 

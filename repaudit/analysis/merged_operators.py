@@ -42,7 +42,7 @@ def merged_operators(layers: Sequence[Sequence[LayerOperators]], study: Study) -
         coords[SHA256] = (SAMPLE, study.samples[SHA256].values)
     # a student is taught by samples, which tokens are not
     gauges = [] if study.settings.tokens else [asdict(scale.gauge) for scale in study.scales]
-    raw = study.tree.attrs[ATTRS].get("raw", "inputs")
+    raw = study.tree.attrs[ATTRS].get(RAW, "inputs")
     attrs = {"merge": study.settings.merge, GAUGES: json.dumps(gauges), RAW: raw}
     return entries_of(matrices, coords).assign_attrs(attrs)
 

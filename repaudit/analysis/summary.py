@@ -68,7 +68,7 @@ def summarize(parts: Mapping[str, xr.Dataset], margins: Margins) -> dict[str, An
         layers[layer] = entry | {"sentence": joined({name: one["sentence"] for name, one in scales.items()})}
         layers[layer]["scales"] = scales
     models = [str(name) for name in parts[DIAGNOSTICS][MODEL].values]
-    verdicts = {name: {layer: _counted_as(one) for layer, one in found.layers.items()} for name, found in every.items()}
+    verdicts = {name: found.counted for name, found in every.items()}
     return {
         "headline": headline(verdicts, len(models), list(spread[STEP].values)),
         "layers": layers,
@@ -85,17 +85,12 @@ def _values(spread: xr.Dataset) -> list[tuple[str, float]]:
     ]
 
 
-def _counted_as(entry: Mapping[str, Any]) -> str:
-    """Return what a headline counts a layer as: its verdict, or that all models are one, or that nothing is known."""
-    if entry["sentence"].startswith(NO_SPREAD):
-        return "without"
-    return "identical" if entry["peak"] and entry["peak"]["value"] < IDENTICAL else str(entry["verdict"])
-
-
 @dataclass(frozen=True)
 class _AtScale:
     layers: dict[str, dict[str, Any]]
     settling: list[dict[str, Any]]
+    counted: dict[str, str]
+    """What a headline counts each layer as: its verdict, or that all models are one, or that nothing is known."""
 
 
 def _at_scale(parts: Mapping[str, xr.Dataset], margins: Mapping[str, Any]) -> _AtScale:
@@ -116,7 +111,19 @@ def _at_scale(parts: Mapping[str, xr.Dataset], margins: Mapping[str, Any]) -> _A
             one["sentence"] = of_pairs(parts[PAIRS].sel({LAYER: name, STEP: steps[0]}))
         summaries[name] = one | {"sentence": with_settling(one, name in single, len(steps))}
     first = sorted(settling.items(), key=lambda item: item[1]["settled"] is None)  # those that never do, last
-    return _AtScale(summaries, [{"layer": name, **when} for name, when in first])
+    counted = {name: _counted_as(said[name], parts[SPREAD].sel({LAYER: name})) for name in layers}
+    return _AtScale(summaries, [{"layer": name, **when} for name, when in first], counted)
+
+
+def _counted_as(entry: Mapping[str, Any], spread: xr.Dataset) -> str:
+    if entry["peak"] is None:
+        return "without" if _are_several(spread) else str(entry["verdict"])
+    return "identical" if entry["peak"]["value"] < IDENTICAL else str(entry["verdict"])
+
+
+def _are_several(spread: xr.Dataset) -> bool:
+    """Return whether two models share a step, whether or not there is a spread of them."""
+    return bool((spread[N_MODELS] > 1).any())
 
 
 def layer_summary(spread: xr.Dataset, margins: Any = None) -> dict[str, Any]:
@@ -125,7 +132,7 @@ def layer_summary(spread: xr.Dataset, margins: Any = None) -> dict[str, Any]:
     if not seen.sizes[STEP]:
         nothing = dict.fromkeys(("start", "end", "low", "high", "peak"))
         why = "Too few models to decide: the spread needs at least two that share a step."
-        if (spread[N_MODELS] > 1).any():
+        if _are_several(spread):
             why = NO_SPREAD
         return {"verdict": "undecided", **nothing, "phases": [], "sentence": why}
     here = of_most_models(seen[N_MODELS].values)

@@ -12,7 +12,6 @@ Array = NDArray[np.float64]
 NEIGHBORS: Final = 5
 """Landmarks between which a point is placed: as many as PHATE's kernel looks at."""
 
-
 NO_EXTENT: Final = 1e-9
 """Share of the largest extent below which a component holds rounding alone."""
 

@@ -14,11 +14,11 @@ from repaudit.errors import ActivationError, AuditWarning
 from repaudit.gauge.gauge import DiffusionGauge
 from repaudit.live.stored_operators import stored_operator
 from repaudit.measure.spread import Spread, spread
-from repaudit.names import at_home
 from repaudit.store.read import catalog
 from repaudit.store.read.activations import read_step
 from repaudit.store.read.reader import open_store
 from repaudit.store.read.sketches import sketches_by_layer
+from repaudit.store.storage.place import location, open_storage
 
 WAITING: Final = 2
 """Audits that may wait for their spread; of more, the oldest ones are left out."""
@@ -96,7 +96,8 @@ class Track:
         StoreError
             It is not there, or cannot be read, and is not the one that is about to be written.
         """
-        if not _is_same(self.store, writing):
+        here, there = (open_storage(place, self._options) for place in (writing, self.store))
+        if location(here) != location(there):
             open_store(self.store, self._options)
 
     def audited(self, model: str, step: int, activations: Mapping[str, Any]) -> None:
@@ -169,9 +170,3 @@ class Track:
             return spread(operators | stored)
         except ActivationError:  # tokens, too few samples, or values that are not finite: no operator
             return None
-
-
-def _is_same(first: str | os.PathLike[str], second: str | os.PathLike[str]) -> bool:
-    if "://" in str(first) or "://" in str(second):
-        return str(first).rstrip("/") == str(second).rstrip("/")
-    return os.path.realpath(at_home(first)) == os.path.realpath(at_home(second))

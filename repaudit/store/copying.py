@@ -34,8 +34,7 @@ from repaudit.store.read import catalog
 from repaudit.store.read.activations import read_step, step_checksums
 from repaudit.store.read.reader import open_store
 from repaudit.store.read.stored_probe_set import StoredProbeSet
-from repaudit.store.storage.local import LocalStorage
-from repaudit.store.storage.place import open_storage
+from repaudit.store.storage.place import location, open_storage
 from repaudit.store.storage.replacing import replacing
 from repaudit.store.write.writer import TrajectoryWriter
 
@@ -133,8 +132,7 @@ def _refuse_same(
     source: str | os.PathLike[str], destination: str | os.PathLike[str], options: Mapping[str, Any] | None
 ) -> None:
     ends = [open_storage(url, options) for url in (source, destination)]
-    local = all(isinstance(end, LocalStorage) for end in ends)
-    one, other = (os.path.realpath(end.url) if local else end.url.rstrip("/") for end in ends)
+    one, other = (location(end) for end in ends)
     if other == one or other.startswith(f"{one}/"):
         raise LayoutError(f"{ends[0].url} cannot be copied into itself: expected another destination")
 

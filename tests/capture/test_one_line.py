@@ -221,6 +221,28 @@ def test_only_what_learns_its_own_tokens_takes_them_for_labels():
         assert torch.isfinite(module.training_step({**ids, "labels": labels}, 0))
 
 
+@pytest.mark.filterwarnings("ignore:You are trying to `self.log")
+def test_targets_of_other_names_are_targets():
+    answers = tf.T5Config(
+        vocab_size=32, d_model=16, d_kv=8, d_ff=16, num_layers=1, num_heads=2, decoder_start_token_id=0
+    )
+    ids = torch.ones(3, 4, dtype=torch.int64)
+    batch = {"input_ids": ids, "start_positions": ids[:, 0], "end_positions": ids[:, 0]}
+    module = ra.HFTrainerModule(answers, auto_class=tf.AutoModelForQuestionAnswering)
+    assert torch.isfinite(module.training_step(batch, 0))
+    series = tf.TimeSeriesTransformerConfig(
+        prediction_length=2, context_length=4, lags_sequence=[1], num_time_features=1, d_model=8, encoder_layers=1,
+        decoder_layers=1, encoder_attention_heads=2, decoder_attention_heads=2, encoder_ffn_dim=8, decoder_ffn_dim=8,
+    )  # fmt: skip
+    batch = {
+        "past_values": torch.randn(3, 5), "past_time_features": torch.randn(3, 5, 1),
+        "past_observed_mask": torch.ones(3, 5), "future_values": torch.randn(3, 2),
+        "future_time_features": torch.randn(3, 2, 1),
+    }  # fmt: skip
+    module = ra.HFTrainerModule(series, auto_class=tf.TimeSeriesTransformerForPrediction)
+    assert torch.isfinite(module.training_step(batch, 0))
+
+
 @pytest.mark.parametrize("path", ["/nowhere/x", "./nowhere"])
 def test_a_path_that_does_not_exist_is_named(path):
     with pytest.raises(FileNotFoundError, match=f"{path}: expected a folder with a pretrained model"):

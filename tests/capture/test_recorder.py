@@ -1,8 +1,10 @@
 """The recorder in one's own loop: opening, failing, and what is noted of it."""
 
 import gc
+import os
 import pickle
 import shutil
+import signal
 import warnings
 
 import lightning.pytorch as pl
@@ -141,6 +143,24 @@ def test_metrics_that_fail_cost_no_audit(tmp_path):
                 assert audits.audit(model, step)
     assert audits.failures == []
     assert ra.open_store(tmp_path / "s.zarr").repaudit.steps("seed0") == [0, 1]
+
+
+class StopError(Exception):
+    """What the program's own handler of a signal raises."""
+
+
+def test_what_a_handler_raises_within_metrics_is_for_the_program(tmp_path):
+    def handler(_number, _frame):
+        raise StopError
+
+    before = signal.signal(signal.SIGTERM, handler)
+    try:
+        audits = recorder(tmp_path / "s.zarr", metrics=lambda _activations: os.kill(os.getpid(), signal.SIGTERM) or {})
+        with pytest.raises(StopError):
+            audits.audit(nn.Sequential(nn.Linear(3, 2)), 0)
+        audits.close()
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 @pytest.mark.parametrize(

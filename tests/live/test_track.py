@@ -134,10 +134,17 @@ def test_a_slow_comparison_never_delays_an_audit(tmp_path: Path, monkeypatch: py
     assert [step for step, _ in track.news()][-1] == 6
 
 
+class Vanishing(ra.Track):
+    """Its store is deleted once the training has begun."""
+
+    def prepare(self, writing: Any) -> None:
+        super().prepare(writing)
+        shutil.rmtree(self.store)
+
+
 def test_what_fails_warns_in_the_training_and_no_more(tmp_path: Path) -> None:
     fit(tmp_path / "others", 1, "seed1")
-    track = ra.Track(tmp_path / "others/runs.zarr", gauge=GAUGE)
-    prepared, track.prepare = track.prepare, lambda store: (prepared(store), shutil.rmtree(track.store))  # type: ignore[method-assign, func-returns-value, assignment]
+    track = Vanishing(tmp_path / "others/runs.zarr", gauge=GAUGE)
     with pytest.warns(ra.AuditWarning, match="no spread at step"):
         fit(tmp_path, 0, "seed0", track=track)
     assert ra.open_store(tmp_path / "runs.zarr").repaudit.steps("seed0") == [0, 2, 4, 6]
@@ -149,6 +156,8 @@ def test_a_store_that_is_not_there_is_told_before_the_first_step(tmp_path: Path)
         fit(tmp_path, 0, "seed0", track=ra.Track(tmp_path / "nowhere.zarr"))
     assert not (tmp_path / "runs.zarr").exists()
     fit(tmp_path, 0, "seed0", track=ra.Track(tmp_path / "link/runs.zarr", gauge=GAUGE))  # the one to be written
+    again = ra.Track(f"file://{tmp_path}/b/runs.zarr", gauge=GAUGE)
+    fit(tmp_path / "b", 0, "seed0", track=again)
 
 
 def test_a_layer_without_an_operator_has_no_numbers() -> None:

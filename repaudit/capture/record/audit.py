@@ -27,6 +27,7 @@ from repaudit.capture.record.recorded_operators import (
     try_gauge,
 )
 from repaudit.errors import AuditWarning
+from repaudit.interrupts import was_raised_by_handler
 
 Metrics: TypeAlias = Callable[[Mapping[str, torch.Tensor]], Mapping[str, float]]
 
@@ -129,7 +130,9 @@ class Auditor:
         """Return what the metrics function makes of an audit; where it fails, the audit is recorded without."""
         try:
             return dict(self.metrics(activations)) if self.metrics is not None else {}
-        except Exception as error:  # noqa: BLE001 - a function of the user's: the activations are there
+        except Exception as error:
+            if was_raised_by_handler(error):
+                raise
             warnings.warn(
                 f"metrics: none at step {step}, which is recorded without ({type(error).__name__}: {error})",
                 AuditWarning,

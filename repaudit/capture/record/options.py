@@ -58,7 +58,8 @@ class AuditOptions(TypedDict, total=False):
         Computes operators at every audit, which are kept in ``trajectory``, unless sketches are recorded.
     metrics : function, optional
         From the activations of an audit, by layer, to numbers by name, which the trainer's loggers get, together with
-        the audit's seconds and bytes; :class:`repaudit.GeometryMetrics` measures each layer's geometry.
+        the audit's seconds and bytes; :class:`repaudit.GeometryMetrics` measures each layer's geometry. Where it fails,
+        the audit is recorded without, with a warning.
     track : repaudit.Track, optional
         Compares every audit with the other models of a store, in a thread of its own.
     durable : bool

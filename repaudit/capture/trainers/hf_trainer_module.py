@@ -19,6 +19,9 @@ _OF_TOKENS: Final = ("ForCausalLM", "LMHead", "ForMaskedLM")
 _OF_OTHERS: Final = ("ForMaskedLM", "Classification", "QuestionAnswering", "MultipleChoice")
 """Parts of the names of classes whose labels are not the tokens themselves."""
 
+_NOTHING_TO_LEARN: Final = frozenset({"input_ids", "attention_mask", "token_type_ids"})
+"""Inputs in which an encoder with a decoder finds no target."""
+
 _WHERE: Final = ("trust_remote_code", "revision", "cache_dir", "token", "subfolder")
 _AUTO_CLASSES: Final = (
     "AutoModelForCausalLM",
@@ -140,8 +143,8 @@ def _learns_others(model: nn.Module) -> bool:
 
 
 def _check_labels(model: nn.Module, inputs: Mapping[str, Any]) -> None:
-    """Refuse one label per sample for a model that predicts tokens: its own error speaks of batch sizes."""
-    if _encodes(model) and "labels" not in inputs:
+    """Refuse labels that are not there, or those of samples for a model of tokens: its own error speaks of others."""
+    if _encodes(model) and inputs.keys() <= _NOTHING_TO_LEARN:
         raise ValueError(f"{type(model).__name__}: expected labels in every batch, found none with {', '.join(inputs)}")
     dims = [getattr(inputs.get(name), "ndim", 0) for name in ("input_ids", "labels")]
     if dims == [2, 1] and any(part in type(model).__name__ for part in _OF_TOKENS):

@@ -61,3 +61,14 @@ def open_storage(
         return LocalStorage(Path(path), durable=durable)
     protocols = (filesystem.protocol,) if isinstance(filesystem.protocol, str) else filesystem.protocol
     return (S3Storage if "s3" in protocols else RemoteStorage)(filesystem, path, text)
+
+
+def location(storage: Storage) -> str:
+    """Return where a storage is, the same for all paths and URLs that lead there.
+
+    Examples
+    --------
+    >>> location(open_storage("~/run.zarr")) == location(open_storage(f"file://{Path.home()}/run.zarr"))
+    True
+    """
+    return os.path.realpath(storage.url) if isinstance(storage, LocalStorage) else storage.url.rstrip("/")
