@@ -479,3 +479,15 @@ def test_the_command_repair_says_what_it_leaves(store):
     assert said.splitlines() == ["nothing that repair can mend", "1 problem left: see repaudit verify"]
     flip(store / "sample/c.0")
     assert command("repair", store)[0] == 3
+
+
+@pytest.mark.parametrize("wrong", [1, True, "x", [], None, {"metadata": 3}], ids=str)
+@pytest.mark.parametrize("name", ["probe/*/zarr.json", "probe/zarr.json"])
+def test_a_list_of_arrays_of_another_type_is_damage_like_any_other(store, name, wrong):
+    (path,) = store.glob(name)
+    document = json.loads(path.read_text())
+    path.write_text(json.dumps({**document, "consolidated_metadata": wrong}))
+    assert ra.verify(store) != []
+    ra.repair(store)
+    assert ra.verify(store, data=True) == []
+    assert catalog.steps(ra.open_store(store), "a") == list(range(5))
