@@ -6,10 +6,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
+import numpy as np
 from numpy.typing import ArrayLike
 
 from repaudit.measure.curve import SMALLEST_CHANGE, Curve
-from repaudit.measure.phases import read_phases
+from repaudit.measure.phases import Phase, read_phases
 
 UNINFORMATIVE = 0.5
 """With a wider interval of the end, half of the way from identical to unrelated, nothing is known of settling."""
@@ -60,8 +61,9 @@ def settled(
 
     The end's interval decides: a step does not count as settled because it is too uncertain to differ significantly
     from the end. No later step differs significantly from the end, either, and no significant change begins there or
-    later: a wide interval of the end must not call what still moves settled. None if the spread still moves: if that
-    step is the last one, for fewer than two steps, and if the end has no interval or one wider than 0.5.
+    later: a wide interval of the end must not call what still moves settled. For the same reason it is significantly
+    away from where the last significant change began. None if the spread still moves: if that step is the last one,
+    for fewer than two steps, and if the end has no interval or one wider than 0.5.
 
     Examples
     --------
@@ -76,9 +78,20 @@ def settled(
     outside = (away > max(SMALLEST_CHANGE, curve.above[last])) | (-away > max(SMALLEST_CHANGE, curve.below[last]))
     moved = [i for i in range(last) if outside[i] or curve.falls(i, last) or curve.rises(i, last)]
     first = moved[-1] + 1 if moved else 0
-    if first >= last or any(one.start >= curve.steps[first] for one in read_phases(curve) if one.direction != "flat"):
+    changes = [phase for phase in read_phases(curve) if phase.direction != "flat"]
+    if first >= last or any(change.start >= curve.steps[first] for change in changes):
         return None
-    return int(curve.steps[first])
+    if changes:
+        first = max(first, _arrival(curve, changes[-1]))
+    return int(curve.steps[first]) if first < last else None
+
+
+def _arrival(curve: Curve, change: Phase) -> int:
+    """Return the index of the first step that is significantly away from an earlier one of a change."""
+    began = int(np.searchsorted(curve.steps, change.start))
+    moves = curve.falls if change.direction == "falls" else curve.rises
+    later = range(began + 1, len(curve))
+    return next((i for i in later if moves(slice(began, i), i)), len(curve))
 
 
 def settling_order(curves: Mapping[str, Points]) -> list[Settling]:

@@ -176,16 +176,48 @@ def test_a_class_is_not_an_object_of_it(tmp_path, options, message):
         recorder(tmp_path / "s.zarr", **options)
 
 
-def test_another_training_under_a_recorded_name_is_told_once(tmp_path):
+def test_another_training_under_a_recorded_name_is_refused(tmp_path):
     model = nn.Sequential(nn.Linear(3, 2))
     with recorder(tmp_path / "s.zarr") as audits:
         assert [audits.audit(model, step) for step in (5, 10, 10)] == [True, True, False], (
             "a repeat of one's own is none"
         )
     with recorder(tmp_path / "s.zarr") as audits:
-        with pytest.warns(AuditWarning, match=r"up to step 10 before.*another model_name"):
-            assert not audits.audit(model, 5)
-        assert [audits.audit(model, step) for step in (10, 15)] == [False, True]
+        for step in (0, 5):
+            with pytest.raises(ra.errors.StepOrderError, match=f"step 10 in .*starts at step {step}: .*truncate_after"):
+                audits.audit(model, step)
+            audits.close()
+        with pytest.warns(AuditWarning, match=r"goes on from there.*another model_name"):
+            assert not audits.audit(model, 10)
+        assert audits.audit(model, 15)
+    with recorder(tmp_path / "s.zarr") as audits:
+        audits.open(model, truncate_after=5)
+        assert audits.audit(model, 7)
+    assert audits.steps == [5, 7]
+    sparse = ra.AuditTrigger(every_n_steps=10)
+    with recorder(tmp_path / "s.zarr", trigger=sparse) as audits, pytest.raises(ra.errors.StepOrderError):
+        audits.audit(model, 1)  # not due, but too early already
+    with recorder(tmp_path / "s.zarr", if_exists="replace") as audits:
+        assert audits.audit(model, 0)
+
+
+def test_a_loop_has_the_numbers_of_its_audits(tmp_path):
+    model, place = nn.Sequential(nn.Linear(3, 2)), tmp_path / "s.zarr"
+    probe = ra.ProbeSet.from_tensors({"x": torch.randn(30, 3, generator=torch.Generator().manual_seed(0))})
+    for name in ("a", "b"):
+        track = ra.Track(place, gauge=ra.DiffusionGauge(perplexity=5))
+        metrics = ra.GeometryMetrics(ra.DiffusionGauge(perplexity=5))
+        with ra.Recorder(place, name, probe, ["[0]"], metrics=metrics, track=track, durable=False) as audits:
+            audits.audit(model, 0)
+            first = dict(audits.latest)
+            with torch.no_grad():
+                model[0].weight[0] += 1.0
+            audits.audit(model, 1)
+        assert {"audit/seconds", "audit/bytes", "audit/0/effective_neighbors"} <= first.keys()
+        assert "audit/0/from_last" not in first
+        assert audits.latest["audit/0/from_last"] > 0
+    assert audits.latest["spread/0"] == track.latest["0"][1].value
+    assert audits.latest["spread/at_step"] == 1
 
 
 def test_a_callback_travels_to_another_process(tmp_path):

@@ -52,5 +52,11 @@ def test_what_begins_to_move_inside_the_wide_interval_of_the_end_has_not_settled
     margins = np.full((4, 4), 0.25)
     assert settled(steps, value, value - half, value + half, margins) is None
     assert settled(steps, value, value - half, value + half, margins * 2) == 0
+    slowly = np.array([0.4, 0.35, 0.2, 0.1])  # all within the interval of the end, but 0 and 30 differ
+    assert settled(steps, slowly, slowly - half, slowly + 0.28, margins) is None
+    assert below_start(steps, slowly, slowly - half, slowly + half, margins) == 30
+    sooner = np.array([0.4, 0.35, 0.1, 0.1])
+    assert settled(steps, sooner, sooner - half, sooner + 0.28, margins) == 20
+    assert settled(steps, 0.7 - sooner, 0.7 - sooner - 0.28, 0.7 - sooner + half, margins) == 20
     falling = np.array([0.9, 0.3, 0.3, 0.3])
     assert settled(steps, falling, falling - half, falling + half, margins) == 10

@@ -46,6 +46,11 @@ class Audit:
     seconds: float = 0.0
 
     @property
+    def numbers(self) -> dict[str, float]:
+        """What the trainer's loggers get, by name."""
+        return {**self.metrics, "audit/seconds": self.seconds, "audit/bytes": float(self.nbytes)}
+
+    @property
     def nbytes(self) -> int:
         """Bytes of what the store gets, before compression."""
         return sum(int(value.nbytes) for value in self.layers.values())

@@ -72,14 +72,13 @@ class Failures:
         return None
 
 
-def warn_recorded_before(model_name: str, step: int, last: int) -> None:
-    """Say once that a model of this name was recorded before, and that its steps stay as they are."""
+def warn_recorded_before(model_name: str, step: int) -> None:
+    """Say that the first step of a training is the last one of the record, which stays as it is."""
     warnings.warn(
-        f"model {model_name!r} was recorded up to step {last} before: step {step} and others up to {last} stay as "
-        "they are; another training needs another model_name, or if_exists='replace', and one that resumes from a "
-        "checkpoint needs open(model, truncate_after=step)",
+        f"model {model_name!r} was recorded up to step {step} before: this training goes on from there, and step "
+        f"{step} stays as it is; another training needs another model_name, or if_exists='replace'",
         AuditWarning,
-        stacklevel=3,
+        stacklevel=4,
     )
 
 
@@ -89,7 +88,7 @@ def warn_not_recorded_again(model_name: str, step: int) -> None:
         f"model {model_name!r}: step {step} is recorded already, and its parameters have changed since: they are not "
         "recorded; pass the number of optimizer steps taken so far",
         AuditWarning,
-        stacklevel=3,
+        stacklevel=4,
     )
 
 

@@ -58,8 +58,8 @@ class AuditOptions(TypedDict, total=False):
         Computes operators at every audit, which are kept in ``trajectory``, unless sketches are recorded.
     metrics : function, optional
         From the activations of an audit, by layer, to numbers by name, which the trainer's loggers get, together with
-        the audit's seconds and bytes; :class:`repaudit.GeometryMetrics` measures each layer's geometry. Where it fails,
-        the audit is recorded without, with a warning.
+        the audit's seconds and bytes, and a recorder has in ``latest``; :class:`repaudit.GeometryMetrics` measures each
+        layer's geometry. Where it fails, the audit is recorded without, with a warning.
     track : repaudit.Track, optional
         Compares every audit with the other models of a store, in a thread of its own.
     durable : bool
@@ -112,6 +112,9 @@ class AuditOptions(TypedDict, total=False):
     storage_options: Mapping[str, Any] | None
 
 
+WRITER_OPTIONS: Final = ("durable", "on_store_error", "codec", "keepbits", "force", "storage_options")
+"""The keywords that the writer of the store takes."""
+
 DEFAULTS: Final[AuditOptions] = {
     "batch_size": 64,
     "forward": None,
@@ -158,6 +161,12 @@ def step_of(model: Any, step: Any) -> int:
         swapped = ": the model comes first, audit(model, step)" if isinstance(step, nn.Module) else ""
         raise TypeError(f"model: expected a torch module, found {type(model).__name__}{swapped}")
     return whole_number(step, "step")
+
+
+def facts(probe_set: ProbeSet) -> dict[str, Any]:
+    """Return what is noted with every model: torch's version, and the side on which texts are padded."""
+    side = probe_set.padding_side
+    return {"versions": {"torch": str(torch.__version__)}, **({"padding_side": side} if side else {})}
 
 
 def check_arguments(store: Any, model_name: Any, probe_set: Any, trigger: Any) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from os import PathLike
-from types import TracebackType
 from typing import Any, Self, Unpack
 
 import torch
@@ -14,10 +13,17 @@ from repaudit.capture.extract.layer_spec import LayerSpec
 from repaudit.capture.probe_set.probe_set import ProbeSet
 from repaudit.capture.record.audit import Audit, Auditor
 from repaudit.capture.record.cost import Cost
-from repaudit.capture.record.failed_audits import Failures, warn_not_recorded_again, warn_recorded_before
+from repaudit.capture.record.failed_audits import Failures
 from repaudit.capture.record.open_records import hold, let_go, take_over
-from repaudit.capture.record.options import AuditOptions, check_arguments, checked_options, step_of
-from repaudit.capture.record.trained_model import AuditedModel
+from repaudit.capture.record.options import (
+    WRITER_OPTIONS,
+    AuditOptions,
+    check_arguments,
+    checked_options,
+    facts,
+    step_of,
+)
+from repaudit.capture.record.trained_model import AuditedModel, refuse_to_join
 from repaudit.capture.record.trigger import AuditTrigger
 from repaudit.errors import StepOrderError
 from repaudit.interrupts import Shield
@@ -42,6 +48,11 @@ class Recorder:
         the recorder does not see epochs, checkpoints or validations.
     options
         See :class:`repaudit.capture.record.options.AuditOptions`.
+
+    Attributes
+    ----------
+    latest : dict of str to float
+        The numbers of the last audit, and the last spreads of ``track``: pass them to what you log with.
 
     Raises
     ------
@@ -79,18 +90,15 @@ class Recorder:
         self.store, self.model_name, self.probe_set, self.trigger = store, model_name, probe_set, trigger
         self.if_exists = chosen["if_exists"]
         self.auditor = Auditor(
-            probe_set,
-            layer_specs,
-            chosen["batch_size"],
-            chosen["gauge"],
-            chosen["record"],
-            chosen["split_across_ranks"],
-            chosen["metrics"],
-            chosen["forward"],
-        )
+            probe_set, layer_specs, chosen["batch_size"], chosen["gauge"], chosen["record"],
+            chosen["split_across_ranks"], chosen["metrics"], chosen["forward"],
+        )  # fmt: skip
         self.track = chosen["track"]
         self.listeners: list[Callable[[int, Mapping[str, Any]], None]] = []
         """Called with the step and the activations of every audit, in the training's own thread."""
+        self.log: Callable[[Mapping[str, float]], None] | None = None
+        """Called with the numbers of every audit, where they are asked for; the trainer's own loggers."""
+        self.latest: dict[str, float] = {}
         self.cost = Cost()
         self.model_attrs = dict(chosen["model_attrs"] or {})
         self._options, self._failures = chosen, Failures(model_name, chosen["on_store_error"])
@@ -99,19 +107,19 @@ class Recorder:
         self._writer: TrajectoryWriter | None = None
         self._previous: int | None = None
         self._last_steps: list[int] = []
-        self._recorded_before: frozenset[int] = frozenset()
+        self._recorded_before: int | None = None
         self._audited = AuditedModel()
 
     def __getstate__(self) -> dict[str, Any]:
         """Return the state to pickle: in another process there is nobody who listens."""
-        return {**self.__dict__, "listeners": []}
+        return {**self.__dict__, "listeners": [], "log": None}
 
     def begin_another(self, model_name: str) -> None:
         """Record another model from now on, with the same options."""
         self.close()
         self.model_name, self.if_exists = model_name, self._options["if_exists"]
         self._failures = Failures(model_name, self._options["on_store_error"])
-        self._last_steps, self.auditor.trajectory = [], []
+        self._last_steps, self.auditor.trajectory, self.latest = [], [], {}
 
     @property
     def steps(self) -> list[int]:
@@ -151,7 +159,7 @@ class Recorder:
         model
             The model as it is trained, wrapped or not.
         truncate_after
-            The last step to keep, where the training resumes from a checkpoint; later ones are dropped.
+            Where the training resumes from a checkpoint: its step; what was recorded later is dropped.
 
         Raises
         ------
@@ -175,30 +183,24 @@ class Recorder:
         self.auditor.ranks.agree(failure)
         self._is_open, self.was_taken_over = True, False
         self.cost = Cost()
-        self.if_exists, self._previous = "resume", self.last_recorded  # opened again by this recorder: the same record
+        self._previous = self._recorded_before = self.last_recorded
+        self.if_exists = "resume"  # opened again by this recorder: the same record
 
     def _open_writer(self, model: nn.Module, truncate_after: int | None) -> None:
         shapes, attrs = self.auditor.layers(model)
-        chosen = self._options
         take_over(self.store, self.model_name, in_trainer=self.in_trainer)
         self._writer = TrajectoryWriter(
             self.store,
             model_name=self.model_name,
             probe_set=self.probe_set,
             layers=shapes,
-            durable=chosen["durable"],
             if_exists=self.if_exists,
             truncate_after=truncate_after,
             layer_attrs=attrs,
-            model_attrs=self._facts(),
-            on_store_error=chosen["on_store_error"],
-            codec=chosen["codec"],
-            keepbits=chosen["keepbits"],
-            force=chosen["force"],
-            storage_options=chosen["storage_options"],
+            model_attrs={**facts(self.probe_set), **self.model_attrs},
+            **{name: self._options[name] for name in WRITER_OPTIONS},  # type: ignore[arg-type]
         )
         hold(self.store, self.model_name, self, self._writer, in_trainer=self.in_trainer)
-        self._recorded_before = frozenset(self._writer.steps)
         self._failures.opened(self._writer)
 
     def dry_run(self, model: nn.Module) -> dict[str, tuple[tuple[int, ...], str]]:
@@ -215,9 +217,8 @@ class Recorder:
     ) -> bool:
         """Record the model after an optimizer step.
 
-        A step that is already recorded is not recorded again; it warns if the model has been trained since, and once if
-        it was recorded before this recorder opened, since another training needs another name. Call it on the model as
-        you train it: wrapped, compiled, in any mode, inside autocast or not.
+        A step that is already recorded is not recorded again, and warns if the model has been trained since. Call it on
+        the model as you train it: wrapped, compiled, in any mode, inside autocast or not.
 
         Parameters
         ----------
@@ -236,7 +237,8 @@ class Recorder:
         Raises
         ------
         StepOrderError
-            When the step is before the last one of the record, or recorded already of another model.
+            When the step is before the last one of the record (another training needs another name), or recorded of
+            another model.
         ValueError
             When the step is not a whole number; a TypeError where step and model are in each other's place.
         CaptureError, StoreError
@@ -247,6 +249,8 @@ class Recorder:
             self.open(model)
         if not self.auditor.ranks.takes_part:
             return False
+        before, self._recorded_before = self._recorded_before, None
+        refuse_to_join(self.store, self.model_name, before, step, in_trainer=False)
         triggers: tuple[str, ...] = ("manual",)
         if self.trigger is not None:
             triggers = self.trigger.due_at(step, self._previous)
@@ -254,22 +258,13 @@ class Recorder:
         if not triggers:
             return False
         if self.has(step):
-            if step in self._recorded_before:
-                warn_recorded_before(self.model_name, step, max(self._recorded_before))
-                self._recorded_before = frozenset()
-            elif self._audited.is_another(model):
-                raise StepOrderError(
-                    f"model {self.model_name!r}: step {step} is recorded already, of another model object: another "
-                    "model needs a recorder with another model_name"
-                )
-            elif self._audited.has_changed(model):
-                warn_not_recorded_again(self.model_name, step)
+            self._audited.check_repeat(model, self.model_name, step, before)
             return False
         last = self.last_recorded
         if last is not None and step < last:
             raise StepOrderError(
-                f"model {self.model_name!r}: step {step} is before the last recorded one, {last}; "
-                "open the recorder with truncate_after to go back"
+                f"model {self.model_name!r}: step {step} is before the last recorded one, {last}; to go back, "
+                "open(model, truncate_after=step) first"
             )
         audit = self.take(model, step, epoch=epoch, loss=loss)
         self._audited.note(model)
@@ -303,7 +298,18 @@ class Recorder:
             self.cost.add(audit)
             if self.track is not None:
                 self.track.audited(self.model_name, audit.step, audit.activations)
+        self.latest |= audit.numbers
+        if audit.metrics and self.log is not None:
+            self.log(audit.numbers)
+        self.hear()
         return stored
+
+    def hear(self) -> None:
+        """Take what has become known of earlier audits, and pass it on."""
+        for _, numbers in self.track.news() if self.track is not None else ():
+            self.latest |= numbers
+            if self.log is not None:
+                self.log(numbers)
 
     def amend(self, step: int, triggers: Sequence[str]) -> None:
         """Record all that asked for an audit which is already handed over."""
@@ -326,6 +332,7 @@ class Recorder:
             let_go(writer)
             if self.track is not None:
                 self.track.close()
+                self.hear()
             self._failures.all(writer)
             self._last_steps = writer.steps
             if not self.in_trainer:  # whose callback tells it at the end of the training
@@ -339,12 +346,5 @@ class Recorder:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
-
-    def _facts(self) -> dict[str, Any]:
-        side = self.probe_set.padding_side
-        versions = {"torch": str(torch.__version__)}
-        return {"versions": versions, **({"padding_side": side} if side else {}), **self.model_attrs}

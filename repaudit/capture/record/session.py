@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -12,7 +12,7 @@ from torch import nn
 from repaudit.capture.record.failed_audits import warn_other_weights, warn_taken_over
 from repaudit.capture.record.options import check_trigger
 from repaudit.capture.record.recorder import Recorder
-from repaudit.capture.record.trained_model import TrainedModel
+from repaudit.capture.record.trained_model import TrainedModel, refuse_to_join
 from repaudit.capture.record.trigger import AT_END, DEFAULT_TRIGGER, ON_CHECKPOINT, AuditTrigger
 from repaudit.errors import StepOrderError
 
@@ -39,12 +39,6 @@ class AuditSession:
         self._resumed = False
         self._last: tuple[int, list[str]] | None = None
         self._trained = TrainedModel()
-        self.log: Callable[[Mapping[str, float]], None] | None = None
-        """Called with the metrics of every audit; the trainer's, so that it stays in this process."""
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Return the state to pickle."""
-        return {**self.__dict__, "log": None}
 
     def state_dict(self) -> dict[str, Any]:
         """Return what a checkpoint keeps."""
@@ -86,13 +80,11 @@ class AuditSession:
         if not self.recorder.is_open:
             return
         last = self.recorder.last_recorded
-        if last is not None and last > step:
+        try:
+            refuse_to_join(self.recorder.store, self.recorder.model_name, last, step, in_trainer=True)
+        except StepOrderError:
             self.recorder.close()
-            raise StepOrderError(
-                f"model {self.recorder.model_name!r} is recorded up to step {last} in {self.recorder.store}, "
-                f"but this training starts at step {step}: resume from a checkpoint, choose another model_name (to "
-                "train several models with one callback, one like 'trial{n}') or store, or pass if_exists='replace'"
-            )
+            raise
         self.last_step = step
         triggers = self.trigger.due_at(step) + ((ON_CHECKPOINT,) if resumed and self.trigger.on_checkpoint else ())
         self.event(model, trainer_step, triggers, epoch=epoch, context=context)
@@ -112,7 +104,7 @@ class AuditSession:
             return
         triggers = self.trigger.due_at(step, self.last_step)
         self.last_step = step
-        self._tell()
+        self.recorder.hear()
         self.event(model, trainer_step, triggers, epoch=epoch, loss=loss, context=context)
 
     def end(
@@ -146,9 +138,6 @@ class AuditSession:
         if audit is not None:
             self._last = (step, list(triggers))
             self.recorder.hand_over(audit, triggers)
-            if audit.metrics and self.log is not None:
-                self.log({**audit.metrics, "audit/seconds": audit.seconds, "audit/bytes": float(audit.nbytes)})
-            self._tell()
 
     def saved(self, model: nn.Module) -> None:
         """Note that a checkpoint keeps the model as it is: a later training may start from there."""
@@ -160,21 +149,13 @@ class AuditSession:
         self.recorder.flush()
         if self.recorder.track is not None:
             self.recorder.track.close()
-        self._tell()
+        self.recorder.hear()
 
     def close(self) -> None:
         """Flush and close; another fit opens the record again."""
         if self.recorder.is_open:
             self._trained.reach()
         self.recorder.close()
-        self._tell()
-
-    def _tell(self) -> None:
-        """Pass on what has become known of earlier audits."""
-        track = self.recorder.track
-        for _, numbers in track.news() if track is not None else ():
-            if self.log is not None:
-                self.log(numbers)
 
     def _recognise(self, model: nn.Module, trainer_step: int, *, resumed: bool) -> None:
         """Tell a training that goes on, or resumes, from the first one of another model."""

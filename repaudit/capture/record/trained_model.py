@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import weakref
+from os import PathLike
 from typing import Any, Final, TypeAlias
 
 import torch
@@ -10,8 +11,12 @@ from torch import nn
 from torch.nn.parameter import is_lazy
 
 from repaudit.capture.extract.wrappers import is_offloaded, is_sharded, network
+from repaudit.capture.record.failed_audits import warn_not_recorded_again, warn_recorded_before
+from repaudit.errors import StepOrderError
 
 _MOST_KEPT: Final = 999
+_RESUME_TRAINER: Final = "resume from a checkpoint, name the models of one callback by number (model_name='trial{n}')"
+_RESUME_LOOP: Final = "go on from a checkpoint with open(model, truncate_after=its step) before the first audit"
 
 Weights: TypeAlias = torch.Tensor
 """The sum and the norm of each parameter: enough to tell trained weights from fresh ones."""
@@ -66,6 +71,21 @@ class TrainedModel:
         return any(equal(now, reached) for reached in self._reached)
 
 
+def refuse_to_join(store: str | PathLike[str], name: str, last: int | None, step: int, *, in_trainer: bool) -> None:
+    """Raise a StepOrderError where a training begins before the end of the record: one record holds one training.
+
+    Examples
+    --------
+    >>> refuse_to_join("runs.zarr", "seed0", last=10, step=10, in_trainer=True)
+    """
+    if last is not None and last > step:
+        how_to_resume = _RESUME_TRAINER if in_trainer else _RESUME_LOOP
+        raise StepOrderError(
+            f"model {name!r} is recorded up to step {last} in {store}, but this training starts at step {step}: "
+            f"{how_to_resume}, choose another model_name or store, or pass if_exists='replace'"
+        )
+
+
 class AuditedModel:
     """The model of the last audit: the object, how often its parameters had been written to, and the smallest of them.
 
@@ -94,6 +114,22 @@ class AuditedModel:
         self._net, self._writes = weakref.ref(network(model)), _writes(model)
         smallest = _smallest(model)
         self._kept = None if smallest is None else (weakref.ref(smallest), smallest.detach().clone())
+
+    def check_repeat(self, model: nn.Module, name: str, step: int, before: int | None) -> None:
+        """Refuse a recorded step of another model with a StepOrderError; warn where the same has been trained since.
+
+        A step that was the last one `before` this training warns, since nobody knows of which model it is.
+        """
+        if step == before:
+            warn_recorded_before(name, step)
+            return
+        if self.is_another(model):
+            raise StepOrderError(
+                f"model {name!r}: step {step} is recorded already, of another model object: another model needs a "
+                "recorder with another model_name"
+            )
+        if self.has_changed(model):
+            warn_not_recorded_again(name, step)
 
     def is_another(self, model: nn.Module) -> bool:
         """Return whether another object was audited last."""

@@ -100,7 +100,7 @@ class AuditTrainerCallback(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, *, model: Any = None, **_: Any
     ) -> None:
         """Try everything once, and audit the untrained model if that is due."""
-        self.session.log = partial(_log, args, state, control, _reporters())
+        self.recorder.log = partial(_log, args, state, control, _reporters())
         kept: Any = state.stateful_callbacks  # saved with every checkpoint, by the trainer
         if state.global_step > 0:
             self.session.mark_resumed()
@@ -242,9 +242,13 @@ def _log(
 
 
 def _reporters() -> list[TrainerCallback]:
-    """Return the trainer's callbacks of ``report_to``."""
+    """Return the trainer's callbacks of ``report_to``, and the user's own: all but what prints for the trainer."""
     known: Any = tuple(INTEGRATION_TO_CALLBACK.values())
-    return [callback for callback in calling_callbacks() if isinstance(callback, known)]
+    return [one for one in calling_callbacks() if isinstance(one, known) or not _is_of_trainer(one)]
+
+
+def _is_of_trainer(callback: TrainerCallback) -> bool:
+    return type(callback).__module__.startswith("transformers.")
 
 
 def calling_callbacks() -> list[TrainerCallback]:

@@ -102,7 +102,7 @@ class RepresentationAuditCallback(pl.Callback):
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Forget what was loaded before this fit."""
-        self.session.log = partial(_log, trainer)
+        self.recorder.log = partial(_log, trainer)
         if stage == "fit":  # what a validation or a tuner loaded before is not what this fit resumes from
             self.session.forget_resumed()
             self._is_resuming = True
