@@ -156,6 +156,24 @@ class AuditWarning(UserWarning):
     """
 
 
+class OperatorWarning(UserWarning):
+    """Operators are compared or merged that were not made at one scale.
+
+    See Also
+    --------
+    repaudit.spread : Emits it.
+
+    Examples
+    --------
+    >>> import warnings
+    >>> with warnings.catch_warnings(record=True) as caught:
+    ...     warnings.simplefilter("always", OperatorWarning)
+    ...     warnings.warn("operators with perplexity 5 ('seed0') and 15 ('seed1')", OperatorWarning)
+    >>> caught[0].category.__name__
+    'OperatorWarning'
+    """
+
+
 class AlignmentWarning(UserWarning):
     """A student's objective is biased or has no effect; the training goes on.
 

@@ -130,6 +130,18 @@ def matching_layers(pattern: str, names: Iterable[str]) -> list[str]:
     return matching(pattern, names) or matching(f"*.{pattern}", names)
 
 
+def meant_layer(layer: str, names: Iterable[str]) -> str:
+    """Return the only layer that a name stands for, as a path behind a model's base does; the name itself if none is.
+
+    Examples
+    --------
+    >>> meant_layer("layers.1", ["model.layers.0", "model.layers.1"]), meant_layer("h", ["model.norm"])
+    ('model.layers.1', 'h')
+    """
+    found = matching_layers(layer, names) if isinstance(layer, str) else []
+    return found[0] if len(found) == 1 else layer
+
+
 def at_home(path: str | os.PathLike[str]) -> Path:
     """Return a path with the home folder in the place of ``~``, as stores are found; an unknown ``~name`` stays.
 

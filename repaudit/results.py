@@ -30,6 +30,7 @@ from repaudit.names import (
     TEXT,
     THUMBNAIL,
     VALUE,
+    meant_layer,
 )
 
 # Groups; a group and its main variable share one name
@@ -332,16 +333,15 @@ def names_of(dataset: xr.Dataset, dim: Hashable) -> list[str]:
 def one_layer(dataset: xr.Dataset, layer: str) -> xr.Dataset:
     """Select a layer by name; an unknown one raises :class:`AnalysisError` with the known names."""
     names = names_of(dataset, LAYER)
-    if layer not in names:
+    if (meant := meant_layer(layer, names)) not in names:
         raise AnalysisError(f"expected one of the layers of these results ({', '.join(names)}), found {layer!r}")
-    return dataset.isel({LAYER: names.index(layer)})
+    return dataset.isel({LAYER: names.index(meant)})
 
 
 def of_layer(dataset: xr.Dataset | None, layer: str, variable: str) -> bool:
     """Return whether a dataset knows any value of this variable for a layer."""
-    if dataset is None or variable not in dataset or layer not in names_of(dataset, LAYER):
-        return False
-    return known(one_layer(dataset, layer)[variable])
+    has = dataset is not None and variable in dataset and layer in names_of(dataset, LAYER)
+    return dataset is not None and has and known(one_layer(dataset, layer)[variable])
 
 
 def scalar(dataset: xr.Dataset, name: str) -> float | None:

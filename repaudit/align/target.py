@@ -23,7 +23,7 @@ from repaudit.embed.potential import diffusion_time
 from repaudit.errors import OperatorError
 from repaudit.gauge.gauge import DiffusionGauge
 from repaudit.gauge.perplexity import neighbors_within
-from repaudit.measure.spread import spread
+from repaudit.measure.spread import spread_of_pairs
 from repaudit.measure.tally import as_float64
 from repaudit.operators.kept import kept_operator
 from repaudit.operators.operator import DiffusionOperator
@@ -290,7 +290,8 @@ class AlignmentTarget:
         features : (sample, feature)
             Of all samples, in their order.
         """
-        return spread({"student": self.gauge(features), "target": self.operator}).value
+        named = [("student", self.gauge(features)), ("target", self.operator)]
+        return spread_of_pairs(named, [(0, 1)], models=2, seed=0).value  # of a restricted target the scale is another
 
     def metrics(
         self, layer: str, name: str = "held_out_distance"

@@ -190,8 +190,13 @@ def analyze(
         typer.echo((folder / "summary.json").read_text(encoding="utf-8"))
     else:
         _print_rest(summary, folder)
-    if len(summary["models"]) > 1 and len(summary["alone"]) == len(summary["layers"]):
+    if len(summary["models"]) > 1 and not _compared_any(summary):
         raise typer.Exit(PROBLEMS)
+
+
+def _compared_any(summary: Mapping[str, Any]) -> bool:
+    """Return whether there is a spread of any layer at any scale."""
+    return any(one["peak"] is not None for entry in summary["layers"].values() for one in entry["scales"].values())
 
 
 @contextmanager

@@ -17,6 +17,7 @@ from repaudit.measure.pairs import Pair, compare, sampling_error
 from repaudit.measure.sketched_pairs import compare_sketches
 from repaudit.measure.tally import Halves, Tallies, Tally
 from repaudit.operators.grouped_sketch import GROUPS, as_sketch, is_sketched
+from repaudit.operators.labels import warn_of_scales
 from repaudit.operators.sketch import stacked
 from repaudit.operators.stack import Operator, side_of
 
@@ -90,8 +91,23 @@ class Spread:
     left_out: Array = field(default_factory=lambda: np.zeros(0), repr=False, compare=False)
     pairs: Mapping[tuple[str, str], Pair] = field(default_factory=dict, repr=False, compare=False)
 
+    @property
+    def undefined(self) -> str:
+        """Why the value is NaN; empty where it is a number."""
+        if math.isfinite(self.value):
+            return ""
+        if self.n_models < 2:
+            return "a spread needs at least two models"
+        return (
+            "relabelling the samples of an operator changes nothing: it is uniform or collapsed (as with fewer samples "
+            "than its perplexity needs; see its diagnostics)"
+        )
+
     def __repr__(self) -> str:
-        return f"Spread({self.value:.3f}, 95% interval [{self.low:.3f}, {self.high:.3f}], {self.n_models} models)"
+        models = f"{self.n_models} model{'s' * (self.n_models != 1)}"
+        if self.undefined:
+            return f"Spread(nan, {models}: {self.undefined})"
+        return f"Spread({self.value:.3f}, 95% interval [{self.low:.3f}, {self.high:.3f}], {models})"
 
     def _repr_html_(self) -> str:
         rows = [
@@ -102,7 +118,8 @@ class Spread:
             ("mean distance", f"{self.raw:.4g}"),
             ("mean squared distance of unrelated operators", f"{self.null:.4g}"),
         ]
-        return html_table(f"Spread of {self.n_models} models", (), rows)
+        why = [("not defined", self.undefined)] if self.undefined else []
+        return html_table(f"Spread of {self.n_models} models", (), [*why, *rows])
 
 
 def spread(operators: Mapping[str, Operator] | Sequence[Operator], *, seed: int = 0) -> Spread:
@@ -135,6 +152,11 @@ def spread(operators: Mapping[str, Operator] | Sequence[Operator], *, seed: int 
     OperatorError
         Operators have different sizes, are not square, or are not finite.
 
+    Warns
+    -----
+    OperatorWarning
+        Their attributes tell of different perplexities.
+
     Examples
     --------
     >>> import numpy as np
@@ -154,7 +176,9 @@ def spread(operators: Mapping[str, Operator] | Sequence[Operator], *, seed: int 
     ----------
     Efron and Stein (1981), The jackknife estimate of variance. Arvesen (1969), Jackknifing U-statistics.
     """
-    named = list(named_operators(operators).items())
+    models = named_operators(operators)
+    warn_of_scales(models)
+    named = list(models.items())
     return spread_of_pairs(named, list(combinations(range(len(named)), 2)), len(named), seed)
 
 

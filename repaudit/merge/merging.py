@@ -21,6 +21,7 @@ from repaudit.merge.means import weighted_mean
 from repaudit.merge.supports import sparse_barycenter
 from repaudit.names import __version__, in_natural_order
 from repaudit.operators.convert import is_sparse
+from repaudit.operators.labels import warn_of_scales
 from repaudit.operators.operator import DiffusionOperator
 from repaudit.operators.sparse import SparseDiffusionOperator
 
@@ -137,6 +138,11 @@ class DiffusionMerging:
         WeightError
             Weights for unknown models, none for some, or all zero.
 
+        Warns
+        -----
+        OperatorWarning
+            Their attributes tell of different perplexities.
+
         Examples
         --------
         >>> DiffusionMerging().merge({"a": np.eye(2), "b": np.full((2, 2), 0.5)}).matrix.tolist()
@@ -144,6 +150,7 @@ class DiffusionMerging:
         """
         names = _names(operators)
         taken = {name: _operator(name, operators[name]) for name in names}
+        warn_of_scales(taken)
         ids = None if self.strategy == "gromov" else _same_samples(taken)
         weights = self._weights(names)
         merged, degrees, reached = _STRATEGIES[self.strategy](self, taken, weights)

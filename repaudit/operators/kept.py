@@ -6,6 +6,7 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -28,6 +29,7 @@ from repaudit.names import (
     SHA256,
     STEP,
     VALUE,
+    meant_layer,
 )
 from repaudit.operators.written import changed
 
@@ -70,10 +72,12 @@ def kept_operator(
 ) -> KeptOperator:
     """Return a kept operator; see :meth:`repaudit.DiffusionOperator.from_results`."""
     kept = _kept(results)
+    names = [str(name) for name in kept[LAYER].values]
+    layer = meant_layer(layer, names)
     index = {
-        "layer_index": _chosen("layer", layer, [str(name) for name in kept[LAYER].values]),
+        "layer_index": _chosen("layer", layer, names),
         "scale_index": _scale_index(scale, kept),
-        "step_index": _step_index(layer, step, kept),
+        "step_index": _step_index(names.index(layer), step, kept),
     }
     chosen = np.ones(kept.sizes[ENTRY], dtype=bool)
     for name, at in index.items():
@@ -104,7 +108,13 @@ def _kept(results: str | os.PathLike[str] | xr.DataTree) -> xr.Dataset:
         if merged not in results.children or name not in results.children[merged].children:
             raise OperatorError(f"expected the results of an analysis, found a tree without {KEPT!r}")
         return results.children[merged].children[name].to_dataset()
-    place, why = os.fspath(results), changed(results)
+    if not isinstance(results, str | os.PathLike):
+        raise TypeError(
+            f"results: expected a path of results.zarr, or what ra.analyze returned, found {type(results).__name__}"
+        )
+    within = Path(results, "results.zarr")  # where the folder of the analysis is given
+    place = os.fspath(within if within.is_dir() else results)
+    why = changed(place)
     if why is not None:
         raise OperatorError(why)
     try:
@@ -119,7 +129,9 @@ def _kept(results: str | os.PathLike[str] | xr.DataTree) -> xr.Dataset:
 
 def _chosen(what: str, asked: Any, known: Sequence[Any]) -> int:
     if asked not in known:
-        hint = "; `repaudit analyze --scales` chooses them" if what == "scale" else ""
+        hint = {"scale": "; `repaudit analyze --scales` chooses them", "step": "; --keep-merged all keeps more"}.get(
+            what, ""
+        )
         raise OperatorError(f"expected a {what} among {', '.join(map(str, known))}, found {asked!r}{hint}")
     return list(known).index(asked)
 
@@ -131,9 +143,13 @@ def _scale_index(scale: float | str | None, kept: xr.Dataset) -> int:
     return _chosen("scale", scale, names) if isinstance(scale, str) else _chosen("scale", float(scale), values)
 
 
-def _step_index(layer: str, step: int | None, kept: xr.Dataset) -> int:
+def _step_index(layer: int, step: int | None, kept: xr.Dataset) -> int:
     steps = kept[STEP].values.tolist()
+    if isinstance(step, str):
+        raise OperatorError(
+            f"step: expected one of {', '.join(map(str, steps))}, found {step!r}: is it scale={step!r}?"
+        )
     if step is not None:
-        return _chosen("step", int(step), steps)
-    of_layer = kept["layer_index"].values == [str(name) for name in kept[LAYER].values].index(layer)
+        return _chosen("step", step, steps)
+    of_layer = kept["layer_index"].values == layer
     return int(kept["step_index"].values[of_layer].max(initial=0))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
@@ -9,7 +10,7 @@ from typing import Any, Final
 import numpy as np
 import xarray as xr
 
-from repaudit.errors import OperatorError
+from repaudit.errors import OperatorError, OperatorWarning
 from repaudit.flat import flat, nested
 from repaudit.names import NEIGHBOR, SAMPLE
 
@@ -39,6 +40,22 @@ def array_attrs(attrs: Mapping[str, Any], reversible: bool, diagnostics: Mapping
     """Return the attributes of an operator's DataArray, such that every file format takes them."""
     named = {"long_name": "diffusion operator", "units": "1"}
     return flat({**named, **attrs, "reversible": reversible, "diagnostics": dict(diagnostics)})
+
+
+def warn_of_scales(operators: Mapping[str, Any]) -> None:
+    """Warn where operators, by model, tell of different perplexities: what differs may be the scale, not the model."""
+    told: dict[float, str] = {}
+    for name, operator in operators.items():
+        perplexity = dict(getattr(operator, "attrs", None) or {}).get("perplexity")
+        if isinstance(perplexity, int | float):
+            told.setdefault(float(perplexity), name)
+    if len(told) > 1:
+        listed = " and ".join(f"{value:g} ({name!r})" for value, name in list(told.items())[:2])
+        warnings.warn(
+            f"operators with perplexity {listed}: they differ by their scale alone; make them with one gauge",
+            OperatorWarning,
+            stacklevel=3,
+        )
 
 
 def same_order(array: xr.DataArray) -> xr.DataArray:

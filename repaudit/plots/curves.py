@@ -114,7 +114,7 @@ def plot_comparison(comparison: Found, layer: str, ax: Axes | None = None, *, sp
     spread = None if spread is None else at_one_scale(spread, SPREAD)
     ax = canvas.axes(ax)
     names = names_of(comparison, LAYER)
-    one_layer(comparison, layer)
+    layer = str(one_layer(comparison, layer)[LAYER].values)
     lines, floor = distances(spread, comparison, layer)
     handles = []
     for name, line in lines.items():

@@ -174,13 +174,10 @@ def _panels(results: xr.DataTree, summary: Mapping[str, Any]) -> dict[str, Drawi
 def _over_layers(results: xr.DataTree, summary: Mapping[str, Any]) -> dict[str, Drawing]:
     """Return the figures that show all layers in one picture."""
     figures: dict[str, Drawing] = {}
-    settling = [
-        entry
-        for entry in summary.get("settling") or ()
-        if entry.get("settled") is not None or entry.get("below_start") is not None
-    ]
-    if settling:
-        size = (5.6, 0.6 + 0.22 * len(settling))
+    settling = summary.get("settling") or ()
+    rows = sum(entry.get("settled") is not None or entry.get("below_start") is not None for entry in settling)
+    if rows:
+        size = (5.6, 0.6 + 0.22 * rows)
         figures["settling"] = partial(
             _one, size, lambda ax: plot_settling(settling, ax, end=max(summary.get("steps", ()), default=None))
         )

@@ -75,6 +75,11 @@ def at_one_scale(found: Found, name: str) -> xr.Dataset:
     >>> float(at_one_scale(results, "spread")["spread"])
     0.2
     """
+    if not isinstance(found, xr.DataTree | xr.Dataset):
+        raise TypeError(
+            f"expected the results of an analysis (ra.analyze, or xr.open_datatree of results.zarr), or their group "
+            f"{name!r}, found {type(found).__name__}"
+        )
     if isinstance(found, xr.DataTree):
         if name not in found.children:
             has = ", ".join(map(repr, found)) or "nothing"
@@ -113,8 +118,9 @@ def summary_at(summary: Mapping[str, Any], scale: Scale) -> dict[str, Any]:
     for layer, entry in (summary.get("layers") or {}).items():
         without = {} if scale.index else {key: value for key, value in entry.items() if key != "scales"}
         layers[layer] = (entry.get("scales") or {}).get(scale.name, without)
-    settling = _settling(layers) if scale.index else summary.get("settling") or []
-    return {**summary, "layers": layers, "settling": settling}
+    told = [] if scale.index else list(summary.get("settling") or [])
+    others = {layer: entry for layer, entry in layers.items() if layer not in {one["layer"] for one in told}}
+    return {**summary, "layers": layers, "settling": [*told, *_settling(others)]}
 
 
 def _settling(layers: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:

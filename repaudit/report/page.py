@@ -136,8 +136,16 @@ def _numbered(kind: str, scale: Scale) -> str:
 
 def _settling(every: Sequence[AtScale]) -> list[dict[str, Any]]:
     """Return the order in which the layers settle at each scale at which any does."""
-    orders = [{"scale": scale_words.title(at.scale), "entries": words.settling(at.summary)} for at in every]
-    return [order for order in orders if order["entries"]]
+    found = [(at, words.settling(at.summary)) for at in every]
+    return [
+        {
+            "scale": scale_words.title(at.scale),
+            "entries": entries,
+            "others": len(at.summary["settling"]) - len(entries),
+        }
+        for at, entries in found
+        if entries
+    ]
 
 
 def _assets(environment: Environment) -> dict[str, str]:

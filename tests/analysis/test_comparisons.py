@@ -171,6 +171,8 @@ def test_too_few_samples_for_the_scale_are_told_once_and_as_such(tmp_path):
         "layer layer: no spread at any step, since 10 samples are too few for 15 neighbours of each: record more "
         "samples, or look at fewer neighbours (--scales 2)"
     )
+    shown = CliRunner().invoke(app, ["analyze", str(tmp_path / "few.zarr"), "--no-figures"])
+    assert shown.exit_code == 1, shown.output  # nothing was compared
     found = ra.analyze(tmp_path / "few.zarr", scales=[2], out=tmp_path / "two", **BARE)
     assert np.isfinite(found["spread"]["spread"].values).all()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import pickle
+import shlex
 import shutil
 import subprocess
 import sys
@@ -18,8 +19,10 @@ import pytest
 import torch
 from lightning.pytorch.loggers import CSVLogger
 from torch import nn
+from typer.testing import CliRunner
 
 import repaudit as ra
+from repaudit.cli import app
 from repaudit.errors import StoreNotFoundError
 from repaudit.measure.distances import operator_distances
 
@@ -182,6 +185,23 @@ def test_the_end_of_a_training_tells_what_was_recorded(tmp_path: Path) -> None:
     said = cost.describe("my runs.zarr", "seed0")
     assert "4 audits of model 'seed0'" in said
     assert said.endswith("Next: repaudit analyze 'my runs.zarr'")
+
+
+@pytest.mark.parametrize(
+    ("samples", "end"), [(12, " --scales 3 (12 samples are few"), (31, " --scales 7 ("), (32, "r.zarr")]
+)
+def test_the_next_command_is_one_that_can_answer(tmp_path: Path, samples: int, end: str) -> None:
+    """What it names is a scale at which so many samples have neighbours and others."""
+    probe, place = ra.ProbeSet.from_tensors({"input": torch.randn(samples, 6)}), tmp_path / "r.zarr"
+    for seed in range(2):
+        with ra.Recorder(place, f"seed{seed}", probe, "[0]", durable=False) as recorder:
+            for step in range(2):
+                recorder.audit(torch.nn.Sequential(torch.nn.Linear(6, 5)), step)
+        said = recorder.cost.describe(place, "seed0")
+    command = said.partition("Next: ")[2].partition(" (")[0]
+    assert end in said.partition("Next: ")[2]
+    found = CliRunner().invoke(app, [*shlex.split(command)[1:], "--no-figures", "--frames", "0"])
+    assert (found.exit_code, "too few" in found.output) == (0, False), found.output
 
 
 def test_the_end_of_a_loop_of_ones_own_tells_it_too(tmp_path: Path) -> None:

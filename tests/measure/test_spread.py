@@ -11,10 +11,12 @@ import pytest
 from scipy import stats
 from scipy.spatial.distance import pdist, squareform
 
-from repaudit.errors import OperatorError
+from repaudit.errors import OperatorError, OperatorWarning
+from repaudit.gauge.gauge import DiffusionGauge
 from repaudit.measure.null import null_squared_distance
 from repaudit.measure.spread import jackknife_error, leave_one_out, spread, spread_of_pairs
 from repaudit.measure.tally import Halves, Tallies, Tally
+from repaudit.merge.merging import DiffusionMerging
 
 
 def gauge(points: np.ndarray, knn: int = 10) -> np.ndarray:
@@ -46,6 +48,31 @@ def test_value_raw_and_null_are_their_definitions() -> None:
     assert found.raw == pytest.approx(np.mean(np.sqrt(squares)), rel=1e-10)
     assert found.null == pytest.approx(np.mean(nulls), rel=1e-10)
     assert found.n_models == 3
+
+
+def test_operators_of_different_scales_are_told() -> None:
+    """A merged operator at another scale, too; those of one gauge on different samples are not."""
+    points = np.random.default_rng(0).standard_normal((60, 4))
+    near, far = (DiffusionGauge(perplexity=u)(points) for u in (5, 15))
+    other = DiffusionGauge(perplexity=5)(points[::-1].copy())
+    merged = DiffusionMerging().merge({"a": near, "b": other})
+    for mixed in ({"seed0": near, "seed1": far}, [merged, far]):
+        with pytest.warns(OperatorWarning, match=r"perplexity 5 \(.*\) and 15 \("):
+            spread(mixed)
+    with pytest.warns(OperatorWarning, match=r"perplexity 5 \('a'\) and 15 \('b'\)"):
+        DiffusionMerging().merge({"a": near, "b": far})
+    spread([near, other, merged, near.to_numpy()])
+
+
+def test_why_a_spread_is_not_defined() -> None:
+    points = np.random.default_rng(0).standard_normal((2, 80, 4))
+    uniform = [DiffusionGauge(perplexity=100)(one) for one in points]
+    assert "at least two models" in repr(spread(uniform[:1]))
+    assert repr(spread(uniform)).startswith("Spread(nan, 2 models: relabelling the samples")
+    assert "its diagnostics" in spread(uniform)._repr_html_()
+    usual = spread([DiffusionGauge()(one) for one in points])
+    assert usual.undefined == ""
+    assert "not defined" not in usual._repr_html_()
 
 
 def test_unrelated_replicas_are_at_one_and_copies_at_zero() -> None:

@@ -129,6 +129,8 @@ def test_figures_are_of_the_layer_and_the_scale_asked_for(make_results):
         draw.spread(scale="size")
     with pytest.raises(AnalysisError, match=r"model.norm\), found 'nowhere'"):
         draw.spread("nowhere", ax=Figure().add_subplot())
+    short = draw.spread("layers.1", "shape", ax=Figure().add_subplot()).lines[0].get_ydata()
+    np.testing.assert_array_equal(short, results["spread"]["spread"].sel(layer="model.layers.1").isel(scale=1))
 
 
 def test_a_store_has_no_figures_and_says_what_to_do(tree):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 
@@ -50,6 +51,35 @@ def test_every_further_function_draws_on_the_ax_it_is_given_and_returns_it(make_
         before = len(ax.get_children())
         assert draw() is ax
         assert len(ax.get_children()) > before
+
+
+def test_settling_of_results_counts_the_layers_that_it_does_not_show(make_results, ax):
+    tree, _ = make_results()
+    layers = {"a": {"settled": 40, "below_start": 10}, "b": {"settled": None, "below_start": None}, "c": {}}
+    entries = {name: {"settled": None, "below_start": None, **entry} for name, entry in layers.items()}
+    tree.attrs["summary"] = json.dumps({"layers": entries, "steps": [0, 10, 40, 90]})
+    plots.plot_settling(tree, ax=ax)
+    assert [tick.get_text() for tick in ax.get_yticklabels()] == ["a"]
+    assert ax.get_title(loc="left").endswith("2 more layers: neither")
+    assert ax.get_xlim()[1] >= 90
+
+
+@pytest.mark.parametrize("wrong", ["store.analysis", None, 3, ["a"]])
+def test_what_is_no_results_is_refused_by_name(wrong):
+    with pytest.raises(TypeError, match=r"expected the results of an analysis.* found (str|NoneType|int|list)"):
+        plots.plot_settling(wrong)
+    with pytest.raises(TypeError, match=r"expected the results of an analysis.*group 'spread', found"):
+        plots.plot_spread(wrong)
+
+
+def test_a_layer_is_known_by_its_path_behind_the_base(make_results):
+    pairs = make_results(scales=True)[0]["pairs"].to_dataset().isel(scale=0)
+    shown = [plots.plot_pairs(pairs, name, Figure().add_subplot()) for name in ("layers.1", "model.layers.1")]
+    np.testing.assert_array_equal(*(one.images[0].get_array() for one in shown))
+    tree, _ = make_results(more=True)
+    comparison = tree["comparison"].to_dataset()
+    both = [plots.plot_comparison(comparison, name, Figure().add_subplot()) for name in ("norm", "model.norm")]
+    assert both[0].lines[0].get_color() == both[1].lines[0].get_color()
 
 
 def test_a_comparison_holds_three_curves_and_the_halves_of_the_features(make_results, ax):

@@ -6,11 +6,14 @@ import logging
 import time
 from dataclasses import dataclass, field
 from shlex import quote
-from typing import Any
+from typing import Any, Final
 
 from dask.utils import format_bytes
 
 from repaudit.capture.record.audit import Audit
+
+ENOUGH: Final = 31
+"""Samples up to which the 15 neighbours of the default scale are half of all others, or more."""
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -26,6 +29,8 @@ class Cost:
         In which the training waited for audits; what the store's thread does beside it does not count.
     nbytes : int
         Given to the store, before compression.
+    samples : int
+        Of the last audit.
     told : bool
         Whether they have been told, or are told by who called.
 
@@ -39,6 +44,7 @@ class Cost:
     layers: int = 0
     seconds: float = 0.0
     nbytes: int = 0
+    samples: int = 0
     began: float = field(default_factory=time.perf_counter)
     told: bool = False
 
@@ -48,6 +54,7 @@ class Cost:
         self.layers = max(self.layers, len(audit.layers))
         self.seconds += audit.seconds
         self.nbytes += audit.nbytes
+        self.samples = max((len(values) for values in audit.activations.values()), default=0)
 
     @property
     def share(self) -> float:
@@ -63,7 +70,7 @@ class Cost:
         return (
             f"repaudit: {audits} of model {model!r} in {store}, {layers}, "
             f"{format_bytes(self.nbytes)} before compression; {each:.0f} ms each, {self.share:.1%} of the time. "
-            f"Next: repaudit analyze {quote(str(store))}"
+            f"Next: repaudit analyze {quote(str(store))}{_of_few(self.samples)}"
         )
 
     def tell(self, store: Any, model: str) -> None:
@@ -80,6 +87,13 @@ def say(line: str) -> None:
         _LOGGER.info(line)
     else:
         logging.StreamHandler().handle(logging.makeLogRecord({"msg": line, "levelno": logging.INFO}))
+
+
+def _of_few(samples: int) -> str:
+    """Return the scale that an analysis of few samples needs, and why; nothing for enough of them."""
+    if not 4 < samples <= ENOUGH:
+        return ""
+    return f" --scales {max(2, samples // 4)} ({samples} samples are few for the default scales)"
 
 
 def _count(number: int, what: str) -> str:
