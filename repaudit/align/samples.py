@@ -10,15 +10,15 @@ from torch import Tensor
 
 from repaudit.errors import FingerprintError
 from repaudit.store.format.layout import ProbeSetLike
-from repaudit.store.format.sample_set import Raw, SampleSet
+from repaudit.store.format.sample_set import Raw, SampleSet, why_other_inputs
 
 _DIFFERS: Final[Mapping[Raw, str]] = {
     "text": "expected the texts that are taught, found another one for the sample {name!r}",
     "inputs": (
         "expected the inputs that the teachers were recorded on (values, names, shapes and types), found others for "
-        "the sample {name!r}: pass the probe set as recorded; where the same samples are encoded in another way, ids "
-        "alone are compared by AlignmentTarget.from_operator(target.operator, target.samples, target.gauge), or by "
-        "FeatureMatch(features, ids)"
+        "the sample {name!r}{why}: pass the probe set as recorded; where the same samples are encoded in another way, "
+        "ids alone are compared by AlignmentTarget.from_operator(target.operator, target.samples, target.gauge), or "
+        "by FeatureMatch(features, ids)"
     ),
 }
 
@@ -50,6 +50,7 @@ def rows_of(samples: Sequence[str], hashes: Sequence[str], raw: Raw, probe_set: 
                 f"{name!r} (row {index}) among its {len(there)}"
             )
         if hashes and found.raw == raw and there[name] != hashes[index]:
-            raise FingerprintError(_DIFFERS[raw].format(name=name))
+            why = why_other_inputs(SampleSet(samples, hashes, raw), probe_set)
+            raise FingerprintError(_DIFFERS[raw].format(name=name, why=f"; {why}" if why else ""))
     places = {name: index for index, name in enumerate(samples)}
     return torch.tensor([places.get(name, -1) for name in found.ids], dtype=torch.int64)

@@ -124,6 +124,9 @@ def test_samples_without_texts_are_known_by_their_inputs(tmp_path: Path) -> None
                 part.check(ra.ProbeSet.from_tensors(others))
             with pytest.raises(FingerprintError, match="'31'"):
                 ra.JointObjective(ra.OperatorMatch(part), layer="[0]", probe_set=ra.ProbeSet.from_tensors(others))
+    turned = ra.ProbeSet.from_tensors({"input": inputs["input"].flip(0)})
+    with pytest.raises(FingerprintError, match="the same samples in another order"):
+        target.check(turned)
     taught = ra.FeatureMatch.from_store(tmp_path / "s.zarr", "0")
     assert taught.check(ra.ProbeSet.from_tensors(inputs)).tolist() == list(range(80))
     with pytest.raises(FingerprintError, match="'31'"):

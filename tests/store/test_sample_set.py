@@ -88,6 +88,29 @@ def test_inputs_that_stand_for_the_samples_are_compared_row_by_row(url, probe_se
         ra.TrajectoryWriter(url, model_name="b", probe_set=other, layers=layers)
 
 
+TOKENS = np.arange(12).reshape(4, 3)
+MASK = np.ones_like(TOKENS) - (TOKENS == 2)
+
+
+@pytest.mark.parametrize(
+    ("recorded", "given", "said"),
+    [
+        ({"input_ids": TOKENS, "attention_mask": MASK}, {"input_ids": TOKENS}, "with an attention_mask: pass it"),
+        ({"input_ids": TOKENS}, {"input_ids": TOKENS, "kind": MASK}, "recorded without 'kind': leave it out"),
+        ({"input_ids": TOKENS}, {"input_ids": TOKENS.astype("int32")}, "'input_ids' as int64, this one is int32"),
+        ({"input_ids": TOKENS}, {"input_ids": TOKENS[::-1]}, "these are the same samples in another order"),
+    ],
+)
+def test_how_inputs_became_others_is_said(url, recorded, given, said):
+    names = [f"s{i}" for i in range(4)]
+    record(url, "a", StoredProbeSet("a" * 64, names, recorded))
+    with pytest.raises(FingerprintError, match=said):
+        record(url, "b", StoredProbeSet("b" * 64, names, given))
+    with pytest.raises(FingerprintError) as other:
+        record(url, "b", StoredProbeSet("b" * 64, names, {"input_ids": TOKENS + 100}))
+    assert "; those were" not in str(other.value)
+
+
 def test_texts_need_not_be_stored(url):
     hidden = replace(encoded("words", 5), texts=None)
     record(url, "bert", hidden)

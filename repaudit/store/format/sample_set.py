@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Literal, TypeAlias
 
@@ -72,6 +72,50 @@ class SampleSet:
             if there != here:
                 return f"sample {name!r} holds another {'text' if self.raw == 'text' else 'input'} there than here"
         return "the inputs differ in their names or types"
+
+
+MASK: Final = "attention_mask"
+MOST_TRIED: Final = 64
+"""Samples, one of which is whole: its mask is of ones."""
+
+
+def why_other_inputs(there: SampleSet, probe_set: ProbeSetLike) -> str:
+    """Say how the inputs of a probe set became others than those of a sample set: a mask, an order, a type.
+
+    Empty where that is not one of these, or the samples are known by their texts.
+
+    Examples
+    --------
+    >>> from repaudit.store.read.stored_probe_set import StoredProbeSet
+    >>> ids = np.arange(6).reshape(2, 3)
+    >>> with_mask = {"input_ids": ids, "attention_mask": np.ones_like(ids)}
+    >>> there = SampleSet.of(StoredProbeSet("a", ["s0", "s1"], with_mask))
+    >>> why_other_inputs(there, StoredProbeSet("b", ["s0", "s1"], {"input_ids": ids}))
+    'those were recorded with an attention_mask: pass it, too'
+    """
+    here = SampleSet.of(probe_set)
+    if there.raw != "inputs" or here.raw != "inputs" or not there.hashes or not here.hashes:
+        return ""
+    if set(there.hashes) == set(here.hashes) and len(there.hashes) == len(here.hashes):
+        return "these are the same samples in another order: pass them in the order of the recorded ones"
+    arrays = {name: np.asarray(values)[:MOST_TRIED] for name, values in probe_set.arrays().items()}
+    rows, known = min(MOST_TRIED, len(here.hashes)), set(there.hashes)
+    return next((said for said, other in _variants(arrays) if known & set(row_hashes(other, rows))), "")
+
+
+def _variants(arrays: Mapping[str, NDArray[Any]]) -> Iterator[tuple[str, Mapping[str, NDArray[Any]]]]:
+    """Yield what inputs may have been, each with what to do about it."""
+    for name, values in arrays.items():
+        if MASK not in arrays and values.ndim == 2 and values.dtype.kind in "iu":
+            for kind in ("int64", "bool", "float32"):
+                yield f"those were recorded with an {MASK}: pass it, too", {**arrays, MASK: np.ones_like(values, kind)}
+        rest = {other: array for other, array in arrays.items() if other != name}
+        if rest:
+            yield f"those were recorded without {name!r}: leave it out", rest
+        for kind in ("int64", "int32", "float32", "float64", "float16", "bool"):
+            if kind != str(values.dtype):
+                said = f"those were recorded with {name!r} as {kind}, this one is {values.dtype}: pass it so"
+                yield said, {**arrays, name: values.astype(kind)}
 
 
 def row_hashes(arrays: Mapping[str, NDArray[Any]], count: int) -> list[str]:

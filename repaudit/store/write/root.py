@@ -15,7 +15,7 @@ from repaudit.store.format.encoding import decode_column
 from repaudit.store.format.layout import COLUMNS, LEASE, ProbeSetLike
 from repaudit.store.format.provenance import now, package_versions
 from repaudit.store.format.root_document import refuse_broken, store_attributes
-from repaudit.store.format.sample_set import SampleSet
+from repaudit.store.format.sample_set import SampleSet, why_other_inputs
 from repaudit.store.format.seal import seal
 from repaudit.store.storage.fenced import Fenced
 from repaudit.store.storage.lease import Holder, Lease, abandoned
@@ -106,10 +106,11 @@ def _refuse_other_samples(storage: Storage, attributes: dict[str, Any], probe_se
     if attributes.get("raw") == "inputs" and attributes.get("fingerprint") == probe_set.fingerprint and ids == here.ids:
         return  # the same inputs, which this probe set knows the texts of
     there = SampleSet(ids, hashes, attributes.get("raw", "inputs"), str(attributes.get("fingerprint")))
+    why = why_other_inputs(there, probe_set)
     raise FingerprintError(
-        f"{storage.url} holds other samples: {there.difference(here)} (it was created with the probe set "
-        f"{attributes.get('fingerprint')}, this one is {probe_set.fingerprint}); one store holds one sample set: "
-        "record the same samples, or use another store"
+        f"{storage.url} holds other samples: {there.difference(here)}{f'; {why}' * bool(why)} (it was created with the "
+        f"probe set {attributes.get('fingerprint')}, this one is {probe_set.fingerprint}); one store holds one sample "
+        "set: record the same samples, or use another store"
     )
 
 
