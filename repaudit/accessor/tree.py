@@ -212,5 +212,7 @@ class TreeAccessor:
         having = [name for name in names if step in self.steps(name)]
         if not having or (models is not None and having != names):
             lacking = ", ".join(name for name in names if name not in having) or "the store, which has no models"
-            raise AnalysisError(f"expected step {step} of layer {layer!r}, not found in {lacking}")
+            known = sorted({one for name in names for one in self.steps(name)})
+            hint = f"; recorded are {', '.join(map(str, known))}" if known else ""
+            raise AnalysisError(f"expected step {step} of layer {layer!r}, not found in {lacking}{hint}")
         return having

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from repaudit.align.features import through, usable
-from repaudit.align.target import AlignmentTarget, Coordinates
+from repaudit.align.target import AlignmentTarget, Coordinates, check_target
 
 
 class CoordinateMatch(nn.Module):
@@ -56,6 +56,7 @@ class CoordinateMatch(nn.Module):
         method: Coordinates = "diffusion",
     ) -> None:
         super().__init__()
+        check_target(target)
         self.target = target
         self.head = nn.LazyLinear(k) if head is None else head
         self.register_buffer("coordinates", _standardised(target.coordinates(k, t, method)), persistent=False)

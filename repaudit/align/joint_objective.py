@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any, Final, TypeVar
 
 import torch
@@ -16,6 +18,7 @@ from repaudit.align.probe_batches import ProbeBatches, gathered, is_distributed,
 from repaudit.align.student import StudentLayer, has_lazy_parameters
 from repaudit.capture.extract.layer_spec import LayerSpec
 from repaudit.capture.probe_set.probe_set import ProbeSet
+from repaudit.capture.record.options import step_of
 from repaudit.errors import AlignmentWarning
 
 Result = TypeVar("Result")
@@ -129,9 +132,12 @@ class JointObjective(nn.Module):
         super().__init__()
         if not isinstance(match, nn.Module):
             raise TypeError(f"match: expected one such as OperatorMatch(target), found a {type(match).__name__}")
-        for name, value in (("weight", weight), ("hold", hold)):
-            if not 0 <= value < float("inf"):
+        numbers: Mapping[str, Any] = {"weight": weight, "hold": hold}
+        for name, value in numbers.items():
+            if isinstance(value, bool) or not isinstance(value, Real) or not 0 <= float(value) < math.inf:
                 raise ValueError(f"{name}: expected a number, 0 or more, found {value!r}")
+        if not isinstance(probe_set, ProbeSet | None):
+            raise TypeError(f"probe_set: expected a ProbeSet of the student, found {type(probe_set).__name__}")
         self.match, self.weight, self.schedule, self.seed = match, weight, schedule, seed
         self._student, self.probe_set = None if layer is None else StudentLayer(layer), probe_set
         self.metrics: dict[str, float] = {}
@@ -221,6 +227,7 @@ class JointObjective(nn.Module):
         CaptureError, LayerPathError
             The student's layer is not to be had.
         """
+        step = step_of(model, step)
         if not callable(task):
             raise TypeError(f"task: expected a function that forwards the student, found {type(task).__name__}")
         weight = self.weight_at(step)
@@ -323,6 +330,12 @@ class JointObjective(nn.Module):
         self._frame.state = draws.pop("frame", None)
         if self._batches is not None and draws:
             self._batches.load_state_dict(draws)
+
+
+def check_objective(objective: Any) -> None:
+    """Refuse what is no joint objective, such as the match alone, with a TypeError."""
+    if not isinstance(objective, JointObjective):
+        raise TypeError(f"objective: expected a JointObjective(match, ...), found {type(objective).__name__}")
 
 
 def _check(match: nn.Module, probe_set: ProbeSet) -> Tensor:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from repaudit.align.features import mean_square, steady, usable
 from repaudit.align.losses import ROW_LOSSES, RowLoss, check_loss, span
 from repaudit.align.rows import Carried, Geometry, log_rows, settle
-from repaudit.align.target import AlignmentTarget
+from repaudit.align.target import AlignmentTarget, check_target
 from repaudit.errors import AlignmentWarning, OperatorError
 
 Rows = Literal["full", "minibatch"]
@@ -267,6 +267,7 @@ class OperatorMatch(nn.Module):
 
 
 def _check_gauge(target: AlignmentTarget) -> None:
+    check_target(target)
     gauge = target.gauge
     beside = gauge.perplexity is None and gauge.neighbors is not None
     if gauge.kernel != "gaussian" or gauge.landmarks is not None or beside:

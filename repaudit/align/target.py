@@ -290,8 +290,7 @@ class AlignmentTarget:
         features : (sample, feature)
             Of all samples, in their order.
         """
-        named = [("student", self.gauge(features)), ("target", self.operator)]
-        return spread_of_pairs(named, [(0, 1)], models=2, seed=0).value  # of a restricted target the scale is another
+        return spread_of_pairs([("student", self.gauge(features)), ("target", self.operator)], [(0, 1)], 2, 0).value
 
     def metrics(
         self, layer: str, name: str = "held_out_distance"
@@ -319,6 +318,12 @@ class AlignmentTarget:
             A sample of the target is not in the probe set, or holds another text or other inputs there.
         """
         return rows_of(self.samples, self.hashes, self.raw, probe_set)
+
+
+def check_target(target: Any) -> None:
+    """Refuse what is no target, such as the path of one, with a TypeError."""
+    if not isinstance(target, AlignmentTarget):
+        raise TypeError(f"target: expected an AlignmentTarget (from_results), found {type(target).__name__}")
 
 
 def gauge_of(attrs: Mapping[str, Any], count: int) -> DiffusionGauge | None:

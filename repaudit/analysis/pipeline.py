@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -202,7 +202,7 @@ def run(
     report = progress or (lambda _what, _done, _total: None)
     if out is not None and not os.fspath(out):
         raise AnalysisError("out: expected a folder for the results, found an empty text")
-    urls = [url] if isinstance(url, str | os.PathLike) else list(url)
+    urls = _several(url)
     if len(urls) > 1 and out is None:
         raise AnalysisError(f"out: expected a folder for the results of {len(urls)} stores, found none (--out)")
     sources = open_sources(urls, settings)
@@ -235,6 +235,15 @@ def run(
         results = _labelled(parts, summary)
         write_results(results, summary, folder, settings.figures, report)
     return results
+
+
+def _several(url: Any) -> list[str | os.PathLike[str]]:
+    if isinstance(url, str | os.PathLike):
+        return [url]
+    urls = [None] if isinstance(url, Mapping) or not isinstance(url, Iterable) else list(url)
+    if not all(isinstance(one, str | os.PathLike) for one in urls):
+        raise TypeError(f"url: expected a path or URL of a store, or several, found {type(url).__name__}")
+    return urls
 
 
 def _needed(study: Study, at_once: int) -> int:

@@ -109,8 +109,10 @@ def _choose(what: str, asked: Iterable[T] | None, present: Sequence[T]) -> list[
     found = {item: find(item, present) if isinstance(item, str) else {item} & {*present} for item in asked}
     unknown = [item for item, meant in found.items() if not meant]
     if unknown:
+        several = any("," in str(item) for item in unknown)
         raise AnalysisError(
             f"{what} {', '.join(map(str, unknown))} is not in the store; it has {', '.join(map(str, present))}"
+            + (f"; several {what}s are a list" if several else "")
         )
     chosen = {item for meant in found.values() for item in meant}
     return [item for item in present if item in chosen]
@@ -141,7 +143,10 @@ def _mismatches(
     for layer in layers:
         lacking = [model for model in models if layer not in layers_of[model]]
         if lacking:
-            lines.append(f"layer {layer}: not recorded in {', '.join(lacking)}")
+            lines.append(
+                f"layer {layer}: not recorded in {', '.join(lacking)}; the layer is of the other "
+                + (f"{len(models) - len(lacking)} models" if len(models) - len(lacking) > 1 else "model alone")
+            )
     every = sorted({step for model in models for step in steps[model]})
     for model in models:
         missing = [step for step in every if step not in set(steps[model])]

@@ -49,7 +49,7 @@ def _scales(scales: tuple[float | str, ...] | None) -> tuple[float | str, ...] |
     for scale in scales or ():
         text = str(scale).removeprefix("N/")
         if not re.fullmatch(r"[0-9]+(\.[0-9]+)?", text) or float(text) <= 0:
-            raise ValueError(f"expected perplexities such as 15 or N/4, found {scale!r}")
+            raise ValueError("expected perplexities such as 15 or N/4")
     if scales is not None and not scales:
         raise ValueError("expected at least one scale")
     return scales

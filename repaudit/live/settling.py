@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Mapping, Sequence
+from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -51,6 +52,10 @@ class SettlingLayers:
     ) -> None:
         if not isinstance(patience, int) or patience < 1:
             raise ValueError(f"patience: expected a number of audits, 1 at least, found {patience!r}")
+        if isinstance(layers, Real) or not all(isinstance(one, str) for one in layers or ()):
+            raise TypeError(
+                f"layers: expected names or patterns of layers, found {layers!r}: is it patience={layers!r}?"
+            )
         self.patterns = None if layers is None else [layers] if isinstance(layers, str) else list(layers)
         self.patience = patience
         self.gauge = DiffusionGauge() if gauge is None else gauge

@@ -66,6 +66,8 @@ class Track:
         gauge: DiffusionGauge | None = None,
         storage_options: Mapping[str, Any] | None = None,
     ) -> None:
+        if not isinstance(store, str | os.PathLike):
+            raise TypeError(f"store: expected a path or URL, found {type(store).__name__}")
         self.store, self._options = store, storage_options
         self.gauge = DiffusionGauge() if gauge is None else gauge
         self.latest: dict[str, tuple[int, Spread]] = {}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any, TypeAlias
 
 import xarray as xr
@@ -54,6 +55,8 @@ def at_scale(results: xr.DataTree, index: int) -> xr.DataTree:
 def scale_index(results: xr.DataTree, scale: float | str | None) -> int:
     """Return which of the scales of an analysis is meant, by name or by number; the first when None."""
     known = scales_of(results)
+    if not isinstance(scale, str | Real | None):
+        raise TypeError(f"scale: expected a name or a number of neighbours, found {scale!r}")
     for index, (value, name) in enumerate(known):
         if scale is None or (scale == name if isinstance(scale, str) else float(scale) == value):
             return index

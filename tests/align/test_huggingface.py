@@ -22,6 +22,23 @@ class AlignedTrainer(ra.AlignedTrainerMixin, tf.Trainer):
     pass
 
 
+def test_a_mixin_behind_the_trainer_is_refused_where_it_is_written() -> None:
+    with pytest.raises(TypeError, match="Behind: expected AlignedTrainerMixin before Trainer among the base classes"):
+
+        class Behind(tf.Trainer, ra.AlignedTrainerMixin):
+            pass
+
+    class Further(AlignedTrainer):
+        def compute_loss(self, *args: Any, **kwargs: Any) -> Any:
+            return super().compute_loss(*args, **kwargs)
+
+    class Furthest(Further):
+        pass
+
+    with pytest.raises(TypeError, match=r"objective: expected a JointObjective\(match, ...\), found OperatorMatch"):
+        Furthest(objective=students.objective().match)
+
+
 def arguments(folder: Path, **options: Any) -> tf.TrainingArguments:
     defaults = {
         "num_train_epochs": 2, "per_device_train_batch_size": 8, "save_strategy": "no", "logging_strategy": "no",

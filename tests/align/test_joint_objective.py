@@ -368,3 +368,23 @@ def test_arguments_in_the_wrong_places_are_told_when_they_are_given() -> None:
     objective = ra.JointObjective(ra.OperatorMatch(target), layer="0")
     with pytest.raises(TypeError, match="objective: expected a JointObjective behind the student, found a Linear"):
         ra.AlignedFineTuning(objective, nn.Linear(2, 2))  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match=r"objective: expected a JointObjective\(match, ...\), found OperatorMatch"):
+        ra.AlignmentCallback(objective.match)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="model: expected a torch module, found int: the model comes first"):
+        objective.joined(0, nn.Linear(2, 2), lambda: None)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("wrong", ["1", True, None, complex(1)])
+def test_a_weight_is_a_number(wrong: object) -> None:
+    with pytest.raises(ValueError, match="weight: expected a number, 0 or more, found"):
+        students.objective(weight=wrong)
+    assert students.objective(weight=np.float32(0.5)).weight == 0.5
+
+
+@pytest.mark.parametrize("match", [ra.OperatorMatch, ra.CoordinateMatch])
+@pytest.mark.parametrize("wrong", ["store.analysis/results.zarr", None, torch.eye(3)])
+def test_a_match_needs_a_target(match: type, wrong: object) -> None:
+    with pytest.raises(TypeError, match=r"target: expected an AlignmentTarget \(from_results\), found"):
+        match(wrong)
+    with pytest.raises(TypeError, match="probe_set: expected a ProbeSet of the student, found Tensor"):
+        students.objective(probe_set=torch.eye(3))

@@ -125,6 +125,16 @@ def test_identical_models_are_said_to_be_so_and_have_learned_nothing(tmp_path: P
     assert layer["agreement"] is None
 
 
+def test_what_is_no_store_is_refused_and_several_models_are_a_list(tmp_path: Path) -> None:
+    url = store_of(np.random.default_rng(0).normal(size=(3, 2, 30, 4)).astype(np.float32), tmp_path)
+    for wrong in (ra.open_store(url), 3.5, [url, None]):
+        with pytest.raises(TypeError, match="expected a path or URL of a store, or several, found"):
+            ra.analyze(wrong)  # type: ignore[arg-type]
+    names = ra.open_store(url).repaudit.models
+    with pytest.raises(AnalysisError, match=r"is not in the store; it has .*; several models are a list"):
+        ra.analyze(url, models=",".join(names[:2]))  # type: ignore[arg-type]
+
+
 def test_too_few_samples_are_said_in_the_headline(tmp_path: Path) -> None:
     models = np.random.default_rng(0).normal(size=(3, 2, 16, 4)).astype(np.float32)
     summary = summary_of(models, tmp_path)

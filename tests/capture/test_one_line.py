@@ -179,6 +179,13 @@ def test_the_auto_class_that_was_hinted_at_builds_it():
     assert type(built) is tf.T5ForConditionalGeneration
 
 
+def test_a_class_is_no_text():
+    with pytest.raises(
+        TypeError, match=r"auto_class: expected a class, such as transformers.AutoModelForCausalLM, found"
+    ):
+        ra.HFTrainerModule(tf.GPT2Config(), auto_class="AutoModelForCausalLM")
+
+
 def test_a_saved_model_is_of_the_class_that_its_config_names(tmp_path):
     """Built as a causal language model, a classifier fails at its first loss with words about batch sizes."""
     small = {"hidden_size": 8, "num_attention_heads": 2, "num_hidden_layers": 1, "intermediate_size": 8}

@@ -49,6 +49,7 @@ def test_paths_that_do_not_resolve_are_told_at_every_audit(tmp_path):
     [
         ({"on_store_eror": "raise"}, TypeError, "'on_store_eror': did you mean 'on_store_error'"),
         ({"gauge": "gaussian"}, TypeError, "gauge: expected a DiffusionGauge"),
+        ({"every_n_steps": 5}, TypeError, r"'every_n_steps': pass trigger=repaudit.AuditTrigger\(every_n_steps=...\)"),
         ({"model_name": ""}, ValueError, "model_name"),
         ({"if_exists": "overwrite"}, ValueError, "if_exists: expected one of 'resume', 'error', 'replace'"),
         ({"codec": "zstd"}, ValueError, "codec: expected one of 'auto'"),
@@ -226,6 +227,14 @@ def test_a_callback_travels_to_another_process(tmp_path):
     callback.recorder.dry_run(model)
     there = pickle.loads(pickle.dumps(callback))
     assert there.recorder.dry_run(model) == callback.recorder.dry_run(model)
+
+
+def test_a_forward_that_fails_tells_with_which_inputs(tmp_path):
+    probe = ra.ProbeSet.from_tensors({"tokens": torch.ones(4, 3)})
+    with pytest.raises(RuntimeError, match="indices") as failed:
+        ra.Recorder(tmp_path / "s.zarr", "a", probe, ["[0]"]).audit(nn.Sequential(nn.Embedding(4, 2)), 0)
+    (note,) = failed.value.__notes__
+    assert "Sequential.forward was called with tokens torch.float32 (" in note
 
 
 class Fails(nn.Module):

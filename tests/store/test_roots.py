@@ -28,6 +28,23 @@ def store(tmp_path, probe_set, layers, step_arrays):
     return tmp_path / "s.zarr"
 
 
+def test_a_mistyped_store_is_told_what_is_beside_it(store, tmp_path):
+    with pytest.raises(StoreError, match=r"there is no store at .*sr\.zarr; did you mean s\.zarr\?"):
+        ra.open_store(tmp_path / "sr.zarr")
+    for absent in (tmp_path / "other", tmp_path / "none" / "s.zarr", "memory://nowhere/s.zarr"):
+        with pytest.raises(StoreError, match="there is no store at") as told:
+            ra.open_store(absent)
+        assert "did you mean" not in str(told.value)
+
+
+def test_results_are_no_store(store, tmp_path):
+    ra.analyze(store, tmp_path / "a", scales=[2], frames=0, units=0, figures="none")
+    with pytest.raises(NotAStoreError, match=r"results of an analysis, not a store: read them with xarray\.open_data"):
+        ra.open_store(tmp_path / "a" / "results.zarr")
+    with pytest.raises(NotAStoreError, match=r"Its results are in results\.zarr"):
+        ra.open_store(tmp_path / "a")
+
+
 @pytest.fixture(params=["zip root", "zip folder", "tar root", "tar folder"])
 def archive(request, store, tmp_path):
     """Return the URL of the store in an archive, at its root or below."""

@@ -8,7 +8,7 @@ from typing import Any, Final
 
 import torch
 
-from repaudit.align.joint_objective import SAMPLE_INDEX, JointObjective
+from repaudit.align.joint_objective import SAMPLE_INDEX, JointObjective, check_objective
 
 STATE: Final = "alignment.pt"
 """The objective's state, beside the optimizer's in a checkpoint."""
@@ -49,7 +49,18 @@ class AlignedTrainerMixin:
     current_gradient_accumulation_steps: int
     _signature_columns: list[str]
 
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        before = cls.__mro__[1 : cls.__mro__.index(AlignedTrainerMixin)]
+        hiding = [base for base in before if not issubclass(base, AlignedTrainerMixin) and "compute_loss" in vars(base)]
+        if hiding:
+            raise TypeError(
+                f"{cls.__name__}: expected AlignedTrainerMixin before {hiding[0].__name__} among the base classes, "
+                "whose own loss hides it"
+            )
+
     def __init__(self, *args: Any, objective: JointObjective, **kwargs: Any) -> None:
+        check_objective(objective)
         super().__init__(*args, **kwargs)
         self.objective = objective.prepare(self.model).to(self.args.device)
         self._seen: dict[str, list[float]] = {}

@@ -10,7 +10,7 @@ import lightning.pytorch as pl
 import torch
 from torch import Tensor
 
-from repaudit.align.joint_objective import SAMPLE_INDEX, JointObjective
+from repaudit.align.joint_objective import SAMPLE_INDEX, JointObjective, check_objective
 
 
 class AlignmentCallback(pl.Callback):
@@ -49,6 +49,7 @@ class AlignmentCallback(pl.Callback):
     """
 
     def __init__(self, objective: JointObjective, head_learning_rate: float = 1e-3) -> None:
+        check_objective(objective)
         self.objective, self.head_learning_rate = objective, head_learning_rate
         self._heads: torch.optim.Optimizer | None = None
         self._of_instance: Any = None

@@ -81,6 +81,8 @@ class ForwardInputs:
         assert failure is not None, "there is at least one form"  # noqa: S101
         if self._unknown(batch) and forms[0][0] and isinstance(forms[0][0][0], Mapping) and not self._takes.mapping:
             raise ProbeSetError(self._misfit(batch, f"; as one mapping they fail too ({_line(failure)})")) from failure
+        passed = ", ".join(f"{name} {value.dtype} {tuple(value.shape)}" for name, value in batch.items())
+        failure.add_note(f"in the forward of the probe set: {self._name} was called with {passed}")
         raise failure
 
     def forms(self, batch: Mapping[str, torch.Tensor]) -> list[Arguments]:

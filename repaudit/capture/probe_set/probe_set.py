@@ -145,7 +145,13 @@ class ProbeSet:
         ([[3, 0], [3, 5]], [[1, 0], [1, 1]])
         """
         if isinstance(texts, str) or not all(isinstance(text, str) for text in texts):
-            raise ProbeSetError("texts: expected a sequence of strings, one per sample")
+            found = repr(texts[:40]) if isinstance(texts, str) else type(texts).__name__
+            raise ProbeSetError(f"texts: expected a sequence of strings, one per sample, found {found}")
+        if not callable(tokenizer):
+            raise ProbeSetError(
+                "tokenizer: expected a tokenizer, such as transformers.AutoTokenizer.from_pretrained(path), found "
+                f"{tokenizer!r}"
+            )
         texts = [as_unicode(text, f"texts: sample {index}") for index, text in enumerate(texts)]
         if not texts:
             raise ProbeSetError("texts: expected at least one sample, found no texts")

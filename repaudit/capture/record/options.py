@@ -257,6 +257,8 @@ def _refuse_unknown(options: Mapping[str, Any]) -> None:
     known = ["store", "model_name", "probe_set", "layer_specs", "trigger", *AuditOptions.__annotations__]
     for name in options:
         if name not in AuditOptions.__annotations__:
+            if name in AuditTrigger.__dataclass_fields__:
+                raise TypeError(f"unexpected keyword {name!r}: pass trigger=repaudit.AuditTrigger({name}=...)")
             close = difflib.get_close_matches(name, known, 1)
             hint = f": did you mean {close[0]!r}?" if close else ""
             raise TypeError(f"unexpected keyword {name!r}{hint}")

@@ -53,7 +53,7 @@ class HFTrainerModule(pl.LightningModule):
     Raises
     ------
     TypeError
-        When the first argument is something else.
+        When the first argument is something else, or ``auto_class`` is a text.
     ValueError
         When ``auto_class`` has no model for the config.
     FileNotFoundError
@@ -157,6 +157,8 @@ def _check_labels(model: nn.Module, inputs: Mapping[str, Any]) -> None:
 def _build(source: Any, auto_class: Any, options: dict[str, Any]) -> nn.Module:
     from transformers import PretrainedConfig
 
+    if isinstance(auto_class, str):
+        raise TypeError(f"auto_class: expected a class, such as transformers.{_AUTO_CLASSES[0]}, found {auto_class!r}")
     if isinstance(source, nn.Module):
         return source
     if isinstance(source, PretrainedConfig):

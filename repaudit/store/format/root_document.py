@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from repaudit.errors import CorruptStoreError, NotAStoreError, StoreError, StoreNotFoundError, UnknownVersionError
 from repaudit.names import ATTRS, FORMAT_VERSION
@@ -12,6 +13,9 @@ from repaudit.store.format.documents import DOCUMENT, read_document
 from repaudit.store.format.seal import broken_seal
 from repaudit.store.storage.local import LocalStorage
 from repaudit.store.storage.storage import Storage
+
+_SUMMARY: Final = "summary"
+"""An attribute of the results of an analysis."""
 
 
 def store_attributes(storage: Storage) -> dict[str, Any] | None:
@@ -30,7 +34,10 @@ def store_attributes(storage: Storage) -> dict[str, Any] | None:
     attributes = document.get("attributes")
     local = attributes.get(ATTRS) if isinstance(attributes, dict) else None
     if document.get("node_type") != "group" or not isinstance(local, dict) or "version" not in local:
-        raise NotAStoreError(f"{storage.url} is a Zarr hierarchy, not a repaudit store: expected attribute {ATTRS!r}")
+        what = f"a Zarr hierarchy, not a repaudit store: expected attribute {ATTRS!r}"
+        if isinstance(attributes, dict) and _SUMMARY in attributes:
+            what = "the results of an analysis, not a store: read them with xarray.open_datatree(path, engine='zarr')"
+        raise NotAStoreError(f"{storage.url} is {what}")
     if type(local["version"]) is not int or not 1 <= local["version"] <= FORMAT_VERSION:
         raise UnknownVersionError(
             f"{storage.url} has format version {local['version']!r}, this repaudit reads versions up to "
@@ -66,5 +73,25 @@ def refuse_broken(storage: Storage) -> None:
 def nothing_there(storage: Storage) -> StoreError:
     """Return the error for a place without a root document: nothing at all, or something else."""
     if storage.children() or (isinstance(storage, LocalStorage) and Path(storage.url).exists()):
-        return NotAStoreError(f"{storage.url} is not a repaudit store: expected a Zarr group with a zarr.json")
-    return StoreNotFoundError(f"there is no store at {storage.url}")
+        analysis = ": is it the folder of an analysis? Its results are in results.zarr" if _has_results(storage) else ""
+        return NotAStoreError(
+            f"{storage.url} is not a repaudit store: expected a Zarr group with a zarr.json{analysis}"
+        )
+    beside = _beside(storage)
+    return StoreNotFoundError(f"there is no store at {storage.url}{f'; did you mean {beside}?' if beside else ''}")
+
+
+def _has_results(storage: Storage) -> bool:
+    return isinstance(storage, LocalStorage) and Path(storage.url, "results.zarr", DOCUMENT).is_file()
+
+
+def _beside(storage: Storage) -> str:
+    """Return a folder of a similar name beside a local path; empty where there is none."""
+    if not isinstance(storage, LocalStorage):
+        return ""
+    place = Path(storage.url)
+    try:
+        names = [one.name for one in place.parent.iterdir() if (one / DOCUMENT).is_file()]
+    except OSError:
+        return ""
+    return next(iter(difflib.get_close_matches(place.name, names, 1)), "")
