@@ -240,7 +240,7 @@ def run(
 def _several(url: Any) -> list[str | os.PathLike[str]]:
     if isinstance(url, str | os.PathLike):
         return [url]
-    urls = [None] if isinstance(url, Mapping) or not isinstance(url, Iterable) else list(url)
+    urls: list[Any] = [None] if isinstance(url, Mapping) or not isinstance(url, Iterable) else list(url)
     if not all(isinstance(one, str | os.PathLike) for one in urls):
         raise TypeError(f"url: expected a path or URL of a store, or several, found {type(url).__name__}")
     return urls

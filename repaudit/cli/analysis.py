@@ -173,6 +173,7 @@ def analyze(
         if out is None and len(stores) > 1:
             raise typer.BadParameter("several stores need --out, the folder for their results")
         folder = at_home(out) if out else default_folder(stores[0])
+        earlier = _names_in(folder)
         arguments = [*stores, *(("--out", out) if out else ())]
 
         def answered(summary: Mapping[str, Any]) -> None:
@@ -186,12 +187,34 @@ def analyze(
 
         results = run(stores, folder if out is None else out, settings, report, answered, planned)
     summary = json.loads(results.attrs[SUMMARY])
+    _tell_of_replaced(earlier, summary, folder)
     if as_json:
         typer.echo((folder / "summary.json").read_text(encoding="utf-8"))
     else:
         _print_rest(summary, folder)
     if len(summary["models"]) > 1 and not _compared_any(summary):
         raise typer.Exit(PROBLEMS)
+
+
+def _names_in(folder: Path) -> dict[str, list[str]]:
+    """Return the layers and models of the results that a folder has; none where it has no summary."""
+    try:
+        summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
+        return {"layer": list(summary["layers"]), "model": list(summary["models"])}
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}
+
+
+def _tell_of_replaced(earlier: Mapping[str, list[str]], summary: Mapping[str, Any], folder: Path) -> None:
+    """Say on stderr which layers and models of earlier results are no longer in the folder."""
+    now = {"layer": summary["layers"], "model": summary["models"]}
+    gone = {what: [name for name in names if name not in now[what]] for what, names in earlier.items()}
+    said = [f"{what}{'s' * (len(names) > 1)} {', '.join(names)}" for what, names in gone.items() if names]
+    if said:
+        prose(
+            PlainConsole(stderr=True),
+            escape(f"replaced the earlier results in {folder}, which had {' and '.join(said)}; --out keeps both"),
+        )
 
 
 def _compared_any(summary: Mapping[str, Any]) -> bool:

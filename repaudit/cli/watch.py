@@ -140,7 +140,10 @@ def view(look: Look, width: int = 80, height: int | None = None) -> Group:
         (layer, step), why = next(iter(look.failed.items()))
         notes.append(f"{len(look.failed)} spreads could not be computed; {layer} at step {step}: {why}")
     head = Text(visible(look.url), style="bold")
-    what = Text("spread, drawn from 0 (identical) to 1 (unrelated); 95% interval; verdicts are so far", style="dim")
+    scale = " and ".join(f"{one:g}" for one in look.perplexities)
+    at = f" at the scale of {scale} neighbours" if scale else ""
+    said = f"spread{at}, drawn from 0 (identical) to 1 (unrelated); 95% interval; verdicts are so far"
+    what = Text(said, style="dim")
     parts: list[Any] = [head, _runs(look.runs, width)]
     if look.curves:
         parts += [_curves(look.curves, width, room), what]

@@ -99,6 +99,8 @@ class LiveSpreads:
         self.gauge = DiffusionGauge() if gauge is None else gauge
         self._found: dict[str, dict[int, tuple[Content, dict[str, Any]]]] = {}
         self._operators: dict[tuple[str, str, int, int], Any] = {}
+        self.perplexities: list[float] = []
+        """The scales at which the layers are compared: the gauge's, or those of sketches."""
         self.failed: dict[tuple[str, int], str] = {}
         """Why the spread of a layer at a step could not be computed."""
 
@@ -123,6 +125,8 @@ class LiveSpreads:
         selection = select(tree, self.models, self.layers)
         sketched = sketched_layers(tree, selection)
         gauges = {layer: gauge_of_sketches(tree, {layer: some}) for layer, some in sketched.items()}
+        used = {gauges.get(layer, self.gauge).perplexity for layer in selection.layers}
+        self.perplexities = sorted(one for one in used if one is not None)
         contents = {layer: _contents(tree, selection, layer) for layer in selection.layers}
         due = [
             (step, layer)

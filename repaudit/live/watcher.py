@@ -27,6 +27,7 @@ class Look:
     curves : tuple of LiveCurve, one per layer that at least two models share at a step
     failed : what could not be computed, by layer and step
     lost : what of the store is read as missing, because it is damaged
+    perplexities : the effective neighbours at which layers are compared; more than one where sketches have theirs
     """
 
     url: str
@@ -34,6 +35,7 @@ class Look:
     curves: tuple[LiveCurve, ...]
     failed: Mapping[tuple[str, int], str]
     lost: tuple[str, ...] = ()
+    perplexities: tuple[float, ...] = ()
 
     @property
     def waiting(self) -> int:
@@ -49,6 +51,7 @@ class Look:
             "layers": [asdict(curve) for curve in self.curves],
             "failed": failed,
             "lost": list(self.lost),
+            "perplexities": list(self.perplexities),
         }
         found: dict[str, Any] = nulls_for_nan(plain)
         return found
@@ -91,4 +94,5 @@ class Watcher:
         tree = open_store(self.url, self._options)
         curves = self._spreads.update(tree, seconds)
         lost, failed = tuple(catalog.lost(tree)), dict(self._spreads.failed)
-        return Look(os.fspath(self.url), tuple(runs(tree, self._storage)), tuple(curves), failed, lost)
+        scales = tuple(self._spreads.perplexities)
+        return Look(os.fspath(self.url), tuple(runs(tree, self._storage)), tuple(curves), failed, lost, scales)

@@ -14,7 +14,9 @@ import sys
 import threading
 from pathlib import Path
 
+import numpy as np
 import pytest
+from typer.testing import CliRunner
 
 import repaudit as ra
 from repaudit.analysis import locking
@@ -533,3 +535,18 @@ def test_a_folder_of_others_among_the_figures_stays_whatever_the_list_says(url, 
     (tmp_path / "out" / "files.json").write_text(json.dumps(listed))
     ra.analyze(url, tmp_path / "out", **BARE)
     assert (theirs / "notes.txt").read_text() == "mine"
+
+
+def test_results_of_other_layers_that_are_replaced_are_named(tmp_path):
+    probe_set = ra.ProbeSet.from_tensors({"input_ids": np.arange(60).reshape(30, 2)})
+    rng = np.random.default_rng(0)
+    for model in ("a", "b", "c"):
+        layers = dict.fromkeys(("low", "top"), ((30, 4), "float32"))
+        with ra.TrajectoryWriter(tmp_path / "s.zarr", model_name=model, probe_set=probe_set, layers=layers) as writer:
+            writer.append(0, {name: rng.standard_normal((30, 4), dtype=np.float32) for name in layers})
+    given = ["analyze", str(tmp_path / "s.zarr"), "--no-figures", "--frames", "0", "--units", "0"]
+    said = [
+        CliRunner().invoke(app, [*given, *more]).stderr for more in ((), (), ("--layers", "top", "--models", "a,b"))
+    ]
+    assert [text.count("replaced the earlier results in") for text in said] == [0, 0, 1]
+    assert "which had layer low and model c; --out keeps both" in said[2]

@@ -110,6 +110,7 @@ def test_texts_are_known_whole_whether_they_are_kept_or_not():
     assert kept.text_hashes == hidden.text_hashes == [hashlib.sha256(text.encode()).hexdigest() for text in kept.texts]
     assert kept.encoding == hidden.encoding
     assert (kept.encoding["max_length"], kept.encoding["truncated"]) == (3, 1)
+    assert "; 1 texts cut to 3 tokens; " in repr(kept)
     assert kept.select(1, 2).text_hashes == kept.text_hashes[1:]
 
 

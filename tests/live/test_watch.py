@@ -374,6 +374,12 @@ def test_numbers_that_are_none_are_null(store: Path) -> None:
     assert json.loads(json.dumps(found, allow_nan=False))["layers"][0]["low"] == [None]
 
 
+def test_the_scale_of_the_spread_is_named(store: Path) -> None:
+    look = Watcher(store, gauge=ra.DiffusionGauge(perplexity=4)).look()
+    assert look.plain()["perplexities"] == [4.0]
+    assert "at the scale of 4 neighbours" in " ".join(shown(look, 200, 30))
+
+
 @pytest.mark.parametrize("wrong", ["0", "1", "-1", "nan", "inf"])
 def test_a_scale_that_is_none_is_one_line(store: Path, wrong: str) -> None:
     run = subprocess.run(

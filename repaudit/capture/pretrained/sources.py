@@ -101,7 +101,8 @@ def check_exists(place: str | PathLike[str]) -> None:
     >>> check_exists("user/model")
     """
     path = Path(place)
-    is_local = path.is_absolute() or str(place).startswith((".", "~")) or len(path.parts) > 2
+    text = str(place)
+    is_local = path.is_absolute() or text.startswith((".", "~")) or text.endswith("/") or len(path.parts) > 2
     if (is_local or path.suffix in _FILES) and not path.exists():
         parent = next((part for part in path.parents if part.exists()), Path())
         raise PretrainedError(

@@ -197,7 +197,9 @@ class ProbeSet:
 
     def __repr__(self) -> str:
         inputs = ", ".join(f"{name} {tuple(value.shape)}" for name, value in self._inputs.items())
-        return f"ProbeSet({len(self)} samples: {inputs}; fingerprint {self.fingerprint[:12]})"
+        cut = self.encoding.get("truncated")
+        told = f"; {cut} texts cut to {self.encoding['max_length']} tokens" if cut else ""
+        return f"ProbeSet({len(self)} samples: {inputs}{told}; fingerprint {self.fingerprint[:12]})"
 
     @property
     def inputs(self) -> dict[str, torch.Tensor]:
