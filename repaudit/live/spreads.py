@@ -125,7 +125,7 @@ class LiveSpreads:
         selection = select(tree, self.models, self.layers)
         sketched = sketched_layers(tree, selection)
         gauges = {layer: gauge_of_sketches(tree, {layer: some}) for layer, some in sketched.items()}
-        used = {gauges.get(layer, self.gauge).perplexity for layer in selection.layers}
+        used = {getattr(gauges.get(layer, self.gauge), "perplexity", None) for layer in selection.layers}
         self.perplexities = sorted(one for one in used if one is not None)
         contents = {layer: _contents(tree, selection, layer) for layer in selection.layers}
         due = [

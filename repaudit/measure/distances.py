@@ -135,19 +135,20 @@ def calibrated_distances(
         constant=constant,
         recompute=recompute,
     )
-    distances: Array = np.sqrt(calibrated_squares(gram, stack.samples))
-    return distances
+    squares = calibrated_squares(gram, stack.samples)
+    return np.sqrt(squares, out=squares)
 
 
 def calibrated_squares(gram: Gram, samples: int) -> Array:
     """Return squared distances over their null; 0 where the null is 0, which only identical operators have."""
-    top = len(gram.squared_distances)
-    inner = null_inner(
-        gram.trace[:top, None], gram.total[:top, None], gram.trace[None, :], gram.total[None, :], samples
-    )
-    null = gram.square[:top, None] + gram.square[None, :] - 2 * inner
     ratio: Array = np.zeros_like(gram.squared_distances)
-    np.divide(gram.squared_distances, null, out=ratio, where=null > NO_STRUCTURE)
+    for start in range(0, len(ratio), 64):  # few rows at a time: the nulls are as many numbers again, and more
+        rows = slice(start, min(start + 64, len(ratio)))
+        inner = null_inner(
+            gram.trace[rows, None], gram.total[rows, None], gram.trace[None, :], gram.total[None, :], samples
+        )
+        null = gram.square[rows, None] + gram.square[None, :] - 2 * inner
+        np.divide(gram.squared_distances[rows], null, out=ratio[rows], where=null > NO_STRUCTURE)
     return ratio
 
 

@@ -16,7 +16,7 @@ from repaudit.errors import OperatorError
 from repaudit.measure.sparse_products import Band, Transform, sparse_bands, squared_distance
 from repaudit.operators.stack import OperatorStack
 
-BAND_BYTES = 32 * 2**20
+BAND_BYTES = 16 * 2**20
 """A band small enough for the processor's caches, with rows long enough to be read in large pieces."""
 
 GEMM_COLUMNS = 8192
@@ -212,7 +212,7 @@ def _recompute(squared: torch.Tensor, pairs: torch.Tensor, bands: Iterator[Band]
     """Sum the squared differences of close pairs, as many at a time as take half of the band's size."""
     sums = torch.zeros(len(pairs), dtype=torch.float64)
     for band in bands:
-        count = -(-len(band.common) // 4)
+        count = -(-len(band.common) // 16)
         for start in range(0, len(pairs), count):
             some = slice(start, start + count)
             first, other = pairs[some].T

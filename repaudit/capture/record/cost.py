@@ -70,7 +70,7 @@ class Cost:
         return (
             f"repaudit: {audits} of model {model!r} in {store}, {layers}, "
             f"{format_bytes(self.nbytes)} before compression; {each:.0f} ms each, {self.share:.1%} of the time. "
-            f"Next: repaudit analyze {quote(str(store))}{_of_few(self.samples)}"
+            f"{_of_few(self.samples)}Next: repaudit analyze {quote(str(store))}"
         )
 
     def tell(self, store: Any, model: str) -> None:
@@ -93,7 +93,7 @@ def _of_few(samples: int) -> str:
     """Return the scale that an analysis of few samples needs, and why; nothing for enough of them."""
     if not 4 < samples <= ENOUGH:
         return ""
-    return f" --scales {max(2, samples // 4)} ({samples} samples are few for the default scales)"
+    return f"{samples} samples are few for the default scales: analyze them with --scales {max(2, samples // 4)}. "
 
 
 def _count(number: int, what: str) -> str:
