@@ -19,8 +19,11 @@ from repaudit.operators.stack import OperatorStack
 BAND_BYTES = 16 * 2**20
 """A band small enough for the processor's caches, with rows long enough to be read in large pieces."""
 
-GEMM_COLUMNS = 8192
+GEMM_COLUMNS = 4096
 """Longest sum in single precision before it is added up in float64."""
+
+PANELS = 3, 4
+"""Least and most panels of rows whose products leave out the lower triangle: of more, products are too thin."""
 
 CLOSE, CLOSE_BY_SIDE = 3e-2, 2.0
 """Pairs with d^2 below the smaller of .03 and 2 / N of their squared norms are recomputed, which keeps rounding below
@@ -166,15 +169,19 @@ def _centred(flat: torch.Tensor) -> torch.Tensor:
 
 def _add_gram(gram: torch.Tensor, norms: torch.Tensor, flat: torch.Tensor) -> None:
     """Add a band's products to the upper triangle: by panels of rows, which avoids most of the lower one."""
-    top = len(gram)
+    top, size = len(gram), len(flat)
     norms[top:] += torch.linalg.vector_norm(flat[top:], dim=1).to(torch.float64).square_()
-    panel = -(-len(flat) // min(4, max(1, len(flat) // 100)))
+    least, most = PANELS
+    panel, sums = -(-size // min(most, max(least, size // 100))), flat.shape[1] // GEMM_COLUMNS
+    whole = flat[:, : sums * GEMM_COLUMNS].view(size, sums, GEMM_COLUMNS).transpose(0, 1)
+    rest = flat[:, sums * GEMM_COLUMNS :]
     with full_precision(flat.device):
-        for start in range(0, flat.shape[1], GEMM_COLUMNS):
-            columns = flat[:, start : start + GEMM_COLUMNS]
-            for row in range(0, top, panel):
-                stop = min(row + panel, top)
-                gram[row:stop, row:] += columns[row:stop] @ columns[row:].T
+        for row in range(0, top, panel):
+            stop = min(row + panel, top)
+            products = torch.bmm(whole[:, row:stop], whole[:, row:].transpose(1, 2))  # the sums on several threads
+            gram[row:stop, row:] += products.sum(0, dtype=torch.float64)
+            if rest.shape[1]:
+                gram[row:stop, row:] += rest[row:stop] @ rest[row:].T
 
 
 def _add_rare(gram: torch.Tensor, norms: torch.Tensor, rare: csr_array) -> None:
