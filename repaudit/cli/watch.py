@@ -94,10 +94,20 @@ def watch(
                 console.print(view(look, console.width), soft_wrap=False)
             return
         if as_json:
-            while True:
-                typer.echo(json.dumps(watcher.look(every).plain()))
-                time.sleep(every)
+            _follow_as_json(watcher, every)
         _follow(watcher, store, every)
+
+
+def _follow_as_json(watcher: Watcher, every: float) -> None:
+    """Print a line of JSON for every look until interrupted; none before the store is there."""
+    while True:
+        try:
+            typer.echo(json.dumps(watcher.look(every).plain()))
+        except StoreNotFoundError:
+            pass
+        except AnalysisError as error:  # what is asked for may come with another training
+            typer.echo(json.dumps({"url": str(watcher.url), "error": str(error)}))
+        time.sleep(every)
 
 
 def _follow(watcher: Watcher, store: str, every: float) -> None:

@@ -9,6 +9,7 @@ import os
 import pty
 import re
 import select
+import shutil
 import subprocess
 import sys
 import time
@@ -265,6 +266,26 @@ def store(tmp_path: Path) -> Path:
         with writer(url, model, 2) as one:
             append(one, model, [0, 10, 20], 2)
     return url
+
+
+def test_lines_of_json_begin_with_the_store(store: Path, tmp_path: Path) -> None:
+    """As the terminal and the page do: before there is a store, and before there is such a layer, it waits."""
+    later = tmp_path / "later.zarr"
+    given = ["watch", str(later), "--json", "--every", "0.2", "--perplexity", "6"]
+    run = subprocess.Popen([COMMAND, *given], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    other = subprocess.Popen([COMMAND, *given, "--layers", "nope"], stdout=subprocess.PIPE, text=True)
+    try:
+        time.sleep(3)
+        assert run.poll() is None, run.stderr.read()
+        shutil.copytree(store, tmp_path / "copy.zarr").rename(later)  # at once
+        found, waits = json.loads(run.stdout.readline()), json.loads(other.stdout.readline())
+    finally:
+        run.kill()
+        other.kill()
+        run.communicate()
+        other.communicate()
+    assert [one["layer"] for one in found["layers"]] == [one.layer for one in Watcher(store, gauge=GAUGE).look().curves]
+    assert "layer nope is not in the store" in waits["error"]
 
 
 def test_once_as_json_says_all_of_it(store: Path) -> None:
