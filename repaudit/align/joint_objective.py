@@ -227,7 +227,7 @@ class JointObjective(nn.Module):
         CaptureError, LayerPathError
             The student's layer is not to be had.
         """
-        step = step_of(model, step)
+        step = step_of(model, step, "joined(model, step, task)")
         if not callable(task):
             raise TypeError(f"task: expected a function that forwards the student, found {type(task).__name__}")
         weight = self.weight_at(step)

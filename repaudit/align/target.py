@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from scipy.sparse import csr_array
 from torch import Tensor
 
+from repaudit.align.held_out import HeldOut
 from repaudit.align.samples import rows_of
 from repaudit.embed.phate import phate_embedding
 from repaudit.embed.potential import diffusion_time
@@ -70,7 +71,7 @@ class AlignmentTarget:
 
     matrix: csr_array = field(repr=False)
     samples: tuple[str, ...] = field(repr=False)
-    gauge: DiffusionGauge
+    gauge: DiffusionGauge = field(repr=False)
     hashes: tuple[str, ...] = field(default=(), repr=False)
     attrs: Mapping[str, Any] = field(default_factory=dict)
     raw: Raw = "text"
@@ -297,17 +298,16 @@ class AlignmentTarget:
     ) -> Callable[[Mapping[str, Tensor]], dict[str, float]]:
         """Return a function for an audit callback's ``metrics``: the distance of a layer at every audit, by a name.
 
-        The callback's probe set must hold the target's samples in their order.
+        The callback's probe set must hold the target's samples in their order; another is refused when it is given.
 
         Examples
         --------
         >>> points = torch.randn(40, 3, generator=torch.Generator().manual_seed(0))
         >>> target = AlignmentTarget.from_operator(DiffusionGauge(perplexity=5)(points))
-        >>> measured = target.metrics("top")({"top": points})
-        >>> round(measured["held_out_distance"], 6)
+        >>> round(target.metrics("top")({"top": points})["held_out_distance"], 6)
         0.0
         """
-        return lambda activations: {name: self.distance(activations[layer])}
+        return HeldOut(self, layer, name)
 
     def check(self, probe_set: ProbeSetLike) -> Tensor:
         """Return the rows of a probe set's samples, ``(len(probe_set))``, -1 for those that are not in the target.

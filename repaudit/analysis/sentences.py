@@ -39,10 +39,11 @@ COUNTED: Final = {
     "unchanged": ("shows no significant change", "show no significant change"),
     "undecided": ("is undecided", "are undecided"),
     "identical": ("is identical in all models", "are identical in all models"),
+    "alone": ("has no step that two models share", "have no step that two models share"),
     "without": ("has no spread, see what was left out", "have no spread, see what was left out"),
 }
-"""What a headline says of layers: their verdicts, and two that stand in the place of one."""
-NOT_COMPARED: Final = frozenset({"identical", "without"})
+"""What a headline says of layers: their verdicts, and three that stand in the place of one."""
+NOT_COMPARED: Final = frozenset({"identical", "alone", "without"})
 IDENTICAL: Final = 1e-6
 """A spread below this at every step is the same run under several names, or the same seed."""
 NO_SPREAD: Final = "No spread at any step: see what was left out."
@@ -131,6 +132,21 @@ def of_pairs(pairs: xr.Dataset) -> str:
     told = "pairs of models are" if len(known) > 1 else "pair of models is"
     holm_adjusted = f"(Holm-adjusted p < {SIGNIFICANT:g})"
     return f"{related} of {len(known)} {told} nearer to each other than chance {holm_adjusted}: {listed}."
+
+
+def of_identical(models: Sequence[str], steps: Sequence[int], every: Sequence[int]) -> str:
+    """Say at which of the steps some models are one another's copies in every layer.
+
+    Examples
+    --------
+    >>> of_identical(["a", "b"], [0, 10], [0, 10, 20])
+    'a and b are identical at steps 0 to 10 in every layer: are they one run, or one seed?'
+    """
+    first, last = int(steps[0]), int(steps[-1])
+    together = list(steps) == [step for step in every if first <= step <= last]
+    when = f"step {first}" if first == last else f"steps {first} to {last}" if together else f"{len(steps)} steps"
+    why = "do they start as one network?" if first == last == every[0] else "are they one run, or one seed?"
+    return f"{_listed(list(models))} are identical at {when} in every layer: {why}"
 
 
 def with_settling(layer: Mapping[str, Any], single: bool, steps: int) -> str:

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import xarray as xr
+from scipy.sparse.csgraph import connected_components
 
 from repaudit.analysis.parts import Margins
 from repaudit.analysis.sentences import (
@@ -19,6 +20,7 @@ from repaudit.analysis.sentences import (
     headline,
     joined,
     of_curve,
+    of_identical,
     of_pairs,
     outlying,
     with_settling,
@@ -31,6 +33,7 @@ from repaudit.results import (
     APPROACH,
     COMPARISON,
     DIAGNOSTICS,
+    DISTANCE,
     FEATURE_HALVES,
     FROM_INPUTS,
     FROM_UNTRAINED,
@@ -71,6 +74,7 @@ def summarize(parts: Mapping[str, xr.Dataset], margins: Margins) -> dict[str, An
     verdicts = {name: found.counted for name, found in every.items()}
     return {
         "headline": headline(verdicts, len(models), list(spread[STEP].values)),
+        "identical": identical_models(parts[PAIRS]) if PAIRS in parts else [],
         "layers": layers,
         "settling": every[names[0]].settling,
         "scales": [{"scale": value, "name": name} for name, value in _values(spread)],
@@ -117,8 +121,28 @@ def _at_scale(parts: Mapping[str, xr.Dataset], margins: Mapping[str, Any]) -> _A
 
 def _counted_as(entry: Mapping[str, Any], spread: xr.Dataset) -> str:
     if entry["peak"] is None:
-        return "without" if _are_several(spread) else str(entry["verdict"])
+        return "without" if _are_several(spread) else "alone"
     return "identical" if entry["peak"]["value"] < IDENTICAL else str(entry["verdict"])
+
+
+def identical_models(pairs: xr.Dataset) -> list[str]:
+    """Return a sentence for every set of models that are copies at some steps, unless all are at every step."""
+    one = pairs.isel({SCALE: 0}) if SCALE in pairs.dims else pairs
+    distance = one[DISTANCE].transpose(LAYER, STEP, MODEL, OTHER).values
+    known = np.isfinite(distance)
+    same = ((distance**2 < IDENTICAL) | ~known).all(axis=0) & known.any(axis=0)
+    names, steps = [str(name) for name in one[MODEL].values], one[STEP].values[known.any(axis=(0, 2, 3))].tolist()
+    when: dict[tuple[int, ...], list[int]] = {}
+    for index, step in enumerate(one[STEP].values.tolist()):
+        count, label = connected_components(same[index], directed=False)
+        sets = [tuple(np.flatnonzero(label == number).tolist()) for number in range(count)]
+        for models in (some for some in sets if len(some) > 1):
+            when.setdefault(models, []).append(step)
+    return [
+        of_identical([names[k] for k in models], some, steps)
+        for models, some in when.items()
+        if len(models) < len(names) or some != steps
+    ]
 
 
 def _are_several(spread: xr.Dataset) -> bool:

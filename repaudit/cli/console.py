@@ -153,7 +153,10 @@ def warn_of_lost(store: str, lost: Sequence[str]) -> None:
 
 
 def _fail(error: object, code: int) -> None:
-    PlainConsole(stderr=True).print(f"[bold red]error:[/] {escape(' '.join(str(error).split()))}", highlight=False)
+    console = PlainConsole(stderr=True)
+    console.print(f"[bold red]error:[/] {escape(' '.join(str(error).split()))}", highlight=False)
+    for note in getattr(error, "__notes__", ()):
+        console.print(f"  {escape(note)}", highlight=False)
     raise typer.Exit(code)
 
 

@@ -75,7 +75,9 @@ def phate_embedding(operator: Operator, n_components: int = 2, t: int | str = "a
     """
     points, stress, time = _phate_of_operator(operator, n_components, t)
     attrs = {"stress": stress, "t": time, "seed": seed, "method": "phate"}
-    return xr.DataArray(points, dims=(SAMPLE, COMPONENT), attrs=attrs)
+    ids = getattr(operator, "samples", None)
+    coords = {} if ids is None else {SAMPLE: np.asarray(ids)}
+    return xr.DataArray(points, dims=(SAMPLE, COMPONENT), coords=coords, attrs=attrs)
 
 
 def phate_frames(

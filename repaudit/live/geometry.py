@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from repaudit.analysis.execution import side_by_side
@@ -16,9 +16,10 @@ class GeometryMetrics:
     """Measure every audit for the trainer's loggers: ``metrics=ra.GeometryMetrics()`` of a callback or recorder.
 
     For each layer ``audit/<layer>/effective_neighbors``, and the calibrated distances of its operator,
-    ``audit/<layer>/from_start`` from that of the first audit that this object has seen, and
-    ``audit/<layer>/from_last`` from that of the audit before: 0 the same, 1 unrelated. A layer without an operator
-    (tokens, fewer samples than the gauge needs, values that are not finite) has none of them.
+    ``audit/<layer>/from_start`` from that of the model's first audit, and ``audit/<layer>/from_last`` from that of the
+    audit before: 0 the same, 1 unrelated. Where a training resumes, these are read from its record, unless that keeps
+    operators or sketches alone: then the first audit after it counts as the start. Each model has its own. A layer
+    without an operator (tokens, fewer samples than the gauge needs, values that are not finite) has no numbers.
 
     Parameters
     ----------
@@ -43,6 +44,22 @@ class GeometryMetrics:
         self.gauge = DiffusionGauge() if gauge is None else gauge
         self._first: dict[str, Any] = {}
         self._last: dict[str, Any] = {}
+
+    def of_record(self, recorded: Sequence[Mapping[str, Any]]) -> GeometryMetrics:
+        """Return one that goes on from a model's first and last audit, of which there may be none.
+
+        Examples
+        --------
+        >>> import torch
+        >>> points = torch.randn(20, 4, generator=torch.Generator().manual_seed(0))
+        >>> resumed = GeometryMetrics(DiffusionGauge(perplexity=3)).of_record([{"top": points}])
+        >>> sorted(resumed({"top": points}))[1:]
+        ['audit/top/from_last', 'audit/top/from_start']
+        """
+        made = GeometryMetrics(self.gauge)
+        for activations in recorded:
+            made(activations)
+        return made
 
     def __call__(self, activations: Mapping[str, Any]) -> dict[str, float]:
         """Return the numbers of one audit, by name."""

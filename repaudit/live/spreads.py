@@ -20,6 +20,7 @@ from repaudit.live.stored_operators import stored_operator
 from repaudit.measure.curve import of_most_models
 from repaudit.measure.phases import verdict
 from repaudit.measure.settling import UNSETTLED, settled
+from repaudit.measure.spread import NO_STRUCTURE_LEFT
 from repaudit.store.read import catalog
 from repaudit.store.read.activations import read_step, step_checksums
 from repaudit.store.read.sketches import sketches_by_layer
@@ -155,8 +156,11 @@ class LiveSpreads:
             operators = {
                 model: self._operator(tree, (model, layer, step, crc), gauge) for model, crc in content.items()
             }
-            found[step] = content, spread_arrays(operators, self.seed)
+            arrays = spread_arrays(operators, self.seed)
+            found[step] = content, arrays
             self.failed.pop((layer, step), None)
+            if len(operators) > 1 and not np.isfinite(arrays["value"]):
+                self.failed[layer, step] = NO_STRUCTURE_LEFT
         except (ActivationError, CorruptStoreError) as error:
             found[step] = content, {"value": np.nan}
             self.failed[layer, step] = str(error)

@@ -29,8 +29,8 @@ class Track:
     """Compare a model in training with the other models of a store: ``track=ra.Track("runs.zarr")`` of a callback.
 
     After every audit the spread of this model and of all others that have the same step, layer by layer, is computed
-    in a thread of its own: the training does not wait for it. The trainer's loggers get it as ``spread/<layer>`` with
-    one of the next audits, or at the end; audits that come faster than their spreads are left out and counted.
+    in a thread of its own: the training does not wait for it. The trainer's loggers get it as ``spread/<layer>`` at the
+    step at which it is known, or at the end; audits that come faster than their spreads are left out and counted.
 
     Parameters
     ----------

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeAlias, cast
 
@@ -17,6 +17,7 @@ from repaudit.measure.gram import Gram, Progress, stream_gram
 from repaudit.measure.invariants import diffusion_distances, spectrum, standardized
 from repaudit.measure.null import NO_STRUCTURE, null_inner
 from repaudit.measure.sketched import SketchedMetric, check_metric, sketch_distances
+from repaudit.operators.labels import check_samples
 from repaudit.operators.sketch import sketch as count_sketch
 from repaudit.operators.stack import Operator, OperatorStack
 
@@ -72,7 +73,8 @@ def operator_distances(
     Raises
     ------
     OperatorError
-        Operators have different sizes, are not square, or have NaN; or not even one row of each fits in the budget.
+        Operators have different sizes, are not square, have NaN, or tell of different samples; or not even one row of
+        each fits in the budget.
     ValueError
         The metric is unknown, or not one that sketches keep; or `sketch` is not a square number.
 
@@ -95,6 +97,10 @@ def operator_distances(
     """
     if metric not in METRICS:
         raise ValueError(f"expected a metric among {', '.join(METRICS)}, found {metric!r}")
+    if isinstance(operators, Mapping):
+        raise OperatorError("expected a sequence of operators, found a mapping: pass list(operators.values())")
+    if isinstance(operators, list | tuple):  # items of others may be read when they are asked for
+        check_samples({str(index): operator for index, operator in enumerate(operators)})
     stack = OperatorStack(operators)
     if sketch is None:
         return METRICS[metric](stack, memory, progress)

@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import combinations
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,13 +18,19 @@ from repaudit.measure.pairs import Pair, compare, sampling_error
 from repaudit.measure.sketched_pairs import compare_sketches
 from repaudit.measure.tally import Halves, Tallies, Tally
 from repaudit.operators.grouped_sketch import GROUPS, as_sketch, is_sketched
-from repaudit.operators.labels import warn_of_scales
+from repaudit.operators.labels import check_samples, warn_of_scales
 from repaudit.operators.sketch import stacked
 from repaudit.operators.stack import Operator, side_of
 
 LEVEL = 0.95
 
 Array = NDArray[np.float64]
+
+NO_STRUCTURE_LEFT: Final = (
+    "relabelling the samples of an operator changes nothing: it is uniform or collapsed (as with fewer samples than "
+    "its perplexity needs; see its diagnostics)"
+)
+"""Why a spread is not defined where there are several operators."""
 
 
 @dataclass(frozen=True)
@@ -98,10 +105,7 @@ class Spread:
             return ""
         if self.n_models < 2:
             return "a spread needs at least two models"
-        return (
-            "relabelling the samples of an operator changes nothing: it is uniform or collapsed (as with fewer samples "
-            "than its perplexity needs; see its diagnostics)"
-        )
+        return NO_STRUCTURE_LEFT
 
     def __repr__(self) -> str:
         models = f"{self.n_models} model{'s' * (self.n_models != 1)}"
@@ -150,7 +154,7 @@ def spread(operators: Mapping[str, Operator] | Sequence[Operator], *, seed: int 
     Raises
     ------
     OperatorError
-        Operators have different sizes, are not square, or are not finite.
+        Operators have different sizes, are not square or not finite, or tell of different samples.
 
     Warns
     -----
@@ -312,6 +316,7 @@ def named_operators(operators: Mapping[str, Operator] | Sequence[Operator]) -> d
             raise OperatorError(f"model {name!r}: {error}") from error
     if len(set(sizes.values())) > 1:
         raise OperatorError(f"expected operators on the same samples, found {sizes}: compare models on one probe set")
+    check_samples({name: operator for name, operator in named.items() if not is_sketched(operator)})
     return {str(name): operator for name, operator in named.items()}
 
 

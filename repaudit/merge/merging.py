@@ -8,7 +8,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Final, Literal
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -21,7 +20,7 @@ from repaudit.merge.means import weighted_mean
 from repaudit.merge.supports import sparse_barycenter
 from repaudit.names import __version__, in_natural_order
 from repaudit.operators.convert import is_sparse
-from repaudit.operators.labels import warn_of_scales
+from repaudit.operators.labels import check_samples, warn_of_scales
 from repaudit.operators.operator import DiffusionOperator
 from repaudit.operators.sparse import SparseDiffusionOperator
 
@@ -275,21 +274,7 @@ def _same_samples(operators: Operators) -> Any:
             f"expected operators on the same samples, found numbers of samples {counts}; "
             "strategy='gromov' merges operators on different samples"
         )
-    known = {name: operator.samples for name, operator in operators.items() if operator.samples is not None}
-    first = next(iter(known), "")
-    for name, ids in known.items():
-        differ = np.flatnonzero(np.asarray(ids != known[first]))
-        if len(differ):
-            at = int(differ[0])
-            raise OperatorError(
-                f"expected the same samples in the same order, found {_plain(known[first][at])!r} in {first!r} "
-                f"and {_plain(ids[at])!r} in {name!r} at position {at}"
-            )
-    return known.get(first)
-
-
-def _plain(value: Any) -> Any:
-    return value.item() if isinstance(value, np.generic) else value
+    return check_samples(operators)
 
 
 def _shared(attrs: list[dict[str, Any]]) -> dict[str, Any]:

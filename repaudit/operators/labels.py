@@ -58,6 +58,31 @@ def warn_of_scales(operators: Mapping[str, Any]) -> None:
         )
 
 
+def check_samples(operators: Mapping[str, Any]) -> Any:
+    """Return the ids of the samples that operators, by model, are of; None where none tells them.
+
+    Raises
+    ------
+    OperatorError
+        Two of them tell different ids, or another order.
+    """
+    told = {name: getattr(operator, "samples", None) for name, operator in operators.items()}
+    known = {name: np.asarray(ids) for name, ids in told.items() if ids is not None and np.ndim(ids) == 1}
+    first = next(iter(known), "")
+    for name, ids in known.items():
+        if len(ids) == len(known[first]) and len(differ := np.flatnonzero(np.asarray(ids != known[first]))):
+            at = int(differ[0])
+            raise OperatorError(
+                f"expected the same samples in the same order, found {_plain(known[first][at])!r} in {first!r} "
+                f"and {_plain(ids[at])!r} in {name!r} at position {at}"
+            )
+    return known.get(first)
+
+
+def _plain(value: Any) -> Any:
+    return value.item() if isinstance(value, np.generic) else value
+
+
 def same_order(array: xr.DataArray) -> xr.DataArray:
     """Return the neighbours in the order of the samples, where both are labelled."""
     if not {SAMPLE, NEIGHBOR} <= set(array.coords):

@@ -24,6 +24,8 @@ SPREADS: Final = LinearSegmentedColormap.from_list("repaudit_spreads", list(styl
 
 def axes(ax: Axes | None) -> Axes:
     """Return the axes given, or those of a new figure of pyplot."""
+    if ax is not None and not hasattr(ax, "get_figure"):
+        raise TypeError(f"ax: expected axes of matplotlib, found {ax!r}")
     if ax is not None:
         return ax
     from matplotlib import pyplot as plt

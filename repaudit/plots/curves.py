@@ -291,6 +291,8 @@ def draw_curve(ax: Axes, line: Line, color: str, *, band: bool, label: str) -> L
     """Draw a curve and, where its bounds are known, its band."""
     if band and np.isfinite(line.low).any():
         ax.fill_between(line.step, line.low, line.high, color=color, alpha=0.18, linewidth=0)
+        if len(line.step) == 1:  # a band over one step has no width
+            ax.vlines(line.step, line.low, line.high, color=color, alpha=0.6, linewidth=1.2)
     marker = "" if len(line.step) > style.DENSE else "o"
     (drawn,) = ax.plot(line.step, line.value, color=color, linewidth=1.6, marker=marker, markersize=2.6)
     drawn.set_gid(label)

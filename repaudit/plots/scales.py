@@ -83,6 +83,8 @@ def at_one_scale(found: Found, name: str) -> xr.Dataset:
             f"expected the results of an analysis (ra.analyze, or xr.open_datatree of results.zarr), or their group "
             f"{name!r}, found {type(found).__name__}"
         )
+    if isinstance(found, xr.DataTree) and name in found.data_vars:  # the node of the group
+        found = found.to_dataset()
     if isinstance(found, xr.DataTree):
         if name not in found.children:
             has = ", ".join(map(repr, found)) or "nothing"

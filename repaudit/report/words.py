@@ -100,9 +100,15 @@ def _unknown_origin(entry: Mapping[str, Any], inputs: Mapping[str, Any], untrain
         return f"Origin of the agreement: {why}{advice}."
     others = f"to their inputs ({inputs['value']:.2f}{_interval(inputs)})"
     others += f" or to their untrained networks ({untrained['value']:.2f}{_interval(untrained)})"
+    overlap = [
+        name for name, known in sources.items() if not (_finite(known.get("low")) and entry["high"] < known["low"])
+    ]
+    if not overlap:
+        return "Origin of the agreement: the models are identical, which tells nothing of it."
+    whose = "the intervals overlap" if len(overlap) > 1 else f"the interval of the {overlap[0]} overlaps with theirs"
     return (
         f"Origin of the agreement: whether the models are closer to each other ({entry['end']:.2f}{_interval(entry)}) "
-        f"than {others} is not decided: the intervals overlap."
+        f"than {others} is not decided: {whose}."
     )
 
 

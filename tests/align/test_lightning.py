@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader
 
 import repaudit as ra
 from repaudit.align.joint_objective import Schedule
+from repaudit.errors import FingerprintError
 
 sys.path.insert(0, str(Path(__file__).parent))
 
@@ -235,6 +236,22 @@ def test_the_held_out_distance_is_logged_by_the_audit(tmp_path: Path) -> None:
     rows = list(csv.DictReader(Path(logger.log_dir, "metrics.csv").read_text().splitlines()))
     found = {int(row["step"]): float(row["held_out_distance"]) for row in rows if row["held_out_distance"]}
     assert found == pytest.approx(expected, rel=1e-4)
+
+
+def test_held_out_samples_are_the_audit_s_in_their_order(tmp_path: Path) -> None:
+    target, known = students.target(), students.probe_set()
+    turned = ra.ProbeSet({name: value.flip(0) for name, value in known.inputs.items()}, ids=known.ids[::-1])
+    for other in (turned, known.select(0, len(known) - 1)):
+        with pytest.raises(FingerprintError, match=r"held_out_distance: expected the|with the .* samples that are"):
+            ra.Recorder(tmp_path / "s.zarr", "student", other, ["0"], metrics=target.metrics("0"))
+    with pytest.raises(ValueError, match=r"expected a recorded layer for held_out_distance, found '9'; recorded are 0"):
+        target.metrics("9")({"0": torch.zeros(3, 2)})
+
+
+def test_two_objectives_for_one_student_are_refused(tmp_path: Path) -> None:
+    module = ra.AlignedFineTuning(students.student(), students.objective())
+    with pytest.raises(TypeError, match="found AlignedFineTuning, which has an objective already"):
+        fit(module, tmp_path, ra.AlignmentCallback(students.objective()))
 
 
 @pytest.mark.parametrize("fails", [False, True])

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 import xarray as xr
+from rich.console import Console
 
 import repaudit as ra
 from repaudit.analysis.sentences import headline, with_settling
 from repaudit.analysis.summary import layer_summary
+from repaudit.cli.answer import print_answer
 from repaudit.errors import AnalysisError
 from repaudit.measure.curve import of_most_models
 from repaudit.results import HIGH, LOW, N_MODELS, SPREAD
@@ -123,6 +127,34 @@ def test_identical_models_are_said_to_be_so_and_have_learned_nothing(tmp_path: P
     layer = summary["layers"]["top"]
     assert layer["sentence"].endswith("are they one run, or one seed?")
     assert layer["agreement"] is None
+
+
+def test_models_that_are_copies_are_named(tmp_path: Path) -> None:
+    models = np.random.default_rng(0).normal(size=(4, 3, 70, 4)).astype(np.float32)
+    models[2] = models[1]
+    models[:, 0] = models[0, 0]
+    summary = summary_of(models, tmp_path)
+    a, b, c, d = summary["models"]
+    first, second, last = summary["steps"]
+    assert summary["identical"] == [
+        f"{a}, {b}, {c} and {d} are identical at step {first} in every layer: do they start as one network?",
+        f"{b} and {c} are identical at steps {second} to {last} in every layer: are they one run, or one seed?",
+    ]
+    others = np.random.default_rng(1).normal(size=(3, 2, 70, 4)).astype(np.float32)
+    assert summary_of(others, tmp_path / "others")["identical"] == []
+    stream = io.StringIO()
+    print_answer(summary, Console(file=stream, width=200))
+    assert "do they start as one network?" in stream.getvalue()
+
+
+def test_layers_of_one_model_each_are_not_said_to_be_compared(tmp_path: Path) -> None:
+    probe_set = ra.ProbeSet.from_tensors({"x": torch.arange(40.0)[:, None]})
+    for name in ("a", "b"):
+        layers = {f"of {name}": ((40, 4), "float32")}
+        with ra.TrajectoryWriter(tmp_path / "s.zarr", model_name=name, probe_set=probe_set, layers=layers) as writer:
+            writer.append(0, {f"of {name}": np.random.default_rng(0).normal(size=(40, 4)).astype(np.float32)})
+    summary = ra.analyze(tmp_path / "s.zarr", frames=0, units=0, figures="none").repaudit.summary
+    assert summary["headline"] == "2 models, 2 layers: 2 have no step that two models share."
 
 
 def test_what_is_no_store_is_refused_and_several_models_are_a_list(tmp_path: Path) -> None:

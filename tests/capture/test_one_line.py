@@ -179,6 +179,13 @@ def test_the_auto_class_that_was_hinted_at_builds_it():
     assert type(built) is tf.T5ForConditionalGeneration
 
 
+def test_what_is_no_keyword_or_no_folder_is_told():
+    with pytest.raises(TypeError, match="'lr': pass learning_rate"):
+        ra.HFTrainerModule(tf.GPT2Config(), lr=1e-3)
+    with pytest.raises(FileNotFoundError, match=r"nowhere/: expected a folder with a pretrained model"):
+        ra.HFTrainerModule("nowhere/")
+
+
 def test_a_class_is_no_text():
     with pytest.raises(
         TypeError, match=r"auto_class: expected a class, such as transformers.AutoModelForCausalLM, found"

@@ -10,10 +10,12 @@ import pytest
 import torch
 import transformers as tf
 from tokenizers import Tokenizer, models, pre_tokenizers
+from typer.testing import CliRunner
 
 import repaudit as ra
 from repaudit.capture.pretrained.record_pretrained import find_sources, record_pretrained
 from repaudit.capture.probe_set.files import read_probe_file
+from repaudit.cli import app
 from repaudit.errors import FingerprintError, LayerPathError, PretrainedError, ProbeSetError
 from repaudit.store.read import catalog
 
@@ -92,6 +94,20 @@ def test_a_layer_that_one_model_lacks_is_refused_with_its_name(tmp_path, texts):
     save(tmp_path / "one")
     with pytest.raises(LayerPathError, match=r"model 'one': .*layers\[7\]"):
         record_pretrained([tmp_path / "one"], texts, ["model.layers[7]"], tmp_path / "s.zarr")
+
+
+def test_what_is_recorded_already_is_told_with_what_fails(tmp_path, texts):
+    save(tmp_path / "m/one")
+    save(tmp_path / "m/two")
+    layers = ["one:top=model.layers[1]", "two:top=model.layers[7]"]
+    with pytest.raises(LayerPathError, match="model 'two'") as failed:
+        record_pretrained([tmp_path / "m/one", tmp_path / "m/two"], texts, layers, tmp_path / "s.zarr")
+    assert failed.value.__notes__ == ["recorded already: one; running again goes on behind them"]
+    given = [str(tmp_path / "m/one"), str(tmp_path / "m/two"), "--probe", str(texts), "--layers", ",".join(layers)]
+    run = CliRunner().invoke(app, ["record", *given, "--store", str(tmp_path / "t.zarr")])
+    assert "\n  recorded already: one; running again" in run.stderr, run.output
+    with pytest.raises(PretrainedError, match=r"'(one|two)': expected .*several models is taken for the checkpoints"):
+        record_pretrained([tmp_path / "m"], texts, ["model.layers[1]"], tmp_path / "u.zarr")
 
 
 def test_one_tokenizer_for_all_by_choice(tmp_path, texts):
@@ -349,4 +365,7 @@ def test_what_is_not_here_is_said_to_be_looked_for_at_the_hub(tmp_path, monkeypa
     )
     run = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert "nothing here is called mistyped: looking for it at the Hugging Face hub" in run.stderr
+    (tmp_path / "mistype").mkdir()
+    run = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert "nothing here is called mistyped (did you mean mistype?): looking" in run.stderr
     assert "PretrainedError: mistyped: cannot be loaded" in run.stderr

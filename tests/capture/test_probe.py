@@ -11,7 +11,7 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from repaudit import ProbeSet
+from repaudit import ActivationExtractor, ProbeSet
 from repaudit.errors import ProbeSetError
 
 WORDS = ["<pad>", "<unk>", "a", "b", "c", "d", "e"]
@@ -101,6 +101,18 @@ def test_a_label_is_one_value(wrong):
         ProbeSet.from_tensors({"x": torch.eye(2)}, labels=["a", wrong])
 
 
+def test_arguments_in_each_others_place_are_told():
+    with pytest.raises(
+        ProbeSetError, match=r"texts: expected a sequence of strings, one per sample, found PreTrained|Tok"
+    ):
+        ProbeSet.from_texts(make_tokenizer(pad_token="<pad>"), ["a b"])
+    probe_set, model = ProbeSet.from_tensors({"x": torch.eye(2)}), torch.nn.Linear(2, 2)
+    with pytest.raises(
+        TypeError, match="expected a torch module and a ProbeSet, in this order, found ProbeSet and Lin"
+    ):
+        ActivationExtractor("[*]").extract(probe_set, model)
+
+
 def test_texts_are_known_whole_whether_they_are_kept_or_not():
     tokenizer, long = make_tokenizer(pad_token="<pad>"), "a b " * 200
     kept = ProbeSet.from_texts([long, "c d e"], tokenizer, max_length=3)
@@ -110,7 +122,7 @@ def test_texts_are_known_whole_whether_they_are_kept_or_not():
     assert kept.text_hashes == hidden.text_hashes == [hashlib.sha256(text.encode()).hexdigest() for text in kept.texts]
     assert kept.encoding == hidden.encoding
     assert (kept.encoding["max_length"], kept.encoding["truncated"]) == (3, 1)
-    assert "; 1 texts cut to 3 tokens; " in repr(kept)
+    assert "; 1 text cut to 3 tokens; " in repr(kept)
     assert kept.select(1, 2).text_hashes == kept.text_hashes[1:]
 
 

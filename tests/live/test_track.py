@@ -162,6 +162,31 @@ def test_a_store_that_is_not_there_is_told_before_the_first_step(tmp_path: Path)
     fit(tmp_path / "b", 0, "seed0", track=again)
 
 
+def test_a_training_that_resumes_is_measured_from_its_first_audit(tmp_path: Path) -> None:
+    """Of its record; what another recorder measures with the same object is of another model."""
+    models, store = [Module(seed) for seed in (0, 1)], tmp_path / "runs.zarr"
+    metrics = ra.GeometryMetrics(GAUGE)
+
+    def audit(model: Module, recorder: ra.Recorder, step: int) -> dict[str, float]:
+        recorder.audit(model, step)
+        with torch.no_grad():
+            model.network[0].weight += 0.3
+        return dict(recorder.latest)
+
+    with (
+        ra.Recorder(store, "a", PROBE, "0", metrics=metrics, durable=False) as first,
+        ra.Recorder(store, "b", PROBE, "0", metrics=metrics, durable=False) as second,
+    ):
+        pairs = [(audit(models[0], first, step), audit(models[1], second, step)) for step in (0, 1)]
+    assert "audit/0/from_start" not in pairs[0][0] | pairs[0][1]
+    with ra.Recorder(store, "a", PROBE, "0", metrics=metrics, durable=False) as again:
+        found = audit(models[0], again, 2)
+    values = ra.open_store(store).repaudit.activations("a", "0")
+    operators = [GAUGE(values.sel(step=step)) for step in (0, 1, 2)]
+    expected = operator_distances(operators, "calibrated")[2]
+    assert [found[f"audit/0/from_{name}"] for name in ("start", "last")] == pytest.approx(expected[:2], abs=1e-6)
+
+
 def test_a_layer_without_an_operator_has_no_numbers() -> None:
     measure = ra.GeometryMetrics(GAUGE)
     found = measure({"tokens": torch.randn(N, 3, 8), "top": torch.randn(N, 8), "bad": torch.full((N, 8), np.nan)})

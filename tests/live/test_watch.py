@@ -395,6 +395,13 @@ def test_numbers_that_are_none_are_null(store: Path) -> None:
     assert json.loads(json.dumps(found, allow_nan=False))["layers"][0]["low"] == [None]
 
 
+def test_why_there_is_no_spread_is_told(store: Path) -> None:
+    look = Watcher(store, gauge=ra.DiffusionGauge(perplexity=500)).look()
+    assert look.failed
+    assert all("uniform or collapsed (as with fewer samples" in why for why in look.failed.values())
+    assert "spreads could not be computed" in " ".join(shown(look, 200, 30))
+
+
 def test_the_scale_of_the_spread_is_named(store: Path) -> None:
     look = Watcher(store, gauge=ra.DiffusionGauge(perplexity=4)).look()
     assert look.plain()["perplexities"] == [4.0]

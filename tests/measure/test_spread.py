@@ -8,11 +8,13 @@ from itertools import combinations
 
 import numpy as np
 import pytest
+import xarray as xr
 from scipy import stats
 from scipy.spatial.distance import pdist, squareform
 
 from repaudit.errors import OperatorError, OperatorWarning
 from repaudit.gauge.gauge import DiffusionGauge
+from repaudit.measure.distances import operator_distances
 from repaudit.measure.null import null_squared_distance
 from repaudit.measure.spread import jackknife_error, leave_one_out, spread, spread_of_pairs
 from repaudit.measure.tally import Halves, Tallies, Tally
@@ -62,6 +64,21 @@ def test_operators_of_different_scales_are_told() -> None:
     with pytest.warns(OperatorWarning, match=r"perplexity 5 \('a'\) and 15 \('b'\)"):
         DiffusionMerging().merge({"a": near, "b": far})
     spread([near, other, merged, near.to_numpy()])
+
+
+def test_operators_of_other_samples_are_refused() -> None:
+    values = xr.DataArray(
+        np.random.default_rng(0).standard_normal((40, 4)), dims=("sample", "feature"), coords={"sample": range(40)}
+    )
+    one, turned = (DiffusionGauge(perplexity=5)(array) for array in (values, values[::-1]))
+    said = r"the same samples in the same order, found '?0'? in '(a|0)' and '?39'? in '(b|1)' at position 0"
+    with pytest.raises(OperatorError, match=said):
+        spread({"a": one, "b": turned})
+    with pytest.raises(OperatorError, match=said):
+        operator_distances([one, turned])
+    with pytest.raises(OperatorError, match=r"found a mapping: pass list\(operators.values\(\)\)"):
+        operator_distances({"a": one, "b": one})
+    assert spread({"a": one, "b": turned.to_numpy()}).value > 0.9  # an array tells of none
 
 
 def test_why_a_spread_is_not_defined() -> None:

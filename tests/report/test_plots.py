@@ -72,6 +72,22 @@ def test_what_is_no_results_is_refused_by_name(wrong):
         plots.plot_spread(wrong)
 
 
+def test_a_node_of_the_results_is_its_group_and_axes_are_axes(make_results, ax):
+    tree, _ = make_results()
+    drawn = [plots.plot_spread(one, ax=Figure().add_subplot()) for one in (tree["spread"], tree["spread"].to_dataset())]
+    np.testing.assert_array_equal(*(one.lines[0].get_ydata() for one in drawn))
+    with pytest.raises(TypeError, match=r"ax: expected axes of matplotlib, found 'model.norm'"):
+        plots.plot_spread(tree, "model.norm")
+
+
+def test_one_step_has_an_interval(make_results, ax):
+    spread = make_results()[0]["spread"].to_dataset().isel(step=[-1])
+    plots.plot_spread(spread, ax, ["model.norm"])
+    (low, high) = ax.collections[-1].get_segments()[0][:, 1]
+    one = spread.sel(layer="model.norm")
+    assert (low, high) == (float(one["low"][0]), float(one["high"][0]))
+
+
 def test_a_layer_is_known_by_its_path_behind_the_base(make_results):
     pairs = make_results(scales=True)[0]["pairs"].to_dataset().isel(scale=0)
     shown = [plots.plot_pairs(pairs, name, Figure().add_subplot()) for name in ("layers.1", "model.layers.1")]

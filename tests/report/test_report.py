@@ -211,7 +211,15 @@ INPUTS, UNTRAINED = {"value": 0.6, "low": 0.5, "high": 0.7}, {"value": 0.55, "lo
         (
             AGREED | {"inputs": INPUTS, "untrained": UNTRAINED},
             "(0.50 [0.40, 0.60]) than to their inputs (0.60 [0.50, 0.70]) or to their untrained networks (0.55 [0.45, "
-            "0.65]) is not decided",
+            "0.65]) is not decided: the intervals overlap.",
+        ),
+        (
+            AGREED | {"inputs": INPUTS, "untrained": {"value": 0.8, "low": 0.7, "high": 0.9}},
+            "is not decided: the interval of the inputs overlaps with theirs.",
+        ),
+        (
+            AGREED | {"end": 0.0, "low": 0.0, "high": 0.0, "inputs": INPUTS, "untrained": UNTRAINED},
+            "the models are identical, which tells nothing of it",
         ),
     ],
 )

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from repaudit.align.joint_objective import SAMPLE_INDEX, JointObjective, check_objective
+from repaudit.align.trainers.aligned_fine_tuning import AlignedFineTuning
 
 
 class AlignmentCallback(pl.Callback):
@@ -66,6 +67,8 @@ class AlignmentCallback(pl.Callback):
         """Find what is wrong before the first step."""
         if stage != "fit":
             return
+        if isinstance(pl_module, AlignedFineTuning):
+            raise TypeError("expected a module of your own, found AlignedFineTuning, which has an objective already")
         if not pl_module.automatic_optimization:
             raise TypeError(
                 f"{type(pl_module).__name__} optimizes by hand (automatic_optimization=False): add the objective in "

@@ -132,6 +132,9 @@ class ActivationExtractor:
         >>> ActivationExtractor("[*]").extract(model, probe_set)["1"].shape
         torch.Size([2, 1])
         """
+        found = [type(given).__name__ for given in (model, probe_set)]
+        if not (isinstance(model, nn.Module) and isinstance(probe_set, ProbeSet)):
+            raise TypeError(f"expected a torch module and a ProbeSet, in this order, found {' and '.join(found)}")
         agree = agree or _raise
         net, call = network(model), forward or entry_point(model)
         whole = is_sharded(model) or is_offloaded(net)

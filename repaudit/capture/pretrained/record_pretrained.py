@@ -140,10 +140,11 @@ def record_pretrained(
     layers_of = layers_of_models(layers, chosen, poolings)
     probe_sets = own_probe_sets(probe_file, series, loader, max_length, store_texts)
     options: dict[str, Any] = {"batch_size": 32, "on_store_error": "raise"} | recorder_options
-    recorded, count, total = {}, 0, sum(map(len, series.values()))
+    recorded: dict[str, list[int]] = {}
+    count, total = 0, sum(map(len, series.values()))
     for name, sources in series.items():
         recorder = Recorder(store, name, probe_sets[name], layers_of[name], **options)
-        with recorder:
+        with _telling_of(recorded), recorder:
             for source in sources:
                 _record(recorder, source, sources, loader, options.get("storage_options"))
                 count += 1
@@ -151,6 +152,17 @@ def record_pretrained(
                     progress("models", count, total)
         recorded[name] = recorder.steps
     return recorded
+
+
+@contextmanager
+def _telling_of(recorded: Mapping[str, Any]) -> Iterator[None]:
+    """Note with an error which models are in the store already."""
+    try:
+        yield
+    except RepauditError as error:
+        if recorded:
+            error.add_note(f"recorded already: {', '.join(recorded)}; running again goes on behind them")
+        raise
 
 
 def _record(

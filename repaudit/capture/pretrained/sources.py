@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import json
 import re
 from collections.abc import Iterable, Iterator, Sequence
@@ -21,6 +22,9 @@ _CHECKPOINT: Final = re.compile(r"checkpoint|step")
 _STEP: Final = re.compile(r"step[=_\-]?(\d+)")
 _LAST: Final = "last.ckpt"
 _FILES: Final = frozenset({".ckpt", ".gguf"})
+_OF_SEVERAL: Final = (
+    ": a folder of several models is taken for the checkpoints of one, so pass each model by its own folder"
+)
 _TRAINER_STATE: Final = "trainer_state.json"
 
 
@@ -113,9 +117,16 @@ def check_exists(place: str | PathLike[str]) -> None:
 
 def tell_of_hub(places: Iterable[str | PathLike[str]]) -> None:
     """Say which places are not here, and are asked for at the hub: where it cannot be reached, that takes long."""
-    absent = [str(place) for place in places if not Path(place).exists()]
+    absent = [f"{place}{_beside(Path(place))}" for place in places if not Path(place).exists()]
     if absent:
         say(f"repaudit: nothing here is called {', '.join(absent)}: looking for it at the Hugging Face hub")
+
+
+def _beside(path: Path) -> str:
+    """Return what of a similar name is there, as a question; empty where there is nothing."""
+    names = [part.name for part in path.parent.iterdir()] if path.parent.is_dir() else []
+    found = difflib.get_close_matches(path.name, names, 1)
+    return f" (did you mean {path.parent / found[0]}?)" if found else ""
 
 
 def _check_kind(path: Path) -> None:
@@ -171,13 +182,13 @@ def _is_lightning(path: Path) -> bool:
 def _checkpoint_step(path: Path) -> int:
     """Return the step in a checkpoint's name, or else the one inside a Lightning checkpoint."""
     if not _is_lightning(path) or _STEP.search(path.stem):
-        return _number(path.stem)
+        return _number(path.stem, _OF_SEVERAL)
     step = read_lightning(path).get("global_step")
     return _number(path.stem) if step is None else int(step)
 
 
-def _number(text: str) -> int:
+def _number(text: str, more: str = "") -> int:
     match = _STEP.search(text) or _NUMBER.search(text)
     if match is None:
-        raise PretrainedError(f"{text!r}: expected a name with the step, such as step1000 or checkpoint-500")
+        raise PretrainedError(f"{text!r}: expected a name with the step, such as step1000 or checkpoint-500{more}")
     return int(match[1])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final
 
 import numpy as np
@@ -144,7 +144,8 @@ class ProbeSet:
         >>> probe_set.inputs["input_ids"].tolist(), probe_set.inputs["attention_mask"].tolist()
         ([[3, 0], [3, 5]], [[1, 0], [1, 1]])
         """
-        if isinstance(texts, str) or not all(isinstance(text, str) for text in texts):
+        several = isinstance(texts, Iterable) and not isinstance(texts, str)
+        if not several or not all(isinstance(text, str) for text in texts):
             found = repr(texts[:40]) if isinstance(texts, str) else type(texts).__name__
             raise ProbeSetError(f"texts: expected a sequence of strings, one per sample, found {found}")
         if not callable(tokenizer):
@@ -198,7 +199,7 @@ class ProbeSet:
     def __repr__(self) -> str:
         inputs = ", ".join(f"{name} {tuple(value.shape)}" for name, value in self._inputs.items())
         cut = self.encoding.get("truncated")
-        told = f"; {cut} texts cut to {self.encoding['max_length']} tokens" if cut else ""
+        told = f"; {cut} text{'s' * (cut > 1)} cut to {self.encoding['max_length']} tokens" if cut else ""
         return f"ProbeSet({len(self)} samples: {inputs}{told}; fingerprint {self.fingerprint[:12]})"
 
     @property

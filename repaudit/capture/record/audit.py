@@ -28,6 +28,7 @@ from repaudit.capture.record.recorded_operators import (
 )
 from repaudit.errors import AuditWarning
 from repaudit.interrupts import was_raised_by_handler
+from repaudit.store.write.writer import TrajectoryWriter
 
 Metrics: TypeAlias = Callable[[Mapping[str, torch.Tensor]], Mapping[str, float]]
 
@@ -44,6 +45,12 @@ class Audit:
     metrics: Mapping[str, float] = field(default_factory=dict)
     activations: Mapping[str, torch.Tensor] = field(default_factory=dict, repr=False)
     seconds: float = 0.0
+
+    def append_to(self, writer: TrajectoryWriter, triggers: Sequence[str]) -> bool:
+        """Queue it for the store; True, as this raises where it is not."""
+        asked, at = ",".join(triggers), self.wall_time
+        writer.append(self.step, self.layers, epoch=self.epoch, loss=self.loss, trigger=asked, wall_time=at, copy=False)
+        return True
 
     @property
     def numbers(self) -> dict[str, float]:
@@ -72,11 +79,20 @@ class Auditor:
     ) -> None:
         self.probe_set, self.batch_size, self.gauge, self.record = probe_set, batch_size, gauge, record
         self.metrics, self.forward = metrics, forward
+        self._measure = metrics
+        check = getattr(metrics, "check", None)  # of metrics that are of some samples
+        if check is not None:
+            check(probe_set)
         self.extractor = ActivationExtractor(layer_specs)
         self.trajectory: list[tuple[int, dict[str, Any]]] = []
         self.ranks = Ranks()
         self._split = split_across_ranks
         self._shapes: dict[str, tuple[tuple[int, ...], str]] = {}
+
+    def begin(self, recorded: Callable[[], Sequence[Mapping[str, Any]]]) -> None:
+        """Measure a model from its first audit on: `recorded` reads the first and the last one that there are."""
+        of_record = getattr(self.metrics, "of_record", None)
+        self._measure = self.metrics if of_record is None else of_record(recorded())
 
     def meet(self, model: nn.Module) -> bool:
         """Find the processes of the training, and return whether this one takes part in audits."""
@@ -134,7 +150,7 @@ class Auditor:
     def _numbers(self, step: int, activations: Mapping[str, torch.Tensor]) -> Mapping[str, float]:
         """Return what the metrics function makes of an audit; where it fails, the audit is recorded without."""
         try:
-            return dict(self.metrics(activations)) if self.metrics is not None else {}
+            return dict(self._measure(activations)) if self._measure is not None else {}
         except Exception as error:
             if was_raised_by_handler(error):
                 raise

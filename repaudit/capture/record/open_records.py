@@ -6,12 +6,16 @@ import gc
 import os
 import threading
 import weakref
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
 from repaudit.errors import StoreError
-from repaudit.names import at_home
+from repaudit.names import KIND, at_home
+from repaudit.store.read import catalog
+from repaudit.store.read.activations import read_step
+from repaudit.store.read.reader import open_store
 from repaudit.store.write.writer import TrajectoryWriter
 
 
@@ -64,6 +68,19 @@ def take_over(store: str | os.PathLike[str], model_name: str, *, in_trainer: boo
             held.writer.close()
     elif ended:
         holder.lose()
+
+
+def first_and_last(
+    store: str | os.PathLike[str], model: str, steps: Sequence[int], storage_options: Mapping[str, Any] | None
+) -> list[dict[str, Any]]:
+    """Read the activations of a model's first and last recorded step; of one step once, and none of operators."""
+    if not steps:
+        return []
+    tree = open_store(store, storage_options)
+    layers = [
+        name for name in catalog.layers(tree, model) if not catalog.activations(tree, model, name).attrs.get(KIND)
+    ]
+    return [{name: read_step(tree, model, name, step) for name in layers} for step in sorted({steps[0], steps[-1]})]
 
 
 def _key(store: str | os.PathLike[str], model_name: str) -> tuple[str, str]:

@@ -149,7 +149,7 @@ _KINDS: Final[Mapping[str, tuple[Any, str]]] = {
 }  # fmt: skip
 
 
-def step_of(model: Any, step: Any) -> int:
+def step_of(model: Any, step: Any, call: str = "audit(model, step)") -> int:
     """Return the step of an audit as an int.
 
     Raises
@@ -158,7 +158,7 @@ def step_of(model: Any, step: Any) -> int:
         When the model is not a module, or the step not a whole number.
     """
     if not isinstance(model, nn.Module):
-        swapped = ": the model comes first, audit(model, step)" if isinstance(step, nn.Module) else ""
+        swapped = f": the model comes first, {call}" if isinstance(step, nn.Module) else ""
         raise TypeError(f"model: expected a torch module, found {type(model).__name__}{swapped}")
     return whole_number(step, "step")
 

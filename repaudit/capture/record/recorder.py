@@ -14,7 +14,7 @@ from repaudit.capture.probe_set.probe_set import ProbeSet
 from repaudit.capture.record.audit import Audit, Auditor
 from repaudit.capture.record.cost import Cost
 from repaudit.capture.record.failed_audits import Failures
-from repaudit.capture.record.open_records import hold, let_go, take_over
+from repaudit.capture.record.open_records import first_and_last, hold, let_go, take_over
 from repaudit.capture.record.options import (
     WRITER_OPTIONS,
     AuditOptions,
@@ -178,6 +178,7 @@ class Recorder:
                     self.track.prepare(self.store)
                 with Shield():  # else a writer might belong to nobody
                     self._open_writer(model, truncate_after)
+                self.auditor.begin(self._first_and_last)
         except Exception as error:  # noqa: BLE001 - raised below, once every process knows
             failure = error
         self.auditor.ranks.agree(failure)
@@ -202,6 +203,9 @@ class Recorder:
         )
         hold(self.store, self.model_name, self, self._writer, in_trainer=self.in_trainer)
         self._failures.opened(self._writer)
+
+    def _first_and_last(self) -> list[dict[str, Any]]:
+        return first_and_last(self.store, self.model_name, self.steps, self._options["storage_options"])
 
     def dry_run(self, model: nn.Module) -> dict[str, tuple[tuple[int, ...], str]]:
         """Forward one batch, and return each layer's shape and dtype for the whole probe set."""
@@ -285,15 +289,7 @@ class Recorder:
         writer = self._writer
         if writer is None:
             return False
-
-        def append() -> bool:
-            writer.append(
-                audit.step, audit.layers, epoch=audit.epoch, loss=audit.loss, trigger=",".join(triggers),
-                wall_time=audit.wall_time, copy=False,
-            )  # fmt: skip
-            return True
-
-        stored = bool(self._failures.attempt(audit.step, append, writer))
+        stored = bool(self._failures.attempt(audit.step, lambda: audit.append_to(writer, triggers), writer))
         if stored:
             self.cost.add(audit)
             if self.track is not None:

@@ -157,6 +157,8 @@ def _check_labels(model: nn.Module, inputs: Mapping[str, Any]) -> None:
 def _build(source: Any, auto_class: Any, options: dict[str, Any]) -> nn.Module:
     from transformers import PretrainedConfig
 
+    if "lr" in options:
+        raise TypeError("unexpected keyword 'lr': pass learning_rate")
     if isinstance(auto_class, str):
         raise TypeError(f"auto_class: expected a class, such as transformers.{_AUTO_CLASSES[0]}, found {auto_class!r}")
     if isinstance(source, nn.Module):
@@ -193,7 +195,8 @@ def _config_of(source: str | PathLike[str], options: Mapping[str, Any]) -> Any:
 
 def _from_path(source: str | PathLike[str], auto_class: Any, options: dict[str, Any]) -> nn.Module:
     path = Path(source).expanduser()
-    if not path.exists() and (not isinstance(source, str) or path.is_absolute() or source.startswith(".")):
+    is_local = not isinstance(source, str) or path.is_absolute() or source.startswith(".") or source.endswith("/")
+    if is_local and not path.exists():
         raise FileNotFoundError(f"{source}: expected a folder with a pretrained model, or a hub id, found nothing")
     auto = auto_class or _named_class(_config_of(source, options))
     try:
