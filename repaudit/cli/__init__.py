@@ -13,10 +13,12 @@ from typing import Annotated, Final
 import typer
 
 from repaudit.cli import analysis, recording, store, watch
-from repaudit.errors import StoreWarning
+from repaudit.cli.console import visible
+from repaudit.errors import AlignmentWarning, AuditWarning, OperatorWarning, StoreWarning
 from repaudit.names import __version__
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None)
+_PLAIN: Final = warnings.formatwarning
 _EXAMPLES: Final[dict[Callable[..., None], str]] = {
     recording.record: "repaudit record my-model/ --probe texts.txt --layers 'layers[*],norm' --store pretrained.zarr",
     store.info: "repaudit info runs.zarr",
@@ -35,6 +37,15 @@ for _command, _example in _EXAMPLES.items():
     app.command(cls=_class, epilog=f"\b\nExample:\n  {_example}")(_command)
 
 
+def _in_one_line(
+    message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None
+) -> str:
+    """Format a warning of this library as its commands do an error; others as Python does."""
+    if not issubclass(category, AuditWarning | StoreWarning | AlignmentWarning | OperatorWarning):
+        return _PLAIN(message, category, filename, lineno, line)
+    return f"warning: {visible(' '.join(str(message).split()))}\n"
+
+
 @app.callback(invoke_without_command=True)
 def main(
     version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False,
@@ -45,6 +56,7 @@ def main(
     unknown version.
     """
     warnings.filterwarnings("ignore", "model .* is left out", StoreWarning)  # every command says so in one line
+    warnings.formatwarning = _in_one_line
     if version:
         typer.echo(__version__)
         raise typer.Exit

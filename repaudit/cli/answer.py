@@ -34,9 +34,25 @@ def print_answer(summary: Mapping[str, Any], console: Console | None = None) -> 
     else:
         for name, layer in summary["layers"].items():
             prose(console, f"  [cyan]{escape(name)}[/]  {escape(layer['sentence'])}")
+    _print_groups(summary["layers"], console)
     if len(summary["models"]) > 1:
         what = "the spread is the mean of the squared distances of pairs"
         prose(console, f"  [dim]0 identical, 1 unrelated; {what}; 95% intervals in brackets[/]")
+
+
+def _print_groups(layers: Mapping[str, Any], console: Console) -> None:
+    """Print the spread within and between groups of models at the end, where there are any."""
+    told = {name: entry["groups"] for name, entry in layers.items() if entry.get("groups")}
+    if told:
+        prose(console, "  groups at the end, each and | between two, at the first scale:")
+    for layer, groups in told.items():
+        listed = ", ".join(f"{name} {_with_interval(one)}" for name, one in groups.items())
+        prose(console, f"  [cyan]{escape(layer)}[/]  {escape(listed)}")
+
+
+def _with_interval(found: Mapping[str, Any]) -> str:
+    interval = "" if found["low"] is None else f" [{found['low']:.2f}, {found['high']:.2f}]"
+    return f"{found['value']:.2f}{interval}"
 
 
 @dataclass(frozen=True)

@@ -147,6 +147,21 @@ def test_models_that_are_copies_are_named(tmp_path: Path) -> None:
     assert "do they start as one network?" in stream.getvalue()
 
 
+def test_groups_are_printed_with_the_intervals_that_are_known() -> None:
+    one, other = {"value": 0.5, "low": 0.4, "high": 0.6}, {"value": 0.3, "low": None, "high": None}
+    layer = {"sentence": "It converges.", "groups": {"s": one, "s | [l]": other}}
+    summary = {
+        "headline": "so",
+        "models": ["a", "b"],
+        "steps": [0, 1],
+        "layers": {"norm": layer, "top": {"sentence": ""}},
+    }
+    stream = io.StringIO()
+    print_answer(summary, Console(file=stream, width=200))
+    assert "  norm  s 0.50 [0.40, 0.60], s | [l] 0.30\n" in stream.getvalue()
+    assert stream.getvalue().count("groups at the end") == 1
+
+
 def test_layers_of_one_model_each_are_not_said_to_be_compared(tmp_path: Path) -> None:
     probe_set = ra.ProbeSet.from_tensors({"x": torch.arange(40.0)[:, None]})
     for name in ("a", "b"):

@@ -369,3 +369,23 @@ def test_what_is_not_here_is_said_to_be_looked_for_at_the_hub(tmp_path, monkeypa
     run = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert "nothing here is called mistyped (did you mean mistype?): looking" in run.stderr
     assert "PretrainedError: mistyped: cannot be loaded" in run.stderr
+
+
+def test_warnings_of_commands_are_one_line(tmp_path):
+    save(tmp_path / "one")
+    for labels in ("xyz", "xyy"):
+        rows = [{"text": f"a b {text}", "label": label} for text, label in zip("cde", labels, strict=True)]
+        (tmp_path / f"{labels}.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    command = [sys.executable, "-c", "from repaudit.cli import app; app()", "record", "one", "--layers", "model.norm"]
+    said = [
+        subprocess.run(
+            [*command, "--probe", f"{labels}.jsonl", "--store", "s.zarr", "--name", labels],
+            cwd=tmp_path, capture_output=True, text=True, check=True,
+        ).stderr
+        for labels in ("xyz", "xyy")
+    ]  # fmt: skip
+    assert "warning" not in said[0]
+    (line,) = [line for line in said[1].splitlines() if "keeps its own labels" in line]
+    assert line.startswith("warning: ")
+    assert "stacklevel" not in said[1]
+    assert "ensure_root" not in said[1]
