@@ -186,28 +186,26 @@ def test_pipes_in_a_cache_count_as_missing(tmp_path, sparse):
     kept = cache.put_operator(digest(sparse), csr_array(dense) if sparse else dense, FACTS, GAUGE)
     cache.recall(["spread"], lambda: {"low": dense})
     cache.distances(["spread"], [kept], lambda _files, first: np.zeros((first, 1)))
-    script = (
-        "import sys, numpy as np; from repaudit.analysis.cache import Cache\n"
-        "from pathlib import Path; cache, asked = Cache(Path(sys.argv[1])), []\n"
-        "one = cache.operator(sys.argv[2])\n"
-        "cache.recall(['spread'], lambda: asked.append('results') or {'low': np.eye(6)})\n"
-        "print(one is None, asked)"
-    )
-    for path in sorted(path for path in tmp_path.rglob("*") if path.is_file()):
-        whole = path.read_bytes()
-        path.unlink()
-        os.mkfifo(path)
-        run = subprocess.run(
-            [sys.executable, "-c", script, tmp_path, kept.digest],
-            capture_output=True,
-            text=True,
-            check=True,
-            timeout=60,
-        )
-        asked = ["results"] if "results" in path.parts else []
-        assert run.stdout.strip() == f"{path.stem == kept.digest} {asked}", path
-        path.unlink(missing_ok=True)
-        path.write_bytes(whole)
+    script = """
+import os, sys, numpy as np
+from pathlib import Path
+from repaudit.analysis.cache import Cache
+for path in map(Path, sys.argv[3:]):
+    cache, asked, whole = Cache(Path(sys.argv[1])), [], path.read_bytes()
+    path.unlink()
+    os.mkfifo(path)
+    one = cache.operator(sys.argv[2])
+    cache.recall(["spread"], lambda: asked.append("results") or {"low": np.eye(6)})
+    print(one is None, asked, flush=True)
+    path.unlink(missing_ok=True)
+    path.write_bytes(whole)
+"""
+    files = sorted(path for path in tmp_path.rglob("*") if path.is_file())
+    command = [sys.executable, "-c", script, tmp_path, kept.digest, *files]
+    run = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)  # a pipe would block for ever
+    told = [f"{path.stem == kept.digest} {['results'] if 'results' in path.parts else []}" for path in files]
+    assert run.stdout.splitlines() == told
+    assert len(files) > 2
 
 
 @pytest.mark.parametrize("sparse", [False, True])

@@ -35,7 +35,7 @@ def test_trajectories_beyond_the_limit_come_from_sketches(
     assert again["trajectories"].attrs["sketch"] == 4096
 
 
-def slow_store(url: Path, models: int = 3, steps: int = 40, samples: int = 48) -> Path:
+def slow_store(url: Path, models: int = 3, steps: int = 24, samples: int = 48) -> Path:
     """Models that drift slowly from points of their own to those that all share."""
     draw = np.random.default_rng(0)
     probe_set = ra.ProbeSet.from_tensors({"input": np.arange(2.0 * samples).reshape(samples, 2).astype(np.float32)})
