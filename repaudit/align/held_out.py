@@ -44,7 +44,7 @@ class HeldOut:
             )
         return {self.name: self.target.distance(activations[self.layer])}
 
-    def check(self, probe_set: ProbeSetLike) -> None:
+    def check_probe_set(self, probe_set: ProbeSetLike) -> None:
         """Refuse a probe set whose samples are not those of the target, in their order.
 
         Raises

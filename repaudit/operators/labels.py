@@ -68,9 +68,10 @@ def check_samples(operators: Mapping[str, Any]) -> Any:
     """
     told = {name: getattr(operator, "samples", None) for name, operator in operators.items()}
     known = {name: np.asarray(ids) for name, ids in told.items() if ids is not None and np.ndim(ids) == 1}
+    texts = {name: np.array([str(one) for one in ids], dtype=object) for name, ids in known.items()}
     first = next(iter(known), "")
     for name, ids in known.items():
-        if len(ids) == len(known[first]) and len(differ := np.flatnonzero(np.asarray(ids != known[first]))):
+        if len(ids) == len(known[first]) and len(differ := np.flatnonzero(texts[name] != texts[first])):
             at = int(differ[0])
             raise OperatorError(
                 f"expected the same samples in the same order, found {_plain(known[first][at])!r} in {first!r} "

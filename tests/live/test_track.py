@@ -22,7 +22,7 @@ from typer.testing import CliRunner
 
 import repaudit as ra
 from repaudit.cli import app
-from repaudit.errors import StoreNotFoundError
+from repaudit.errors import AuditWarning, StoreNotFoundError
 from repaudit.measure.distances import operator_distances
 
 N = 32
@@ -185,6 +185,12 @@ def test_a_training_that_resumes_is_measured_from_its_first_audit(tmp_path: Path
     operators = [GAUGE(values.sel(step=step)) for step in (0, 1, 2)]
     expected = operator_distances(operators, "calibrated")[2]
     assert [found[f"audit/0/from_{name}"] for name in ("start", "last")] == pytest.approx(expected[:2], abs=1e-6)
+    (store / "models/a/0/c.0.0.0").unlink()
+    told = pytest.warns(AuditWarning, match="recorded audits cannot be read, and the next one counts as the first")
+    with told, ra.Recorder(store, "a", PROBE, "0", metrics=metrics, durable=False) as again:
+        found = audit(models[0], again, 3)
+    assert "audit/0/from_start" not in found
+    assert again.steps == [0, 1, 2, 3]
 
 
 def test_a_layer_without_an_operator_has_no_numbers() -> None:

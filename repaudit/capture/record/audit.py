@@ -80,7 +80,7 @@ class Auditor:
         self.probe_set, self.batch_size, self.gauge, self.record = probe_set, batch_size, gauge, record
         self.metrics, self.forward = metrics, forward
         self._measure = metrics
-        check = getattr(metrics, "check", None)  # of metrics that are of some samples
+        check = getattr(metrics, "check_probe_set", None)  # of metrics that are of some samples
         if check is not None:
             check(probe_set)
         self.extractor = ActivationExtractor(layer_specs)
@@ -92,7 +92,20 @@ class Auditor:
     def begin(self, recorded: Callable[[], Sequence[Mapping[str, Any]]]) -> None:
         """Measure a model from its first audit on: `recorded` reads the first and the last one that there are."""
         of_record = getattr(self.metrics, "of_record", None)
-        self._measure = self.metrics if of_record is None else of_record(recorded())
+        if of_record is None:
+            self._measure = self.metrics
+            return
+        try:
+            self._measure = of_record(recorded())
+        except Exception as error:
+            if was_raised_by_handler(error):
+                raise
+            self._measure = of_record([])
+            warnings.warn(
+                f"metrics: the recorded audits cannot be read, and the next one counts as the first ({error})",
+                AuditWarning,
+                stacklevel=2,
+            )
 
     def meet(self, model: nn.Module) -> bool:
         """Find the processes of the training, and return whether this one takes part in audits."""

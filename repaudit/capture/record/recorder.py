@@ -204,7 +204,7 @@ class Recorder:
         hold(self.store, self.model_name, self, self._writer, in_trainer=self.in_trainer)
         self._failures.opened(self._writer)
 
-    def _first_and_last(self) -> list[dict[str, Any]]:
+    def _first_and_last(self) -> Sequence[Mapping[str, Any]]:
         return first_and_last(self.store, self.model_name, self.steps, self._options["storage_options"])
 
     def dry_run(self, model: nn.Module) -> dict[str, tuple[tuple[int, ...], str]]:
