@@ -29,6 +29,15 @@ CLOSE, CLOSE_BY_SIDE = 3e-2, 2.0
 """Pairs with d^2 below the smaller of .03 and 2 / N of their squared norms are recomputed, which keeps rounding below
 1e-5 of d: the more products are summed, the more their errors average out."""
 
+CLOSE_WIDE = 1e-9
+"""The same for products in float64, of which rounding leaves one part in 1e15 or so."""
+
+MANY = 64
+"""Close pairs are many where they are at least one in so many of all pairs among their operators, twice counted."""
+
+WIDE_COLUMNS = 1024
+"""Columns that are held in float64 at once."""
+
 SPARSE_BYTES = 256 * 2**20
 """What a band of sparse operators may take: more than a dense one, as each band looks at every operator."""
 
@@ -114,7 +123,7 @@ def stream_gram(
             if other < top:
                 squared[other, first_of] = exact
     elif len(close):
-        _recompute(squared, close, changed.bands())
+        _recompute(squared, close, changed.bands)
     squared.fill_diagonal_(0)
     trace, total, squares = sums.numpy()
     return Gram(squared.numpy(), trace, total, squares, len(close))
@@ -215,8 +224,42 @@ def _close_pairs(squared: torch.Tensor, norms: torch.Tensor, share: float) -> to
     return close.triu_(1).nonzero()
 
 
-def _recompute(squared: torch.Tensor, pairs: torch.Tensor, bands: Iterator[Band]) -> None:
-    """Sum the squared differences of close pairs, as many at a time as take half of the band's size."""
+def _recompute(squared: torch.Tensor, pairs: torch.Tensor, read: Callable[[], Iterator[Band]]) -> None:
+    """Put the exact distances of close pairs in their places.
+
+    Where they are many among few operators by products in float64, of which those are left that rounding would still
+    show in, such as of copies: as differences, like all pairs elsewhere.
+    """
+    members = torch.unique(pairs)
+    exact = torch.full((len(pairs),), torch.nan, dtype=torch.float64)
+    if len(pairs) * MANY >= len(members) ** 2:
+        exact = _by_products(pairs, members, read())
+    left = exact.isnan().nonzero()[:, 0]
+    if len(left):
+        exact[left] = _by_differences(pairs[left], read())
+    squared[pairs[:, 0], pairs[:, 1]] = exact
+    both = pairs[:, 1] < len(squared)
+    squared[pairs[both, 1], pairs[both, 0]] = exact[both]
+
+
+def _by_products(pairs: torch.Tensor, members: torch.Tensor, bands: Iterator[Band]) -> torch.Tensor:
+    """Return the squared distances of pairs from products in float64; NaN where these are too close."""
+    gram = torch.zeros((len(members), len(members)), dtype=torch.float64)
+    for band in bands:
+        for start in range(0, band.common.shape[1], WIDE_COLUMNS):
+            wide = band.common[:, start : start + WIDE_COLUMNS][members].double()
+            gram.addmm_(wide.sub_(wide[0].clone()), wide.T)
+        if band.rare is not None:
+            some = band.rare[members.numpy()]
+            gram += torch.from_numpy((some @ some.T).toarray())
+    first, other = torch.searchsorted(members, pairs.contiguous()).T
+    norms = gram.diagonal()[first] + gram.diagonal()[other]
+    found = norms - 2 * gram[first, other]
+    return found.masked_fill_(found <= CLOSE_WIDE * norms, torch.nan)
+
+
+def _by_differences(pairs: torch.Tensor, bands: Iterator[Band]) -> torch.Tensor:
+    """Sum the squared differences of pairs, as many at a time as take an eighth of the band's size."""
     sums = torch.zeros(len(pairs), dtype=torch.float64)
     for band in bands:
         count = -(-len(band.common) // 16)
@@ -228,6 +271,4 @@ def _recompute(squared: torch.Tensor, pairs: torch.Tensor, bands: Iterator[Band]
             if band.rare is not None:
                 apart = band.rare[first.numpy()] - band.rare[other.numpy()]
                 sums[some] += torch.from_numpy(apart.power(2).sum(1))
-    squared[pairs[:, 0], pairs[:, 1]] = sums
-    both = pairs[:, 1] < len(squared)
-    squared[pairs[both, 1], pairs[both, 0]] = sums[both]
+    return sums

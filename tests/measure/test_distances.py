@@ -13,9 +13,11 @@ import scipy.linalg
 import scipy.sparse
 import torch
 import xarray as xr
-from scipy.spatial.distance import cdist, pdist
+from scipy.sparse import csr_array
+from scipy.spatial.distance import cdist, pdist, squareform
 
 from repaudit.errors import OperatorError
+from repaudit.measure import gram
 from repaudit.measure.distances import METRICS, calibrated_distances, operator_distances
 from repaudit.measure.gram import stream_gram
 from repaudit.measure.null import null_squared_distance
@@ -270,3 +272,22 @@ def test_the_peak_does_not_grow_with_the_number_of_operators(metric: str, tmp_pa
     # 300 operators are 48 MB; their distances and the work on them may take 4 x 8 x 300^2 = 3 MB
     assert peaks[1] < peaks[0] + 12
     assert peaks[1] < 64
+
+
+@pytest.mark.parametrize("kind", ["dense", "sparse"])
+@pytest.mark.parametrize("few", [False, True])
+def test_operators_that_come_to_rest_keep_their_distances(monkeypatch, kind, few):
+    """Over six decades, among copies, whether close pairs are products in float64 or differences."""
+    monkeypatch.setattr(gram, "MANY", 0 if few else gram.MANY)
+    rng, side = np.random.default_rng(0), 40
+    ends = rng.random((2, side, side)) ** 6 * (rng.random((side, side)) < 0.4)
+    shares = np.exp(-14 * np.arange(60) / 60)
+    operators = [(share * ends[0] + (1 - share) * ends[1]).astype(np.float32) for share in shares]
+    operators += [operators[-1].copy(), operators[30].copy()]
+    given = [csr_array(one) for one in operators] if kind == "sparse" else operators
+    found = operator_distances(given)
+    wide = np.array(operators, dtype=np.float64).reshape(len(operators), -1)
+    expected = squareform(pdist(wide))
+    assert (found[59, 60], found[30, 61]) == (0, 0)
+    np.testing.assert_allclose(found, expected, rtol=2e-5, atol=0)
+    assert expected[expected > 0].min() < 1e-6 * expected.max()
