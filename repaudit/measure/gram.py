@@ -123,7 +123,7 @@ def stream_gram(
             if other < top:
                 squared[other, first_of] = exact
     elif len(close):
-        _recompute(squared, close, changed.bands)
+        _recompute(squared, close, changed.bands, in_products=stack.dtype is torch.float32)
     squared.fill_diagonal_(0)
     trace, total, squares = sums.numpy()
     return Gram(squared.numpy(), trace, total, squares, len(close))
@@ -224,15 +224,17 @@ def _close_pairs(squared: torch.Tensor, norms: torch.Tensor, share: float) -> to
     return close.triu_(1).nonzero()
 
 
-def _recompute(squared: torch.Tensor, pairs: torch.Tensor, read: Callable[[], Iterator[Band]]) -> None:
+def _recompute(
+    squared: torch.Tensor, pairs: torch.Tensor, read: Callable[[], Iterator[Band]], *, in_products: bool
+) -> None:
     """Put the exact distances of close pairs in their places.
 
-    Where they are many among few operators by products in float64, of which those are left that rounding would still
-    show in, such as of copies: as differences, like all pairs elsewhere.
+    Where they are many among few operators of single precision by products in float64, of which those are left that
+    rounding would still show in, such as of copies: as differences, like all pairs elsewhere.
     """
     members = torch.unique(pairs)
     exact = torch.full((len(pairs),), torch.nan, dtype=torch.float64)
-    if len(pairs) * MANY >= len(members) ** 2:
+    if in_products and len(pairs) * MANY >= len(members) ** 2:
         exact = _by_products(pairs, members, read())
     left = exact.isnan().nonzero()[:, 0]
     if len(left):
