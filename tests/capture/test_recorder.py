@@ -202,6 +202,15 @@ def test_another_training_under_a_recorded_name_is_refused(tmp_path):
         assert audits.audit(model, 0)
 
 
+def test_a_loss_of_several_numbers_is_refused(tmp_path):
+    model = nn.Sequential(nn.Linear(3, 2))
+    with recorder(tmp_path / "s.zarr") as audits:
+        with pytest.raises(ValueError, match=r"loss: expected one number, found a tensor \(2,\): pass its mean"):
+            audits.audit(model, 0, loss=torch.ones(2))
+        assert audits.audit(model, 0, loss=torch.ones(1, 1))
+    assert ra.open_store(tmp_path / "s.zarr")["models/seed0"]["loss"].values.tolist() == [1.0]
+
+
 def test_a_loop_has_the_numbers_of_its_audits(tmp_path):
     model, place = nn.Sequential(nn.Linear(3, 2)), tmp_path / "s.zarr"
     probe = ra.ProbeSet.from_tensors({"x": torch.randn(30, 3, generator=torch.Generator().manual_seed(0))})

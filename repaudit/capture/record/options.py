@@ -163,6 +163,17 @@ def step_of(model: Any, step: Any, call: str = "audit(model, step)") -> int:
     return whole_number(step, "step")
 
 
+def check_loss(loss: Any) -> None:
+    """Refuse a loss of several numbers with a ValueError.
+
+    Examples
+    --------
+    >>> check_loss(torch.tensor([0.5]))
+    """
+    if isinstance(loss, torch.Tensor) and loss.numel() != 1:
+        raise ValueError(f"loss: expected one number, found a tensor {tuple(loss.shape)}: pass its mean")
+
+
 def facts(probe_set: ProbeSet) -> dict[str, Any]:
     """Return what is noted with every model: torch's version, and the side on which texts are padded."""
     side = probe_set.padding_side

@@ -19,6 +19,7 @@ from repaudit.capture.record.options import (
     WRITER_OPTIONS,
     AuditOptions,
     check_arguments,
+    check_loss,
     checked_options,
     facts,
     step_of,
@@ -244,11 +245,13 @@ class Recorder:
             When the step is before the last one of the record (another training needs another name), or recorded of
             another model.
         ValueError
-            When the step is not a whole number; a TypeError where step and model are in each other's place.
+            When the step is not a whole number, or the loss several; a TypeError where step and model are in each
+            other's place.
         CaptureError, StoreError
             When the audit failed and ``on_store_error="raise"``; a :class:`repaudit.errors.StateError` in any case.
         """
         step = step_of(model, step)
+        check_loss(loss)
         if not self._is_open:
             self.open(model)
         if not self.auditor.ranks.takes_part:
