@@ -145,7 +145,8 @@ def of_identical(models: Sequence[str], steps: Sequence[int], every: Sequence[in
     first, last = int(steps[0]), int(steps[-1])
     together = list(steps) == [step for step in every if first <= step <= last]
     when = f"step {first}" if first == last else f"steps {first} to {last}" if together else f"{len(steps)} steps"
-    why = "do they start as one network?" if first == last == every[0] else "are they one run, or one seed?"
+    begins = first == last == every[0] and len(every) > 1
+    why = "do they start as one network?" if begins else "are they one run, or one seed?"
     return f"{_listed(list(models))} are identical at {when} in every layer: {why}"
 
 
