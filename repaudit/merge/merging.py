@@ -69,6 +69,7 @@ class DiffusionMerging:
 
     Examples
     --------
+    >>> import numpy as np
     >>> operators = {"a": np.eye(2), "b": np.full((2, 2), 0.5)}
     >>> DiffusionMerging("weighted", weights={"a": 1, "b": 3}).merge(operators).matrix.tolist()
     [[0.625, 0.375], [0.375, 0.625]]
@@ -144,6 +145,7 @@ class DiffusionMerging:
 
         Examples
         --------
+        >>> import numpy as np
         >>> DiffusionMerging().merge({"a": np.eye(2), "b": np.full((2, 2), 0.5)}).matrix.tolist()
         [[0.75, 0.25], [0.25, 0.75]]
         """
