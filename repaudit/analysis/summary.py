@@ -130,7 +130,8 @@ def identical_models(pairs: xr.Dataset) -> list[str]:
     one = pairs.isel({SCALE: 0}) if SCALE in pairs.dims else pairs
     distance = one[DISTANCE].transpose(LAYER, STEP, MODEL, OTHER).values
     known = np.isfinite(distance)
-    same = ((distance**2 < IDENTICAL) | ~known).all(axis=0) & known.any(axis=0)
+    there = known.any(axis=(2, 3))[..., None, None]  # where a layer is not known of two models, nobody knows
+    same = ((distance**2 < IDENTICAL) | ~there).all(axis=0) & there.any(axis=0)
     names, steps = [str(name) for name in one[MODEL].values], one[STEP].values[known.any(axis=(0, 2, 3))].tolist()
     when: dict[tuple[int, ...], list[int]] = {}
     for index, step in enumerate(one[STEP].values.tolist()):

@@ -100,11 +100,17 @@ def watch(
 
 def _follow_as_json(watcher: Watcher, every: float) -> None:
     """Print a line of JSON for every look until interrupted; none before the store is there."""
+    foreign_since = None
     while True:
         try:
             typer.echo(json.dumps(watcher.look(every).plain()))
+            foreign_since = None
         except StoreNotFoundError:
             pass
+        except NotAStoreError:  # a store in the making has no root document for a moment
+            foreign_since = foreign_since or time.monotonic()
+            if time.monotonic() - foreign_since > _MAKING:
+                raise
         except AnalysisError as error:  # what is asked for may come with another training
             typer.echo(json.dumps({"url": str(watcher.url), "error": str(error)}))
         time.sleep(every)

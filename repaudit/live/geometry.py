@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -56,7 +57,8 @@ class GeometryMetrics:
         >>> sorted(resumed({"top": points}))[1:]
         ['audit/top/from_last', 'audit/top/from_start']
         """
-        made = GeometryMetrics(self.gauge)
+        made = copy.copy(self)  # also of a subclass
+        made._first, made._last = {}, {}
         for activations in recorded:
             made(activations)
         return made

@@ -52,11 +52,12 @@ class SettlingLayers:
     ) -> None:
         if not isinstance(patience, int) or patience < 1:
             raise ValueError(f"patience: expected a number of audits, 1 at least, found {patience!r}")
-        if isinstance(layers, Real) or not all(isinstance(one, str) for one in layers or ()):
+        named = layers if layers is None or isinstance(layers, str | Real) else list(layers)
+        if isinstance(named, Real) or not all(isinstance(one, str) for one in ([] if named is None else named)):
             raise TypeError(
                 f"layers: expected names or patterns of layers, found {layers!r}: is it patience={layers!r}?"
             )
-        self.patterns = None if layers is None else [layers] if isinstance(layers, str) else list(layers)
+        self.patterns = [named] if isinstance(named, str) else named
         self.patience = patience
         self.gauge = DiffusionGauge() if gauge is None else gauge
         self.since: dict[str, int] = {}

@@ -82,15 +82,15 @@ def settled(
     if first >= last or any(change.start >= curve.steps[first] for change in changes):
         return None
     if changes:
-        first = max(first, _arrival(curve, changes[-1]))
+        first = _arrival(curve, changes[-1], first)
     return int(curve.steps[first]) if first < last else None
 
 
-def _arrival(curve: Curve, change: Phase) -> int:
-    """Return the index of the first step that is significantly away from an earlier one of a change."""
+def _arrival(curve: Curve, change: Phase, first: int) -> int:
+    """Return the index of the first step, from `first` on, that is significantly away from one of a change before it."""
     began = int(np.searchsorted(curve.steps, change.start))
     moves = curve.falls if change.direction == "falls" else curve.rises
-    later = range(began + 1, len(curve))
+    later = range(max(first, began + 1), len(curve))
     return next((i for i in later if moves(slice(began, i), i)), len(curve))
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import xarray as xr
 
+from repaudit.errors import AnalysisError
 from repaudit.plots import canvas
 from repaudit.plots.scales import scales, summary_at
 from repaudit.results import SUMMARY
@@ -51,6 +52,8 @@ def plot_settling(
     >>> [tick.get_text() for tick in plot_settling(settling, ax=Figure().add_subplot()).get_yticklabels()]
     ['norm']
     """
+    if isinstance(settling, xr.DataTree) and SUMMARY not in settling.attrs:
+        raise AnalysisError("settling: expected the results of an analysis, found a tree without its summary")
     if isinstance(settling, xr.DataTree):
         summary = summary_at(json.loads(settling.attrs.get(SUMMARY, "{}")), scales(settling)[0])
         settling, end = summary["settling"], max(summary.get("steps", ()), default=None) if end is None else end

@@ -14,7 +14,7 @@ from rich.console import Console
 
 import repaudit as ra
 from repaudit.analysis.sentences import headline, with_settling
-from repaudit.analysis.summary import layer_summary
+from repaudit.analysis.summary import identical_models, layer_summary
 from repaudit.cli.answer import print_answer
 from repaudit.errors import AnalysisError
 from repaudit.measure.curve import of_most_models
@@ -140,6 +140,12 @@ def test_models_that_are_copies_are_named(tmp_path: Path) -> None:
         f"{a}, {b}, {c} and {d} are identical at step {first} in every layer: do they start as one network?",
         f"{b} and {c} are identical at steps {second} to {last} in every layer: are they one run, or one seed?",
     ]
+    distance = np.zeros((2, 1, 3, 3))
+    distance[1, 0] = np.nan
+    distance[1, 0, 1, 2] = distance[1, 0, 2, 1] = 0.5  # of the first model this layer is not known
+    coords = {"layer": ["embed", "block"], "step": [0], "model": list("abc"), "other": list("abc")}
+    pairs = xr.Dataset({"distance": (("layer", "step", "model", "other"), distance)}, coords=coords)
+    assert identical_models(pairs) == []
     others = np.random.default_rng(1).normal(size=(3, 2, 70, 4)).astype(np.float32)
     assert summary_of(others, tmp_path / "others")["identical"] == []
     stream = io.StringIO()

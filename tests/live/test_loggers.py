@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,6 @@ import torch
 import transformers as tf
 
 import repaudit as ra
-from repaudit.errors import AuditWarning
 
 STEPS = (0, 2, 4)
 NAME = "audit/transformer.h.0/effective_neighbors"
@@ -88,44 +86,3 @@ def test_mlflow_reads_the_numbers_of_every_audit(tmp_path: Path, monkeypatch: py
     history = mlflow.MlflowClient().get_metric_history(run.info.run_id, NAME)
     assert [one.step for one in history] == list(STEPS)
     assert [one.value for one in history] == pytest.approx(expected(tmp_path), rel=1e-4)
-
-
-class Mine(tf.TrainerCallback):
-    """A user's own callback, which may know losses alone."""
-
-    def __init__(self, wants: str) -> None:
-        self.wants, self.seen = wants, []
-
-    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
-        self.seen.append(logs[self.wants])
-
-
-@pytest.mark.parametrize("wants", [NAME, "loss"])
-def test_a_callback_of_ones_own_gets_them_and_ends_no_training(tmp_path: Path, wants: str) -> None:
-    rows = torch.randint(1, 32, (40, 8), generator=torch.Generator().manual_seed(0))
-    model = tf.GPT2LMHeadModel(tf.GPT2Config(vocab_size=32, n_embd=16, n_layer=2, n_head=2, n_positions=16))
-    audit = ra.AuditTrainerCallback(
-        tmp_path / "s.zarr", "seed0", ra.ProbeSet.from_tensors({"input_ids": rows}), ["transformer.h[*]"],
-        ra.AuditTrigger(every_n_steps=2, at_start=True), durable=False,
-        metrics=ra.GeometryMetrics(ra.DiffusionGauge(perplexity=5)),
-    )  # fmt: skip
-    mine = Mine(wants)
-    trainer = tf.Trainer(
-        model=model,
-        args=tf.TrainingArguments(
-            output_dir=str(tmp_path / "out"), max_steps=4, per_device_train_batch_size=4, save_strategy="no",
-            logging_strategy="no", report_to=[], use_cpu=True, disable_tqdm=True, dataloader_pin_memory=False,
-        ),
-        train_dataset=[{"input_ids": row, "labels": row} for row in rows],
-        callbacks=[audit, mine],
-    )  # fmt: skip
-    mine.wants = "audit/seconds" if wants == NAME else wants
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always", AuditWarning)
-        trainer.callback_handler.remove_callback(tf.PrinterCallback)
-        trainer.log = lambda *_, **__: None  # its own end-of-training log has no such number either
-        trainer.train()
-    told = [str(one.message) for one in caught if issubclass(one.category, AuditWarning)]
-    assert audit.recorder.steps == list(STEPS)
-    assert len(mine.seen) == (3 if wants == NAME else 0)
-    assert [("Mine.on_log takes no numbers of audits" in text) for text in told] == ([] if wants == NAME else [True])

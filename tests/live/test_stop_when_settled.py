@@ -211,6 +211,7 @@ def test_without_audits_or_with_an_unknown_layer_the_training_does_not_begin(tmp
         ra.StopWhenSettled(patience=0)
     with pytest.raises(ValueError, match="action"):
         ra.StopWhenSettled(action="pause")  # type: ignore[arg-type]
+    assert ra.StopWhenSettled(layers=(f"{i}" for i in (0, 2)))._layers.patterns == ["0", "2"]
     with pytest.raises(TypeError, match=r"layers: .* found 3: is it patience=3\?"):
         ra.StopWhenSettled(3)  # type: ignore[arg-type]
     with pytest.raises(TypeError, match=r"layers: .* found \[0, 1\]"):

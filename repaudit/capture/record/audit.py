@@ -81,7 +81,7 @@ class Auditor:
         self.metrics, self.forward = metrics, forward
         self._measure = metrics
         check = getattr(metrics, "check_probe_set", None)  # of metrics that are of some samples
-        if check is not None:
+        if callable(check):
             check(probe_set)
         self.extractor = ActivationExtractor(layer_specs)
         self.trajectory: list[tuple[int, dict[str, Any]]] = []
@@ -92,7 +92,7 @@ class Auditor:
     def begin(self, recorded: Callable[[], Sequence[Mapping[str, Any]]]) -> None:
         """Measure a model from its first audit on: `recorded` reads the first and the last one that there are."""
         of_record = getattr(self.metrics, "of_record", None)
-        if of_record is None:
+        if not callable(of_record):
             self._measure = self.metrics
             return
         try:

@@ -54,7 +54,10 @@ class Cost:
         self.layers = max(self.layers, len(audit.layers))
         self.seconds += audit.seconds
         self.nbytes += audit.nbytes
-        self.samples = max((len(values) for values in audit.activations.values()), default=0)
+        activations = (
+            audit.activations if audit.layers.keys() <= audit.activations.keys() else {}
+        )  # others have a scale
+        self.samples = max((len(values) for values in activations.values()), default=0)
 
     @property
     def share(self) -> float:

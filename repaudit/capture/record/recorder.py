@@ -297,7 +297,7 @@ class Recorder:
             self.cost.add(audit)
             if self.track is not None:
                 self.track.audited(self.model_name, audit.step, audit.activations)
-        self.latest |= audit.numbers
+        self.latest = {name: one for name, one in self.latest.items() if name.startswith("spread/")} | audit.numbers
         if audit.metrics and self.log is not None:
             self.log(audit.numbers)
         self.hear()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import inspect
 import logging
 import sys
-import warnings
 from collections.abc import Mapping, Sequence
 from functools import partial
 from math import ceil
@@ -24,8 +23,6 @@ from repaudit.capture.record.options import AuditOptions
 from repaudit.capture.record.recorder import Recorder
 from repaudit.capture.record.session import AuditSession
 from repaudit.capture.record.trigger import ON_CHECKPOINT, ON_VALIDATION_END, AuditTrigger
-from repaudit.errors import AuditWarning
-from repaudit.interrupts import was_raised_by_handler
 
 _IGNORED: Final = "Checkpoint included callbacks not included in current configuration. Ignoring. "
 """What the trainer says of states for which it has no callback of the state's name."""
@@ -235,38 +232,19 @@ def _log(
     args: TrainingArguments,
     state: TrainerState,
     control: TrainerControl,
-    reporters: list[TrainerCallback],
+    reporters: Sequence[TrainerCallback],
     metrics: Mapping[str, float],
 ) -> None:
     """Put an audit's metrics into the trainer's history, and pass them to what it reports to."""
     state.log_history.append({**metrics, "step": state.global_step, "epoch": state.epoch or 0.0})
-    for reporter in list(reporters):
-        try:
-            reporter.on_log(args, state, control, logs=dict(metrics))
-        except Exception as error:
-            if not _is_users(reporter) or was_raised_by_handler(error):
-                raise
-            reporters.remove(reporter)
-            warnings.warn(
-                f"{type(reporter).__name__}.on_log takes no numbers of audits, and gets none from now on "
-                f"({type(error).__name__}: {error})",
-                AuditWarning,
-                stacklevel=2,
-            )
+    for reporter in reporters:
+        reporter.on_log(args, state, control, logs=dict(metrics))
 
 
 def _reporters() -> list[TrainerCallback]:
-    """Return the trainer's callbacks of ``report_to``, and the user's own: all but what prints for the trainer."""
-    return [one for one in calling_callbacks() if _reports(one) or _is_users(one)]
-
-
-def _reports(callback: TrainerCallback) -> bool:
+    """Return the trainer's callbacks of ``report_to``."""
     known: Any = tuple(INTEGRATION_TO_CALLBACK.values())
-    return isinstance(callback, known)
-
-
-def _is_users(callback: TrainerCallback) -> bool:
-    return not _reports(callback) and not type(callback).__module__.startswith("transformers.")
+    return [callback for callback in calling_callbacks() if isinstance(callback, known)]
 
 
 def calling_callbacks() -> list[TrainerCallback]:

@@ -96,7 +96,9 @@ def why_other_inputs(there: SampleSet, probe_set: ProbeSetLike) -> str:
     here = SampleSet.of(probe_set)
     if there.raw != "inputs" or here.raw != "inputs" or not there.hashes or not here.hashes:
         return ""
-    if set(there.hashes) == set(here.hashes) and len(there.hashes) == len(here.hashes):
+    if list(there.hashes) == list(here.hashes):
+        return "these are the same samples under other ids: pass the recorded ids"
+    if sorted(there.hashes) == sorted(here.hashes):
         return "these are the same samples in another order: pass them in the order of the recorded ones"
     arrays = {name: np.asarray(values)[:MOST_TRIED] for name, values in probe_set.arrays().items()}
     rows, known = min(MOST_TRIED, len(here.hashes)), set(there.hashes)
