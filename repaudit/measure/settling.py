@@ -87,7 +87,7 @@ def settled(
 
 
 def _arrival(curve: Curve, change: Phase, first: int) -> int:
-    """Return the index of the first step, from `first` on, that is significantly away from one of a change before it."""
+    """Return the index of the first step from `first` on that is significantly away from an earlier one of a change."""
     began = int(np.searchsorted(curve.steps, change.start))
     moves = curve.falls if change.direction == "falls" else curve.rises
     later = range(max(first, began + 1), len(curve))
