@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 import repaudit as ra
+from repaudit.capture.record.session import AuditSession
 from repaudit.errors import AuditWarning, RepauditError
 from repaudit.store.copying import copy_store
 
@@ -406,3 +407,13 @@ def test_sparse_operators_take_the_room_of_their_entries(tmp_path, gauge):
     chunk = max(file.stat().st_size for file in (tmp_path / "s.zarr/models/m/1@operator").rglob("*") if file.is_file())
     assert chunk < 12 * entries < 4 * count**2 / 4
     assert stored.attrs["sparse"] is True
+
+
+def test_a_trainer_that_begins_at_the_only_step_of_another_training_is_told(tmp_path):
+    """One that was killed after its first audit leaves a record that nothing refuses."""
+    with recorder(tmp_path / "s.zarr") as audits:
+        audits.audit(nn.Sequential(nn.Linear(3, 2)), 0)
+    session = AuditSession(recorder(tmp_path / "s.zarr"), ra.AuditTrigger(at_start=True))
+    with pytest.warns(AuditWarning, match=r"up to step 0 before: this training goes on.*another model_name"):
+        session.start(nn.Sequential(nn.Linear(3, 2)), 0)
+    session.close()

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from repaudit.capture.record.failed_audits import warn_other_weights, warn_taken_over
+from repaudit.capture.record.failed_audits import warn_other_weights, warn_recorded_before, warn_taken_over
 from repaudit.capture.record.options import check_trigger
 from repaudit.capture.record.recorder import Recorder
 from repaudit.capture.record.trained_model import TrainedModel, refuse_to_join
@@ -85,6 +85,8 @@ class AuditSession:
         except StepOrderError:
             self.recorder.close()
             raise
+        if last == step and not resumed and self.last_step is None:
+            warn_recorded_before(self.recorder.model_name, step)
         self.last_step = step
         triggers = self.trigger.due_at(step) + ((ON_CHECKPOINT,) if resumed and self.trigger.on_checkpoint else ())
         self.event(model, trainer_step, triggers, epoch=epoch, context=context)
