@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import difflib
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Final
 from urllib.parse import quote, unquote
@@ -140,6 +141,21 @@ def meant_layer(layer: str, names: Iterable[str]) -> str:
     """
     found = matching_layers(layer, names) if isinstance(layer, str) else []
     return found[0] if len(found) == 1 else layer
+
+
+def beside(path: Path, is_one: Callable[[Path], bool] = Path.exists) -> str:
+    """Return the name most like that of a path among those of its kind in the same folder; empty where there is none.
+
+    Examples
+    --------
+    >>> beside(Path("/nowhere/runs.zarr"))
+    ''
+    """
+    try:
+        names = [one.name for one in path.parent.iterdir() if is_one(one)]
+    except OSError:  # there is no such folder, or it is not for us to read
+        return ""
+    return next(iter(difflib.get_close_matches(path.name, names, 1)), "")
 
 
 def at_home(path: str | os.PathLike[str]) -> Path:

@@ -340,8 +340,8 @@ def one_layer(dataset: xr.Dataset, layer: str) -> xr.Dataset:
 
 def of_layer(dataset: xr.Dataset | None, layer: str, variable: str) -> bool:
     """Return whether a dataset knows any value of this variable for a layer."""
-    has = dataset is not None and variable in dataset and layer in names_of(dataset, LAYER)
-    return dataset is not None and has and known(one_layer(dataset, layer)[variable])
+    names = [] if dataset is None or variable not in dataset else names_of(dataset, LAYER)
+    return dataset is not None and meant_layer(layer, names) in names and known(one_layer(dataset, layer)[variable])
 
 
 def scalar(dataset: xr.Dataset, name: str) -> float | None:

@@ -9,7 +9,7 @@ import xarray as xr
 
 from repaudit.accessor.kinds import is_results, is_store, neither
 from repaudit.errors import AnalysisError
-from repaudit.names import LAYER, meant_layer
+from repaudit.names import LAYER
 from repaudit.results import (
     DISTANCE,
     EMBEDDING,
@@ -52,8 +52,7 @@ class TreePlots:
         """
         from repaudit.plots import plot_spread
 
-        dataset = self._group(SPREAD, SPREAD, scale)
-        return plot_spread(dataset, ax, None if layer is None else [meant_layer(layer, names_of(dataset, LAYER))])
+        return plot_spread(self._group(SPREAD, SPREAD, scale), ax, None if layer is None else [layer])
 
     def pairs(self, layer: str | None = None, scale: float | str | None = None, ax: Axes | None = None) -> Axes:
         """Draw the distance of every two models, by default in the last layer; see :func:`repaudit.plots.plot_pairs`.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import groupby, pairwise
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
@@ -98,46 +98,46 @@ def watch(
         _follow(watcher, store, every)
 
 
-def _follow_as_json(watcher: Watcher, every: float) -> None:
-    """Print a line of JSON for every look until interrupted; none before the store is there."""
+def _looks(watcher: Watcher, every: float) -> Iterator[Look | AnalysisError]:
+    """Look again and again, until interrupted; what cannot be shown now may be shown later."""
     foreign_since = None
     while True:
+        pause = every
         try:
-            typer.echo(json.dumps(watcher.look(every).plain()))
-            foreign_since = None
-        except StoreNotFoundError:
+            look = watcher.look(every)
+            foreign_since, pause = None, 0 if look.waiting else every
+            yield look
+        except StoreNotFoundError:  # the first training has not begun
             pass
+        except AnalysisError as error:  # what is asked for may come with another training
+            yield error
         except NotAStoreError:  # a store in the making has no root document for a moment
-            foreign_since = foreign_since or time.monotonic()
+            foreign_since, pause = foreign_since or time.monotonic(), 0.1
             if time.monotonic() - foreign_since > _MAKING:
                 raise
-        except AnalysisError as error:  # what is asked for may come with another training
-            typer.echo(json.dumps({"url": str(watcher.url), "error": str(error)}))
-        time.sleep(every)
+        time.sleep(pause)
+
+
+def _follow_as_json(watcher: Watcher, every: float) -> None:
+    """Print a line of JSON for every look."""
+    for look in _looks(watcher, every):
+        if isinstance(look, AnalysisError):
+            typer.echo(json.dumps({"url": str(watcher.url), "error": str(look)}))
+        else:
+            typer.echo(json.dumps(look.plain()))
 
 
 def _follow(watcher: Watcher, store: str, every: float) -> None:
-    """Redraw the view in a terminal until interrupted."""
-    console, foreign_since = PlainConsole(), None
+    """Redraw the view in a terminal."""
+    console = PlainConsole()
     if not console.is_terminal:
         raise RepauditError("watch redraws a terminal, found none: use --once, --json or --serve")
     with Live(Text(f"waiting for {visible(store)}"), console=console, auto_refresh=False) as live:
-        while True:
-            try:
-                look = watcher.look(every)
+        for look in _looks(watcher, every):
+            if isinstance(look, AnalysisError):
+                live.update(Text(visible(str(look)), style="yellow"), refresh=True)
+            else:
                 live.update(view(look, console.width, console.height), refresh=True)
-                time.sleep(0 if look.waiting else every)
-                foreign_since = None
-            except StoreNotFoundError:  # the first training has not begun
-                time.sleep(every)
-            except AnalysisError as error:  # what is asked for may come with another training
-                live.update(Text(visible(str(error)), style="yellow"), refresh=True)
-                time.sleep(every)
-            except NotAStoreError:  # a store in the making has no root document for a moment
-                foreign_since = foreign_since or time.monotonic()
-                if time.monotonic() - foreign_since > _MAKING:
-                    raise
-                time.sleep(0.1)
 
 
 def view(look: Look, width: int = 80, height: int | None = None) -> Group:

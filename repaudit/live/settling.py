@@ -52,12 +52,13 @@ class SettlingLayers:
     ) -> None:
         if not isinstance(patience, int) or patience < 1:
             raise ValueError(f"patience: expected a number of audits, 1 at least, found {patience!r}")
-        named = layers if layers is None or isinstance(layers, str | Real) else list(layers)
-        if isinstance(named, Real) or not all(isinstance(one, str) for one in ([] if named is None else named)):
+        if isinstance(layers, Real):
             raise TypeError(
                 f"layers: expected names or patterns of layers, found {layers!r}: is it patience={layers!r}?"
             )
-        self.patterns = [named] if isinstance(named, str) else named
+        self.patterns = None if layers is None else [layers] if isinstance(layers, str) else list(layers)
+        if not all(isinstance(one, str) for one in self.patterns or ()):
+            raise TypeError(f"layers: expected names or patterns of layers, found {self.patterns!r}")
         self.patience = patience
         self.gauge = DiffusionGauge() if gauge is None else gauge
         self.since: dict[str, int] = {}

@@ -109,6 +109,8 @@ def test_how_inputs_became_others_is_said(url, recorded, given, said):
     with pytest.raises(FingerprintError) as other:
         record(url, "b", StoredProbeSet("b" * 64, names, {"input_ids": TOKENS + 100}))
     assert "; those were" not in str(other.value)
+    with pytest.raises(FingerprintError):  # and not a warning of a cast that such values do not survive
+        record(url, "b", StoredProbeSet("c" * 64, names, {"input_ids": np.full((4, 3), 1e30)}))
 
 
 def test_texts_need_not_be_stored(url):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 import re
 from collections.abc import Iterable, Iterator, Sequence
@@ -16,6 +15,7 @@ from repaudit.capture.pretrained.lightning_checkpoint import read_lightning
 from repaudit.capture.pretrained.sentence_embedding import MODULES, transformer_folder
 from repaudit.capture.record.cost import say
 from repaudit.errors import PretrainedError
+from repaudit.names import beside
 
 _NUMBER: Final = re.compile(r"(\d+)(?!.*\d)")
 _CHECKPOINT: Final = re.compile(r"checkpoint|step")
@@ -117,16 +117,15 @@ def check_exists(place: str | PathLike[str]) -> None:
 
 def tell_of_hub(places: Iterable[str | PathLike[str]]) -> None:
     """Say which places are not here, and are asked for at the hub: where it cannot be reached, that takes long."""
-    absent = [f"{place}{_beside(Path(place))}" for place in places if not Path(place).exists()]
+    absent = [f"{place}{_like(Path(place))}" for place in places if not Path(place).exists()]
     if absent:
         say(f"repaudit: nothing here is called {', '.join(absent)}: looking for it at the Hugging Face hub")
 
 
-def _beside(path: Path) -> str:
+def _like(path: Path) -> str:
     """Return what of a similar name is there, as a question; empty where there is nothing."""
-    names = [part.name for part in path.parent.iterdir()] if path.parent.is_dir() else []
-    found = difflib.get_close_matches(path.name, names, 1)
-    return f" (did you mean {path.parent / found[0]}?)" if found else ""
+    found = beside(path)
+    return f" (did you mean {path.parent / found}?)" if found else ""
 
 
 def _check_kind(path: Path) -> None:

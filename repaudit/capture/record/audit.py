@@ -124,6 +124,12 @@ class Auditor:
         }
         return self._shapes
 
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What is noted with every model: torch's version, and the side on which texts are padded."""
+        side = self.probe_set.padding_side
+        return {"versions": {"torch": str(torch.__version__)}, **({"padding_side": side} if side else {})}
+
     def layers(self, model: nn.Module) -> tuple[dict[str, Any], dict[str, Mapping[str, Any]]]:
         """Return what the store will hold: each layer's shape and dtype, and its attributes."""
         shapes: dict[str, Any] = dict(self._shapes) if self.record in WITH_ACTIVATIONS else {}

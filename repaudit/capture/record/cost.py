@@ -54,10 +54,9 @@ class Cost:
         self.layers = max(self.layers, len(audit.layers))
         self.seconds += audit.seconds
         self.nbytes += audit.nbytes
-        activations = (
-            audit.activations if audit.layers.keys() <= audit.activations.keys() else {}
-        )  # others have a scale
-        self.samples = max((len(values) for values in activations.values()), default=0)
+        self.samples = max((len(values) for values in audit.activations.values()), default=0)
+        if not audit.layers.keys() <= audit.activations.keys():  # operators and sketches have the scale of their gauge
+            self.samples = 0
 
     @property
     def share(self) -> float:

@@ -6,18 +6,12 @@ import gc
 import os
 import threading
 import weakref
-from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
-import xarray as xr
-
 from repaudit.errors import StoreError
-from repaudit.names import KIND, at_home
-from repaudit.store.read import catalog
-from repaudit.store.read.activations import read_step
-from repaudit.store.read.reader import open_store
+from repaudit.names import at_home
 from repaudit.store.write.writer import TrajectoryWriter
 
 
@@ -70,38 +64,6 @@ def take_over(store: str | os.PathLike[str], model_name: str, *, in_trainer: boo
             held.writer.close()
     elif ended:
         holder.lose()
-
-
-@dataclass(frozen=True, eq=False)
-class RecordedStep(Mapping[str, Any]):
-    """The activations of a recorded step by layer, each read when it is asked for."""
-
-    tree: xr.DataTree
-    model: str
-    step: int
-    layers: Sequence[str]
-
-    def __getitem__(self, layer: str) -> xr.DataArray:
-        return read_step(self.tree, self.model, layer, self.step)
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.layers)
-
-    def __len__(self) -> int:
-        return len(self.layers)
-
-
-def first_and_last(
-    store: str | os.PathLike[str], model: str, steps: Sequence[int], storage_options: Mapping[str, Any] | None
-) -> list[RecordedStep]:
-    """Return the activations of a model's first and last recorded step; of one step once, and none of operators."""
-    if not steps:
-        return []
-    tree = open_store(store, storage_options)
-    layers = [
-        name for name in catalog.layers(tree, model) if not catalog.activations(tree, model, name).attrs.get(KIND)
-    ]
-    return [RecordedStep(tree, model, step, layers) for step in sorted({steps[0], steps[-1]})]
 
 
 def _key(store: str | os.PathLike[str], model_name: str) -> tuple[str, str]:

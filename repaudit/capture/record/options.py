@@ -59,7 +59,9 @@ class AuditOptions(TypedDict, total=False):
     metrics : function, optional
         From the activations of an audit, by layer, to numbers by name, which the trainer's loggers get, together with
         the audit's seconds and bytes, and a recorder has in ``latest``; :class:`repaudit.GeometryMetrics` measures each
-        layer's geometry. Where it fails, the audit is recorded without, with a warning.
+        layer's geometry. Where it fails, the audit is recorded without, with a warning. An object may also have
+        ``check_probe_set(probe_set)``, and ``of_record(recorded)``, which returns what measures a model whose first and
+        last audit are recorded already.
     track : repaudit.Track, optional
         Compares every audit with the other models of a store, in a thread of its own.
     durable : bool
@@ -172,12 +174,6 @@ def check_loss(loss: Any) -> None:
     """
     if isinstance(loss, torch.Tensor) and loss.numel() != 1:
         raise ValueError(f"loss: expected one number, found a tensor {tuple(loss.shape)}: pass its mean")
-
-
-def facts(probe_set: ProbeSet) -> dict[str, Any]:
-    """Return what is noted with every model: torch's version, and the side on which texts are padded."""
-    side = probe_set.padding_side
-    return {"versions": {"torch": str(torch.__version__)}, **({"padding_side": side} if side else {})}
 
 
 def check_arguments(store: Any, model_name: Any, probe_set: Any, trigger: Any) -> None:

@@ -14,20 +14,21 @@ from repaudit.capture.probe_set.probe_set import ProbeSet
 from repaudit.capture.record.audit import Audit, Auditor
 from repaudit.capture.record.cost import Cost
 from repaudit.capture.record.failed_audits import Failures
-from repaudit.capture.record.open_records import first_and_last, hold, let_go, take_over
+from repaudit.capture.record.open_records import hold, let_go, take_over
 from repaudit.capture.record.options import (
     WRITER_OPTIONS,
     AuditOptions,
     check_arguments,
     check_loss,
     checked_options,
-    facts,
     step_of,
 )
 from repaudit.capture.record.trained_model import AuditedModel, refuse_to_join
 from repaudit.capture.record.trigger import AuditTrigger
 from repaudit.errors import StepOrderError
 from repaudit.interrupts import Shield
+from repaudit.store.read.activations import first_and_last
+from repaudit.store.read.reader import open_store
 from repaudit.store.write.writer import TrajectoryWriter
 
 
@@ -199,14 +200,14 @@ class Recorder:
             if_exists=self.if_exists,
             truncate_after=truncate_after,
             layer_attrs=attrs,
-            model_attrs={**facts(self.probe_set), **self.model_attrs},
+            model_attrs={**self.auditor.facts, **self.model_attrs},
             **{name: self._options[name] for name in WRITER_OPTIONS},  # type: ignore[arg-type]
         )
         hold(self.store, self.model_name, self, self._writer, in_trainer=self.in_trainer)
         self._failures.opened(self._writer)
 
     def _first_and_last(self) -> Sequence[Mapping[str, Any]]:
-        return first_and_last(self.store, self.model_name, self.steps, self._options["storage_options"])
+        return first_and_last(open_store(self.store, self._options["storage_options"]), self.model_name)
 
     def dry_run(self, model: nn.Module) -> dict[str, tuple[tuple[int, ...], str]]:
         """Forward one batch, and return each layer's shape and dtype for the whole probe set."""

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
 from repaudit.errors import CorruptStoreError, NotAStoreError, StoreError, StoreNotFoundError, UnknownVersionError
-from repaudit.names import ATTRS, FORMAT_VERSION
+from repaudit.names import ATTRS, FORMAT_VERSION, beside
 from repaudit.store.format.documents import DOCUMENT, read_document
 from repaudit.store.format.seal import broken_seal
 from repaudit.store.storage.local import LocalStorage
@@ -77,21 +76,13 @@ def nothing_there(storage: Storage) -> StoreError:
         return NotAStoreError(
             f"{storage.url} is not a repaudit store: expected a Zarr group with a zarr.json{analysis}"
         )
-    beside = _beside(storage)
-    return StoreNotFoundError(f"there is no store at {storage.url}{f'; did you mean {beside}?' if beside else ''}")
+    like = beside(Path(storage.url), _is_group) if isinstance(storage, LocalStorage) else ""
+    return StoreNotFoundError(f"there is no store at {storage.url}{f'; did you mean {like}?' if like else ''}")
 
 
 def _has_results(storage: Storage) -> bool:
-    return isinstance(storage, LocalStorage) and Path(storage.url, "results.zarr", DOCUMENT).is_file()
+    return isinstance(storage, LocalStorage) and _is_group(Path(storage.url, "results.zarr"))
 
 
-def _beside(storage: Storage) -> str:
-    """Return a folder of a similar name beside a local path; empty where there is none."""
-    if not isinstance(storage, LocalStorage):
-        return ""
-    place = Path(storage.url)
-    try:
-        names = [one.name for one in place.parent.iterdir() if (one / DOCUMENT).is_file()]
-    except OSError:
-        return ""
-    return next(iter(difflib.get_close_matches(place.name, names, 1)), "")
+def _is_group(folder: Path) -> bool:
+    return (folder / DOCUMENT).is_file()

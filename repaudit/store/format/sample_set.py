@@ -102,7 +102,8 @@ def why_other_inputs(there: SampleSet, probe_set: ProbeSetLike) -> str:
         return "these are the same samples in another order: pass them in the order of the recorded ones"
     arrays = {name: np.asarray(values)[:MOST_TRIED] for name, values in probe_set.arrays().items()}
     rows, known = min(MOST_TRIED, len(here.hashes)), set(there.hashes)
-    return next((said for said, other in _variants(arrays) if known & set(row_hashes(other, rows))), "")
+    with np.errstate(all="ignore"):  # a type that does not hold the values is not the one
+        return next((said for said, other in _variants(arrays) if known & set(row_hashes(other, rows))), "")
 
 
 def _variants(arrays: Mapping[str, NDArray[Any]]) -> Iterator[tuple[str, Mapping[str, NDArray[Any]]]]:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
 import numpy as np
 import xarray as xr
 
 from repaudit.errors import CorruptStoreError, NotInStoreError, StoreError
-from repaudit.names import CHECKSUM, LAYER, STEP
+from repaudit.names import CHECKSUM, KIND, LAYER, STEP
 from repaudit.store.format.encoding import checksum
 from repaudit.store.read import catalog
 
@@ -56,3 +60,31 @@ def read_step(tree: xr.DataTree, model: str, layer: str, step: int, expected: in
     if not sound:
         raise CorruptStoreError(f"{where}: {reason}; run `repaudit verify --data`")
     return read
+
+
+@dataclass(frozen=True, eq=False)
+class RecordedStep(Mapping[str, Any]):
+    """The activations of a recorded step by layer, each read when it is asked for."""
+
+    tree: xr.DataTree
+    model: str
+    step: int
+    layers: Sequence[str]
+
+    def __getitem__(self, layer: str) -> xr.DataArray:
+        return read_step(self.tree, self.model, layer, self.step)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.layers)
+
+    def __len__(self) -> int:
+        return len(self.layers)
+
+
+def first_and_last(tree: xr.DataTree, model: str) -> list[RecordedStep]:
+    """Return the activations of a model's first and last step: of one step once, of none nothing, and no operators."""
+    steps = catalog.steps(tree, model)
+    layers = [
+        name for name in catalog.layers(tree, model) if not catalog.activations(tree, model, name).attrs.get(KIND)
+    ]
+    return [RecordedStep(tree, model, step, layers) for step in sorted({*steps[:1], *steps[-1:]})]
