@@ -46,6 +46,9 @@ ENTRY_INDICES: Final = {
 }
 """How the merged operators of an analysis are kept: where, and the columns of the list of their entries."""
 
+BY_DEPTH: Final = "depth of "
+"""How the note begins that says in which order a model's layers were matched by depth."""
+
 SOURCE: Final = "source"
 """The attribute of a model that was not in training: where its weights came from."""
 

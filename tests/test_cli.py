@@ -358,3 +358,39 @@ def test_an_interrupted_analysis_says_whether_it_goes_on_and_does(planted_store,
         assert len(kept) == 2 * 3 * 2 * 6
         assert subprocess.run(command, capture_output=True, check=False).returncode == 0
         assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("cache/operators/*/*")} == kept
+
+
+def test_lists_may_be_given_in_several_options(planted_store, tmp_path, within):
+    """The last one of an option that is given twice must not take the place of the first."""
+    url = planted_store(models=4, steps=(0, 1, 2, 4))
+    run = within(
+        "analyze", url, "--models", "seed0,seed1", "--models", "seed3", "--layers", "first", "--layers", "second",
+        "--steps", "0", "--steps", "2:4", "--scales", "15", "--scales", "9", "--similarity", "cka", "--similarity",
+        "rsa", "--json", "--no-figures", "--frames", 0,
+    )  # fmt: skip
+    assert run.returncode == 0, run.stderr
+    summary = json.loads(run.stdout)
+    assert summary["models"] == ["seed0", "seed1", "seed3"]
+    assert list(summary["layers"]) == ["first", "second"]
+    assert summary["steps"] == [0, 2, 4]
+    assert sorted(scale["neighbors"] for scale in summary["scales"].values()) == [9, 15]
+    assert summary["parameters"]["similarity"] == ["cka", "rsa"]
+    copied = within(
+        "copy", url, tmp_path / "part.zarr", "--models", "seed0", "--models", "seed2", "--steps", "0", "--steps", "4"
+    )
+    assert copied.returncode == 0, copied.stderr
+    held = json.loads(within("info", tmp_path / "part.zarr", "--json").stdout)
+    assert [(model["name"], model["steps"]) for model in held["models"]] == [("seed0", [0, 4]), ("seed2", [0, 4])]
+
+
+def test_a_folder_of_ones_own_is_filled_with_a_word(planted_store, tmp_path, within):
+    url = planted_store(models=2, steps=(0, 1))
+    own = tmp_path / "own"
+    own.mkdir()
+    for name in ("b.txt", "a.txt", "d.txt", "c.txt", ".hidden"):
+        (own / name).write_text("mine", encoding="utf-8")
+    options = ("--out", own, "--no-figures", "--frames", 0)
+    said = "holds a.txt, b.txt, c.txt and 1 more: the results go beside, and replace none of it"
+    assert said in " ".join(within("analyze", url, *options).stderr.split())
+    assert "the results go beside" not in within("analyze", url, *options).stderr  # it is an analysis' folder now
+    assert (own / "a.txt").read_text(encoding="utf-8") == "mine"

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 import warnings
+import weakref
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from numbers import Real
 from typing import Any, Final, TypeVar
 
@@ -15,8 +15,10 @@ from torch import Tensor, nn
 from repaudit.align.held_frame import HeldFrame
 from repaudit.align.operator_match import OperatorMatch
 from repaudit.align.probe_batches import ProbeBatches, gathered, is_distributed, share_of_rank
+from repaudit.align.schedule import Schedule  # noqa: F401 - its public address
 from repaudit.align.student import StudentLayer, has_lazy_parameters
 from repaudit.capture.extract.layer_spec import LayerSpec
+from repaudit.capture.extract.wrappers import network
 from repaudit.capture.probe_set.probe_set import ProbeSet
 from repaudit.capture.record.options import step_of
 from repaudit.errors import AlignmentWarning
@@ -30,29 +32,6 @@ TIMES_FAR: Final = 10
 
 SAMPLE_INDEX = "sample_index"
 """The key of a task's batch under which each of its samples has its row in the target, or -1."""
-
-
-@dataclass(frozen=True)
-class Schedule:
-    """The share of the weight at a step: rising over `warmup` steps, and 0 from `stop` on.
-
-    Alignment that helps early can hurt late; whether stopping helps is to be tried.
-
-    Examples
-    --------
-    >>> schedule = Schedule(warmup=4, stop=10)
-    >>> [schedule(step) for step in (0, 1, 5, 10)]
-    [0.25, 0.5, 1.0, 0.0]
-    """
-
-    warmup: int = 0
-    stop: int | None = None
-
-    def __call__(self, step: int) -> float:
-        """Return the share at a step."""
-        if self.stop is not None and step >= self.stop:
-            return 0.0
-        return min(1.0, (step + 1) / self.warmup) if self.warmup else 1.0
 
 
 class JointObjective(nn.Module):
@@ -138,7 +117,10 @@ class JointObjective(nn.Module):
                 raise ValueError(f"{name}: expected a number, 0 or more, found {value!r}")
         if not isinstance(probe_set, ProbeSet | None):
             raise TypeError(f"probe_set: expected a ProbeSet of the student, found {type(probe_set).__name__}")
+        if not (schedule is None or callable(schedule)):
+            raise TypeError(f"schedule: expected a function of the step such as Schedule(warmup=9), found {schedule!r}")
         self.match, self.weight, self.schedule, self.seed = match, weight, schedule, seed
+        self._taught: weakref.ref[nn.Module] | None = None
         self._student, self.probe_set = None if layer is None else StudentLayer(layer), probe_set
         self.metrics: dict[str, float] = {}
         self.hold, self._frame, self._times_far = hold, HeldFrame(), 0
@@ -297,7 +279,21 @@ class JointObjective(nn.Module):
         ------
         CaptureError, LayerPathError
             The student's layer is not to be had.
+
+        Warns
+        -----
+        AlignmentWarning
+            Another model has been taught before: draws, heads and the frame go on from there.
         """
+        net = network(model)
+        if self._taught is not None and self._taught() is not net and self.metrics:
+            warnings.warn(
+                "this JointObjective has taught another model, and its draws, heads and frame go on from there: make "
+                "one for each student",
+                AlignmentWarning,
+                stacklevel=3,
+            )
+        self._taught = weakref.ref(net)
         if self.probe_set is None:
             if has_lazy_parameters(self.match):
                 raise ValueError("expected heads of a known width where there is no probe_set, found lazy ones")
@@ -318,6 +314,10 @@ class JointObjective(nn.Module):
         places = share_of_rank(self._positions[self._batches.draw()])
         features = self.student.features(model, self.probe_set.inputs_of(places), self._batches.seed())
         return gathered(features, self._rows[places].to(features.device))
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return the state to pickle: in another process there is no such model."""
+        return {**self.__dict__, "_taught": None}
 
     def get_extra_state(self) -> dict[str, Any]:
         """Return where the draws stand, and the frame that is held."""

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Final
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Final
 
 import torch
 from torch import Tensor
 
-from repaudit.errors import FingerprintError
+from repaudit.errors import FingerprintError, OperatorError
 from repaudit.store.format.layout import ProbeSetLike
 from repaudit.store.format.sample_set import Raw, SampleSet, why_other_inputs
 
@@ -21,6 +21,31 @@ _DIFFERS: Final[Mapping[Raw, str]] = {
         "by FeatureMatch(features, ids)"
     ),
 }
+
+
+def unique_ids(given: Iterable[Any], count: int) -> tuple[str, ...]:
+    """Return ids of samples as texts.
+
+    Raises
+    ------
+    OperatorError
+        They are not `count`, one is missing (None, NaN), or one occurs twice.
+
+    Examples
+    --------
+    >>> unique_ids([0, "b"], 2)
+    ('0', 'b')
+    """
+    found = list(given)
+    missing = [row for row, one in enumerate(found) if one is None or one != one]  # noqa: PLR0124 - NaN alone is not
+    if missing:
+        raise OperatorError(f"samples: expected an id per row, found {found[missing[0]]!r} in row {missing[0]}")
+    ids = tuple(str(one) for one in found)
+    if len(ids) != count or len(set(ids)) != count:
+        raise OperatorError(
+            f"samples: expected {count} unique ids, one per row, found {len(ids)}, {len(set(ids))} of them different"
+        )
+    return ids
 
 
 def rows_of(samples: Sequence[str], hashes: Sequence[str], raw: Raw, probe_set: ProbeSetLike) -> Tensor:

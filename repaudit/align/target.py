@@ -18,7 +18,7 @@ from scipy.sparse import csr_array
 from torch import Tensor
 
 from repaudit.align.held_out import HeldOut
-from repaudit.align.samples import rows_of
+from repaudit.align.samples import rows_of, unique_ids
 from repaudit.embed.phate import phate_embedding
 from repaudit.embed.potential import diffusion_time
 from repaudit.errors import OperatorError
@@ -149,12 +149,7 @@ class AlignmentTarget:
         if chosen is None:
             raise OperatorError("gauge: expected the gauge that a student is seen by, found none with the operator")
         known = operator.samples if samples is None else samples
-        ids = tuple(str(one) for one in (range(operator.n_samples) if known is None else known))
-        if len(ids) != operator.n_samples or len(set(ids)) != len(ids):
-            raise OperatorError(
-                f"samples: expected {operator.n_samples} unique ids, one per row, found {len(ids)}, {len(set(ids))} of "
-                "them different"
-            )
+        ids = unique_ids(range(operator.n_samples) if known is None else known, operator.n_samples)
         return cls(
             _stochastic(csr_array(as_float64(operator))),
             ids,

@@ -82,8 +82,12 @@ def elsewhere(every: xr.Dataset, seen: xr.Dataset) -> str:
     if every.sizes[STEP] == seen.sizes[STEP]:
         return ""
     count, others = int(seen[N_MODELS].values[-1]), every.sizes[STEP] - seen.sizes[STEP]
-    steps = f"{others} other step{'s' * (others > 1)}"
-    return f" That is at the {seen.sizes[STEP]} steps which {count} models share; other models are at {steps}."
+    elsewhere = f"other models are at {others} other steps"
+    if others == 1:
+        apart = int(np.setdiff1d(every[STEP].values, seen[STEP].values)[0])
+        elsewhere = f"step {apart} is of {int(every[N_MODELS].sel({STEP: apart}))} models"
+    shared = f"{seen.sizes[STEP]} steps which" if seen.sizes[STEP] > 1 else "step which"
+    return f" That is at the {shared} {count} models share; {elsewhere}."
 
 
 def ended(spread: xr.Dataset, seen: xr.Dataset) -> str:

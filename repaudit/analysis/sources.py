@@ -20,7 +20,19 @@ from repaudit.analysis.shared_samples import SharedSamples, share_samples
 from repaudit.analysis.thumbnails import thumbnails
 from repaudit.analysis.token_rows import TokenRows
 from repaudit.errors import AnalysisError
-from repaudit.names import ATTRS, CHECKSUM, LAYER, MODEL, MODELS, PROBE, SAMPLE, at_home, encode_name, matching
+from repaudit.names import (
+    ATTRS,
+    BY_DEPTH,
+    CHECKSUM,
+    LAYER,
+    MODEL,
+    MODELS,
+    PROBE,
+    SAMPLE,
+    at_home,
+    encode_name,
+    matching,
+)
 from repaudit.store.format.layout import INPUTS_FINGERPRINT, LOST
 from repaudit.store.format.sample_set import inputs_key
 from repaudit.store.read import catalog
@@ -149,7 +161,7 @@ def open_sources(urls: Sequence[str | os.PathLike[str]], settings: Settings) -> 
         return Sources(trees[given[0]], trees, of_model, tuple(notes))
     notes += shared.notes
     if names.counts:
-        notes += [f"depth of {name}: in the order of {', '.join(recorded[name])}" for name in chosen]
+        notes += [f"{BY_DEPTH}{name}: in the order of {', '.join(recorded[name])}" for name in chosen]
     return Sources(_view(trees, of_model, shared), trees, of_model, tuple(notes))
 
 

@@ -31,9 +31,11 @@ from repaudit.cli.console import (
     warn_of_what_is_lost,
 )
 from repaudit.cli.progress import shown_progress
-from repaudit.names import at_home
+from repaudit.names import BY_DEPTH, at_home
 
 MOST_LEFT_OUT = 8
+OF_AN_ANALYSIS = ("results.zarr", "report.html", "summary.json", "figures", "cache")
+"""What an analysis writes into its folder."""
 
 Match = Literal["name", "depth"]
 Merge = Literal["frobenius", "weighted", "reversible", "ot_barycenter"]
@@ -94,20 +96,25 @@ def analyze(
         ),
     ] = None,
     scales: Annotated[
-        str | None, typer.Option(help="Effective numbers of neighbours, separated by commas; 15,N/4 by default.")
+        list[str] | None,
+        typer.Option(
+            metavar="TEXT", help="Effective numbers of neighbours, separated by commas; repeatable; 15,N/4 by default."
+        ),
     ] = None,
     keep_merged: Annotated[
         KeepMerged | None, typer.Option(help="Steps whose merged operators are kept, the last by default.")
     ] = None,
     similarity: Annotated[
-        str | None,
+        list[str] | None,
         typer.Option(
             metavar="MEASURES",
             help="Similarity measures, separated by commas: cka, cka_debiased, cka_rbf, mutual_knn, procrustes, rsa; "
-            "cka_debiased,mutual_knn by default.",
+            "cka_debiased,mutual_knn by default; repeatable.",
         ),
     ] = None,
-    similarity_steps: Annotated[str | None, typer.Option(help="Steps of the similarity maps, like --steps.")] = None,
+    similarity_steps: Annotated[
+        list[str] | None, typer.Option(metavar="TEXT", help="Steps of the similarity maps, like --steps.")
+    ] = None,
     frames: Annotated[
         int | None, typer.Option(help="Most steps at which to embed the samples, 12 by default; 0 for none.")
     ] = None,
@@ -174,6 +181,7 @@ def analyze(
             raise typer.BadParameter("several stores need --out, the folder for their results")
         folder = at_home(out) if out else default_folder(stores[0])
         earlier = _names_in(folder)
+        _tell_of_others(folder)
         arguments = [*stores, *(("--out", out) if out else ())]
 
         def answered(summary: Mapping[str, Any]) -> None:
@@ -203,6 +211,19 @@ def _names_in(folder: Path) -> dict[str, list[str]]:
         return {"layer": list(summary["layers"]), "model": list(summary["models"])}
     except (OSError, ValueError, KeyError, TypeError):
         return {}
+
+
+def _tell_of_others(folder: Path) -> None:
+    """Say on stderr what a folder holds that no analysis wrote: results come among it, and replace nothing of it."""
+    try:
+        found = sorted(entry.name for entry in folder.iterdir() if not entry.name.startswith("."))
+    except OSError:
+        return
+    others = [name for name in found if name not in OF_AN_ANALYSIS]
+    if others and len(others) == len(found):
+        named = ", ".join(others[:3]) + (f" and {len(others) - 3} more" if len(others) > 3 else "")
+        said = f"{folder} holds {named}: the results go beside, and replace none of it"
+        prose(PlainConsole(stderr=True), escape(said))
 
 
 def _tell_of_replaced(earlier: Mapping[str, list[str]], summary: Mapping[str, Any], folder: Path) -> None:
@@ -278,7 +299,7 @@ def _print_alone(alone: dict[str, str], models: list[str], arguments: list[str])
 def _print_rest(summary: dict[str, Any], folder: Path) -> None:
     console = PlainConsole()
     for line in summary["left_out"][:MOST_LEFT_OUT]:
-        prose(console, f"  left out: {escape(line)}")
+        prose(console, f"  {'matched by ' if line.startswith(BY_DEPTH) else 'left out: '}{escape(line)}")
     if len(summary["left_out"]) > MOST_LEFT_OUT:
         console.print(f"  and {len(summary['left_out']) - MOST_LEFT_OUT} more in summary.json", highlight=False)
     console.print()

@@ -25,17 +25,24 @@ Stores = Annotated[
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Machine-readable result on stdout.")]
 Models = Annotated[
-    str | None,
-    typer.Option(help="Models or patterns such as `seed*`, separated by commas.", autocompletion=completion.models),
+    list[str] | None,
+    typer.Option(
+        metavar="TEXT",
+        help="Models or patterns such as `seed*`, separated by commas; repeatable.",
+        autocompletion=completion.models,
+    ),
 ]
 Layers = Annotated[
-    str | None,
+    list[str] | None,
     typer.Option(
-        help="Layers as `repaudit info` names them, or patterns such as `model.layers[*]`, with commas.",
+        metavar="TEXT",
+        help="Layers as `repaudit info` names them, or patterns such as `model.layers[*]`, with commas; repeatable.",
         autocompletion=completion.layers,
     ),
 ]
-Steps = Annotated[str | None, typer.Option(help="Steps and ranges, e.g. 0,10,100:200.")]
+Steps = Annotated[
+    list[str] | None, typer.Option(metavar="TEXT", help="Steps and ranges, e.g. 0,10,100:200; repeatable.")
+]
 
 
 @contextmanager
@@ -160,8 +167,9 @@ def _fail(error: object, code: int) -> None:
     raise typer.Exit(code)
 
 
-def parse_steps(text: str | None, stores: Sequence[str]) -> list[int] | None:
+def parse_steps(texts: str | Sequence[str] | None, stores: Sequence[str]) -> list[int] | None:
     """Parse ``0,10,100:200``: single steps and inclusive ranges of the steps recorded in some stores."""
+    text = _joined(texts)
     if text is None:
         return None
     from repaudit.store.read import catalog
@@ -183,6 +191,11 @@ def parse_steps(text: str | None, stores: Sequence[str]) -> list[int] | None:
     return chosen
 
 
-def parse_names(text: str | None) -> list[str] | None:
-    """Parse names separated by commas."""
+def parse_names(texts: str | Sequence[str] | None) -> list[str] | None:
+    """Parse names separated by commas, of an option that may be given several times."""
+    text = _joined(texts)
     return [name.strip() for name in text.split(",")] if text is not None else None
+
+
+def _joined(texts: str | Sequence[str] | None) -> str | None:
+    return texts if isinstance(texts, str) else ",".join(texts) if texts else None

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -10,7 +12,7 @@ import typer
 
 from repaudit.cli.console import AsJson, one_line_errors, say
 from repaudit.cli.progress import shown_progress
-from repaudit.errors import StoreError
+from repaudit.errors import RepauditError, StoreError
 
 Pooling = Literal["mean", "last_token", "cls", "all", "own"]
 
@@ -72,11 +74,12 @@ def record(
 
         texts = [text for several in layers for text in split_layer_texts(several)]
         known = _recorded(store)
-        recorded = record_pretrained(
-            models, _samples(probe, images, dataset, label), texts, store, revisions=revision or (), names=name,
-            config=config, tokenizer=tokenizer, max_length=max_length, pooling=pooling, batch_size=batch_size,
-            trust_remote_code=trust_remote_code, store_texts=store_texts, progress=progress,
-        )  # fmt: skip
+        with _in_options():
+            recorded = record_pretrained(
+                models, _samples(probe, images, dataset, label), texts, store, revisions=revision or (), names=name,
+                config=config, tokenizer=tokenizer, max_length=max_length, pooling=pooling, batch_size=batch_size,
+                trust_remote_code=trust_remote_code, store_texts=store_texts, progress=progress,
+            )  # fmt: skip
         from repaudit.store.read import catalog
         from repaudit.store.read.reader import open_store
 
@@ -88,6 +91,19 @@ def record(
     for model, steps in recorded.items():
         there = "already in the store" if known.get(model) == steps else "recorded"
         say(f"{model}: {there} at step {', '.join(map(str, steps))}{read[model]}")
+
+
+@contextmanager
+def _in_options() -> Iterator[None]:
+    """Say in this command's options what an error advises in the library's keywords."""
+    try:
+        yield
+    except RepauditError as error:
+        if "if_exists" in str(error):
+            error.add_note(
+                "here, --name gives this model another name in the store, --store records it in another store"
+            )
+        raise
 
 
 def _recorded(store: str) -> dict[str, list[int]]:

@@ -45,6 +45,8 @@ _STATES: Final = {"running": "green", "silent": "red", "ended": "dim"}
 _TITLES: Final = ("model", "state", "audits", "last step", "since then", "heartbeat", "failures")
 NARROW: Final = 72
 """Columns below which only what cannot be missed is told."""
+_CROWDED: Final = 92
+"""The same where layers differ in their models and their last steps."""
 _MAKING: Final = 10.0
 """Seconds after which what has no root document is no store in the making."""
 _FRAME: Final = 8
@@ -158,12 +160,20 @@ def view(look: Look, width: int = 80, height: int | None = None) -> Group:
     head = Text(visible(look.url), style="bold")
     scale = " and ".join(f"{one:g}" for one in look.perplexities)
     at = f" at the scale of {scale} neighbours" if scale else ""
-    said = f"spread{at}, drawn from 0 (identical) to 1 (unrelated); 95% interval; verdicts are so far"
+    known = [curve for curve in look.curves if curve.steps]
+    ends, counts = (_range(numbers) for numbers in ([c.steps[-1] for c in known], [c.models for c in known]))
+    now = f"; now: step {ends} of {counts} models" if known else ""
+    said = f"spread{at}, drawn from 0 (identical) to 1 (unrelated); 95% interval{now}; verdicts are so far"
     what = Text(said, style="dim")
     parts: list[Any] = [head, _runs(look.runs, width)]
     if look.curves:
         parts += [_curves(look.curves, width, room), what]
     return Group(*parts, *(Text(visible(note), style="yellow") for note in notes))
+
+
+def _range(numbers: Sequence[int]) -> str:
+    low, high = min(numbers, default=0), max(numbers, default=0)
+    return str(low) if low == high else f"{low} to {high}"
 
 
 def _runs(runs: Sequence[Run], total: int) -> Table:
@@ -196,9 +206,11 @@ def _curves(curves: Sequence[LiveCurve], total: int, room: int | None) -> Table:
     width = max(8, min(WIDTH, total - 68))
     table = Table(box=None, pad_edge=False, header_style="dim")
     others = {"spread so far": max(13, width), "now": 18, "verdict": 10, "settled": 7}
-    differ = len({curve.models for curve in curves}) > 1
+    differ = len({curve.models for curve in curves}) > 1 and total >= NARROW
     others |= {"models": 6} if differ else {}
-    if total < NARROW:
+    ends = len({curve.steps[-1] for curve in curves if curve.steps}) > 1 and total >= NARROW
+    others |= {"at step": 7} if ends else {}
+    if total < (_CROWDED if differ and ends else NARROW):
         del others["settled"]
     room_for_names = max(12, total - sum(others.values()) - 2 * len(others))
     table.add_column("layer", no_wrap=True, overflow="ellipsis", max_width=room_for_names)
@@ -214,6 +226,7 @@ def _curves(curves: Sequence[LiveCurve], total: int, room: int | None) -> Table:
         drawn = sparkline(_mean(run), width)
         cells = [drawn, _now(run), verdict, *(["/".join(settled[:2])] if "settled" in others else [])]
         cells += [str(min(curve.models for curve in run))] if differ else []
+        cells += [_last_steps(run)] if ends else []
         table.add_row(f"[cyan]{escape(visible(name))}[/]", *cells)
     return table
 
@@ -227,6 +240,12 @@ def _mean(run: Sequence[LiveCurve]) -> list[float]:
     shared = set.intersection(*(set(curve.steps) for curve in run))
     by_step = [dict(zip(curve.steps, curve.value, strict=True)) for curve in run]
     return [sum(one[step] for one in by_step) / len(run) for step in sorted(shared)]
+
+
+def _last_steps(run: Sequence[LiveCurve]) -> str:
+    """Return the steps that the last spreads of some layers are of."""
+    lasts = [curve.steps[-1] for curve in run if curve.steps]
+    return "/".join(str(step) for step in sorted({min(lasts), max(lasts)})) if lasts else "-"
 
 
 def _now(run: Sequence[LiveCurve]) -> str:

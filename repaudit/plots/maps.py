@@ -80,7 +80,8 @@ def plot_similarity(
     blocks = [name for name, _, _ in order.blocks]
     ax.set_xticks(middles, canvas.safes(blocks, 24), rotation=90 if count > 60 else 30)
     if count <= 24:
-        ax.set_yticks(range(count), canvas.safes(order.inner, 34))
+        rows = blocks if len(blocks) == count else order.inner  # of one layer, or one model: the blocks differ
+        ax.set_yticks(range(count), canvas.safes(rows, 34))
     else:
         ax.set_yticks(middles, canvas.safes(blocks, 34))
     ax.tick_params(labelsize=7, length=0)

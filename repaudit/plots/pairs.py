@@ -11,7 +11,7 @@ from scipy.cluster.hierarchy import leaves_list, linkage
 from scipy.spatial.distance import squareform
 
 from repaudit.errors import AnalysisError
-from repaudit.names import MODEL, STEP
+from repaudit.names import LAYER, MODEL, STEP, meant_layer
 from repaudit.plots import canvas
 from repaudit.plots.scales import Found, at_one_scale
 from repaudit.results import DISTANCE, HIGH, LOW, OTHER, PAIRS, PVALUE_HOLM, names_of, one_layer
@@ -94,7 +94,8 @@ def plot_pairs(pairs: Found, layer: str, ax: Axes | None = None, *, step: int | 
             ax.text(column, row, f"{value:.2f}", ha="center", va="center", fontsize=7, color=ink)
     ax.tick_params(labelsize=7, length=0)
     ax.spines[:].set_visible(False)
-    ax.set_title(f"{canvas.safe(layer)}   step {found.step:,}", loc="left", fontsize=9, color=canvas.INK)
+    name = meant_layer(layer, names_of(at_one_scale(pairs, PAIRS), LAYER))
+    ax.set_title(f"{canvas.safe(name)}   step {found.step:,}", loc="left", fontsize=9, color=canvas.INK)
     figure = ax.get_figure()
     if figure is not None:
         bar = figure.colorbar(image, ax=ax, fraction=0.03, pad=0.02, shrink=0.6)

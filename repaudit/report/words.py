@@ -11,7 +11,7 @@ import numpy as np
 import xarray as xr
 
 from repaudit.measure.phases import UNRELATED
-from repaudit.names import LABEL, MODEL, STEP
+from repaudit.names import BY_DEPTH, LABEL, MODEL, STEP
 from repaudit.plots import style
 from repaudit.results import (
     BAND_HIGH,
@@ -203,9 +203,13 @@ def about(results: xr.DataTree, summary: Mapping[str, Any]) -> list[tuple[str, A
     """Return the last sections of the page: what was left out, the parameters, the probe set, the versions."""
     attrs: dict[str, Any] = {str(name): value for name, value in results.attrs.items()}
     attrs |= {name: value for name, value in summary.items() if value is not None}
+    noted = attrs.get("left_out", ())
+    matched = [note for note in noted if note.startswith(BY_DEPTH)]
+    attrs["left_out"] = [note for note in noted if note not in matched]
+    attrs |= {BY_DEPTH: matched} if matched else {}
     titles = {
-        "left_out": "Left out", PARAMETERS: "Parameters", FINGERPRINT: "Fingerprint of the probe set",
-        VERSIONS: "Versions", "store": "Store",
+        "left_out": "Left out", BY_DEPTH: "Matched by depth", PARAMETERS: "Parameters",
+        FINGERPRINT: "Fingerprint of the probe set", VERSIONS: "Versions", "store": "Store",
     }  # fmt: skip
     return [(title, plain(_decoded(attrs[name]))) for name, title in titles.items() if name in attrs]
 

@@ -388,3 +388,21 @@ def test_a_match_needs_a_target(match: type, wrong: object) -> None:
         match(wrong)
     with pytest.raises(TypeError, match="probe_set: expected a ProbeSet of the student, found Tensor"):
         students.objective(probe_set=torch.eye(3))
+
+
+@pytest.mark.parametrize("wrong", ["cosine", 10, [0.0, 1.0]])
+def test_a_schedule_is_a_function(wrong: object) -> None:
+    with pytest.raises(TypeError, match=r"schedule: expected a function of the step such as Schedule\(warmup=9\)"):
+        students.objective(schedule=wrong)
+
+
+def test_an_objective_that_taught_another_student_says_what_goes_on() -> None:
+    first, second, objective = students.student(), students.student(), students.objective()
+    objective.prepare(first)
+    objective.prepare(second)  # nothing was drawn yet
+    objective.joined(second, 0, lambda: torch.tensor(0.0))
+    objective.prepare(second)
+    copied = copy.deepcopy(objective)
+    copied.prepare(first)  # a copy has taught nobody
+    with pytest.warns(AlignmentWarning, match="has taught another model, and its draws, heads and frame go on"):
+        objective.prepare(first)

@@ -222,3 +222,9 @@ def test_distance_is_the_spread() -> None:
     assert target.distance(points(1)) == pytest.approx(
         ra.spread({"a": gauge(points()), "b": gauge(points(1))}).value, rel=1e-5
     )
+
+
+@pytest.mark.parametrize("missing", [None, float("nan"), np.float32("nan")])
+def test_a_sample_without_an_id_is_refused(missing: object) -> None:
+    with pytest.raises(OperatorError, match=r"samples: expected an id per row, found .* in row 1"):
+        ra.AlignmentTarget.from_operator(np.full((3, 3), 1 / 3), samples=["a", missing, "c"], gauge=ra.DiffusionGauge())

@@ -28,6 +28,13 @@ def curve(values: list[float], models: list[int], half: float = 0.05) -> xr.Data
     return xr.Dataset({name: ("step", column) for name, column in numbers.items()}, coords={"step": steps})
 
 
+def test_a_single_step_of_other_models_is_named() -> None:
+    found = layer_summary(curve([0.8, 0.6, 0.4, 0.7], [4, 4, 4, 2]))
+    assert found["sentence"].endswith(" That is at the 3 steps which 4 models share; step 300 is of 2 models.")
+    alone = layer_summary(curve([0.8, 0.7], [4, 2]))
+    assert alone["sentence"].endswith(" That is at the step which 4 models share; step 100 is of 2 models.")
+
+
 def test_a_curve_is_judged_at_the_steps_that_most_models_share() -> None:
     """Where two of four train on, the spread of these two is another one, and no change of any model."""
     found = layer_summary(curve([0.8, 0.6, 0.4, 0.7, 0.7, 0.7], [4, 4, 4, 2, 2, 2]))

@@ -106,6 +106,10 @@ def test_what_is_recorded_already_is_told_with_what_fails(tmp_path, texts):
     given = [str(tmp_path / "m/one"), str(tmp_path / "m/two"), "--probe", str(texts), "--layers", ",".join(layers)]
     run = CliRunner().invoke(app, ["record", *given, "--store", str(tmp_path / "t.zarr")])
     assert "\n  recorded already: one; running again" in run.stderr, run.output
+    other = [*given[:1], "--probe", str(texts), "--layers", "model.norm", "--store", str(tmp_path / "t.zarr")]
+    run = CliRunner().invoke(app, ["record", *other])
+    assert "a model keeps its layers" in run.stderr, run.output
+    assert "here, --name gives this model another name in the store" in run.stderr, run.output
     with pytest.raises(PretrainedError, match=r"'(one|two)': expected .*several models is taken for the checkpoints"):
         record_pretrained([tmp_path / "m"], texts, ["model.layers[1]"], tmp_path / "u.zarr")
 

@@ -184,6 +184,12 @@ def test_another_training_under_a_recorded_name_is_refused(tmp_path):
         assert [audits.audit(model, step) for step in (5, 10, 10)] == [True, True, False], (
             "a repeat of one's own is none"
         )
+    assert not audits.audit(model, 10)  # and none of a record that is opened once more
+    with torch.no_grad():
+        model[0].weight += 1
+    with pytest.warns(AuditWarning, match="its parameters have changed since"):
+        audits.audit(model, 10)
+    audits.close()
     with recorder(tmp_path / "s.zarr") as audits:
         for step in (0, 5):
             with pytest.raises(ra.errors.StepOrderError, match=f"step 10 in .*starts at step {step}: .*truncate_after"):

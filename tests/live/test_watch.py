@@ -454,3 +454,19 @@ def test_a_page_until_it_is_stopped_is_no_single_look(
         app(["watch", str(store), "--serve", other], prog_name="repaudit")
     assert ended.value.code == 2
     assert f"leave out {other}" in " ".join(capsys.readouterr().err.replace("│", " ").split())
+
+
+def test_what_now_is_of_is_told(store: Path) -> None:
+    """Of which step and how many models the last spreads are: once where all agree, else in columns."""
+    look = Watcher(store, gauge=ra.DiffusionGauge(perplexity=4)).look()
+    said = " ".join(shown(look, 200, 30))
+    assert f"now: step {look.curves[0].steps[-1]} of {look.curves[0].models} models" in said
+    assert "at step" not in said
+    (first, second) = curves(2)
+    behind = replace(second, steps=second.steps[:-9], value=second.value[:-9], models=4)
+    for width in (60, 80, 91, 120):
+        lines = shown(replace(look, curves=(first, behind)), width, 30)
+        assert all(len(line) <= width for line in lines)
+        assert "now: step 190 to 199 of 3 to 4 models" in " ".join(" ".join(lines).split())
+        if width > 60:
+            assert [line.split()[-2:] for line in lines if "layers." in line] == [["3", "199"], ["4", "190"]]

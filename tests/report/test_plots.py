@@ -92,6 +92,7 @@ def test_a_layer_is_known_by_its_path_behind_the_base(make_results):
     pairs = make_results(scales=True)[0]["pairs"].to_dataset().isel(scale=0)
     shown = [plots.plot_pairs(pairs, name, Figure().add_subplot()) for name in ("layers.1", "model.layers.1")]
     np.testing.assert_array_equal(*(one.images[0].get_array() for one in shown))
+    assert [one.get_title(loc="left").split()[0] for one in shown] == ["model.layers.1", "model.layers.1"]
     tree, _ = make_results(more=True)
     comparison = tree["comparison"].to_dataset()
     both = [plots.plot_comparison(comparison, name, Figure().add_subplot()) for name in ("norm", "model.norm")]
@@ -119,6 +120,22 @@ def test_a_similarity_map_orders_its_rows(make_results, by):
     np.testing.assert_array_equal(drawn, one[np.ix_(order, order)])
     with pytest.raises(AnalysisError, match="found 'cosine'"):
         plots.plot_similarity(similarity, "cosine", ax=ax)
+
+
+def test_rows_of_a_similarity_map_are_told_apart(make_results):
+    """Of one layer, its name tells no row from the others; the models do. So does a layer, of one model."""
+    similarity = make_results(more=True)[0]["similarity"].to_dataset()
+    for kept, by, wanted in (
+        ("layer", "model", ["seed0", "seed1", "seed2"]),
+        ("layer", "layer", ["seed0", "seed1", "seed2"]),
+        ("model", "model", ["layers.0", "layers.1", "norm"]),
+        ("model", "layer", ["layers.0", "layers.1", "norm"]),
+    ):
+        of_one = np.flatnonzero(similarity[kept].values == similarity[kept].values[0])
+        some = similarity.isel(representation=of_one, other=of_one)
+        ax = plots.plot_similarity(some, "cka", ax=Figure().add_subplot(), by=by)
+        named = [tick.get_text().removeprefix("model.") for tick in ax.get_yticklabels()]
+        assert named == wanted, (kept, by)
 
 
 def test_frames_of_one_layer_share_their_limits(make_results):

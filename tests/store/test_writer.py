@@ -124,6 +124,19 @@ def test_truncation_drops_later_steps_and_their_chunks(url, probe_set, layers, s
     np.testing.assert_array_equal(array.sel(step=2).values, step_arrays(22)["model.layers.0"])
 
 
+@pytest.mark.parametrize("wrong", ["2", 1.5, True, None])
+def test_a_truncation_goes_back_to_a_step(url, probe_set, layers, step_arrays, wrong):
+    with open_writer(url, probe_set, layers) as writer:
+        for step in range(3):
+            writer.append(step, step_arrays(step))
+        with pytest.raises(TypeError, match=f"step={wrong!r}: expected an integer"):
+            writer.truncate(wrong)
+    if wrong is not None:
+        with pytest.raises(TypeError, match=f"truncate_after={wrong!r}: expected an integer"):
+            open_writer(url, probe_set, layers, truncate_after=wrong)
+    assert catalog.steps(ra.open_store(url), "seed0") == [0, 1, 2]
+
+
 def test_a_tree_opened_before_a_truncation_gives_no_later_step_for_an_earlier_one(url, probe_set, layers, step_arrays):
     with open_writer(url, probe_set, layers) as writer:
         for step in range(4):

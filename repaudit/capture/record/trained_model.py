@@ -118,9 +118,10 @@ class AuditedModel:
     def check_repeat(self, model: nn.Module, name: str, step: int, before: int | None) -> None:
         """Refuse a recorded step of another model with a StepOrderError; warn where the same has been trained since.
 
-        A step that was the last one `before` this training warns, since nobody knows of which model it is.
+        A step that was the last one `before` this training warns, where nobody knows of which model it is.
         """
-        if step == before:
+        audited_here = self._net is not None and self._net() is network(model)
+        if step == before and not audited_here:
             warn_recorded_before(name, step)
             return
         if self.is_another(model):

@@ -69,7 +69,7 @@ def _as_numpy(layer: LayerLayout, values: Any) -> tuple[NDArray[Any], str]:
     return array, source
 
 
-def step_number(step: Any) -> int:
+def step_number(step: Any, name: str = "step") -> int:
     """Return a step as an integer; anything else, a truth value too, is a TypeError.
 
     Examples
@@ -79,10 +79,13 @@ def step_number(step: Any) -> int:
     3
     """
     if isinstance(step, bool):
-        raise TypeError(f"step={step!r}: expected an integer, found a truth value")
-    found = operator.index(step)
+        raise TypeError(f"{name}={step!r}: expected an integer, found a truth value")
+    try:
+        found = operator.index(step)
+    except TypeError:
+        raise TypeError(f"{name}={step!r}: expected an integer, found a {type(step).__name__}") from None
     if abs(found) >= MOST_STEP:
-        raise ValueError(f"step={step!r}: expected an integer of 64 bits")
+        raise ValueError(f"{name}={step!r}: expected an integer of 64 bits")
     return found
 
 

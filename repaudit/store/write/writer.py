@@ -134,8 +134,8 @@ class TrajectoryWriter:
     ) -> None:
         if on_store_error not in {"raise", "warn"}:
             raise LayoutError(f"on_store_error={on_store_error!r}: expected 'raise' or 'warn'")
-        self.on_store_error = on_store_error
-        self.model_name = check_name(model_name, "model")
+        back = None if truncate_after is None else step_number(truncate_after, "truncate_after")
+        self.on_store_error, self.model_name = on_store_error, check_name(model_name, "model")
         read = {INPUTS_FINGERPRINT: probe_set.fingerprint}
         attrs = {name: {**(layer_attrs or {}).get(name, {}), **read} for name in layers}
         laid_out = lay_out_layers(layers, len(probe_set), codec=codec, keepbits=keepbits, attributes=attrs)
@@ -147,8 +147,8 @@ class TrajectoryWriter:
             self._record = ModelRecord.claim(storage, model_name, laid_out, facts, if_exists=if_exists, force=force)
             self._layers = {layer.name: layer for layer in self._record.layers}
             try:
-                if truncate_after is not None:
-                    self._record.truncate(truncate_after)
+                if back is not None:
+                    self._record.truncate(back)
             except BaseException:
                 self._record.lease.release()
                 raise
