@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from io import BufferedReader
-from typing import IO, Any, Final, TypeAlias
+from typing import IO, Any, Final, Self, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +14,32 @@ from scipy.sparse import csr_array
 from repaudit.errors import OperatorError
 
 PRECISIONS: Final = (np.float32, np.float64)
+
+
+class OpenFile:
+    """The file that was read last, open until another one is read: operators are often parts of one."""
+
+    def __init__(self) -> None:
+        self._path, self._descriptor = "", -1
+
+    def at(self, path: str) -> int:
+        """Return a descriptor of a file."""
+        if path != self._path:
+            self.close()
+            self._path, self._descriptor = path, os.open(path, os.O_RDONLY)
+        return self._descriptor
+
+    def close(self) -> None:
+        """Close the file, if one is open."""
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+        self._path, self._descriptor = "", -1
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
 
 @dataclass(frozen=True)
@@ -60,9 +86,13 @@ class OperatorFile:
         self.read(whole, 0)
         return whole
 
-    def read(self, target: NDArray[Any], start: int) -> None:
-        """Fill (rows, N) from row `start` on."""
-        fill(self.path, target, self.offset + start * self.shape[1] * self.dtype.itemsize)
+    def read(self, target: NDArray[Any], start: int, opened: OpenFile | None = None) -> None:
+        """Fill (rows, N) from row `start` on, by a file that stays open where one is given."""
+        at = self.offset + start * self.shape[1] * self.dtype.itemsize
+        if opened is None:
+            fill(self.path, target, at)
+        else:
+            _fill(opened.at(self.path), self.path, target, at)
 
 
 @dataclass(frozen=True, eq=False)
@@ -116,7 +146,7 @@ class SparseOperatorFile:
         columns, values = self._entries(0, int(self.pointers[-1]))
         return csr_array((values, columns, self.pointers), shape=self.shape)
 
-    def read(self, target: NDArray[Any], start: int) -> None:
+    def read(self, target: NDArray[Any], start: int, opened: OpenFile | None = None) -> None:
         """Fill dense (rows, N) from row `start` on."""
         pointers, columns, values = self.rows(start, start + len(target))
         target[:] = 0
@@ -163,16 +193,17 @@ def fill(path: str, target: NDArray[Any], at: int) -> None:
     OperatorError
         The file ends before.
     """
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        view = memoryview(target.reshape(-1).data).cast("B") if target.size else memoryview(b"")
-        while len(view):
-            done = os.preadv(descriptor, [view], at)
-            if not done:
-                raise OperatorError(f"expected {len(view)} bytes more at {at}, found the end of {path}")
-            view, at = view[done:], at + done
-    finally:
-        os.close(descriptor)
+    with OpenFile() as opened:
+        _fill(opened.at(path), path, target, at)
+
+
+def _fill(descriptor: int, path: str, target: NDArray[Any], at: int) -> None:
+    view = memoryview(target.reshape(-1).data).cast("B") if target.size else memoryview(b"")
+    while len(view):
+        done = os.preadv(descriptor, [view], at)
+        if not done:
+            raise OperatorError(f"expected {len(view)} bytes more at {at}, found the end of {path}")
+        view, at = view[done:], at + done
 
 
 def _header(stream: BufferedReader) -> tuple[np.dtype[Any], int]:

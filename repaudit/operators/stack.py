@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from scipy.sparse import csr_array, issparse
 
 from repaudit.errors import OperatorError
-from repaudit.operators.files import PRECISIONS, OperatorFile, SparseOperatorFile
+from repaudit.operators.files import PRECISIONS, OpenFile, OperatorFile, SparseOperatorFile
 
 _FILES = (OperatorFile, SparseOperatorFile)
 
@@ -135,14 +135,15 @@ class OperatorStack:
             _copy(part, self._operators[:, start:stop])
             return
         rows = part.numpy()
-        for index in range(self.size):
-            operator = self._item(index)
-            if start == 0:
-                self._check(operator, index)
-            if isinstance(operator, _FILES) and operator.dtype == rows.dtype:
-                operator.read(rows[index], start)
-            else:
-                _copy(part[index], _band(matrix_of(operator), start, stop))
+        with OpenFile() as opened:
+            for index in range(self.size):
+                operator = self._item(index)
+                if start == 0:
+                    self._check(operator, index)
+                if isinstance(operator, _FILES) and operator.dtype == rows.dtype:
+                    operator.read(rows[index], start, opened)
+                else:
+                    _copy(part[index], _band(matrix_of(operator), start, stop))
 
     def _check(self, matrix: Any, index: int) -> None:
         side = _side(matrix, f"operator {index}")

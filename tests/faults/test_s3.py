@@ -114,6 +114,26 @@ def test_a_prefix_that_fills_while_it_is_listed_is_no_object(s3, url, keywords, 
     assert [key.strip("/") for key in storage.keys("models/seed0")] == ["models/seed0/.lease"]
 
 
+def test_an_object_made_while_its_folder_is_listed_is_read(s3, url, keywords, monkeypatch):
+    """s3fs reads by the listings that it remembers, also by one that was answered before the object was there."""
+    storage = open_storage(url, s3)
+    listed = type(storage.filesystem)._iterdir
+
+    async def then_filled(self, *args, **options):
+        async for entry in listed(self, *args, **options):
+            yield entry
+        bucket, key, _ = self.split_path(storage.path("models/seed0/.lease"))
+        await self._call_s3("put_object", Bucket=bucket, Key=key, Body=b"{}")
+
+    storage.put("models/seed0/zarr.json", [b"{}"])
+    for list_them in (lambda: storage.children("models/seed0"), lambda: list(storage.keys("models/seed0"))):
+        monkeypatch.setattr(type(storage.filesystem), "_iterdir", then_filled)
+        list_them()
+        monkeypatch.undo()
+        assert storage.get("models/seed0/.lease") == b"{}"
+        storage.delete("models/seed0/.lease")
+
+
 class NoExclusiveCreate(RemoteStorage):
     """A store that knows no conditional put: of two creates at one moment, both think that they succeeded."""
 

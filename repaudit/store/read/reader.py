@@ -22,7 +22,7 @@ from repaudit.store.read.pinned import PinnedStore
 from repaudit.store.read.plain_store import PlainStore
 from repaudit.store.read.snapshot import take_snapshot
 from repaudit.store.storage.local import LocalStorage
-from repaudit.store.storage.place import open_storage
+from repaudit.store.storage.place import open_storage, without_listings
 from repaudit.store.storage.remote import RemoteStorage
 from repaudit.store.storage.storage import Storage
 
@@ -170,6 +170,7 @@ def _zarr_store(storage: Storage, url: str | os.PathLike[str], storage_options: 
         return LocalStore(storage.root, read_only=True)
     if isinstance(storage, RemoteStorage) and storage.is_plain:
         return PlainStore(storage)
-    store = FsspecStore.from_url(os.fspath(url), storage_options=dict(storage_options or {}), read_only=True)
+    text = os.fspath(url)
+    store = FsspecStore.from_url(text, storage_options=without_listings(text, storage_options), read_only=True)
     store.fs.invalidate_cache()  # an earlier instance would answer from the listings it remembers
     return store

@@ -50,7 +50,7 @@ def open_storage(
     if "://" not in text and "::" not in text:
         return LocalStorage(Path(os.path.expanduser(text)), durable=durable)  # noqa: PTH111 - keeps an unknown ~name
     try:
-        filesystem, path = url_to_fs(text, **(storage_options or {}))
+        filesystem, path = url_to_fs(text, **without_listings(text, storage_options))
     except (ConnectionError, PermissionError, TimeoutError):
         raise
     except Exception as error:  # every file system has errors of its own for what is not its kind
@@ -61,6 +61,21 @@ def open_storage(
         return LocalStorage(Path(path), durable=durable)
     protocols = (filesystem.protocol,) if isinstance(filesystem.protocol, str) else filesystem.protocol
     return (S3Storage if "s3" in protocols else RemoteStorage)(filesystem, path, text)
+
+
+def without_listings(url: str, storage_options: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Return the options of a file system that remembers no listings, where it would read by them.
+
+    s3fs looks in them for an object that it is to read: one that another writer has made since a listing was asked for
+    would be missing until the next.
+
+    Examples
+    --------
+    >>> without_listings("s3://bucket/run.zarr", {"anon": True})
+    {'anon': True, 'use_listings_cache': False}
+    """
+    given = dict(storage_options or {})
+    return given | {"use_listings_cache": False} if url.startswith(("s3://", "s3a://")) else given
 
 
 def location(storage: Storage) -> str:
