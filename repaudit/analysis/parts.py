@@ -8,7 +8,6 @@ from typing import Any, Final, TypeAlias
 
 import numpy as np
 import xarray as xr
-from numpy.typing import NDArray
 
 from repaudit.analysis.convergence import (
     approach_dataset,
@@ -36,6 +35,7 @@ from repaudit.analysis.spreads import SpreadCurve, spread_curve
 from repaudit.analysis.study import Study
 from repaudit.errors import ActivationError, CorruptStoreError
 from repaudit.gauge.gauge import DiffusionGauge
+from repaudit.measure.band import Margins
 from repaudit.names import LAYER, SAMPLE, SCALE, SCALE_NAME
 from repaudit.results import (
     APPROACH,
@@ -53,7 +53,7 @@ from repaudit.results import (
     UNITS,
 )
 
-Margins: TypeAlias = dict[tuple[str, str], NDArray[np.float64]]
+CurveMargins: TypeAlias = dict[tuple[str, str], Margins]
 """By layer and name of the scale: what a difference between two steps of the spread must exceed."""
 
 Progress = Callable[[str, int, int], None]
@@ -75,7 +75,7 @@ PARTS: Final[dict[str, Part]] = {
 """Groups of the results that are computed layer by layer, in addition to those that need more than the operators."""
 
 
-Parts: TypeAlias = tuple[dict[str, xr.Dataset], Margins, list[str]]
+Parts: TypeAlias = tuple[dict[str, xr.Dataset], CurveMargins, list[str]]
 """The groups of the results, the margins of every curve, and a line for what could not be computed."""
 
 OF_OPERATORS: Final = frozenset({MERGED, FRAMES})
@@ -116,7 +116,7 @@ def _joined(
     layers: Sequence[Sequence[LayerOperators]], study: Study, made: dict[Piece, Any], notes: Sequence[str]
 ) -> Parts:
     """Return the groups of the pieces that are made, each with all its layers and scales."""
-    told, margins = list(notes), {}
+    told, margins = list(notes), CurveMargins()
     at_scales = []
     for index, scale in enumerate(study.scales):
         datasets: dict[str, list[xr.Dataset]] = {}

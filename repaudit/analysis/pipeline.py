@@ -29,7 +29,7 @@ from repaudit.analysis.layer_names import Match
 from repaudit.analysis.layer_operators import LayerOperators, layer_operators, threads
 from repaudit.analysis.moving import scratch
 from repaudit.analysis.needed_memory import needed_memory
-from repaudit.analysis.parts import Margins, Parts, Progress, compute_parts
+from repaudit.analysis.parts import CurveMargins, Parts, Progress, compute_parts
 from repaudit.analysis.selection import select
 from repaudit.analysis.settings import MAX_TOKENS, Settings, StoreStrategy
 from repaudit.analysis.sketched_layers import layer_sketches, scales_of_sketches, sketched_layers
@@ -292,7 +292,7 @@ def _operators(
 
 
 def _summary(
-    parts: Mapping[str, xr.Dataset], margins: Margins, study: Study, left_out: Sequence[str], status: str
+    parts: Mapping[str, xr.Dataset], margins: CurveMargins, study: Study, left_out: Sequence[str], status: str
 ) -> dict[str, Any]:
     parameters = {"url": study.sources.urls, **study.settings.model_dump(mode="json")}
     parameters["gauge"] = json.loads(parts[DIAGNOSTICS].attrs["gauge"])

@@ -15,7 +15,7 @@ from scipy import stats
 
 from repaudit.analysis.layer_operators import LayerOperators
 from repaudit.analysis.study import Study
-from repaudit.measure.band import Band, band
+from repaudit.measure.band import Band, Margins, band
 from repaudit.measure.comparison import holm
 from repaudit.measure.spread import Spread, spread
 from repaudit.names import LAYER, MODEL, SAMPLE, STEP
@@ -63,12 +63,12 @@ class SpreadCurve:
     ----------
     spread : Dataset on (layer, step)
     pairs : Dataset on (layer, step, model, other); None for one model
-    margins : (step, step) of the steps that have a spread
+    margins : Margins of the steps that have a spread
     """
 
     spread: xr.Dataset
     pairs: xr.Dataset | None
-    margins: Array
+    margins: Margins
 
 
 def spread_curve(operators: LayerOperators, study: Study) -> SpreadCurve:
@@ -88,7 +88,7 @@ def spread_curve(operators: LayerOperators, study: Study) -> SpreadCurve:
     values = dataset[SPREAD].values[0]
     dataset[BAND_LOW] = ((LAYER, STEP), np.maximum(values - level, 0)[None])
     dataset[BAND_HIGH] = ((LAYER, STEP), (values + level)[None])
-    return SpreadCurve(dataset, _pairs_dataset(operators, study, found), margins.change)
+    return SpreadCurve(dataset, _pairs_dataset(operators, study, found), margins.margins)
 
 
 def spread_arrays(operators: Mapping[str, Any], seed: int) -> dict[str, Any]:
@@ -102,7 +102,7 @@ def spread_arrays(operators: Mapping[str, Any], seed: int) -> dict[str, Any]:
 def curve_band(found: Sequence[Mapping[str, Any]], present: Sequence[Sequence[str]], models: Sequence[str]) -> Band:
     """Return the margins of a curve from the resamples of its steps, and the models that each of them has."""
     if not found:
-        return Band(np.zeros(0), np.zeros((0, 0)))
+        return Band(np.zeros(0), Margins(np.zeros((0, 1))))
     left_out = np.full((len(found), len(models)), np.nan)
     for row, arrays, names in zip(left_out, found, present, strict=True):
         if len(arrays["left_out"]):

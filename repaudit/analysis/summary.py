@@ -11,7 +11,7 @@ import numpy as np
 import xarray as xr
 from scipy.sparse.csgraph import connected_components
 
-from repaudit.analysis.parts import Margins
+from repaudit.analysis.parts import CurveMargins
 from repaudit.analysis.sentences import (
     IDENTICAL,
     NO_SPREAD,
@@ -25,9 +25,10 @@ from repaudit.analysis.sentences import (
     outlying,
     with_settling,
 )
+from repaudit.measure.band import Margins
 from repaudit.measure.curve import of_most_models
 from repaudit.measure.phases import UNRELATED, phases, verdict
-from repaudit.measure.settling import UNSETTLED, settling_order
+from repaudit.measure.settling import UNSETTLED, in_order, settling_of
 from repaudit.names import LAYER, MODEL, SCALE, SCALE_NAME, STEP
 from repaudit.results import (
     APPROACH,
@@ -52,7 +53,7 @@ EQUIVALENT = 0.05
 """Differences of this size, intervals included, are none."""
 
 
-def summarize(parts: Mapping[str, xr.Dataset], margins: Margins) -> dict[str, Any]:
+def summarize(parts: Mapping[str, xr.Dataset], margins: CurveMargins) -> dict[str, Any]:
     """Summarise all layers at all scales: headline, verdicts, what settles first, and the models and steps used.
 
     The entry of a layer is that of the first scale, with the entries of all under ``scales``.
@@ -97,18 +98,22 @@ class _AtScale:
     """What a headline counts each layer as: its verdict, or that all models are one, or that nothing is known."""
 
 
-def _at_scale(parts: Mapping[str, xr.Dataset], margins: Mapping[str, Any]) -> _AtScale:
+def _at_scale(parts: Mapping[str, xr.Dataset], margins: Mapping[str, Margins]) -> _AtScale:
     """Summarise all layers at one scale."""
     layers = [str(name) for name in parts[SPREAD][LAYER].values]
     single = set(parts[APPROACH][LAYER].values.tolist()) if APPROACH in parts else set()
-    curves = {layer: _curve(parts, layer, layer in single, margins.get(layer)) for layer in layers}
-    said = {layer: layer_summary(parts[SPREAD].sel({LAYER: layer}), margins[layer]) for layer in layers}
-    moving = {name: one for name, one in curves.items() if name in single or said[name]["verdict"] not in UNSETTLED}
-    order = settling_order({name: curve for name, curve in moving.items() if len(curve[0])})
-    settling = {one.layer: {"settled": one.settled, "below_start": one.below_start} for one in order}
+    said, ends, found = {}, {}, []
+    for layer in layers:  # one after the other: the margins of a layer are a matrix of all its steps
+        change = margins[layer].matrix()
+        curve = _curve(parts, layer, layer in single, change)
+        said[layer] = layer_summary(parts[SPREAD].sel({LAYER: layer}), change)
+        ends[layer] = curve[0]
+        if len(curve[0]) and (layer in single or said[layer]["verdict"] not in UNSETTLED):
+            found.append(settling_of(layer, curve))
+    settling = {one.layer: {"settled": one.settled, "below_start": one.below_start} for one in in_order(found)}
     nothing = {"settled": None, "below_start": None}
     summaries = {}
-    for name, (steps, *_) in curves.items():
+    for name, steps in ends.items():
         one = said[name] | settling.get(name, nothing)
         one |= comparisons(parts, name, int(steps[-1]) if len(steps) else None)
         if PAIRS in parts and len(steps) == 1:

@@ -104,8 +104,9 @@ class SettlingLayers:
         apart = [spread({"then": operator, "end": operators[-1]}) for operator in operators]
         value = np.array([one.value for one in apart])
         margins = band(np.array([one.halves for one in apart]))
-        curve = (value, value - margins.level, value + margins.level, margins.change)
+        change = margins.change
+        curve = (value, value - margins.level, value + margins.level, change)
         rests = settled(steps, *curve)
-        before = value[:-1], curve[1][:-1], curve[2][:-1], margins.change[:-1, :-1]
+        before = value[:-1], curve[1][:-1], curve[2][:-1], change[:-1, :-1]
         wanders = settled(steps[:-1], *before) if before[2][-1] <= UNINFORMATIVE else None
         return steps[0] if steps[0] in (rests, wanders) else None

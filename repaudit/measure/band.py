@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 import numpy as np
@@ -20,17 +20,54 @@ MOST_STEPS: Final = 400
 
 
 @dataclass(frozen=True)
+class Margins:
+    """What a difference between two steps must exceed, made when asked for: of all layers it would be most of a memory.
+
+    Attributes
+    ----------
+    samples : (step, half)
+        Two steps differ by more than their rows are apart, as far as samples go.
+    models : (step, model), optional
+        The same as far as models go, where all have all steps.
+    least : float
+        What every difference must exceed, as far as models go.
+    alone : (step), optional
+        Where other models have other steps: two steps differ by more than the hypotenuse of theirs.
+    """
+
+    samples: Array
+    models: Array | None = None
+    least: float = 0.0
+    alone: Array | None = None
+
+    def matrix(self) -> Array:
+        """Return the margins (step, step); NaN where nothing is known, 0 of a step from itself."""
+        change = _apart(self.samples)
+        if self.models is not None:
+            np.fmax(change, np.maximum(_apart(self.models), self.least), out=change)
+        if self.alone is not None:
+            np.fmax(change, np.hypot(self.alone[:, None], self.alone), out=change)
+        np.fill_diagonal(change, 0.0)
+        return change
+
+
+@dataclass(frozen=True)
 class Band:
     """Margins that hold over a whole curve, with probability .95 for all of them together.
 
     Attributes
     ----------
     level : (step), half-width of the band about each value
-    change : (step, step), what a difference between two steps must exceed; NaN where nothing is known
+    margins : Margins
     """
 
     level: Array
-    change: Array
+    margins: Margins
+
+    @property
+    def change(self) -> Array:
+        """What a difference between two steps must exceed, (step, step)."""
+        return self.margins.matrix()
 
 
 def band(halves: Array, left_out: Array | None = None) -> Band:
@@ -54,15 +91,14 @@ def band(halves: Array, left_out: Array | None = None) -> Band:
     """
     steps = len(halves)
     deviations = halves - halves.mean(1, keepdims=True) if halves.size else np.full((steps, 1), math.nan)
-    covariance = deviations @ deviations.T / max(1, deviations.shape[1])
-    error, apart = _errors(covariance)
-    critical = _critical(deviations, apart)
-    level, change = _student(critical.level, GROUPS - 1) * error, _student(critical.change, GROUPS - 1) * apart
+    scaled = deviations / math.sqrt(max(1, deviations.shape[1]))
+    critical = _critical(deviations)
+    level = _student(critical.level, GROUPS - 1) * np.sqrt(np.square(scaled).sum(1))
+    margins = Margins(_student(critical.change, GROUPS - 1) * scaled)
     if left_out is not None and left_out.shape[1] > 2:
-        by_models = _models(left_out, critical)
-        level, change = np.fmax(level, by_models.level), np.fmax(change, by_models.change)
-    np.fill_diagonal(change, 0.0)
-    return Band(level, change)
+        by_models, alone = _models(left_out, critical)
+        level, margins = np.fmax(level, alone), replace(by_models, samples=margins.samples)
+    return Band(level, margins)
 
 
 @dataclass(frozen=True)
@@ -73,14 +109,17 @@ class _Critical:
     change: float
 
 
-def _errors(covariance: Array) -> tuple[Array, Array]:
-    """Return the standard errors of values (T) and of their differences (T, T)."""
-    variance = np.diag(covariance)
-    apart = np.sqrt(np.clip(variance[:, None] + variance - 2 * covariance, 0, None))
-    return np.sqrt(np.clip(variance, 0, None)), apart
+def _apart(rows: Array) -> Array:
+    """Return how far rows (T, n) are from each other, (T, T), in one matrix of that size."""
+    squares = np.square(rows).sum(1)
+    apart: Array = rows @ rows.T
+    apart *= -2
+    apart += squares[:, None]
+    apart += squares
+    return np.sqrt(np.clip(apart, 0, None, out=apart), out=apart)
 
 
-def _critical(deviations: Array, apart: Array) -> _Critical:
+def _critical(deviations: Array) -> _Critical:
     steps = len(deviations)
     pairs = max(1, steps * (steps - 1) // 2)
     bonferroni = _Critical(*(float(stats.norm.isf((1 - LEVEL) / 2 / count)) for count in (steps, pairs)))
@@ -89,6 +128,7 @@ def _critical(deviations: Array, apart: Array) -> _Critical:
     errors = np.sqrt(np.square(deviations).mean(1))
     largest = np.abs(deviations / np.where(errors > 0, errors, math.inf)[:, None]).max(0)
     between = np.zeros(deviations.shape[1])
+    apart = _apart(deviations / math.sqrt(deviations.shape[1]))
     scale = np.where(apart > 1e-12, apart, math.inf)
     for step in range(steps - 1):
         standardised = np.abs(deviations[step] - deviations[step + 1 :]) / scale[step, step + 1 :, None]
@@ -103,26 +143,23 @@ def _student(quantile: float, freedom: float) -> float:
     return float(stats.t.isf(stats.norm.sf(quantile), freedom))
 
 
-def _models(left_out: Array, critical: _Critical) -> Band:
+def _models(left_out: Array, critical: _Critical) -> tuple[Margins, Array]:
+    """Return the margins of differences as far as models go, and those of the levels."""
     steps, models = left_out.shape
     influence = left_out - left_out.mean(1, keepdims=True)
-    paired = bool(np.isfinite(influence).all())
-    if paired:
-        covariance = influence @ influence.T * (models - 1) / models
-        error, apart = _errors(covariance)
-    else:  # other models at other steps: nothing to pair
+    single = float(stats.t.isf((1 - LEVEL) / 2, models - 1))
+    of_level = single * critical.level / float(stats.norm.isf((1 - LEVEL) / 2))
+    if not np.isfinite(influence).all():  # other models at other steps: nothing to pair
         known = np.isfinite(left_out)
         count = known.sum(1)
         mean = np.where(known, left_out, 0.0).sum(1) / np.maximum(count, 1)
         squares = np.where(known, left_out - mean[:, None], 0.0)
         error = np.sqrt(np.square(squares).sum(1) * (count - 1) / np.maximum(count, 1))
         error[count < 3] = math.nan
-        apart = np.hypot(error[:, None], error)
-    single = float(stats.t.isf((1 - LEVEL) / 2, models - 1))
-    level = single * error * critical.level / float(stats.norm.isf((1 - LEVEL) / 2))
-    change = single * apart
-    if paired and steps > 1:
-        own = influence - influence.mean(0)
-        pooled = (models - 1) / models * np.square(own).sum() / (steps - 1)
-        change = np.maximum(change, _student(critical.change, (models - 1) * (steps - 1)) * math.sqrt(2 * pooled))
-    return Band(level, change)
+        return Margins(influence, alone=single * error), of_level * error
+    scaled = influence * math.sqrt((models - 1) / models)
+    least = 0.0
+    if steps > 1:
+        pooled = np.square(scaled - scaled.mean(0)).sum() / (steps - 1)
+        least = _student(critical.change, (models - 1) * (steps - 1)) * math.sqrt(2 * pooled)
+    return Margins(influence, single * scaled, least), of_level * np.sqrt(np.square(scaled).sum(1))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -108,5 +108,14 @@ def settling_order(curves: Mapping[str, Points]) -> list[Settling]:
     >>> [layer.layer for layer in settling_order({"first": late, "last": early})]
     ['last', 'first']
     """
-    points_of_layers = [Settling(layer, below_start(*points), settled(*points)) for layer, points in curves.items()]
-    return sorted(points_of_layers, key=lambda layer: (layer.settled is None, layer.settled or 0))
+    return in_order(settling_of(layer, points) for layer, points in curves.items())
+
+
+def settling_of(layer: str, points: Points) -> Settling:
+    """Return the change points of one layer."""
+    return Settling(layer, below_start(*points), settled(*points))
+
+
+def in_order(layers: Iterable[Settling]) -> list[Settling]:
+    """Return layers with those that settle first in front, those that never do at the end."""
+    return sorted(layers, key=lambda layer: (layer.settled is None, layer.settled or 0))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Final, TypeAlias
 
@@ -25,7 +26,7 @@ COMMON: Final = 0.05
 FEW: Final = 100
 """Up to this many operators every cell that one of them holds is taken as common: sorting them out costs more."""
 
-_ENTRY_BYTES: Final = 32
+_ENTRY_BYTES: Final = 36
 """Held for each entry of a band: its cell, its value, and what becomes of both."""
 
 
@@ -38,7 +39,9 @@ class Band:
     stop : int
         Row after the last one.
     common : (T, cell)
-        Entries at the cells that many operators hold, free to be changed; of dense operators, all.
+        Entries at the cells that many operators hold, free to be changed; of dense operators, all. Of more sparse
+        operators than :data:`FEW` in float64: their products are then exact enough that no pair is too close for
+        them, and reading all entries again costs more than wider products.
     rare : (T, cell), sparse, float64
         Entries at the other cells that any sparse operator holds; None where there are none.
     moments : (3, T), float64
@@ -79,8 +82,9 @@ def _rows(stack: OperatorStack, start: int, budget: int) -> int:
 
 def _band(stack: OperatorStack, start: int, stop: int, transform: Transform | None, moments: bool) -> Band:
     count, cells = len(stack), (stop - start) * stack.samples
-    parts, sums = [], torch.zeros((3, count), dtype=torch.float64)
-    for index in range(count):
+    sums = torch.zeros((3, count), dtype=torch.float64)
+
+    def read(index: int) -> Entries:
         places, values = stack.entries(index, start, stop)
         if transform is not None:
             values = values.copy()
@@ -89,17 +93,25 @@ def _band(stack: OperatorStack, start: int, stop: int, transform: Transform | No
             wide = values.astype(np.float64)
             on_diagonal = wide[places % (stack.samples + 1) == start]
             sums[:, index] = torch.tensor([on_diagonal.sum(), wide.sum(), wide @ wide])
-        parts.append((places, values))
-    rank = _rank_of_common(parts, cells)
-    dense, rest = torch.zeros((count, int(rank.max(initial=-1)) + 1), dtype=stack.dtype), []
-    for row, (places, values) in zip(dense.numpy(), parts, strict=True):
+        return places, values
+
+    def spread_out(row: NDArray[Any], entries: Entries) -> Entries | None:
+        places, values = entries
         at = rank[places]
         if count <= FEW:
             row[at] = values
-            continue
+            return None
         rare = at < 0
         row[at[~rare]] = values[~rare]
-        rest.append((places[rare], values[rare]))
+        return places[rare], values[rare]
+
+    with ThreadPoolExecutor(torch.get_num_threads()) as threads:
+        each = threads.map if stack.side_by_side else map
+        parts = list(each(read, range(count)))
+        rank = _rank_of_common(parts, cells)
+        width = int(rank.max(initial=-1)) + 1
+        dense = torch.zeros((count, width), dtype=torch.float64 if count > FEW else stack.dtype)
+        rest = [some for some in threads.map(spread_out, dense.numpy(), parts) if some is not None]
     return Band(stop, dense, _compressed(rest, cells) if rest else None, sums if moments else None)
 
 

@@ -81,10 +81,16 @@ class OperatorStack:
     operators : sequence of operators, or array (T, N, N)
         Items are asked for once per band, so access should be cheap: a list, a memory map, a Zarr or HDF5 array.
         :class:`OperatorFile` and plain memory maps are read from their files.
+
+    Attributes
+    ----------
+    side_by_side : bool
+        Whether several threads may ask for items at once: a sequence of somebody's own may not be made for that.
     """
 
     def __init__(self, operators: Sequence[Operator] | Any) -> None:
         self._operators: Any = _files_under(operators) or operators
+        self.side_by_side = isinstance(self._operators, list | tuple)
         self._cube = getattr(self._operators, "ndim", None) == 3 and not hasattr(self._operators, "matrix")
         self.size = len(operators)
         if self.size == 0:
@@ -208,20 +214,26 @@ def _sparse_rows(matrix: Any, start: int, stop: int) -> tuple[NDArray[Any], NDAr
         edges = np.searchsorted(rows, np.arange(start, stop + 1))
         inside = slice(edges[0], edges[-1])
         return edges, columns[inside], whole.values()[inside].cpu().numpy()
-    if isinstance(matrix, torch.Tensor) and matrix.layout is torch.sparse_csr:
-        matrix = csr_array(
-            tuple(
-                part.detach().cpu().numpy() for part in (matrix.values(), matrix.col_indices(), matrix.crow_indices())
-            ),
-            shape=tuple(matrix.shape),
-        )
-    part = csr_array(matrix if issparse(matrix) else _band(matrix, start, stop))
+    part = _csr_rows(matrix, start, stop)
     if not part.has_canonical_format:
         part = part.copy()
         part.sum_duplicates()
-    edges = part.indptr[start : stop + 1] if part.shape[0] != stop - start else part.indptr
+    return part.indptr, part.indices, part.data
+
+
+def _csr_rows(matrix: Any, start: int, stop: int) -> csr_array:
+    """Return some rows in scipy's form; of rows that are compressed already without a look at the others."""
+    if isinstance(matrix, torch.Tensor) and matrix.layout is torch.sparse_csr:
+        parts = matrix.crow_indices(), matrix.col_indices(), matrix.values()
+        pointers, columns, values = (part.detach().cpu().numpy() for part in parts)
+    elif issparse(matrix):
+        rows = matrix if matrix.format == "csr" else csr_array(matrix)
+        pointers, columns, values = rows.indptr, rows.indices, rows.data
+    else:
+        return csr_array(_band(matrix, start, stop))
+    edges = pointers[start : stop + 1]
     inside = slice(edges[0], edges[-1])
-    return edges, part.indices[inside], part.data[inside]
+    return csr_array((values[inside], columns[inside], edges - edges[0]), shape=(stop - start, matrix.shape[1]))
 
 
 def _csr_band(matrix: torch.Tensor, start: int, stop: int) -> torch.Tensor:

@@ -7,6 +7,7 @@ import gzip
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any, Final
 
@@ -62,8 +63,7 @@ def write_report(results: xr.DataTree, summary: Mapping[str, Any], path: str | P
     >>> "<h1>2 models, 1 layer: 1 diverges.</h1>" in page.read_text()
     True
     """
-    environment = _environment()
-    assets = _assets(environment)
+    assets = _assets()
     every = [
         AtScale(scale, Groups.of(at_scale(results, scale.index)), summary_at(summary, scale))
         for scale in scales(results)
@@ -75,7 +75,8 @@ def write_report(results: xr.DataTree, summary: Mapping[str, Any], path: str | P
     figures, lists = shared(({"overview": overview} if overview else {}) | figures)
     similarity = None if groups.similarity is None else maps.similarity_data(groups.similarity)
     texts, pictures = _of_samples(every)
-    html = environment.get_template("report.html.jinja").render(
+    template = _environment().get_template("report.html.jinja")
+    html = template.render(
         summary=summary,
         layers=layers,
         meaning=scale_words.meaning([at.scale for at in every]),
@@ -148,11 +149,12 @@ def _settling(every: Sequence[AtScale]) -> list[dict[str, Any]]:
     ]
 
 
-def _assets(environment: Environment) -> dict[str, str]:
+@cache  # an analysis writes its report twice
+def _assets() -> dict[str, str]:
     """Return the scripts and the style sheet of the page; none of them contains any of the results."""
     from plotly.offline import get_plotlyjs
 
-    script, css = (environment.get_template(f"report.{kind}").render() for kind in ("js", "css"))
+    script, css = (_environment().get_template(f"report.{kind}").render() for kind in ("js", "css"))
     return {"plotlyjs": get_plotlyjs(), "script": script, "css": css}
 
 
@@ -181,11 +183,13 @@ def _findable(views: Sequence[ScaleView], texts: Sequence[Sequence[str]]) -> boo
     return any("embedding" in view.figures for view in views) and sum(map(len, texts)) > 1
 
 
+@cache
 def _digest(script: str) -> str:
     """Return the source by which the page's security policy allows this script only."""
     return f"'sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}'"
 
 
+@cache
 def _environment() -> Environment:
     environment = Environment(
         loader=PackageLoader("repaudit.report"),

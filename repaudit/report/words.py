@@ -204,9 +204,9 @@ def about(results: xr.DataTree, summary: Mapping[str, Any]) -> list[tuple[str, A
     attrs: dict[str, Any] = {str(name): value for name, value in results.attrs.items()}
     attrs |= {name: value for name, value in summary.items() if value is not None}
     noted = attrs.get("left_out", ())
-    matched = [note for note in noted if note.startswith(BY_DEPTH)]
-    attrs["left_out"] = [note for note in noted if note not in matched]
-    attrs |= {BY_DEPTH: matched} if matched else {}
+    matched = [note for note in noted if str(note).startswith(BY_DEPTH)]
+    if matched:
+        attrs |= {BY_DEPTH: matched, "left_out": [note for note in noted if note not in matched]}
     titles = {
         "left_out": "Left out", BY_DEPTH: "Matched by depth", PARAMETERS: "Parameters",
         FINGERPRINT: "Fingerprint of the probe set", VERSIONS: "Versions", "store": "Store",

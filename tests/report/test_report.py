@@ -120,6 +120,15 @@ def test_what_was_left_out_and_nested_parameters_are_shown(make_results, tmp_pat
     assert re.search(r"kernel\s+gaussian", text)
 
 
+def test_what_was_matched_was_not_left_out(make_results, tmp_path):
+    """How layers were matched by depth is told with what was left out, and is not shown as such."""
+    tree, summary = make_results()
+    summary["left_out"] = ["layer h: no other model has it", "depth of seed2: in the order of h.0, h.1"]
+    titles = dict(words.about(tree, summary))
+    assert titles["Left out"] == ["layer h: no other model has it"]
+    assert titles["Matched by depth"] == ["depth of seed2: in the order of h.0, h.1"]
+
+
 def _as_objects(group):
     """Text of any length, which is what Zarr has a specification for."""
     return {name: group[name].astype(object) for name in group.coords if group[name].dtype.kind == "U"}
