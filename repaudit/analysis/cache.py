@@ -70,7 +70,7 @@ class Cache:
 
     folder: Path
     _busy: dict[Path, Lock] = field(default_factory=dict, repr=False, compare=False)
-    _freed: FreedMemory = field(default_factory=FreedMemory, repr=False, compare=False)
+    freed: FreedMemory = field(default_factory=FreedMemory, repr=False, compare=False)
 
     def operator(self, name: str) -> StoredOperator | None:
         """Return the operator of this digest; None if it is missing or its checksum is wrong."""
@@ -105,7 +105,7 @@ class Cache:
         with _entry(path.with_suffix(".json")) as stream:
             body = json.dumps(facts).encode()
             stream.write(body + _seal(body, name))
-        self._freed.give_back()
+        self.freed.give_back()
         return StoredOperator(
             name, (SparseOperatorFile if sparse else OperatorFile).at(path), dict(diagnostics), dict(gauge)
         )
@@ -118,7 +118,7 @@ class Cache:
             if arrays is None:
                 arrays = {key: np.asarray(value) for key, value in compute().items()}
                 _write(path, arrays)
-                self._freed.give_back()
+                self.freed.give_back()
         return arrays
 
     def distances(
@@ -146,7 +146,7 @@ class Cache:
             distances[np.ix_(new, order)] = rows
             distances[np.ix_(order, new)] = rows.T
             _write(path, {"operators": np.array(names), "distances": distances})
-            self._freed.give_back()
+            self.freed.give_back()
         return distances
 
     def _path(self, kind: str, name: str, suffix: str) -> Path:

@@ -200,6 +200,7 @@ def _layouts_among_landmarks(study: Study, operators: list[StoredOperator]) -> d
     others = sorted({*range(len(operators))} - {*landmarks})
     order = [*landmarks, *others]
     distances = _distances(study, [operators[index] for index in order], len(landmarks))
+    study.cache.freed.give_back(at_once=True)
     among, beside = distances[:, : len(landmarks)], distances[:, len(landmarks) :].T
     made = _layouts_of(among, study)
     placed = {

@@ -26,9 +26,9 @@ class FreedMemory:
         self._seconds, self._last = seconds, time.monotonic()
         self._trim: Callable[[int], int] | None = getattr(ctypes.CDLL(None), "malloc_trim", None)
 
-    def give_back(self) -> None:
-        """Return it, if the last return is long enough ago."""
+    def give_back(self, *, at_once: bool = False) -> None:
+        """Return it, if the last return is long enough ago, or at once, where much has been freed."""
         now = time.monotonic()
-        if self._trim is not None and now - self._last >= self._seconds:
+        if self._trim is not None and (at_once or now - self._last >= self._seconds):
             self._last = now
             self._trim(0)

@@ -233,6 +233,7 @@ def run(
         parts, margins, notes = compute_parts(layers, study, slots, report, answer)
         summary = _summary(parts, margins, study, [*lines, *notes], COMPLETE)
         results = _labelled(parts, summary)
+        cache.freed.give_back(at_once=True)  # what was computed is not to be added to what pages and pictures take
         write_results(results, summary, folder, settings.figures, report)
     return results
 

@@ -12,6 +12,9 @@ Array = NDArray[np.float64]
 NEIGHBORS: Final = 5
 """Landmarks between which a point is placed: as many as PHATE's kernel looks at."""
 
+_AT_ONCE: Final = 256
+"""Points that are placed at once: what is made of their distances is as large as these."""
+
 NO_EXTENT: Final = 1e-9
 """Share of the largest extent below which a component holds rounding alone."""
 
@@ -40,6 +43,9 @@ def placed_between(distances: Array, landmarks: Array, neighbors: int = NEIGHBOR
     [[2.0], [0.0]]
     """
     some = min(neighbors, len(landmarks))
+    if len(distances) > _AT_ONCE:
+        parts = (distances[start : start + _AT_ONCE] for start in range(0, len(distances), _AT_ONCE))
+        return np.concatenate([placed_between(part, landmarks, neighbors) for part in parts])
     nearest = np.argpartition(distances, some - 1, axis=1)[:, :some]
     near = np.take_along_axis(distances, nearest, axis=1)
     closest = near.min(axis=1, keepdims=True)
@@ -79,5 +85,6 @@ def placed_by_gower(distances: Array, among: Array, landmarks: Array) -> Array:
     """
     extent = (landmarks**2).sum(axis=0)
     inverse = np.divide(0.5, extent, out=np.zeros_like(extent), where=extent > NO_EXTENT * extent.max(initial=0))
-    placed: Array = ((among**2).mean(axis=0) - distances**2) @ landmarks * inverse
-    return placed
+    means = (among**2).mean(axis=0)
+    parts = (distances[start : start + _AT_ONCE] for start in range(0, max(1, len(distances)), _AT_ONCE))
+    return np.concatenate([(means - part**2) @ landmarks * inverse for part in parts])

@@ -146,16 +146,18 @@ def calibrated_distances(
 
 
 def calibrated_squares(gram: Gram, samples: int) -> Array:
-    """Return squared distances over their null; 0 where the null is 0, which only identical operators have."""
-    ratio: Array = np.zeros_like(gram.squared_distances)
-    for start in range(0, len(ratio), 64):  # few rows at a time: the nulls are as many numbers again, and more
-        rows = slice(start, min(start + 64, len(ratio)))
+    """Put squared distances over their null, in place; 0 where the null is 0, which only identical operators have."""
+    squares = gram.squared_distances
+    for start in range(0, len(squares), 64):  # few rows at a time: the nulls are as many numbers again, and more
+        rows = slice(start, min(start + 64, len(squares)))
         inner = null_inner(
             gram.trace[rows, None], gram.total[rows, None], gram.trace[None, :], gram.total[None, :], samples
         )
         null = gram.square[rows, None] + gram.square[None, :] - 2 * inner
-        np.divide(gram.squared_distances[rows], null, out=ratio[rows], where=null > NO_STRUCTURE)
-    return ratio
+        known = null > NO_STRUCTURE
+        np.divide(squares[rows], null, out=squares[rows], where=known)
+        squares[rows][~known] = 0
+    return squares
 
 
 def _apart(stack: OperatorStack, memory: str | int, progress: Progress | None) -> Array:

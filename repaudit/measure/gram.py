@@ -188,10 +188,17 @@ def _add_gram(gram: torch.Tensor, norms: torch.Tensor, flat: torch.Tensor) -> No
     with full_precision(flat.device):
         for row in range(0, top, panel):
             stop = min(row + panel, top)
-            products = torch.bmm(whole[:, row:stop], whole[:, row:].transpose(1, 2))  # the sums on several threads
-            gram[row:stop, row:] += products.sum(0, dtype=torch.float64)
+            if sums:
+                products = torch.bmm(whole[:, row:stop], whole[:, row:].transpose(1, 2))  # the sums on several threads
+                gram[row:stop, row:] += products.sum(0, dtype=torch.float64)
             if rest.shape[1]:
-                gram[row:stop, row:] += rest[row:stop] @ rest[row:].T
+                _add(gram[row:stop, row:], rest[row:stop] @ rest[row:].T)
+
+
+def _add(gram: torch.Tensor, products: torch.Tensor) -> None:
+    """Add products in another precision, a few rows at a time, as they are copied into that of the sums."""
+    for start in range(0, len(gram), 64):
+        gram[start : start + 64] += products[start : start + 64]
 
 
 def _add_rare(gram: torch.Tensor, norms: torch.Tensor, rare: csr_array) -> None:
