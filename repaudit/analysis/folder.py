@@ -25,6 +25,7 @@ from repaudit.analysis.moving import (
     sweep,
     unfinished,
 )
+from repaudit.analysis.results_store import ResultsStore
 from repaudit.errors import AnalysisError, NotAStoreError, StoreError
 from repaudit.operators.written import FIGURES, RESULTS, changed, local_path
 from repaudit.plots import save_figures
@@ -97,7 +98,8 @@ def write_results(
         with warnings.catch_warnings():
             # zarr says that other readers may ignore consolidated metadata, which does no harm
             warnings.filterwarnings("ignore", message="Consolidated metadata")
-            results.to_zarr(fresh / RESULTS, zarr_format=3, consolidated=True, write_inherited_coords=True)
+            store = ResultsStore(fresh / RESULTS)
+            results.to_zarr(store, zarr_format=3, consolidated=True, write_inherited_coords=True)
         _write_summary(summary, fresh / SUMMARY)
         progress("writing", 1, 3)
         save_figures(results, fresh / FIGURES, which=figures, progress=progress)

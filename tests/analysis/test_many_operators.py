@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -52,19 +53,28 @@ def slow_store(url: Path, models: int = 3, steps: int = 24, samples: int = 48) -
     return url
 
 
+QUIET = {"frames": 0, "units": 0, "figures": "none"}
+
+
+@pytest.fixture(scope="module")
+def slow(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any]:
+    """A store of slow trainings, and its analysis with every operator laid out."""
+    folder = tmp_path_factory.mktemp("slow")
+    url = slow_store(folder / "s.zarr")
+    return url, ra.analyze(url, out=folder / "whole", **QUIET)  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize("by_sketches", [False, True])
 def test_of_very_many_operators_some_are_laid_out_and_the_others_placed_among_them(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, by_sketches: bool
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, slow: tuple[Path, Any], by_sketches: bool
 ) -> None:
-    url = slow_store(tmp_path / "s.zarr")
-    quiet = {"frames": 0, "units": 0, "figures": "none"}
-    whole = ra.analyze(url, out=tmp_path / "whole", **quiet)  # type: ignore[arg-type]
+    url, whole = slow
     count = whole["trajectories"].sizes["step"] * 3
     most = count // 2
     monkeypatch.setattr(embeddings, "MOST_LAID_OUT", most)
     if by_sketches:
         monkeypatch.setattr(embeddings, "MOST_EXACT", most)
-    part = ra.analyze(url, out=tmp_path / "part", **quiet)  # type: ignore[arg-type]
+    part = ra.analyze(url, out=tmp_path / "part", **QUIET)  # type: ignore[arg-type]
     assert "landmarks" not in whole["trajectories"].attrs
     assert part["trajectories"].attrs["landmarks"] == most
     for name, allowed in (("mds", 0.3 if by_sketches else 0.15), ("trajectory", 0.4)):

@@ -48,7 +48,7 @@ def finish(process) -> tuple[int, str]:
     return process.returncode, out + err
 
 
-@pytest.fixture(params=["local", "s3"])
+@pytest.fixture(params=["local", pytest.param("s3", marks=pytest.mark.slow)])
 def place(request, tmp_path):
     if request.param == "local":
         return str(tmp_path / "shared.zarr"), {}

@@ -159,14 +159,15 @@ def test_a_writer_whose_lease_was_taken_by_force_stops_before_its_next_commit(tm
     assert_reads_back(url, "seed0", {0: 0, 1: 0, 3: 0})
 
 
-def test_an_interrupted_repair_goes_on(tmp_path, probe_set):
+@pytest.mark.parametrize("every", [5, pytest.param(2, marks=pytest.mark.slow)])
+def test_an_interrupted_repair_goes_on(tmp_path, probe_set, every):
     damaged = tmp_path / "damaged.zarr"
     with ra.TrajectoryWriter(damaged, model_name="seed0", probe_set=probe_set, layers=LAYERS) as recording:
         for step in range(4):
             recording.append(step, step_arrays(step))
     (damaged / "models/seed0/layer.0/c.1.0.0").unlink()
     keywords = {"model_name": "seed0", "probe_set": probe_set, "layers": LAYERS}
-    for number in range(1, 100, 2):
+    for number in range(1, 100, every):
         url = tmp_path / f"copy-{number}.zarr"
         shutil.copytree(damaged, url)
         try:

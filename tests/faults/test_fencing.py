@@ -145,7 +145,11 @@ def assert_small(url, options, seeds) -> None:
     assert ra.verify(url, data=True, storage_options=options) == []
 
 
-WHAT = ["models/seed0/zarr.json", "models/seed0/step/", "models/seed0/layer.0/c", "models/seed0/"]
+WHAT = [
+    "models/seed0/zarr.json",
+    *(pytest.param(what, marks=pytest.mark.slow) for what in ("models/seed0/step/", "models/seed0/layer.0/c")),
+    "models/seed0/",
+]
 
 
 @pytest.mark.parametrize("what", WHAT)
