@@ -46,8 +46,8 @@ ENTRY_INDICES: Final = {
 }
 """How the merged operators of an analysis are kept: where, and the columns of the list of their entries."""
 
-BY_DEPTH: Final = "depth of "
-"""How the note begins that says in which order a model's layers were matched by depth."""
+BY_DEPTH: Final = "depth "
+"""How the notes begin that say how layers were matched by depth."""
 
 SOURCE: Final = "source"
 """The attribute of a model that was not in training: where its weights came from."""
@@ -120,6 +120,18 @@ def matching(pattern: str, names: Iterable[str]) -> list[str]:
         allowed = _numbers(index, count)
         found = {name: numbers for name, numbers in found.items() if int(numbers[place]) in allowed}
     return list(found)
+
+
+def matching_models(pattern: str, names: Iterable[str]) -> list[str]:
+    """Return the models that a pattern stands for; where none is, those of several stores that it matches in theirs.
+
+    Examples
+    --------
+    >>> matching_models("bert*", ["base:bert-0", "tiny:bert-0", "llama"])
+    ['base:bert-0', 'tiny:bert-0']
+    """
+    names = list(names)
+    return matching(pattern, names) or matching(f"*:{pattern}", names)
 
 
 def matching_layers(pattern: str, names: Iterable[str]) -> list[str]:

@@ -54,18 +54,29 @@ class TreePlots:
 
         return plot_spread(self._group(SPREAD, SPREAD, scale), ax, None if layer is None else [layer])
 
-    def pairs(self, layer: str | None = None, scale: float | str | None = None, ax: Axes | None = None) -> Axes:
+    def pairs(
+        self,
+        layer: str | None = None,
+        scale: float | str | None = None,
+        ax: Axes | None = None,
+        *,
+        step: int | None = None,
+    ) -> Axes:
         """Draw the distance of every two models, by default in the last layer; see :func:`repaudit.plots.plot_pairs`.
+
+        By default at the last of the steps that most models share, where the verdict ends.
 
         Raises
         ------
         AnalysisError
-            The tree is not that of an analysis; it has no such layer or scale; the analysis had a single model.
+            The tree is not that of an analysis; it has no such layer, scale or step; the analysis had a single model.
         """
         from repaudit.plots import plot_pairs
+        from repaudit.plots.pairs import last_step_of_most
 
         dataset = self._group(PAIRS, DISTANCE, scale)
-        return plot_pairs(dataset, _last(dataset, DISTANCE) if layer is None else layer, ax)
+        shown = _last(dataset, DISTANCE) if layer is None else layer
+        return plot_pairs(dataset, shown, ax, step=last_step_of_most(dataset, shown) if step is None else step)
 
     def trajectories(self, layer: str | None = None, scale: float | str | None = None, ax: Axes | None = None) -> Axes:
         """Draw the models' trajectories, by default in the last layer; see :func:`repaudit.plots.plot_trajectories`.

@@ -9,7 +9,7 @@ from typing import Final, TypeVar
 import xarray as xr
 
 from repaudit.errors import AnalysisError
-from repaudit.names import TOKEN, matching, matching_layers
+from repaudit.names import TOKEN, matching_layers, matching_models
 from repaudit.store.read import catalog
 
 T = TypeVar("T", str, int)
@@ -105,7 +105,7 @@ def _choose(what: str, asked: Iterable[T] | None, present: Sequence[T]) -> list[
     asked = list(dict.fromkeys(asked))
     if not asked:
         raise AnalysisError(f"expected at least one {what}, found none; the store has {', '.join(map(str, present))}")
-    find = matching_layers if what == "layer" else matching
+    find = matching_layers if what == "layer" else matching_models
     found = {item: find(item, present) if isinstance(item, str) else {item} & {*present} for item in asked}
     unknown = [item for item, meant in found.items() if not meant]
     if unknown:

@@ -31,7 +31,7 @@ from repaudit.names import (
     SAMPLE,
     at_home,
     encode_name,
-    matching,
+    matching_models,
 )
 from repaudit.store.format.layout import INPUTS_FINGERPRINT, LOST
 from repaudit.store.format.sample_set import inputs_key
@@ -148,7 +148,7 @@ def open_sources(urls: Sequence[str | os.PathLike[str]], settings: Settings) -> 
     rows = {url: places for url, places in shared.rows.items() if not _are_all(places, trees[url], url)}
     shown = _shown_names(trees)
     recorded = {name: _recorded(trees[url], model) for name, (url, model) in shown.items()}
-    asked = [name for pattern in settings.models or shown for name in matching(pattern, shown)]
+    asked = [name for pattern in settings.models or shown for name in matching_models(pattern, shown)]
     chosen = [name for name in shown if name in asked]
     counts = [len(recorded[name]) for name in chosen] if settings.match == "depth" else ()
     names = LayerNames(settings.layers_by_model, counts)
@@ -161,8 +161,16 @@ def open_sources(urls: Sequence[str | os.PathLike[str]], settings: Settings) -> 
         return Sources(trees[given[0]], trees, of_model, tuple(notes))
     notes += shared.notes
     if names.counts:
-        notes += [f"{BY_DEPTH}{name}: in the order of {', '.join(recorded[name])}" for name in chosen]
+        notes += [f"{BY_DEPTH}of {name}: in the order of {', '.join(recorded[name])}" for name in chosen]
+        notes += _by_depth({name: of_model[name].layers or {} for name in chosen})
     return Sources(_view(trees, of_model, shared), trees, of_model, tuple(notes))
+
+
+def _by_depth(layers: Mapping[str, Mapping[str, str]]) -> list[str]:
+    """Say which layer of each model stands at a depth."""
+    depths = dict.fromkeys(depth for names in layers.values() for depth in names)
+    of_depth = {depth: [f"{names[depth]} of {model}" for model, names in layers.items()] for depth in depths}
+    return [f"{depth} is {', '.join(some)}" for depth, some in of_depth.items()]
 
 
 def _are_all(places: NDArray[np.int64], tree: xr.DataTree, url: str) -> bool:

@@ -6,6 +6,7 @@ import json
 import math
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from itertools import groupby, pairwise
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
@@ -134,10 +135,13 @@ def _follow(watcher: Watcher, store: str, every: float) -> None:
     console = PlainConsole()
     if not console.is_terminal:
         raise RepauditError("watch redraws a terminal, found none: use --once, --json or --serve")
-    with Live(Text(f"waiting for {visible(store)}"), console=console, auto_refresh=False) as live:
+    with (
+        suppress(KeyboardInterrupt),  # which is how one leaves it
+        Live(_text(f"waiting for {store}", ""), console=console, auto_refresh=False) as live,
+    ):
         for look in _looks(watcher, every):
             if isinstance(look, AnalysisError):
-                live.update(Text(visible(str(look)), style="yellow"), refresh=True)
+                live.update(_text(str(look), "yellow"), refresh=True)
             else:
                 live.update(view(look, console.width, console.height), refresh=True)
 
@@ -157,18 +161,23 @@ def view(look: Look, width: int = 80, height: int | None = None) -> Group:
     if look.failed:
         (layer, step), why = next(iter(look.failed.items()))
         notes.append(f"{len(look.failed)} spreads could not be computed; {layer} at step {step}: {why}")
-    head = Text(visible(look.url), style="bold")
+    head = _text(look.url, "bold")
     scale = " and ".join(f"{one:g}" for one in look.perplexities)
     at = f" at the scale of {scale} neighbours" if scale else ""
     known = [curve for curve in look.curves if curve.steps]
     ends, counts = (_range(numbers) for numbers in ([c.steps[-1] for c in known], [c.models for c in known]))
     now = f"; now: step {ends} of {counts} models" if known else ""
     said = f"spread{at}, drawn from 0 (identical) to 1 (unrelated); 95% interval{now}; verdicts are so far"
-    what = Text(said, style="dim")
+    what = _text(said, "dim")
     parts: list[Any] = [head, _runs(look.runs, width)]
     if look.curves:
         parts += [_curves(look.curves, width, room), what]
-    return Group(*parts, *(Text(visible(note), style="yellow") for note in notes))
+    return Group(*parts, *(_text(note, "yellow") for note in notes))
+
+
+def _text(said: str, style: str) -> Text:
+    """Return a text whose lines break between words also where a live view is drawn, which would cut them."""
+    return Text(visible(said), style=style, no_wrap=False, overflow="fold")
 
 
 def _range(numbers: Sequence[int]) -> str:

@@ -28,8 +28,9 @@ class StopWhenSettled(pl.Callback, TrainerCallback):
     Parameters
     ----------
     layers : sequence of str, optional
-        Names or patterns of recorded layers, with or without the path of the model's base (``layers[*]`` for
-        ``model.layers[*]``); all of them by default.
+        Paths as the audit callback has them in ``layer_specs``, or names or patterns of recorded layers, with or
+        without the path of the model's base (``layers[*]`` for ``model.layers[*]``, ``layers[-1]`` for the last one
+        that is recorded); all of them by default.
     patience : int
         Audits over which a layer must have stayed.
     action : "stop" or "freeze"
@@ -51,8 +52,8 @@ class StopWhenSettled(pl.Callback, TrainerCallback):
     Raises
     ------
     ValueError
-        When the training begins: there is no audit callback, or no such layer, or the training has several processes,
-        of which only one sees the audits. Or an option is invalid.
+        When the training begins: there is no audit callback, or no such layer, or one to be frozen has no parameters,
+        or the training has several processes, of which only one sees the audits. Or an option is invalid.
 
     See Also
     --------
@@ -76,6 +77,7 @@ class StopWhenSettled(pl.Callback, TrainerCallback):
         if action not in ("stop", "freeze"):
             raise ValueError(f"action: expected 'stop' or 'freeze', found {action!r}")
         self._layers = SettlingLayers(layers, patience, gauge)
+        self._asked = self._layers.patterns
         self.action = action
         self.stopped_at: int | None = None
         self.frozen: list[str] = []
@@ -91,7 +93,9 @@ class StopWhenSettled(pl.Callback, TrainerCallback):
 
     def audited(self, step: int, activations: Mapping[str, Any]) -> None:
         """Look at an audit; the audit callback calls it."""
-        self._refuse_states(self._layers.watched(activations))
+        if not self._watched:
+            self._layers.patterns = self._by_specs(self._layers.patterns)
+            self._refuse_what_cannot_freeze(self._layers.watched(activations))
         now = self._layers.audited(step, activations)
         self._newly = [name for name in now if name not in self.frozen]
         self._watched = self._layers.watched(activations)
@@ -144,19 +148,34 @@ class StopWhenSettled(pl.Callback, TrainerCallback):
 
     def _begin(self) -> None:
         """Know nothing of the audits of another training."""
-        self._layers = SettlingLayers(self._layers.patterns, self._layers.patience, self._layers.gauge)
+        self._layers = SettlingLayers(self._asked, self._layers.patience, self._layers.gauge)
         self.stopped_at, self.frozen = None, []
         self._is_due, self._newly, self._watched = False, [], []
 
-    def _refuse_states(self, names: Sequence[str]) -> None:
-        """Refuse at the first audit to freeze what is no module."""
-        if self.action != "freeze" or self._recorder is None or self._watched:
+    def _by_specs(self, asked: Sequence[str] | None) -> list[str] | None:
+        """Put for what is the path of a spec the layers that it is recorded as, such as one with a name of its own."""
+        if asked is None or self._recorder is None:
+            return None if asked is None else list(asked)
+        recorded: dict[str, list[str]] = {}
+        for name, layer in self._recorder.auditor.extractor.layers.items():
+            recorded.setdefault(layer.spec.path, []).append(name)
+        return [name for one in asked for name in recorded.get(one, [one])]
+
+    def _refuse_what_cannot_freeze(self, names: Sequence[str]) -> None:
+        """Refuse at the first audit to freeze what is no module, or one without parameters."""
+        if self.action != "freeze" or self._recorder is None:
             return
         known = self._recorder.auditor.extractor.layers
         states = [name for name in names if name in known and known[name].entry is not None]
         if states:
             raise ValueError(
                 f"layers: expected modules, to freeze them, found {', '.join(states)}: name the layers to freeze"
+            )
+        empty = [name for name in names if name in known and not any(True for _ in known[name].module.parameters())]
+        if empty:
+            raise ValueError(
+                f"layers: expected modules with parameters, to freeze them, found {', '.join(empty)} without any: name "
+                "the layers to freeze"
             )
 
     def _decide(self, model: Any, step: int) -> bool:

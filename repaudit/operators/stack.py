@@ -182,7 +182,10 @@ def _pages(array: Any) -> mmap.mmap | None:
 def _side(matrix: Any, name: str) -> int:
     shape = tuple(getattr(matrix, "shape", ()))
     if len(shape) != 2 or shape[0] != shape[1] or shape[0] < 2:
-        raise OperatorError(f"expected a square (sample, neighbor) of at least 2 samples, found {shape} in {name}")
+        made = ": ra.DiffusionGauge() makes one of activations" if len(shape) == 2 and shape[0] > 1 else ""
+        raise OperatorError(
+            f"expected a square (sample, neighbor) of at least 2 samples, found {shape} in {name}{made}"
+        )
     return int(shape[0])
 
 

@@ -9,26 +9,32 @@ import xarray as xr
 from matplotlib.lines import Line2D
 
 from repaudit.errors import AnalysisError
-from repaudit.names import COMPONENT, LAYER, MODEL, SAMPLE, STEP
+from repaudit.names import COMPONENT, LAYER, MODEL, SAMPLE, STEP, meant_layer
 from repaudit.plots import canvas, style
 from repaudit.plots.points import labels_of, path, two
 from repaudit.plots.scales import Found, at_one_scale
 from repaudit.results import (
+    DISTANCE_STRESS,
     EMBEDDING,
     FRAMES,
     MERGED,
     OF_MODELS,
     TOGETHER,
+    TOGETHER_DISTANCE_STRESS,
     TRAJECTORIES,
     TRAJECTORY,
     UNIT,
     UNITS,
     names_of,
     one_layer,
+    scalar,
 )
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+
+ROUGH = 0.2
+"""Stress from which a picture is a rough one."""
 
 
 def plot_trajectories(trajectories: Found, layer: str, ax: Axes | None = None, *, variable: str = TRAJECTORY) -> Axes:
@@ -81,6 +87,8 @@ def plot_trajectories(trajectories: Found, layer: str, ax: Axes | None = None, *
         )
     canvas.legend(ax, [canvas.key(index) for index in range(len(models))], models)
     canvas.bare(ax, "PHATE" if variable == TRAJECTORY else "MDS")
+    stress = scalar(one_layer(trajectories, layer), DISTANCE_STRESS) if variable == TRAJECTORY else None
+    _title(ax, f"{canvas.safe(meant_layer(layer, names_of(trajectories, LAYER)))}   ", stress)
     canvas.step_colorbar(ax, axis)
     return ax
 
@@ -125,7 +133,15 @@ def plot_together(trajectories: Found, ax: Axes | None = None) -> Axes:
     marks = [canvas.key(index) for index in range(len(models))] if len(models) > 1 else []
     canvas.legend(ax, [*lines, *marks], [*(layers[k] for k in few), *models[: len(marks)]])
     canvas.bare(ax, "PHATE")
+    _title(ax, "", scalar(trajectories, TOGETHER_DISTANCE_STRESS))
     return ax
+
+
+def _title(ax: Axes, name: str, stress: float | None) -> None:
+    """Say of what a picture is, and how far its distances are to be believed."""
+    rough = ": a rough picture" if stress is not None and stress >= ROUGH else ""
+    said = "" if stress is None else f"stress {stress:.2f}{rough}"
+    ax.set_title(f"{name}{said}", loc="left", fontsize=9, color=canvas.INK)
 
 
 def plot_embedding(merged: Found, layer: str, ax: Axes | None = None) -> Axes:

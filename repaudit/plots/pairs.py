@@ -11,6 +11,7 @@ from scipy.cluster.hierarchy import leaves_list, linkage
 from scipy.spatial.distance import squareform
 
 from repaudit.errors import AnalysisError
+from repaudit.measure.curve import of_most_models
 from repaudit.names import LAYER, MODEL, STEP, meant_layer
 from repaudit.plots import canvas
 from repaudit.plots.scales import Found, at_one_scale
@@ -103,6 +104,15 @@ def plot_pairs(pairs: Found, layer: str, ax: Axes | None = None, *, step: int | 
         bar.ax.tick_params(labelsize=7, length=0)
         bar.outline.set_visible(False)
     return ax
+
+
+def last_step_of_most(pairs: xr.Dataset, layer: str) -> int | None:
+    """Return the last of the steps that most models share, where a verdict ends; None where no distance is known."""
+    distance = one_layer(pairs, layer).transpose(STEP, MODEL, OTHER, ...)[DISTANCE]
+    known = np.isfinite(np.asarray(distance.values, dtype=float)) & ~np.eye(distance.sizes[MODEL], dtype=bool)
+    counts = known.any(axis=2).sum(axis=1)
+    steps = distance[STEP].values[counts > 0]
+    return int(steps[of_most_models(counts[counts > 0])].max()) if len(steps) else None
 
 
 def pair_distances(pairs: xr.Dataset, layer: str, step: int | None = None) -> PairDistances | None:

@@ -19,7 +19,7 @@ from matplotlib.lines import Line2D
 from repaudit.names import LAYER, MODEL, STEP, at_home
 from repaudit.plots import canvas, curves, embeddings, maps, style
 from repaudit.plots.lines import DISTANCES, band_of, line_of, varying
-from repaudit.plots.pairs import pair_distances, plot_pairs
+from repaudit.plots.pairs import last_step_of_most, pair_distances, plot_pairs
 from repaudit.plots.scales import at_scale, scales, summary_at
 from repaudit.plots.settling import plot_settling
 from repaudit.results import (
@@ -217,10 +217,11 @@ def _pairs_figures(pairs: xr.Dataset | None) -> dict[str, Drawing]:
     if pairs is None:
         return figures
     for layer in names_of(pairs, LAYER):
-        found = pair_distances(pairs, layer)
+        step = last_step_of_most(pairs, layer)
+        found = pair_distances(pairs, layer, step)
         if found is not None and len(found.models) > 2:
             size = min(9.0, 3.2 + 0.32 * len(found.models))
-            draw = partial(_drawn, plot_pairs, pairs, layer)
+            draw = partial(_drawn, partial(plot_pairs, step=step), pairs, layer)
             figures[f"pairs-{safe_key(layer)}"] = partial(_one, (1.2 * size, size), draw)
     return figures
 

@@ -12,8 +12,9 @@ from markupsafe import Markup
 
 from repaudit.names import LAYER, MODEL, SAMPLE, STEP
 from repaudit.plots import style
+from repaudit.plots.embeddings import ROUGH
 from repaudit.plots.lines import distances, line_of, pairs, varying
-from repaudit.plots.pairs import pair_distances
+from repaudit.plots.pairs import last_step_of_most, pair_distances
 from repaudit.plots.scales import Scale
 from repaudit.report import scale_words, words
 from repaudit.report.figures import curves, embeddings, maps
@@ -252,7 +253,7 @@ def _add_pairs(view: ScaleView, pairs: xr.Dataset | None) -> None:
     """Add the map of every two models, or a line where there are only two."""
     if pairs is None or view.name not in names_of(pairs, LAYER):
         return
-    found = pair_distances(pairs, view.name)
+    found = pair_distances(pairs, view.name, last_step_of_most(pairs, view.name))
     if found is not None and len(found.models) == 2:
         view.pair = scale_words.only_pair(found)
     elif found is not None:
@@ -277,7 +278,7 @@ def _add_trajectories(view: ScaleView, trajectories: xr.Dataset | None) -> None:
             view.figures[variable] = embeddings.trajectory_figure(trajectories, view.name, variable)
     apart = scalar(dataset, DISTANCE_STRESS)
     view.stress[TRAJECTORY] = words.stress(scalar(dataset, STRESS), apart)
-    if MDS in view.figures and apart is not None and apart >= words.ROUGH:  # PHATE would show what is not there
+    if MDS in view.figures and apart is not None and apart >= ROUGH:  # PHATE would show what is not there
         view.paths = MDS
         view.stress[MDS] = f"Classical scaling; PHATE has a stress of {apart:.2f} against the operators' distances."
 

@@ -13,6 +13,7 @@ import xarray as xr
 from repaudit.measure.phases import UNRELATED
 from repaudit.names import BY_DEPTH, LABEL, MODEL, STEP
 from repaudit.plots import style
+from repaudit.plots.embeddings import ROUGH
 from repaudit.results import (
     BAND_HIGH,
     BAND_LOW,
@@ -47,9 +48,6 @@ HEALTHY: Final = {
     ISOLATED: 0, DUPLICATES: 0, COLLAPSED: 0, COMPONENTS: 1, FLOORED: 0, UNHELD: 0, FAILED: 0, UNIFORMITY: 0.99,
 }  # fmt: skip
 """The largest value of each diagnostic of a healthy operator."""
-
-ROUGH: Final = 0.2
-"""Kruskal called a layout with this stress or more poor."""
 
 
 def sentence(entry: Mapping[str, Any]) -> str:

@@ -75,6 +75,8 @@ def test_models_of_one_name_are_told_apart_by_their_stores(tmp_path):
     a, b = record(tmp_path / "a.zarr", "seed0"), record(tmp_path / "b.zarr", "seed0", steps=(0, 5))
     results = ra.analyze([a, b], tmp_path / "out", **BARE)
     assert results.repaudit.summary["models"] == ["a:seed0", "b:seed0"]
+    both = ra.analyze([a, b], tmp_path / "both", models=["seed*"], **BARE)
+    assert both.repaudit.summary["models"] == ["a:seed0", "b:seed0"]
     again = ra.analyze([a, b], tmp_path / "out", models=["b:seed0"], **BARE)
     assert again.repaudit.summary["steps"] == [0, 5]
 
@@ -144,6 +146,7 @@ def test_layers_are_paired_by_relative_depth(tmp_path):
     assert any(
         line == f"depth of deep: in the order of {', '.join(deep)}" for line in results.repaudit.summary["left_out"]
     )
+    assert "depth 0.5 is h.3 of deep, encoder.layer.1 of shallow" in results.repaudit.summary["left_out"]
     for name, one, other in zip(results["spread"]["layer"].values, shallow, ("h.0", "h.3", "h.6"), strict=True):
         expected = distance(activations("shallow", one), activations("deep", other))
         assert float(results["spread"]["spread"].sel(layer=name).squeeze()) == pytest.approx(expected, abs=1e-5)

@@ -157,6 +157,28 @@ def test_states_are_no_modules_to_freeze_and_are_refused_before_the_first_step(t
     assert trainer.state.global_step == 0
 
 
+def test_a_layer_is_known_by_the_path_of_its_spec(tmp_path: Path) -> None:
+    """Of the recorded names [-1] is another one: the last that has a number."""
+    audit = ra.RepresentationAuditCallback(
+        store=tmp_path / "runs.zarr", model_name="seed0", probe_set=PROBE, layer_specs=["[0]", "end=[-1]"],
+        trigger=ra.AuditTrigger(every_n_steps=5, at_start=True), durable=False,
+    )  # fmt: skip
+    stop = ra.StopWhenSettled("[-1]", patience=2, action="freeze", gauge=GAUGE)
+    module = fit(tmp_path, 20, audit, stop, audited=False)
+    assert stop.frozen == ["end"]
+    assert [parameter.requires_grad for parameter in module.network.parameters()] == [True, True, False, False]  # type: ignore[union-attr]
+
+
+def test_what_has_no_parameters_is_not_to_be_frozen(tmp_path: Path) -> None:
+    audit = ra.RepresentationAuditCallback(
+        store=tmp_path / "runs.zarr", model_name="seed0", probe_set=PROBE, layer_specs=["[0]", "act=[1]"],
+        trigger=ra.AuditTrigger(every_n_steps=5, at_start=True), durable=False,
+    )  # fmt: skip
+    stop = ra.StopWhenSettled(["act"], action="freeze", gauge=GAUGE)
+    with pytest.raises(ValueError, match="expected modules with parameters, to freeze them, found act without any"):
+        fit(tmp_path, 20, audit, stop, audited=False)
+
+
 def test_one_object_serves_several_trainings_one_after_the_other(tmp_path: Path) -> None:
     stop = ra.StopWhenSettled(patience=3, gauge=GAUGE)
     assert fit(tmp_path / "a", 20, stop).trainer.global_step == 35

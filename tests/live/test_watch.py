@@ -10,6 +10,7 @@ import pty
 import re
 import select
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -330,6 +331,9 @@ def test_a_terminal_shows_trainings_as_they_go_on(tmp_path: Path) -> None:
             append(two, 1, [10, 20, 40, 80, 160])
             until("layers.0.*converging")
         until("seed1.*ended")
+        until(r"verdicts are\s+so far")  # the end of the last line of the view
+        process.send_signal(signal.SIGINT)
+        assert process.wait(60) == 0
     finally:
         process.kill()
         process.wait()

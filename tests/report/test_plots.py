@@ -122,6 +122,16 @@ def test_a_similarity_map_orders_its_rows(make_results, by):
         plots.plot_similarity(similarity, "cosine", ax=ax)
 
 
+def test_pictures_of_trajectories_say_how_rough_they_are(make_results):
+    trajectories = make_results(more=True)[0]["trajectories"].to_dataset()
+    told = trajectories.assign(together_distance_stress=0.49, distance_stress=("layer", [0.1] * 3))
+    assert plots.plot_together(told, Figure().add_subplot()).get_title(loc="left") == "stress 0.49: a rough picture"
+    one = plots.plot_trajectories(told, "norm", Figure().add_subplot())
+    assert one.get_title(loc="left") == "model.norm   stress 0.10"
+    unknown = told.drop_vars(["together_distance_stress", "distance_stress"])
+    assert plots.plot_together(unknown, Figure().add_subplot()).get_title(loc="left") == ""
+
+
 def test_rows_of_a_similarity_map_are_told_apart(make_results):
     """Of one layer, its name tells no row from the others; the models do. So does a layer, of one model."""
     similarity = make_results(more=True)[0]["similarity"].to_dataset()

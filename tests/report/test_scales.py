@@ -17,6 +17,7 @@ from repaudit import plots
 from repaudit.errors import AnalysisError
 from repaudit.plots.scales import at_scale
 from repaudit.report import write_report
+from tests.report.pages import Page
 
 SPEC = importlib.util.spec_from_file_location("pages", Path(__file__).with_name("pages.py"))
 assert SPEC is not None
@@ -243,6 +244,25 @@ def test_a_model_without_distances_is_left_out_of_the_map(make_results):
     pairs["distance"].loc[{"other": "b", "step": 256}] = np.nan
     ax = plots.plot_pairs(pairs, "model.norm", Figure().add_subplot())
     assert sorted(tick.get_text() for tick in ax.get_yticklabels()) == ["a", "c", "d"]
+
+
+def test_pairs_are_those_of_the_verdicts_end_where_trainings_end_at_different_steps(make_results, tmp_path):
+    tree, summary = make_results(scales=True, models=FOUR)
+    pairs = tree["pairs"].to_dataset().copy(deep=True)
+    last = pairs["step"].values[-3:]  # two models train on: most share the steps before
+    for name in ("c", "d"):
+        pairs["distance"].loc[{"model": name, "step": last}] = np.nan
+        pairs["distance"].loc[{"other": name, "step": last}] = np.nan
+    before = int(pairs["step"].values[-4])
+    tree["pairs"] = xr.DataTree(pairs)
+    tree.attrs["summary"] = "{}"
+    ax = tree.repaudit.plot.pairs("model.norm")
+    assert ax.get_title(loc="left") == f"model.norm   step {before}"
+    assert len(ax.get_yticklabels()) == 4
+    assert len(tree.repaudit.plot.pairs("model.norm", step=int(last[0])).get_yticklabels()) == 2
+    text = Page(write_report(tree, summary, tmp_path / "report.html").read_text()).text
+    assert f"step {before}" in text
+    assert f"step {last[-1]}: distance" not in text
 
 
 def test_files_of_further_scales_have_their_name_at_the_end(make_results, tmp_path):
