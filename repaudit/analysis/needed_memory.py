@@ -42,7 +42,7 @@ def needed_memory(samples: int, operators: int, perplexity: float, at_once: int 
     Examples
     --------
     >>> round(needed_memory(256, 100, 15) / 2**20), round(needed_memory(256, 2000, 15) / 2**20)
-    (149, 184)
+    (125, 160)
     """
     sparse = 3 * perplexity * SPARSE <= samples
     band = min(SPARSE_BYTES, int(operators * samples * perplexity * ENTRIES)) if sparse else 3 * BAND_BYTES

@@ -16,8 +16,8 @@ from repaudit.errors import OperatorError
 from repaudit.measure.sparse_products import FEW, Band, Transform, sparse_bands, squared_distance
 from repaudit.operators.stack import OperatorStack
 
-BAND_BYTES = 16 * 2**20
-"""A band small enough for the processor's caches, with rows long enough to be read in large pieces."""
+BAND_BYTES, BAND_ROWS = 8 * 2**20, 4
+"""A band small enough for the processor's caches, but of so many rows that files are read in larger pieces."""
 
 GEMM_COLUMNS = 4096
 """Longest sum in single precision before it is added up in float64."""
@@ -164,7 +164,8 @@ def _band_rows(stack: OperatorStack, memory: str | int, first: int) -> int:
             f"expected a memory budget of at least {(fixed + 2 * row) / 1e6:.0f} MB for {len(stack)} operators of "
             f"{stack.samples} samples, found {budget / 1e6:.0f} MB: raise `memory` or choose fewer steps"
         )
-    return int(max(1, min(stack.samples, BAND_BYTES // row, (budget - fixed) // (2 * row))))
+    rows = max(BAND_ROWS, BAND_BYTES // row)
+    return int(max(1, min(stack.samples, rows, (budget - fixed) // (2 * row))))
 
 
 def _moments(band: torch.Tensor, start: int) -> torch.Tensor:
