@@ -216,6 +216,7 @@ class JointObjective(nn.Module):
         if not weight:
             self.metrics = {"match_weight": 0.0}
             return task(), self._idle()
+        self._meet(model, teaches=True)
         if self.probe_set is None:
             if sample_index is None:
                 raise ValueError(
@@ -255,6 +256,19 @@ class JointObjective(nn.Module):
         trained = [parameter for parameter in self.match.parameters() if parameter.requires_grad]
         return torch.stack([one.sum() * 0.0 for one in trained]).sum() if trained and is_distributed() else None
 
+    def _meet(self, model: nn.Module, *, teaches: bool = False) -> None:
+        """Warn where another model has been taught before, and note the one that is."""
+        net = network(model)
+        if self._taught is not None and self._taught() is not net:
+            warnings.warn(
+                "this JointObjective has taught another model, and its draws, heads and frame go on: make one for each",
+                AlignmentWarning,
+                stacklevel=4,
+            )
+            self._taught = None
+        if teaches:
+            self._taught = weakref.ref(net)
+
     def note_gradients(self, task: Tensor, match: Tensor, parameters: Sequence[nn.Parameter]) -> None:
         """Put the ratio of the gradients' norms, of the weighted match over the task's, into :attr:`metrics`."""
         trained = [one for one in parameters if one.requires_grad]
@@ -285,15 +299,7 @@ class JointObjective(nn.Module):
         AlignmentWarning
             Another model has been taught before: draws, heads and the frame go on from there.
         """
-        net = network(model)
-        if self._taught is not None and self._taught() is not net and self.metrics:
-            warnings.warn(
-                "this JointObjective has taught another model, and its draws, heads and frame go on from there: make "
-                "one for each student",
-                AlignmentWarning,
-                stacklevel=3,
-            )
-        self._taught = weakref.ref(net)
+        self._meet(model)
         if self.probe_set is None:
             if has_lazy_parameters(self.match):
                 raise ValueError("expected heads of a known width where there is no probe_set, found lazy ones")

@@ -181,7 +181,6 @@ def analyze(
             raise typer.BadParameter("several stores need --out, the folder for their results")
         folder = at_home(out) if out else default_folder(stores[0])
         earlier = _names_in(folder)
-        _tell_of_others(folder)
         arguments = [*stores, *(("--out", out) if out else ())]
 
         def answered(summary: Mapping[str, Any]) -> None:
@@ -190,6 +189,7 @@ def analyze(
                 print_answer(summary)
 
         def planned(needed: int) -> None:
+            _tell_of_others(folder)  # which is one to write to
             about = f"{round(needed / 1e7) * 10:,} MB"
             PlainConsole(stderr=True).print(f"needs about {about} of memory", highlight=False)
 
@@ -220,7 +220,7 @@ def _tell_of_others(folder: Path) -> None:
     except OSError:
         return
     others = [name for name in found if name not in OF_AN_ANALYSIS]
-    if others and len(others) == len(found):
+    if others and not {*OF_AN_ANALYSIS[:3]}.intersection(found):
         named = ", ".join(others[:3]) + (f" and {len(others) - 3} more" if len(others) > 3 else "")
         said = f"{folder} holds {named}: the results go beside, and replace none of it"
         prose(PlainConsole(stderr=True), escape(said))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import unicodedata
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -28,7 +29,7 @@ Models = Annotated[
     list[str] | None,
     typer.Option(
         metavar="TEXT",
-        help="Models or patterns such as `seed*`, separated by commas; repeatable.",
+        help="Models or patterns such as `seed*`, separated by commas (one with a comma in double quotes); repeatable.",
         autocompletion=completion.models,
     ),
 ]
@@ -192,9 +193,20 @@ def parse_steps(texts: str | Sequence[str] | None, stores: Sequence[str]) -> lis
 
 
 def parse_names(texts: str | Sequence[str] | None) -> list[str] | None:
-    """Parse names separated by commas, of an option that may be given several times."""
+    """Parse names separated by commas, of an option that may be given several times; a name with a comma is in quotes.
+
+    Examples
+    --------
+    >>> parse_names(["seed0,seed1", '"a,b"'])
+    ['seed0', 'seed1', 'a,b']
+    """
     text = _joined(texts)
-    return [name.strip() for name in text.split(",")] if text is not None else None
+    if text is None:
+        return None
+    names = [name.strip() for name in next(csv.reader([text], skipinitialspace=True), [""])]
+    if not all(names):
+        raise typer.BadParameter(f"expected names separated by commas, found {text!r}")
+    return names
 
 
 def _joined(texts: str | Sequence[str] | None) -> str | None:

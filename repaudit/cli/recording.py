@@ -104,6 +104,8 @@ def _in_options() -> Iterator[None]:
                 "here, --name gives this model another name in the store, --store records it in another store"
             )
         raise
+    except ValueError as error:  # of an option
+        raise typer.BadParameter(str(error)) from error
 
 
 def _recorded(store: str) -> dict[str, list[int]]:

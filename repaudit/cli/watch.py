@@ -48,6 +48,7 @@ NARROW: Final = 72
 """Columns below which only what cannot be missed is told."""
 _CROWDED: Final = 92
 """The same where layers differ in their models and their last steps."""
+_LONGEST: Final = 86400.0
 _MAKING: Final = 10.0
 """Seconds after which what has no root document is no store in the making."""
 _FRAME: Final = 8
@@ -72,6 +73,8 @@ def watch(
         )
     if not 1 < perplexity < math.inf:
         raise typer.BadParameter(f"--perplexity: expected effective neighbours, more than 1, found {perplexity:g}")
+    if not every < _LONGEST:
+        raise typer.BadParameter(f"--every: expected seconds, less than a day, found {every:g}")
     with one_line_errors():
         from repaudit.gauge.gauge import DiffusionGauge
         from repaudit.live.watcher import Watcher
@@ -103,15 +106,16 @@ def watch(
 
 def _looks(watcher: Watcher, every: float) -> Iterator[Look | AnalysisError]:
     """Look again and again, until interrupted; what cannot be shown now may be shown later."""
-    foreign_since = None
+    foreign_since, seen = None, False
     while True:
         pause = every
         try:
             look = watcher.look(every)
-            foreign_since, pause = None, 0 if look.waiting else every
+            foreign_since, pause, seen = None, 0 if look.waiting else every, True
             yield look
-        except StoreNotFoundError:  # the first training has not begun
-            pass
+        except StoreNotFoundError as error:  # the first training has not begun, unless there was a store
+            if seen:
+                yield AnalysisError(f"gone: {error}")
         except AnalysisError as error:  # what is asked for may come with another training
             yield error
         except NotAStoreError:  # a store in the making has no root document for a moment

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import xarray as xr
@@ -24,6 +24,9 @@ from repaudit.measure.spread import NO_STRUCTURE_LEFT
 from repaudit.store.read import catalog
 from repaudit.store.read.activations import read_step, step_checksums
 from repaudit.store.read.sketches import sketches_by_layer
+
+_PRESENT: Final = "present"
+"""With what is known of a step: the models that are compared there."""
 
 Content = dict[str, int]
 """By model: the checksum of its activations."""
@@ -152,18 +155,19 @@ class LiveSpreads:
         self, tree: xr.DataTree, layer: str, step: int, content: Content, every: int, gauge: DiffusionGauge
     ) -> None:
         found = self._found.setdefault(layer, {})
-        try:
-            operators = {
-                model: self._operator(tree, (model, layer, step, crc), gauge) for model, crc in content.items()
-            }
+        self.failed.pop((layer, step), None)
+        operators = {}
+        for model, crc in content.items():
+            try:
+                operators[model] = self._operator(tree, (model, layer, step, crc), gauge)
+            except (ActivationError, CorruptStoreError) as error:  # the others are compared, as in an analysis
+                self.failed[layer, step] = f"without {model}: {error}"
+        found[step] = content, {"value": np.nan}
+        if len(operators) > 1:
             arrays = spread_arrays(operators, self.seed)
-            found[step] = content, arrays
-            self.failed.pop((layer, step), None)
-            if len(operators) > 1 and not np.isfinite(arrays["value"]):
+            found[step] = content, {**arrays, _PRESENT: list(operators)}
+            if not np.isfinite(arrays["value"]):
                 self.failed[layer, step] = NO_STRUCTURE_LEFT
-        except (ActivationError, CorruptStoreError) as error:
-            found[step] = content, {"value": np.nan}
-            self.failed[layer, step] = str(error)
         if len(content) == every:  # nobody else is to be compared with these
             for model, crc in content.items():
                 self._operators.pop((model, layer, step, crc), None)
@@ -179,7 +183,7 @@ class LiveSpreads:
             del found[step]
         known = {step: found[step] for step in sorted(found) if np.isfinite(found[step][1]["value"])}
         arrays = [one for _, one in known.values()]
-        present = [list(content) for content, _ in known.values()]
+        present = [one[_PRESENT] for one in arrays]
         steps = tuple(known)
         value, low, high = (tuple(float(one[name]) for one in arrays) for name in ("value", "low", "high"))
         margins = curve_band(arrays, present, sorted({model for models in present for model in models})).change

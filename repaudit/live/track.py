@@ -6,6 +6,7 @@ import os
 import threading
 import warnings
 from collections.abc import Mapping
+from contextlib import suppress
 from queue import Empty, Full, Queue
 from typing import Any, Final
 
@@ -166,9 +167,10 @@ class Track:
                 self._new.append((step, {**numbers, "spread/at_step": float(step)}))
 
     def _spread(self, tree: Any, model: str, step: int, layer: str, values: Any, others: list[str]) -> Spread | None:
-        try:
-            operators = {model: self.gauge(values)}
-            stored = {name: stored_operator(read_step(tree, name, layer, step), self.gauge) for name in others}
-            return spread(operators | stored)
-        except ActivationError:  # tokens, too few samples, or values that are not finite: no operator
-            return None
+        """Return the spread of those that have an operator: not of tokens, too few samples, or values not finite."""
+        operators = {}
+        for name in (model, *others):
+            with suppress(ActivationError):
+                stored = None if name == model else read_step(tree, name, layer, step)
+                operators[name] = self.gauge(values) if stored is None else stored_operator(stored, self.gauge)
+        return spread(operators) if model in operators and len(operators) > 1 else None

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
 
 from repaudit.capture.extract.layer_spec import Reduction
@@ -163,7 +164,7 @@ class Loader:
             path, where = source.file.parent, {"gguf_file": source.file.name}
         try:
             return auto.from_pretrained(path, trust_remote_code=self.trust_remote_code, **where, **options)
-        except (OSError, ValueError, KeyError, ImportError) as error:
+        except (OSError, ValueError, KeyError, ImportError, SafetensorError) as error:
             lacks = "; pass the path or id of one (--tokenizer)" if auto.__name__ in _READERS else ""
             asks = "trust_remote_code" in str(error) and not self.trust_remote_code
             hint = " (pass --trust-remote-code to allow)" if asks else ""

@@ -169,7 +169,10 @@ class Auditor:
     def _numbers(self, step: int, activations: Mapping[str, torch.Tensor]) -> Mapping[str, float]:
         """Return what the metrics function makes of an audit; where it fails, the audit is recorded without."""
         try:
-            return dict(self._measure(activations)) if self._measure is not None else {}
+            if self._measure is None:
+                return {}
+            copies = {name: values.clone() for name, values in activations.items()}  # what it changes is not recorded
+            return {_name(name): _number(value, name) for name, value in dict(self._measure(copies)).items()}
         except Exception as error:
             if was_raised_by_handler(error):
                 raise
@@ -197,3 +200,15 @@ class Auditor:
             failure = error
         ranks.agree(failure)
         return ranks.gather(shares, self._shapes)
+
+
+def _name(name: Any) -> str:
+    if not isinstance(name, str):
+        raise TypeError(f"expected numbers by their names, found {name!r} as a name")
+    return name
+
+
+def _number(value: Any, name: str) -> float:
+    if isinstance(value, str | bytes):
+        raise TypeError(f"expected a number as {name!r}, found {value!r}")
+    return float(value)

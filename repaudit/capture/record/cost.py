@@ -24,7 +24,11 @@ class Cost:
 
     Attributes
     ----------
-    audits, layers : int
+    steps : list of int
+        Those given to the store.
+    stored : list of int, optional
+        The steps of the record, once it is closed: of those given some may not have come there.
+    layers : int
     seconds : float
         In which the training waited for audits; what the store's thread does beside it does not count.
     nbytes : int
@@ -40,17 +44,23 @@ class Cost:
     ''
     """
 
-    audits: int = 0
+    steps: list[int] = field(default_factory=list)
     layers: int = 0
     seconds: float = 0.0
     nbytes: int = 0
     samples: int = 0
     began: float = field(default_factory=time.perf_counter)
     told: bool = False
+    stored: list[int] | None = None
+
+    @property
+    def audits(self) -> int:
+        """Audits that are in the record, or on their way there."""
+        return len(self.steps if self.stored is None else {*self.steps}.intersection(self.stored))
 
     def add(self, audit: Audit) -> None:
         """Count an audit that the store has taken."""
-        self.audits += 1
+        self.steps.append(audit.step)
         self.layers = max(self.layers, len(audit.layers))
         self.seconds += audit.seconds
         self.nbytes += audit.nbytes
@@ -65,12 +75,13 @@ class Cost:
 
     def describe(self, store: Any, model: str) -> str:
         """Return one line for the end of a training, with the command to look at it; empty without an audit."""
-        if not self.audits:
+        if not self.steps:
             return ""
-        each = 1e3 * self.seconds / self.audits
+        each, lost = 1e3 * self.seconds / len(self.steps), len(self.steps) - self.audits
         audits, layers = _count(self.audits, "audit"), _count(self.layers, "layer")
         return (
-            f"repaudit: {audits} of model {model!r} in {store}, {layers}, "
+            f"repaudit: {audits} of model {model!r} in {store}{f' ({lost} more could not be stored)' if lost else ''}, "
+            f"{layers}, "
             f"{format_bytes(self.nbytes)} before compression; {each:.0f} ms each, {self.share:.1%} of the time. "
             f"{_of_few(self.samples)}Next: repaudit analyze {quote(str(store))}"
         )

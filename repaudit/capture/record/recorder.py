@@ -334,7 +334,7 @@ class Recorder:
                 self.track.close()
                 self.hear()
             self._failures.all(writer)
-            self._last_steps = writer.steps
+            self._last_steps = self.cost.stored = writer.steps
             if not self.in_trainer:  # whose callback tells it at the end of the training
                 self.cost.tell(self.store, self.model_name)
 

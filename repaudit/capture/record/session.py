@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -58,6 +58,13 @@ class AuditSession:
     def forget_resumed(self) -> None:
         """Note that the next run does not resume from what was loaded so far."""
         self._resumed = False
+
+    def leave_out_others(self, callbacks: Sequence[Any]) -> None:
+        """Forget callbacks that listened to a training which ended by an exception, and are not part of this one."""
+        for listen in [*self.recorder.listeners]:
+            owner = getattr(listen, "__self__", None)  # a function has none
+            if owner is not None and not any(one is owner for one in callbacks):
+                self.recorder.listeners.remove(listen)
 
     def start(
         self, model: nn.Module, trainer_step: int, *, epoch: float | None = None, context: Context = nullcontext

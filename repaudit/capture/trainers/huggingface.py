@@ -105,6 +105,7 @@ class AuditTrainerCallback(TrainerCallback):
         if state.global_step > 0:
             self.session.mark_resumed()
             self.session.load_state_dict(kept.get(self._state_key, {}))
+        self.session.leave_out_others(calling_callbacks())
         self.session.start(model, state.global_step, epoch=state.epoch)
         kept.pop(self._state_key, None)
         if (

@@ -121,6 +121,7 @@ class RepresentationAuditCallback(pl.Callback):
             with self._context(trainer)():
                 self.recorder.dry_run(pl_module)
             return
+        self.session.leave_out_others(trainer.callbacks)  # type: ignore[attr-defined]
         self.session.start(pl_module, trainer.global_step, epoch=trainer.current_epoch, context=self._context(trainer))
 
     def on_train_batch_end(

@@ -89,6 +89,20 @@ def step_number(step: Any, name: str = "step") -> int:
     return found
 
 
+def step_before(step: Any, name: str) -> int:
+    """Return a step to go back to as an integer; one before all steps would drop them, and is a ValueError.
+
+    Examples
+    --------
+    >>> step_before(0, "truncate_after")
+    0
+    """
+    found = step_number(step, name)
+    if found < 0:
+        raise ValueError(f"{name}={step!r}: expected a step, 0 or later; if_exists='replace' begins a record anew")
+    return found
+
+
 def text(value: Any, what: str) -> str | None:
     """Return a text that UTF-8 can hold; None where there is none.
 

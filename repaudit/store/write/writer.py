@@ -17,7 +17,7 @@ from repaudit.store.format.encoding import CodecName, checksum
 from repaudit.store.format.keys import check_name
 from repaudit.store.format.layer_layout import lay_out_layers
 from repaudit.store.format.layout import INPUTS_FINGERPRINT, ProbeSetLike
-from repaudit.store.format.values import number, point_in_time, step_number, stored_values, text
+from repaudit.store.format.values import number, point_in_time, step_before, step_number, stored_values, text
 from repaudit.store.storage.place import open_storage
 from repaudit.store.storage.storage import Storage
 from repaudit.store.write.checks import check_gap, check_layers, check_order
@@ -134,7 +134,7 @@ class TrajectoryWriter:
     ) -> None:
         if on_store_error not in {"raise", "warn"}:
             raise LayoutError(f"on_store_error={on_store_error!r}: expected 'raise' or 'warn'")
-        back = None if truncate_after is None else step_number(truncate_after, "truncate_after")
+        back = None if truncate_after is None else step_before(truncate_after, "truncate_after")
         self.on_store_error, self.model_name = on_store_error, check_name(model_name, "model")
         read = {INPUTS_FINGERPRINT: probe_set.fingerprint}
         attrs = {name: {**(layer_attrs or {}).get(name, {}), **read} for name in layers}
@@ -161,8 +161,8 @@ class TrajectoryWriter:
 
     @property
     def steps(self) -> list[int]:
-        """The steps committed and queued."""
-        return list(self._steps)
+        """The steps committed and queued, without those that could not be stored."""
+        return sorted({*self._steps} - ({gap["step"] for gap in self.gaps} - {*self.committed}))
 
     @property
     def committed(self) -> list[int]:
@@ -285,7 +285,7 @@ class TrajectoryWriter:
 
     def truncate(self, after_step: int) -> None:
         """Commit a record that ends at `after_step`; later steps are dropped and may be recorded again."""
-        request = QueuedTruncation(step_number(after_step))
+        request = QueuedTruncation(step_before(after_step, "step"))
         with self._lock:
             in_slices(lambda: self._queue(request))
             in_slices(lambda: request.done.wait(SLICE))
