@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import re
 import signal
 import subprocess
@@ -373,7 +374,7 @@ def test_lists_may_be_given_in_several_options(planted_store, tmp_path, within):
     assert summary["models"] == ["seed0", "seed1", "seed3"]
     assert list(summary["layers"]) == ["first", "second"]
     assert summary["steps"] == [0, 2, 4]
-    assert sorted(scale["neighbors"] for scale in summary["scales"].values()) == [9, 15]
+    assert sorted(scale["scale"] for scale in summary["scales"]) == [9, 15]
     assert summary["parameters"]["similarity"] == ["cka", "rsa"]
     copied = within(
         "copy", url, tmp_path / "part.zarr", "--models", "seed0", "--models", "seed2", "--steps", "0", "--steps", "4"
@@ -394,3 +395,28 @@ def test_a_folder_of_ones_own_is_filled_with_a_word(planted_store, tmp_path, wit
     assert said in " ".join(within("analyze", url, *options).stderr.split())
     assert "the results go beside" not in within("analyze", url, *options).stderr  # it is an analysis' folder now
     assert (own / "a.txt").read_text(encoding="utf-8") == "mine"
+
+
+def test_a_name_with_a_comma_is_in_quotes_and_no_name_is_refused(planted_store, tmp_path, within):
+    url = planted_store(models=2, layers=("a,b", "c"), steps=(0, 1))
+    run = within("copy", url, tmp_path / "part.zarr", "--layers", '"a,b"')
+    assert run.returncode == 0, run.stderr
+    held = json.loads(within("info", tmp_path / "part.zarr", "--json").stdout)
+    assert [layer["name"] for layer in held["models"][0]["layers"]] == ["a,b"]
+    for empty in ("", "c,,c"):
+        run = within("copy", url, tmp_path / "p.zarr", "--layers", empty)
+        assert "expected names separated by commas" in " ".join(run.stderr.split())
+    run = within("copy", url, tmp_path / "p.zarr", "--steps", "99999999999999999999:")
+    assert (run.returncode, "expected recorded steps" in " ".join(run.stderr.split())) == (2, True)
+
+
+def test_a_pipe_without_these_letters_gets_what_it_has(planted_store):
+    url = planted_store(models=2, layers=("größe",), steps=(0, 1))
+    for command in ("info", "watch --once"):
+        name, *options = command.split()
+        run = subprocess.run(
+            [COMMAND, name, str(url), *options], capture_output=True, check=False, timeout=200,
+            env={**os.environ, "PYTHONIOENCODING": "ascii"},
+        )  # fmt: skip
+        assert run.returncode == 0, run.stderr
+        assert b"gr\\xf6" in run.stdout

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from torch.nn.functional import cosine_similarity
 
 from repaudit.align.features import through, usable
-from repaudit.align.samples import rows_of
-from repaudit.errors import ActivationError
+from repaudit.align.samples import rows_of, unique_ids
+from repaudit.errors import ActivationError, OperatorError
 from repaudit.names import ATTRS, RAW, SAMPLE, SHA256, STEP
 from repaudit.store.format.layout import ProbeSetLike
 from repaudit.store.format.sample_set import Raw
@@ -72,9 +72,10 @@ class FeatureMatch(nn.Module):
         self._hashes: tuple[str, ...] = ()
         self._raw: Raw = "text"
         self._count = next(iter(sizes.values()))
-        self.samples = tuple(str(one) for one in (range(self._count) if samples is None else samples))
-        if len(self.samples) != self._count or len(set(self.samples)) != self._count:
-            raise ActivationError(f"samples: expected {self._count} unique ids, found {len(set(self.samples))}")
+        try:
+            self.samples = unique_ids(range(self._count) if samples is None else samples, self._count)
+        except OperatorError as error:
+            raise ActivationError(str(error)) from None
         self.names = list(features)
         given = heads or {name: nn.LazyLinear(value.shape[1]) for name, value in features.items()}
         if set(given) != set(self.names):

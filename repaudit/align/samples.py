@@ -48,6 +48,14 @@ def unique_ids(given: Iterable[Any], count: int) -> tuple[str, ...]:
     return ids
 
 
+def check_hashes(hashes: Sequence[str], raw: str, count: int) -> None:
+    """Refuse hashes of fewer or more than `count` samples, if there are any, or of neither texts nor inputs."""
+    if (hashes and len(hashes) != count) or raw not in _DIFFERS:
+        raise OperatorError(
+            f"expected a hash for each of {count} samples or none, of text or inputs, found {len(hashes)} of {raw!r}"
+        )
+
+
 def rows_of(samples: Sequence[str], hashes: Sequence[str], raw: Raw, probe_set: ProbeSetLike) -> Tensor:
     """Return the row of each of a probe set's samples among those taught, ``(len(probe_set))``; -1 for others.
 

@@ -21,6 +21,12 @@ class Schedule:
     warmup: int = 0
     stop: int | None = None
 
+    def __post_init__(self) -> None:
+        """Refuse what is no number of steps."""
+        for name, value in (("warmup", self.warmup), ("stop", self.stop)):
+            if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 0):
+                raise ValueError(f"{name}: expected a number of steps, 0 or more, found {value!r}")
+
     def __call__(self, step: int) -> float:
         """Return the share at a step."""
         if self.stop is not None and step >= self.stop:

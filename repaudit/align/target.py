@@ -18,7 +18,7 @@ from scipy.sparse import csr_array
 from torch import Tensor
 
 from repaudit.align.held_out import HeldOut
-from repaudit.align.samples import rows_of, unique_ids
+from repaudit.align.samples import check_hashes, rows_of, unique_ids
 from repaudit.embed.phate import phate_embedding
 from repaudit.embed.potential import diffusion_time
 from repaudit.errors import OperatorError
@@ -150,6 +150,7 @@ class AlignmentTarget:
             raise OperatorError("gauge: expected the gauge that a student is seen by, found none with the operator")
         known = operator.samples if samples is None else samples
         ids = unique_ids(range(operator.n_samples) if known is None else known, operator.n_samples)
+        check_hashes(hashes, raw, len(ids))
         return cls(
             _stochastic(csr_array(as_float64(operator))),
             ids,
@@ -208,6 +209,8 @@ class AlignmentTarget:
             if place < 0:
                 raise OperatorError(f"expected samples of the target, found {str(name)!r}, which it does not have")
         names = tuple(str(name) for name in ids)
+        if len(names) < 2:
+            raise OperatorError(f"expected two samples or more, found {len(names)}")
         if len(set(names)) < len(names):
             twice = next(name for name in names if names.count(name) > 1)
             raise OperatorError(f"expected every sample once, found {twice!r} several times")
@@ -269,6 +272,8 @@ class AlignmentTarget:
         """
         if method == "phate":
             return np.asarray(phate_embedding(self.operator, n_components=k, t=t).values)
+        if method != "diffusion":
+            raise ValueError(f"method: expected 'diffusion' or 'phate', found {method!r}")
         if not 1 <= k < len(self):
             raise ValueError(f"k: expected 1 to {len(self) - 1} coordinates of {len(self)} samples, found {k}")
         time = diffusion_time(self.operator, t)

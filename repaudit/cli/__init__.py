@@ -6,6 +6,8 @@ version.
 
 from __future__ import annotations
 
+import io
+import sys
 import warnings
 from collections.abc import Callable
 from typing import Annotated, Final
@@ -57,6 +59,9 @@ def main(
     """
     warnings.filterwarnings("ignore", "model .* is left out", StoreWarning)  # every command says so in one line
     warnings.formatwarning = _in_one_line
+    for stream in (sys.stdout, sys.stderr):  # not every terminal or pipe has every letter
+        if isinstance(stream, io.TextIOWrapper) and stream.errors == "strict":
+            stream.reconfigure(errors="backslashreplace")
     if version:
         typer.echo(__version__)
         raise typer.Exit

@@ -203,7 +203,7 @@ def parse_names(texts: str | Sequence[str] | None) -> list[str] | None:
     text = _joined(texts)
     if text is None:
         return None
-    names = [name.strip() for name in next(csv.reader([text], skipinitialspace=True), [""])]
+    names = [name.strip() for name in next(csv.reader([text], skipinitialspace=True), []) or [""]]
     if not all(names):
         raise typer.BadParameter(f"expected names separated by commas, found {text!r}")
     return names

@@ -172,6 +172,8 @@ def copy(
 
         warn_of_what_is_lost(source)
         chosen = parse_steps(steps, [source])
+        if chosen == []:
+            raise typer.BadParameter(f"--steps: expected recorded steps, found none in {','.join(steps or ())}")
         copied = copy_store(
             source, destination, models=parse_names(models), layers=parse_names(layers), steps=chosen,
             codec=codec, keepbits=keepbits, progress=progress,

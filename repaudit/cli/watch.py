@@ -48,6 +48,8 @@ NARROW: Final = 72
 """Columns below which only what cannot be missed is told."""
 _CROWDED: Final = 92
 """The same where layers differ in their models and their last steps."""
+_LEAST_NAME: Final = 8
+_MOST_FAILURE: Final = 24
 _LONGEST: Final = 86400.0
 _MAKING: Final = 10.0
 """Seconds after which what has no root document is no store in the making."""
@@ -171,7 +173,9 @@ def view(look: Look, width: int = 80, height: int | None = None) -> Group:
     known = [curve for curve in look.curves if curve.steps]
     ends, counts = (_range(numbers) for numbers in ([c.steps[-1] for c in known], [c.models for c in known]))
     now = f"; now: step {ends} of {counts} models" if known else ""
-    said = f"spread{at}, drawn from 0 (identical) to 1 (unrelated); 95% interval{now}; verdicts are so far"
+    apart = any(curve.judged not in (None, curve.steps[-1]) for curve in known)
+    of = ", of the steps that most models share" if apart else ""
+    said = f"spread{at}, drawn from 0 (identical) to 1 (unrelated); 95% interval{now}; verdicts are so far{of}"
     what = _text(said, "dim")
     parts: list[Any] = [head, _runs(look.runs, width)]
     if look.curves:
@@ -193,12 +197,20 @@ def _runs(runs: Sequence[Run], total: int) -> Table:
     """Return a row per model; a narrow terminal has no room for what the rest tells too."""
     table = Table(box=None, pad_edge=False, header_style="dim")
     dispensable = {"audits", "since then"} if total < NARROW else set()
-    rows = [_told(run) for run in runs]
-    for title in (title for title in _TITLES if title not in dispensable):
-        table.add_column(title, no_wrap=True, overflow="ellipsis")
-    for row in rows:
-        table.add_row(*(cell for title, cell in zip(_TITLES, row, strict=True) if title not in dispensable))
+    told = [_told(run) for run in runs]
+    shown = [k for k, title in enumerate(_TITLES) if title not in dispensable]
+    widths = [max(len(Text.from_markup(cell)) for cell in (_TITLES[k], *(row[k] for row in told))) for k in shown[1:]]
+    room = max(_LEAST_NAME, total - sum(min(width, _MOST_FAILURE) + 2 for width in widths))
+    for k in shown:
+        table.add_column(_TITLES[k], no_wrap=True, overflow="ellipsis")
+    for run, row in zip(runs, told, strict=True):
+        table.add_row(escape(_end_of(visible(run.model), room)), *(row[k] for k in shown[1:]))
     return table
+
+
+def _end_of(name: str, room: int) -> str:
+    """Return a name, or as much of its end as there is room for: what tells models apart is there."""
+    return name if len(name) <= room else f"…{name[1 - room :]}"
 
 
 def _told(run: Run) -> tuple[str, ...]:

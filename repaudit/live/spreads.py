@@ -49,6 +49,8 @@ class LiveCurve:
         Models at the last step.
     waiting : int
         Steps whose spread is not computed yet.
+    judged : int or None
+        Last of the steps that the verdict is of: those that most models share.
     """
 
     layer: str
@@ -60,6 +62,7 @@ class LiveCurve:
     settled: int | None
     models: int
     waiting: int
+    judged: int | None = None
 
 
 class LiveSpreads:
@@ -195,7 +198,7 @@ class LiveSpreads:
         since = None if said in UNSETTLED else settled(at, level, below, above, apart)
         return LiveCurve(
             layer, steps, value, low, high, said, since,
-            len(present[-1]) if present else 0, waiting,
+            len(present[-1]) if present else 0, waiting, int(at[-1]) if len(at) else None,
         )  # fmt: skip
 
 

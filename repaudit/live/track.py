@@ -72,7 +72,7 @@ class Track:
         self.store, self._options = store, storage_options
         self.gauge = DiffusionGauge() if gauge is None else gauge
         self.latest: dict[str, tuple[int, Spread]] = {}
-        self.left_out = 0
+        self.left_out, self._told = 0, False
         self._new: list[tuple[int, dict[str, float]]] = []
         self._failed: list[str] = []
         self._begin()
@@ -149,11 +149,12 @@ class Track:
         try:
             tree = sketches_by_layer(open_store(self.store, self._options))
             others = [name for name in catalog.models(tree) if name != model and step in catalog.steps(tree, name)]
-            numbers = {}
+            numbers, compared = {}, not others
             for layer, values in activations.items():
                 having = [name for name in others if layer in catalog.layers(tree, name)]
                 if not having:
                     continue
+                compared = True
                 found = self._spread(tree, model, step, layer, values, having)
                 if found is not None:
                     self.latest[layer] = step, found
@@ -162,6 +163,13 @@ class Track:
             with self._lock:
                 self._failed.append(f"track: no spread at step {step} of model {model!r}: {error}")
             return
+        if not compared and not self._told:  # as of records that keep operators alone
+            self._told = True
+            with self._lock:
+                self._failed.append(
+                    f"track: nothing to compare model {model!r} with: {', '.join(others)} have step {step}, but none "
+                    f"of the layers {', '.join(activations)} with activations or sketches"
+                )
         if numbers:
             with self._lock:
                 self._new.append((step, {**numbers, "spread/at_step": float(step)}))

@@ -11,6 +11,7 @@ from repaudit.analysis.folder import nulls_for_nan
 from repaudit.gauge.gauge import DiffusionGauge
 from repaudit.live.runs import Run, runs
 from repaudit.live.spreads import LiveCurve, LiveSpreads
+from repaudit.names import matching_models
 from repaudit.store.read import catalog
 from repaudit.store.read.reader import open_store
 from repaudit.store.storage.place import open_storage
@@ -94,5 +95,8 @@ class Watcher:
         tree = open_store(self.url, self._options)
         curves = self._spreads.update(tree, seconds)
         lost, failed = tuple(catalog.lost(tree)), dict(self._spreads.failed)
-        scales = tuple(self._spreads.perplexities)
-        return Look(os.fspath(self.url), tuple(runs(tree, self._storage)), tuple(curves), failed, lost, scales)
+        scales, asked, every = tuple(self._spreads.perplexities), self._spreads.models, runs(tree, self._storage)
+        names = [run.model for run in every]
+        chosen = {name for pattern in asked or names for name in matching_models(pattern, names)}
+        shown = tuple(run for run in every if run.model in chosen)
+        return Look(os.fspath(self.url), shown, tuple(curves), failed, lost, scales)

@@ -406,3 +406,17 @@ def test_an_objective_that_taught_another_student_says_what_goes_on() -> None:
     copied.prepare(first)  # a copy has taught nobody
     with pytest.warns(AlignmentWarning, match="has taught another model, and its draws, heads and frame go on"):
         objective.prepare(first)
+    objective.joined(first, 0, lambda: torch.tensor(0.0))
+    with pytest.warns(AlignmentWarning, match="make one for each"):
+        objective.joined(second, 1, lambda: torch.tensor(0.0))  # in a loop of one's own
+    objective.joined(second, 2, lambda: torch.tensor(0.0))
+    idle = students.objective(weight=0.0)
+    for student in (first, second):  # which are not taught
+        idle.prepare(student)
+        idle.joined(student, 0, lambda: torch.tensor(0.0))
+
+
+@pytest.mark.parametrize("wrong", [{"warmup": -4}, {"stop": 1.5}, {"warmup": True}])
+def test_a_schedule_has_numbers_of_steps(wrong: dict[str, object]) -> None:
+    with pytest.raises(ValueError, match="expected a number of steps, 0 or more"):
+        Schedule(**wrong)  # type: ignore[arg-type]

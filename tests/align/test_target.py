@@ -13,7 +13,7 @@ import torch
 from scipy.stats import entropy
 
 import repaudit as ra
-from repaudit.errors import FingerprintError, OperatorError
+from repaudit.errors import ActivationError, FingerprintError, OperatorError
 
 
 def points(seed: int = 0, count: int = 80) -> np.ndarray:
@@ -228,3 +228,18 @@ def test_distance_is_the_spread() -> None:
 def test_a_sample_without_an_id_is_refused(missing: object) -> None:
     with pytest.raises(OperatorError, match=r"samples: expected an id per row, found .* in row 1"):
         ra.AlignmentTarget.from_operator(np.full((3, 3), 1 / 3), samples=["a", missing, "c"], gauge=ra.DiffusionGauge())
+
+
+def test_what_is_no_choice_is_refused() -> None:
+    uniform, gauge = np.full((4, 4), 1 / 4), ra.DiffusionGauge()
+    with pytest.raises(OperatorError, match="expected a hash for each of 4 samples or none"):
+        ra.AlignmentTarget.from_operator(uniform, gauge=gauge, hashes=["a"])
+    with pytest.raises(OperatorError, match="of text or inputs, found 0 of 'foo'"):
+        ra.AlignmentTarget.from_operator(uniform, gauge=gauge, raw="foo")  # type: ignore[arg-type]
+    target = ra.AlignmentTarget.from_operator(uniform, gauge=gauge)
+    with pytest.raises(ValueError, match="method: expected 'diffusion' or 'phate', found 'foo'"):
+        target.coordinates(2, method="foo")  # type: ignore[arg-type]
+    with pytest.raises(OperatorError, match="expected two samples or more, found 0"):
+        target.restrict([])
+    with pytest.raises(ActivationError, match="samples: expected an id per row, found None in row 1"):
+        ra.FeatureMatch({"a": np.eye(3, dtype=np.float32)}, samples=["a", None, "c"])

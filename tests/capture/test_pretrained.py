@@ -110,8 +110,21 @@ def test_what_is_recorded_already_is_told_with_what_fails(tmp_path, texts):
     run = CliRunner().invoke(app, ["record", *other])
     assert "a model keeps its layers" in run.stderr, run.output
     assert "here, --name gives this model another name in the store" in run.stderr, run.output
+    run = CliRunner().invoke(
+        app, ["record", *given[:1], "--probe", str(texts), "--layers", "model.norm", "--store", "s", "--name", ""]
+    )
+    assert run.exit_code == 2, run.output
+    assert "expected a name, found an empty text" in " ".join(run.stderr.split()), run.output
     with pytest.raises(PretrainedError, match=r"'(one|two)': expected .*several models is taken for the checkpoints"):
         record_pretrained([tmp_path / "m"], texts, ["model.layers[1]"], tmp_path / "u.zarr")
+
+
+def test_an_interrupted_download_is_one_line(tmp_path, texts):
+    save(tmp_path / "one")
+    weights = tmp_path / "one/model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:9])
+    with pytest.raises(PretrainedError, match=r"cannot be loaded: .*header"):
+        record_pretrained([tmp_path / "one"], texts, ["model.norm"], tmp_path / "s.zarr")
 
 
 def test_one_tokenizer_for_all_by_choice(tmp_path, texts):

@@ -147,6 +147,28 @@ def test_metrics_that_fail_cost_no_audit(tmp_path):
     assert ra.open_store(tmp_path / "s.zarr").repaudit.steps("seed0") == [0, 1]
 
 
+def test_metrics_get_copies(tmp_path):
+    model, seen = nn.Sequential(nn.Linear(3, 2)), []
+
+    def centred(activations):
+        seen.append({name: values.clone() for name, values in activations.items()})
+        return {name: float(values.sub_(values.mean(0)).norm()) for name, values in activations.items()}
+
+    with recorder(tmp_path / "s.zarr", metrics=centred) as audits:
+        audits.audit(model, 0)
+    recorded = ra.open_store(tmp_path / "s.zarr").repaudit.activations("seed0", "0").sel(step=0).values
+    np.testing.assert_array_equal(recorded, seen[0]["0"].numpy())
+    assert abs(recorded.mean()) > 1e-3
+
+
+@pytest.mark.parametrize("wrong", [{"x": "abc"}, {1: 2.0}, {"x": None}, {"x": torch.zeros(2)}, {"x": "1.0"}])
+def test_metrics_that_are_no_numbers_cost_no_audit(tmp_path, wrong):
+    with recorder(tmp_path / "s.zarr", metrics=lambda _activations: wrong) as audits:
+        audits.log = lambda numbers: {name.upper(): f"{value:.2f}" for name, value in numbers.items()}
+        with pytest.warns(AuditWarning, match="metrics: none at step 0, which is recorded without"):
+            assert audits.audit(nn.Sequential(nn.Linear(3, 2)), 0)
+
+
 class StopError(Exception):
     """What the program's own handler of a signal raises."""
 

@@ -115,7 +115,7 @@ def test_gaps_are_told_at_once_and_noted_when_the_store_is_back(tmp_path, probe_
         "step 1 of model 'seed0'",
         "step 2 of model 'seed0'",
     ]
-    assert recording.committed == [0, 3, 4]
+    assert recording.committed == recording.steps == [0, 3, 4]
     tree = ra.open_store(tmp_path / "away.zarr")
     assert [gap["step"] for gap in catalog.gaps(tree, "seed0")] == [1, 2]
     assert ra.verify(tmp_path / "away.zarr", data=True) == []

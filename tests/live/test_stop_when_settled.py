@@ -266,3 +266,30 @@ def test_layers_are_named_with_or_without_the_path_of_the_base() -> None:
         assert SettlingLayers([pattern]).watched(names) == ["bert.encoder.layer.1"]
     with pytest.raises(ValueError, match=r"coder.layer\[0\] is not recorded"):
         SettlingLayers(["coder.layer[0]"]).watched(names)
+
+
+class Breaks(pl.Callback):
+    """Ends a training by an exception."""
+
+    def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
+        if trainer.global_step == 8:
+            raise RuntimeError("out of memory")
+
+
+def test_a_training_that_broke_does_not_reach_into_the_next(tmp_path: Path) -> None:
+    """A callback that is not part of the next training does not listen to its audits."""
+    audit = ra.RepresentationAuditCallback(
+        store=tmp_path / "runs.zarr", model_name="trial{n}", probe_set=PROBE, layer_specs=["0", "2"], durable=False,
+        trigger=ra.AuditTrigger(every_n_steps=5, at_start=True),
+    )  # fmt: skip
+    heard: list[int] = []
+    audit.recorder.listeners.append(lambda step, _activations: heard.append(step))
+    stop = ra.StopWhenSettled(patience=2, gauge=GAUGE)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        fit(tmp_path, 20, audit, stop, Breaks(), audited=False)
+    module = fit(tmp_path, 20, audit, audited=False)
+    assert module.trainer.global_step == 60
+    assert audit.recorder.steps == [*range(0, 61, 5)]
+    assert heard == [0, 5, *range(0, 61, 5)]  # a function of one's own stays
+    fit(tmp_path, 20, audit, stop, audited=False)
+    assert stop.stopped_at == 30

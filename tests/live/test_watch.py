@@ -23,6 +23,7 @@ import pytest
 import torch
 from rich.console import Console
 from starlette.testclient import TestClient
+from typer.testing import CliRunner
 
 import repaudit as ra
 from repaudit.cli import app
@@ -474,3 +475,56 @@ def test_what_now_is_of_is_told(store: Path) -> None:
         assert "now: step 190 to 199 of 3 to 4 models" in " ".join(" ".join(lines).split())
         if width > 60:
             assert [line.split()[-2:] for line in lines if "layers." in line] == [["3", "199"], ["4", "190"]]
+
+
+def test_one_model_without_an_operator_costs_the_others_nothing(tmp_path: Path) -> None:
+    """It is left out at its step and named, as in an analysis."""
+    url = tmp_path / "s.zarr"
+    for model in range(3):
+        with writer(url, model) as one:
+            append(one, model, [0, 10])
+            bad = values(model, 20)
+            if model == 2:
+                bad[3] = np.nan
+            one.append(20, {"layers.0": bad})
+    look = Watcher(url, gauge=GAUGE).look()
+    (curve,) = look.curves
+    results = ra.analyze(url, tmp_path / "out", gauge=GAUGE, figures="none", frames=0, units=0)
+    assert curve.steps == (0, 10, 20)
+    np.testing.assert_allclose(curve.value, results["spread"]["spread"].values[0, 0], rtol=1e-6)
+    assert (curve.models, curve.judged) == (2, 10)
+    assert look.failed["layers.0", 20].startswith("without seed2: ")
+    assert "of the steps that most models share" in " ".join(" ".join(shown(look, 100, 30)).split())
+
+
+def test_a_store_that_is_gone_is_told(store: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from repaudit.cli.watch import _looks
+
+    looks = _looks(Watcher(store, gauge=GAUGE), 0.1)
+    assert next(looks).curves  # type: ignore[union-attr]
+    shutil.rmtree(store)
+    assert "gone: " in str(next(looks))
+
+
+def test_models_of_long_names_are_told_apart() -> None:
+    name = "google/a-very-long-name-of-a-model-7b-instruct-v0.3-seed"
+    runs = tuple(Run(f"{name}{k}", "running", 1, 1, 1.0, 1.0, ()) for k in range(3))
+    for width in (60, 80, 120):
+        lines = shown(Look("s.zarr", runs, curves(2), {}), width, 30)
+        assert all(len(line) <= width for line in lines)
+        text = "\n".join(lines)
+        assert text.count("running") == 3
+        assert all(f"seed{k} " in text for k in range(3))
+
+
+def test_only_the_models_that_are_asked_for_are_shown(store: Path) -> None:
+    look = Watcher(store, gauge=GAUGE, models=["seed1"]).look()
+    assert [run.model for run in look.runs] == ["seed1"]
+    assert not look.curves
+
+
+@pytest.mark.parametrize("wrong", ["inf", "1e9"])
+def test_seconds_between_looks_are_less_than_a_day(store: Path, wrong: str) -> None:
+    run = CliRunner().invoke(app, ["watch", str(store), "--json", "--every", wrong])
+    assert run.exit_code == 2
+    assert "expected seconds, less than a day" in " ".join(run.output.split())

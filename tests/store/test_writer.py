@@ -134,6 +134,8 @@ def test_a_truncation_goes_back_to_a_step(url, probe_set, layers, step_arrays, w
     if wrong is not None:
         with pytest.raises(TypeError, match=f"truncate_after={wrong!r}: expected an integer"):
             open_writer(url, probe_set, layers, truncate_after=wrong)
+    with pytest.raises(ValueError, match="truncate_after=-1: expected a step, 0 or later"):  # as of no checkpoint
+        open_writer(url, probe_set, layers, truncate_after=-1)
     assert catalog.steps(ra.open_store(url), "seed0") == [0, 1, 2]
 
 
