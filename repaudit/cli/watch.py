@@ -164,9 +164,10 @@ def view(look: Look, width: int = 80, height: int | None = None) -> Group:
         notes.append(f"read as missing, because damaged or lost: {', '.join(look.lost)} (see repaudit verify --data)")
     if look.waiting:
         notes.append(f"{look.waiting} spreads are being computed")
-    if look.failed:
-        (layer, step), why = next(iter(look.failed.items()))
-        notes.append(f"{len(look.failed)} spreads could not be computed; {layer} at step {step}: {why}")
+    for said, some in (("could not be computed", look.missing), ("leave out a model", look.partial)):
+        if some:
+            (layer, step), why = next(iter(some.items()))
+            notes.append(f"{len(some)} spreads {said}; {layer} at step {step}: {why}")
     head = _text(look.url, "bold")
     scale = " and ".join(f"{one:g}" for one in look.perplexities)
     at = f" at the scale of {scale} neighbours" if scale else ""

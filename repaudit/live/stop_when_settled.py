@@ -172,7 +172,7 @@ class StopWhenSettled(pl.Callback, TrainerCallback):
                 f"layers: expected modules, to freeze them, found {', '.join(states)}: name the layers to freeze"
             )
         empty = [name for name in names if name in known and not any(True for _ in known[name].module.parameters())]
-        if empty:
+        if empty and self._asked is not None:
             raise ValueError(
                 f"layers: expected modules with parameters, to freeze them, found {', '.join(empty)} without any: name "
                 "the layers to freeze"
@@ -198,7 +198,10 @@ class StopWhenSettled(pl.Callback, TrainerCallback):
         if self._recorder is None:
             return
         path = self._recorder.auditor.extractor.layers[name].path
-        for parameter in network(model).get_submodule(path).parameters():
+        parameters = list(network(model).get_submodule(path).parameters())
+        if not parameters:  # of all that are recorded, an activation function
+            return
+        for parameter in parameters:
             parameter.requires_grad_(False)
             parameter.grad = None
         self.frozen.append(name)

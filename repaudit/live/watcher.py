@@ -43,6 +43,17 @@ class Look:
         """How many spreads are not computed yet."""
         return sum(curve.waiting for curve in self.curves)
 
+    @property
+    def missing(self) -> dict[tuple[str, int], str]:
+        """What could not be computed at all."""
+        return {place: why for place, why in self.failed.items() if place not in self.partial}
+
+    @property
+    def partial(self) -> dict[tuple[str, int], str]:
+        """What was computed without a model that has no operator there."""
+        known = {(curve.layer, step) for curve in self.curves for step in curve.steps}
+        return {place: why for place, why in self.failed.items() if place in known}
+
     def plain(self) -> dict[str, Any]:
         """Return everything in types that JSON has; it has no NaN."""
         failed = [{"layer": layer, "step": step, "reason": why} for (layer, step), why in self.failed.items()]

@@ -13,7 +13,7 @@ from scipy.sparse import csr_array
 
 from repaudit.distance.squared import full_precision
 from repaudit.errors import OperatorError
-from repaudit.measure.sparse_products import FEW, Band, Transform, sparse_bands, squared_distance
+from repaudit.measure.sparse_products import Band, Transform, sparse_bands, squared_distance
 from repaudit.operators.stack import OperatorStack
 
 BAND_BYTES, BAND_ROWS = 8 * 2**20, 4
@@ -114,8 +114,7 @@ def stream_gram(
     if not torch.isfinite(norms).all():
         _refuse_unsound(changed.bands(), size)
     squared = gram.mul_(-2).add_(norms[:top, None]).add_(norms[None, :]).clamp_(min=0)
-    in_float64 = stack.sparse and size > FEW
-    share = CLOSE_WIDE if in_float64 else min(CLOSE, CLOSE_BY_SIDE / stack.samples)
+    share = min(CLOSE, CLOSE_BY_SIDE / stack.samples)
     close = _close_pairs(squared, norms, share) if recompute else torch.empty((0, 2), dtype=torch.int64)
     if len(close) and stack.sparse and 2 * len(close) <= size:  # less to read than all operators once more
         for first_of, other in close.tolist():
@@ -124,7 +123,7 @@ def stream_gram(
             if other < top:
                 squared[other, first_of] = exact
     elif len(close):
-        _recompute(squared, close, changed.bands, in_products=stack.dtype is torch.float32 and not in_float64)
+        _recompute(squared, close, changed.bands, in_products=stack.dtype is torch.float32)
     squared.fill_diagonal_(0)
     trace, total, squares = sums.numpy()
     return Gram(squared.numpy(), trace, total, squares, len(close))
@@ -260,6 +259,9 @@ def _by_products(pairs: torch.Tensor, members: torch.Tensor, bands: Iterator[Ban
         for start in range(0, band.common.shape[1], WIDE_COLUMNS):
             wide = band.common[:, start : start + WIDE_COLUMNS][members].double()
             gram.addmm_(wide.sub_(wide[0].clone()), wide.T)
+        if band.rare is not None:
+            some = band.rare[members.numpy()]
+            gram += torch.from_numpy((some @ some.T).toarray())
     first, other = torch.searchsorted(members, pairs.contiguous()).T
     norms = gram.diagonal()[first] + gram.diagonal()[other]
     found = norms - 2 * gram[first, other]

@@ -26,7 +26,7 @@ COMMON: Final = 0.05
 FEW: Final = 100
 """Up to this many operators every cell that one of them holds is taken as common: sorting them out costs more."""
 
-_ENTRY_BYTES: Final = 36
+_ENTRY_BYTES: Final = 32
 """Held for each entry of a band: its cell, its value, and what becomes of both."""
 
 
@@ -39,9 +39,7 @@ class Band:
     stop : int
         Row after the last one.
     common : (T, cell)
-        Entries at the cells that many operators hold, free to be changed; of dense operators, all. Of more sparse
-        operators than :data:`FEW` in float64: their products are then exact enough that no pair is too close for
-        them, and reading all entries again costs more than wider products.
+        Entries at the cells that many operators hold, free to be changed; of dense operators, all.
     rare : (T, cell), sparse, float64
         Entries at the other cells that any sparse operator holds; None where there are none.
     moments : (3, T), float64
@@ -110,7 +108,7 @@ def _band(stack: OperatorStack, start: int, stop: int, transform: Transform | No
         parts = list(each(read, range(count)))
         rank = _rank_of_common(parts, cells)
         width = int(rank.max(initial=-1)) + 1
-        dense = torch.zeros((count, width), dtype=torch.float64 if count > FEW else stack.dtype)
+        dense = torch.zeros((count, width), dtype=stack.dtype)
         rest = [some for some in threads.map(spread_out, dense.numpy(), parts) if some is not None]
     return Band(stop, dense, _compressed(rest, cells) if rest else None, sums if moments else None)
 

@@ -157,12 +157,16 @@ def test_states_are_no_modules_to_freeze_and_are_refused_before_the_first_step(t
     assert trainer.state.global_step == 0
 
 
-def test_a_layer_is_known_by_the_path_of_its_spec(tmp_path: Path) -> None:
-    """Of the recorded names [-1] is another one: the last that has a number."""
-    audit = ra.RepresentationAuditCallback(
-        store=tmp_path / "runs.zarr", model_name="seed0", probe_set=PROBE, layer_specs=["[0]", "end=[-1]"],
+def _audit(folder: Path, layers: list[str], name: str = "seed0") -> ra.RepresentationAuditCallback:
+    return ra.RepresentationAuditCallback(
+        store=folder / "runs.zarr", model_name=name, probe_set=PROBE, layer_specs=layers,
         trigger=ra.AuditTrigger(every_n_steps=5, at_start=True), durable=False,
     )  # fmt: skip
+
+
+def test_a_layer_is_known_by_the_path_of_its_spec(tmp_path: Path) -> None:
+    """Of the recorded names [-1] is another one: the last that has a number."""
+    audit = _audit(tmp_path, ["[0]", "end=[-1]"])
     stop = ra.StopWhenSettled("[-1]", patience=2, action="freeze", gauge=GAUGE)
     module = fit(tmp_path, 20, audit, stop, audited=False)
     assert stop.frozen == ["end"]
@@ -170,13 +174,13 @@ def test_a_layer_is_known_by_the_path_of_its_spec(tmp_path: Path) -> None:
 
 
 def test_what_has_no_parameters_is_not_to_be_frozen(tmp_path: Path) -> None:
-    audit = ra.RepresentationAuditCallback(
-        store=tmp_path / "runs.zarr", model_name="seed0", probe_set=PROBE, layer_specs=["[0]", "act=[1]"],
-        trigger=ra.AuditTrigger(every_n_steps=5, at_start=True), durable=False,
-    )  # fmt: skip
+    audit = _audit(tmp_path, ["[0]", "act=[1]"])
     stop = ra.StopWhenSettled(["act"], action="freeze", gauge=GAUGE)
     with pytest.raises(ValueError, match="expected modules with parameters, to freeze them, found act without any"):
         fit(tmp_path, 20, audit, stop, audited=False)
+    every = ra.StopWhenSettled(patience=2, action="freeze", gauge=GAUGE)
+    fit(tmp_path / "every", 20, _audit(tmp_path / "every", ["[0]", "act=[1]"]), every, audited=False)
+    assert every.frozen == ["0"]
 
 
 def test_one_object_serves_several_trainings_one_after_the_other(tmp_path: Path) -> None:
@@ -278,10 +282,7 @@ class Breaks(pl.Callback):
 
 def test_a_training_that_broke_does_not_reach_into_the_next(tmp_path: Path) -> None:
     """A callback that is not part of the next training does not listen to its audits."""
-    audit = ra.RepresentationAuditCallback(
-        store=tmp_path / "runs.zarr", model_name="trial{n}", probe_set=PROBE, layer_specs=["0", "2"], durable=False,
-        trigger=ra.AuditTrigger(every_n_steps=5, at_start=True),
-    )  # fmt: skip
+    audit = _audit(tmp_path, ["0", "2"], "trial{n}")
     heard: list[int] = []
     audit.recorder.listeners.append(lambda step, _activations: heard.append(step))
     stop = ra.StopWhenSettled(patience=2, gauge=GAUGE)

@@ -494,6 +494,8 @@ def test_one_model_without_an_operator_costs_the_others_nothing(tmp_path: Path) 
     np.testing.assert_allclose(curve.value, results["spread"]["spread"].values[0, 0], rtol=1e-6)
     assert (curve.models, curve.judged) == (2, 10)
     assert look.failed["layers.0", 20].startswith("without seed2: ")
+    assert (list(look.missing), list(look.partial)) == ([], [("layers.0", 20)])
+    assert "1 spreads leave out a model; layers.0 at step 20: without seed2" in " ".join(shown(look, 300, 30))
     assert "of the steps that most models share" in " ".join(" ".join(shown(look, 100, 30)).split())
 
 
