@@ -6,6 +6,7 @@ import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
+from difflib import get_close_matches
 from fnmatch import fnmatchcase
 from numbers import Real
 from typing import Annotated, Any, Final, Literal, Self
@@ -204,7 +205,9 @@ def read_config(path: str | os.PathLike[str]) -> dict[str, Any]:
 def _said(failure: Any) -> str:
     name = ".".join(str(part) for part in failure["loc"]) or "settings"
     if failure["type"] == "extra_forbidden":
-        return f"{name}: unknown setting; expected one of {', '.join(Settings.model_fields)}"
+        like = get_close_matches(name, Settings.model_fields, 1)
+        meant = f"; did you mean {like[0]}?" if like else ""
+        return f"{name}: unknown setting; expected one of {', '.join(Settings.model_fields)}{meant}"
     if failure["type"] == "unexpected_keyword_argument":
         known = ", ".join(field.name for field in fields(DiffusionGauge))
         return f"{name}: unknown setting of the gauge; expected one of {known}"

@@ -50,8 +50,9 @@ def share_samples(trees: Mapping[str, xr.DataTree]) -> SharedSamples:
     for url in others:
         for name in ids:
             if hashes[url][name] != hashes[first][name]:
+                what = "text differs" if raw == "text" else "inputs differ"
                 raise AnalysisError(
-                    f"sample {name!r} is not the same in {first} and {url}: its {raw} differs; stores are analysed "
+                    f"sample {name!r} is not the same in {first} and {url}: its {what}; stores are analysed "
                     "together by the ids of their samples, so give different samples different ids"
                 )
     if len(ids) < FEWEST:

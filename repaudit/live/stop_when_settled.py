@@ -86,6 +86,9 @@ class StopWhenSettled(pl.Callback, TrainerCallback):
         self._newly: list[str] = []
         self._watched: list[str] = []
 
+    def __repr__(self) -> str:
+        return f"StopWhenSettled({self._asked!r}, patience={self._layers.patience}, action={self.action!r})"
+
     @property
     def settled(self) -> dict[str, int]:
         """Layers that have settled, each with the step from which it has stayed."""

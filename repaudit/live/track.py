@@ -103,6 +103,9 @@ class Track:
         if location(here) != location(there):
             open_store(self.store, self._options)
 
+    def __repr__(self) -> str:
+        return f"Track({os.fspath(self.store)!r})"
+
     def audited(self, model: str, step: int, activations: Mapping[str, Any]) -> None:
         """Take an audit to compare; return at once."""
         if self._thread is None:

@@ -103,13 +103,14 @@ def _band(stack: OperatorStack, start: int, stop: int, transform: Transform | No
         row[at[~rare]] = values[~rare]
         return places[rare], values[rare]
 
-    with ThreadPoolExecutor(torch.get_num_threads()) as threads:
-        each = threads.map if stack.side_by_side else map
+    several = torch.get_num_threads() if stack.side_by_side else 1
+    with ThreadPoolExecutor(several) as threads:
+        each = threads.map if several > 1 else map  # a thread of its own would not know of this one's limits
         parts = list(each(read, range(count)))
         rank = _rank_of_common(parts, cells)
         width = int(rank.max(initial=-1)) + 1
         dense = torch.zeros((count, width), dtype=stack.dtype)
-        rest = [some for some in threads.map(spread_out, dense.numpy(), parts) if some is not None]
+        rest = [some for some in each(spread_out, dense.numpy(), parts) if some is not None]
     return Band(stop, dense, _compressed(rest, cells) if rest else None, sums if moments else None)
 
 

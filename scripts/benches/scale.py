@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
 import os
 import subprocess
 import sys
@@ -61,6 +62,7 @@ def measured(url: str, cores: int, workers: bool, folder: Path) -> dict[str, Any
 def speed(samples: int, steps: int, folder: Path) -> None:
     """Print the table of one core and two."""
     os.environ |= KEYS
+    logging.getLogger("werkzeug").setLevel(logging.WARNING)  # else a line for every request
     server = ThreadedMotoServer(port=0)
     server.start()
     os.environ["AWS_ENDPOINT_URL"] = "http://{}:{}".format(*server.get_host_and_port())

@@ -26,6 +26,7 @@ def test_a_file_holds_any_setting(tmp_path):
     ("choices", "said"),
     [
         ({"layer": ["x"]}, "layer: unknown setting; expected one of models, layers"),
+        ({"scale": [15]}, r"scale: unknown setting; .*did you mean scales\?"),
         ({"gauge": {"kn": 3}}, "gauge.kn: unknown setting of the gauge; expected one of kernel, knn"),
         ({"merge": "sum"}, "merge.*frobenius.*'sum'"),
         ({"merge": "gromov"}, "merge.*'gromov'"),
