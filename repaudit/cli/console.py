@@ -29,7 +29,8 @@ Models = Annotated[
     list[str] | None,
     typer.Option(
         metavar="TEXT",
-        help="Models or patterns such as `seed*`, separated by commas (one with a comma in double quotes); repeatable.",
+        help="Models or patterns with `*` and `?` such as `seed*`, separated by commas (one with a comma in double "
+        "quotes); repeatable.",
         autocompletion=completion.models,
     ),
 ]

@@ -11,8 +11,10 @@ from matplotlib.colors import LinearSegmentedColormap, Normalize
 from matplotlib.lines import Line2D
 
 from repaudit.plots import style
+from repaudit.plots.scales import AT
 
 if TYPE_CHECKING:
+    import xarray as xr
     from matplotlib.axes import Axes
 
 INK: Final = "#22262a"
@@ -107,6 +109,11 @@ def bare(ax: Axes, method: str) -> None:
     ax.text(
         1, 0, method, transform=ax.transAxes, ha="right", va="bottom", fontsize=7, color=FAINT, zorder=0, clip_on=False
     )
+
+
+def name_scale(ax: Axes, dataset: xr.Dataset) -> None:
+    """Write the scale of what is drawn above it, on the right, where it is known."""
+    ax.set_title(safe(str(dataset.attrs.get(AT, ""))), loc="right", fontsize=7, color=INK)
 
 
 def despine(ax: Axes) -> None:

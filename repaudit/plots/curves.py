@@ -72,6 +72,7 @@ def plot_spread(spread: Found, ax: Axes | None = None, layers: Sequence[str] | N
         draw_band(ax, band_of(spread, name) if len(names) == 1 else None)
         handles.append(draw_curve(ax, line_of(spread, name), color, band=len(names) <= 4, label=name))
     canvas.null_axes(ax, spread[STEP].values, label="spread (1 = unrelated)")
+    canvas.name_scale(ax, spread)
     _legend(ax, handles, names)
     return ax
 

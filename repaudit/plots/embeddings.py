@@ -89,6 +89,7 @@ def plot_trajectories(trajectories: Found, layer: str, ax: Axes | None = None, *
     canvas.bare(ax, "PHATE" if variable == TRAJECTORY else "MDS")
     stress = scalar(one_layer(trajectories, layer), DISTANCE_STRESS) if variable == TRAJECTORY else None
     _title(ax, f"{canvas.safe(meant_layer(layer, names_of(trajectories, LAYER)))}   ", stress)
+    canvas.name_scale(ax, trajectories)
     canvas.step_colorbar(ax, axis)
     return ax
 
@@ -134,6 +135,7 @@ def plot_together(trajectories: Found, ax: Axes | None = None) -> Axes:
     canvas.legend(ax, [*lines, *marks], [*(layers[k] for k in few), *models[: len(marks)]])
     canvas.bare(ax, "PHATE")
     _title(ax, "", scalar(trajectories, TOGETHER_DISTANCE_STRESS))
+    canvas.name_scale(ax, trajectories)
     return ax
 
 
@@ -183,6 +185,7 @@ def plot_embedding(merged: Found, layer: str, ax: Axes | None = None) -> Axes:
     ]
     canvas.legend(ax, handles, [group.name for group in groups])
     canvas.bare(ax, "PHATE")
+    canvas.name_scale(ax, merged)
     return ax
 
 

@@ -87,6 +87,8 @@ def plot_similarity(
     ax.tick_params(labelsize=7, length=0)
     ax.spines[:].set_visible(False)
     ax.set_title(MEASURES.get(measure, canvas.safe(measure)), loc="left", fontsize=9, color=canvas.INK)
+    steps = similarity[STEP].values
+    ax.set_title(f"step {int(steps[-1] if step is None else step):,}", loc="right", fontsize=7, color=canvas.INK)
     figure = ax.get_figure()
     if figure is not None:
         bar = figure.colorbar(image, ax=ax, fraction=0.03, pad=0.02, shrink=0.6)

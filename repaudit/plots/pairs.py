@@ -80,7 +80,8 @@ def plot_pairs(pairs: Found, layer: str, ax: Axes | None = None, *, step: int | 
     >>> [tick.get_text() for tick in ax.get_yticklabels()]
     ['seed1', 'seed0', 'seed2']
     """
-    found = pair_distances(at_one_scale(pairs, PAIRS), layer, step)
+    pairs = at_one_scale(pairs, PAIRS)
+    found = pair_distances(pairs, layer, step)
     if found is None:
         at = "at any step" if step is None else f"at step {step}"
         raise AnalysisError(f"expected two models with a distance in layer {layer!r}, found none {at}")
@@ -95,7 +96,8 @@ def plot_pairs(pairs: Found, layer: str, ax: Axes | None = None, *, step: int | 
             ax.text(column, row, f"{value:.2f}", ha="center", va="center", fontsize=7, color=ink)
     ax.tick_params(labelsize=7, length=0)
     ax.spines[:].set_visible(False)
-    name = meant_layer(layer, names_of(at_one_scale(pairs, PAIRS), LAYER))
+    name = meant_layer(layer, names_of(pairs, LAYER))
+    canvas.name_scale(ax, pairs)
     ax.set_title(f"{canvas.safe(name)}   step {found.step:,}", loc="left", fontsize=9, color=canvas.INK)
     figure = ax.get_figure()
     if figure is not None:

@@ -20,7 +20,7 @@ from repaudit.names import LAYER, MODEL, STEP, at_home
 from repaudit.plots import canvas, curves, embeddings, maps, style
 from repaudit.plots.lines import DISTANCES, band_of, line_of, varying
 from repaudit.plots.pairs import last_step_of_most, pair_distances, plot_pairs
-from repaudit.plots.scales import at_scale, scales, summary_at
+from repaudit.plots.scales import AT, at_scale, scales, summary_at
 from repaudit.plots.settling import plot_settling
 from repaudit.results import (
     APPROACH,
@@ -313,7 +313,8 @@ def _spread_figure(spread: xr.Dataset, verdicts: Mapping[str, Any]) -> Figure:
         ax.set_title(name, loc="left", fontsize=9, color=canvas.INK)
         ax.set_title(verdict, loc="right", fontsize=9, color=color)
     axes[0].set_ylim(0, max(1.1, *(1.03 * ax.dataLim.y1 for ax in axes[: len(layers)])))
-    figure.supylabel("spread (1 = unrelated, 0 = identical)", fontsize=9, color=canvas.INK)
+    at = f" at {spread.attrs[AT]}" if spread.attrs.get(AT) else ""
+    figure.supylabel(f"spread{at} (1 = unrelated, 0 = identical)", fontsize=9, color=canvas.INK)
     figure.supxlabel(style.StepAxis.of(spread[STEP].values).title, fontsize=9, color=canvas.INK)
     return figure
 

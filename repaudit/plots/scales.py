@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from numbers import Real
-from typing import Any, TypeAlias
+from typing import Any, Final, TypeAlias
 
 import xarray as xr
 
@@ -16,6 +16,10 @@ from repaudit.results import SPREAD
 
 Found: TypeAlias = xr.Dataset | xr.DataTree
 """What a figure is drawn of: a group of the results at one scale, or all results, of which it takes the first scale."""
+
+
+AT: Final = "at_scale"
+"""The attribute of a group at one scale that names it, for titles."""
 
 
 @dataclass(frozen=True)
@@ -45,10 +49,7 @@ def scales_of(results: xr.DataTree) -> list[tuple[float, str]]:
 def at_scale(results: xr.DataTree, index: int) -> xr.DataTree:
     """Return the results at one scale; what has no scale is as it was."""
     groups = {name: node.to_dataset(inherit=False) for name, node in results.children.items()}
-    chosen = {
-        name: dataset.isel({SCALE: index}, drop=True) if SCALE in dataset.dims else dataset
-        for name, dataset in groups.items()
-    }
+    chosen = {name: _chosen(dataset, index) if SCALE in dataset.dims else dataset for name, dataset in groups.items()}
     return xr.DataTree.from_dict({"/": xr.Dataset(attrs=results.attrs), **chosen})
 
 
@@ -93,13 +94,20 @@ def at_one_scale(found: Found, name: str) -> xr.Dataset:
                 f"found a tree with {has} in it"
             )
         found = found[name].to_dataset()
-        return found.isel({SCALE: 0}, drop=True) if SCALE in found.dims else found
+        return _chosen(found, 0) if SCALE in found.dims else found
     if found.sizes.get(SCALE, 1) > 1:
         raise AnalysisError(
             f"expected the group {name!r} at one scale, found {found.sizes[SCALE]} scales: select one, "
             f"as in {name}.isel({SCALE}=0)"
         )
-    return found.squeeze(SCALE, drop=True) if SCALE in found.dims else found
+    return _chosen(found, 0) if SCALE in found.dims else found
+
+
+def _chosen(dataset: xr.Dataset, index: int) -> xr.Dataset:
+    """Return a group at one of its scales, which its attribute names."""
+    name = str(dataset[SCALE_NAME].values[index]) if SCALE_NAME in dataset.coords else ""
+    number = f"({float(dataset[SCALE].values[index]):g} neighbours)" if SCALE in dataset.coords else ""
+    return dataset.isel({SCALE: index}, drop=True).assign_attrs({AT: " ".join(filter(None, (name, number)))})
 
 
 def scales(results: xr.DataTree) -> list[Scale]:

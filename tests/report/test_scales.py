@@ -246,6 +246,23 @@ def test_a_model_without_distances_is_left_out_of_the_map(make_results):
     assert sorted(tick.get_text() for tick in ax.get_yticklabels()) == ["a", "c", "d"]
 
 
+def test_a_picture_names_its_scale(make_results):
+    """Two scales of one layer are two pictures that look alike."""
+    tree, _ = make_results(scales=True, models=FOUR)
+    spread = tree["spread"].to_dataset()
+    for index, (name, value) in enumerate(zip(spread["scale_name"].values, spread["scale"].values, strict=True)):
+        named = f"{name} ({float(value):g} neighbours)"
+        one = at_scale(tree, index)
+        for ax in (
+            plots.plot_spread(one["spread"].to_dataset(), Figure().add_subplot()),
+            plots.plot_pairs(one["pairs"].to_dataset(), "model.norm", Figure().add_subplot()),
+            plots.plot_spread(spread.isel(scale=[index]), Figure().add_subplot()),
+        ):
+            assert ax.get_title(loc="right") == named
+    unknown = spread.isel(scale=0, drop=True)
+    assert plots.plot_spread(unknown, Figure().add_subplot()).get_title(loc="right") == ""
+
+
 def test_pairs_are_those_of_the_verdicts_end_where_trainings_end_at_different_steps(make_results, tmp_path):
     tree, summary = make_results(scales=True, models=FOUR)
     pairs = tree["pairs"].to_dataset().copy(deep=True)

@@ -15,7 +15,9 @@ from repaudit.capture.record.failed_audits import warn_not_recorded_again, warn_
 from repaudit.errors import StepOrderError
 
 _MOST_KEPT: Final = 999
-_RESUME_TRAINER: Final = "resume from a checkpoint, name the models of one callback by number (model_name='trial{n}')"
+_RESUME_TRAINER: Final = (
+    "resume from a checkpoint (several models of one callback are numbered by model_name='trial{n}')"
+)
 _RESUME_LOOP: Final = "go on from a checkpoint with open(model, truncate_after=its step) before the first audit"
 
 Weights: TypeAlias = torch.Tensor
@@ -81,8 +83,8 @@ def refuse_to_join(store: str | PathLike[str], name: str, last: int | None, step
     if last is not None and last > step:
         how_to_resume = _RESUME_TRAINER if in_trainer else _RESUME_LOOP
         raise StepOrderError(
-            f"model {name!r} is recorded up to step {last} in {store}, but this training starts at step {step}: "
-            f"{how_to_resume}, choose another model_name or store, or pass if_exists='replace'"
+            f"model {name!r} is recorded up to step {last} in {store}, but this training starts at step {step}: choose "
+            f"another model_name or store, or pass if_exists='replace', where it is another one; else {how_to_resume}"
         )
 
 

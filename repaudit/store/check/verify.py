@@ -275,7 +275,15 @@ def _chunks(model: ModelInspection, data: bool) -> Iterator[Problem]:
             if not data and size is not None and (stored := model.storage.size(chunk)) != size:
                 wrong = f"{stored} bytes, expected {size}"
             if wrong is not None:
-                yield Problem(chunk, "damaged_chunk", f"step index {index} of layer {layer!r}: {wrong}")
+                yield Problem(chunk, "damaged_chunk", f"step {_step(model, index)}of layer {layer!r}: {wrong}")
+
+
+def _step(model: ModelInspection, index: int) -> str:
+    """Name a step by its number, as far as that is known, and its index."""
+    steps = model.column(STEP, index // COORDINATE_CHUNK)
+    place = index % COORDINATE_CHUNK
+    known = not isinstance(steps, str) and place < len(steps)
+    return f"{int(steps[place])} (index {index}) " if known else f"index {index} "
 
 
 def _chunk_problem(model: ModelInspection, name: str, position: int, index: int) -> str | None:
