@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Final, TypeAlias
 
@@ -103,14 +102,10 @@ def _band(stack: OperatorStack, start: int, stop: int, transform: Transform | No
         row[at[~rare]] = values[~rare]
         return places[rare], values[rare]
 
-    several = torch.get_num_threads() if stack.side_by_side else 1
-    with ThreadPoolExecutor(several) as threads:
-        each = threads.map if several > 1 else map  # a thread of its own would not know of this one's limits
-        parts = list(each(read, range(count)))
-        rank = _rank_of_common(parts, cells)
-        width = int(rank.max(initial=-1)) + 1
-        dense = torch.zeros((count, width), dtype=stack.dtype)
-        rest = [some for some in each(spread_out, dense.numpy(), parts) if some is not None]
+    parts = [read(index) for index in range(count)]
+    rank = _rank_of_common(parts, cells)
+    dense = torch.zeros((count, int(rank.max(initial=-1)) + 1), dtype=stack.dtype)
+    rest = [some for some in map(spread_out, dense.numpy(), parts) if some is not None]
     return Band(stop, dense, _compressed(rest, cells) if rest else None, sums if moments else None)
 
 

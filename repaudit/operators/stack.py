@@ -81,16 +81,10 @@ class OperatorStack:
     operators : sequence of operators, or array (T, N, N)
         Items are asked for once per band, so access should be cheap: a list, a memory map, a Zarr or HDF5 array.
         :class:`OperatorFile` and plain memory maps are read from their files.
-
-    Attributes
-    ----------
-    side_by_side : bool
-        Whether several threads may ask for items at once: a sequence of somebody's own may not be made for that.
     """
 
     def __init__(self, operators: Sequence[Operator] | Any) -> None:
         self._operators: Any = _files_under(operators) or operators
-        self.side_by_side = isinstance(self._operators, list | tuple)
         self._cube = getattr(self._operators, "ndim", None) == 3 and not hasattr(self._operators, "matrix")
         self.size = len(operators)
         if self.size == 0:
