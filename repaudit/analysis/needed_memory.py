@@ -8,7 +8,7 @@ from repaudit.analysis.embeddings import MOST_LAID_OUT
 from repaudit.gauge.perplexity_operator import SPARSE
 from repaudit.measure.gram import BAND_BYTES, SPARSE_BYTES
 
-BASE: Final = 100 * 2**20
+BASE: Final = 112 * 2**20
 """Results, summary and report."""
 
 OF_SAMPLES: Final = 28
@@ -42,7 +42,7 @@ def needed_memory(samples: int, operators: int, perplexity: float, at_once: int 
     Examples
     --------
     >>> round(needed_memory(256, 100, 15) / 2**20), round(needed_memory(256, 2000, 15) / 2**20)
-    (125, 160)
+    (137, 172)
     """
     sparse = 3 * perplexity * SPARSE <= samples
     band = min(SPARSE_BYTES, int(operators * samples * perplexity * ENTRIES)) if sparse else 3 * BAND_BYTES
