@@ -79,9 +79,8 @@ def _rows(stack: OperatorStack, start: int, budget: int) -> int:
 
 def _band(stack: OperatorStack, start: int, stop: int, transform: Transform | None, moments: bool) -> Band:
     count, cells = len(stack), (stop - start) * stack.samples
-    sums = torch.zeros((3, count), dtype=torch.float64)
-
-    def read(index: int) -> Entries:
+    parts, sums = [], torch.zeros((3, count), dtype=torch.float64)
+    for index in range(count):
         places, values = stack.entries(index, start, stop)
         if transform is not None:
             values = values.copy()
@@ -90,22 +89,17 @@ def _band(stack: OperatorStack, start: int, stop: int, transform: Transform | No
             wide = values.astype(np.float64)
             on_diagonal = wide[places % (stack.samples + 1) == start]
             sums[:, index] = torch.tensor([on_diagonal.sum(), wide.sum(), wide @ wide])
-        return places, values
-
-    def spread_out(row: NDArray[Any], entries: Entries) -> Entries | None:
-        places, values = entries
+        parts.append((places, values))
+    rank = _rank_of_common(parts, cells)
+    dense, rest = torch.zeros((count, int(rank.max(initial=-1)) + 1), dtype=stack.dtype), []
+    for row, (places, values) in zip(dense.numpy(), parts, strict=True):
         at = rank[places]
         if count <= FEW:
             row[at] = values
-            return None
+            continue
         rare = at < 0
         row[at[~rare]] = values[~rare]
-        return places[rare], values[rare]
-
-    parts = [read(index) for index in range(count)]
-    rank = _rank_of_common(parts, cells)
-    dense = torch.zeros((count, int(rank.max(initial=-1)) + 1), dtype=stack.dtype)
-    rest = [some for some in map(spread_out, dense.numpy(), parts) if some is not None]
+        rest.append((places[rare], values[rare]))
     return Band(stop, dense, _compressed(rest, cells) if rest else None, sums if moments else None)
 
 
