@@ -297,7 +297,7 @@ class JointObjective(nn.Module):
         Warns
         -----
         AlignmentWarning
-            Another model has been taught before: draws, heads and the frame go on from there.
+            Another model has been taught before: draws, heads and the frame go on (in :meth:`joined`, too).
         """
         self._meet(model)
         if self.probe_set is None:

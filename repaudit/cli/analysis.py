@@ -34,8 +34,6 @@ from repaudit.cli.progress import shown_progress
 from repaudit.names import BY_DEPTH, at_home
 
 MOST_LEFT_OUT = 8
-OF_AN_ANALYSIS = ("results.zarr", "report.html", "summary.json", "figures", "cache")
-"""What an analysis writes into its folder."""
 
 Match = Literal["name", "depth"]
 Merge = Literal["frobenius", "weighted", "reversible", "ot_barycenter"]
@@ -215,12 +213,16 @@ def _names_in(folder: Path) -> dict[str, list[str]]:
 
 def _tell_of_others(folder: Path) -> None:
     """Say on stderr what a folder holds that no analysis wrote: results come among it, and replace nothing of it."""
+    from repaudit.analysis.folder import CACHE
+    from repaudit.analysis.moving import PIECES
+    from repaudit.operators.written import FIGURES
+
     try:
         found = sorted(entry.name for entry in folder.iterdir() if not entry.name.startswith("."))
     except OSError:
         return
-    others = [name for name in found if name not in OF_AN_ANALYSIS]
-    if others and not {*OF_AN_ANALYSIS[:3]}.intersection(found):
+    others = [name for name in found if name not in {*PIECES, FIGURES, CACHE}]
+    if others and not {*PIECES}.intersection(found):
         named = ", ".join(others[:3]) + (f" and {len(others) - 3} more" if len(others) > 3 else "")
         said = f"{folder} holds {named}: the results go beside, and replace none of it"
         prose(PlainConsole(stderr=True), escape(said))

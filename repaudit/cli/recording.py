@@ -104,7 +104,9 @@ def _in_options() -> Iterator[None]:
                 "here, --name gives this model another name in the store, --store records it in another store"
             )
         raise
-    except ValueError as error:  # of an option
+    except ValueError as error:
+        if not str(error).startswith("model_name"):  # what --name gives
+            raise
         raise typer.BadParameter(str(error)) from error
 
 

@@ -211,26 +211,20 @@ def _sparse_rows(matrix: Any, start: int, stop: int) -> tuple[NDArray[Any], NDAr
         edges = np.searchsorted(rows, np.arange(start, stop + 1))
         inside = slice(edges[0], edges[-1])
         return edges, columns[inside], whole.values()[inside].cpu().numpy()
-    part = _csr_rows(matrix, start, stop)
+    if isinstance(matrix, torch.Tensor) and matrix.layout is torch.sparse_csr:
+        matrix = csr_array(
+            tuple(
+                part.detach().cpu().numpy() for part in (matrix.values(), matrix.col_indices(), matrix.crow_indices())
+            ),
+            shape=tuple(matrix.shape),
+        )
+    part = csr_array(matrix if issparse(matrix) else _band(matrix, start, stop))
     if not part.has_canonical_format:
         part = part.copy()
         part.sum_duplicates()
-    return part.indptr, part.indices, part.data
-
-
-def _csr_rows(matrix: Any, start: int, stop: int) -> csr_array:
-    """Return some rows in scipy's form; of rows that are compressed already without a look at the others."""
-    if isinstance(matrix, torch.Tensor) and matrix.layout is torch.sparse_csr:
-        parts = matrix.crow_indices(), matrix.col_indices(), matrix.values()
-        pointers, columns, values = (part.detach().cpu().numpy() for part in parts)
-    elif issparse(matrix):
-        rows = matrix if matrix.format == "csr" else csr_array(matrix)
-        pointers, columns, values = rows.indptr, rows.indices, rows.data
-    else:
-        return csr_array(_band(matrix, start, stop))
-    edges = pointers[start : stop + 1]
+    edges = part.indptr[start : stop + 1] if part.shape[0] != stop - start else part.indptr
     inside = slice(edges[0], edges[-1])
-    return csr_array((values[inside], columns[inside], edges - edges[0]), shape=(stop - start, matrix.shape[1]))
+    return edges, part.indices[inside], part.data[inside]
 
 
 def _csr_band(matrix: torch.Tensor, start: int, stop: int) -> torch.Tensor:
