@@ -190,3 +190,15 @@ class AlignmentWarning(UserWarning):
     >>> caught[0].category.__name__
     'AlignmentWarning'
     """
+
+
+def kind_of(found: object) -> str:
+    """Return what something is, with its article, for a message.
+
+    Examples
+    --------
+    >>> kind_of(1), kind_of("a")
+    ('an int', 'a str')
+    """
+    name = type(found).__name__
+    return f"{'an' if name[:1] in 'AEIOUaeiou' else 'a'} {name}"

@@ -69,3 +69,17 @@ def test_ordinary_text_of_any_script_stays():
     text = "Größe 模型 عربي e\u0301 [a] \\x1b 👩\u200d🔬"
     assert visible(text) == text
     assert not any(char in visible("".join(map(chr, range(0x300)))) for char in CONTROLS)
+
+
+def test_a_reader_that_has_seen_enough_ends_a_command_without_a_word(hostile):
+    import os
+    import subprocess
+    import sys
+    from pathlib import Path
+
+    read, write = os.pipe()
+    os.close(read)
+    command = [str(Path(sys.executable).with_name("repaudit")), "info", str(hostile), "--json"]
+    run = subprocess.run(command, stdout=write, stderr=subprocess.PIPE, text=True, timeout=120, check=False)
+    os.close(write)
+    assert (run.returncode, run.stderr) == (1, "")

@@ -21,7 +21,7 @@ from repaudit.capture.extract.layer_spec import LayerSpec
 from repaudit.capture.extract.wrappers import network
 from repaudit.capture.probe_set.probe_set import ProbeSet
 from repaudit.capture.record.options import step_of
-from repaudit.errors import AlignmentWarning
+from repaudit.errors import AlignmentWarning, kind_of
 
 Result = TypeVar("Result")
 FAR: Final = 100.0
@@ -110,7 +110,7 @@ class JointObjective(nn.Module):
     ) -> None:
         super().__init__()
         if not isinstance(match, nn.Module):
-            raise TypeError(f"match: expected one such as OperatorMatch(target), found a {type(match).__name__}")
+            raise TypeError(f"match: expected one such as OperatorMatch(target), found {kind_of(match)}")
         numbers: Mapping[str, Any] = {"weight": weight, "hold": hold}
         for name, value in numbers.items():
             if isinstance(value, bool) or not isinstance(value, Real) or not 0 <= float(value) < math.inf:

@@ -9,6 +9,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from repaudit.store.format.values import step_number
+
 
 class ProbeBatches:
     """Draw samples without replacement, all of them before any comes again.
@@ -33,7 +35,7 @@ class ProbeBatches:
         if not isinstance(size, int) or size < 1:
             raise ValueError(f"batch_size: expected a whole number, at least 1, found {size!r}")
         self.count, self.size = count, min(size, count)
-        self._generator = torch.Generator().manual_seed(seed)
+        self._generator = torch.Generator().manual_seed(step_number(seed, "seed"))
         self._left = torch.zeros(0, dtype=torch.int64)
 
     def draw(self) -> Tensor:

@@ -69,10 +69,10 @@ class AlignmentTarget:
     repaudit.OperatorMatch : Compares a student's features with it.
     """
 
-    matrix: csr_array = field(repr=False)
-    samples: tuple[str, ...] = field(repr=False)
-    gauge: DiffusionGauge = field(repr=False)
-    hashes: tuple[str, ...] = field(default=(), repr=False)
+    matrix: csr_array
+    samples: tuple[str, ...]
+    gauge: DiffusionGauge
+    hashes: tuple[str, ...] = ()
     attrs: Mapping[str, Any] = field(default_factory=dict)
     raw: Raw = "text"
 
@@ -151,17 +151,15 @@ class AlignmentTarget:
         known = operator.samples if samples is None else samples
         ids = unique_ids(range(operator.n_samples) if known is None else known, operator.n_samples)
         check_hashes(hashes, raw, len(ids))
-        return cls(
-            _stochastic(csr_array(as_float64(operator))),
-            ids,
-            chosen,
-            tuple(hashes),
-            {**operator.attrs, **(attrs or {})},
-            raw,
-        )
+        matrix, about = _stochastic(csr_array(as_float64(operator))), {**operator.attrs, **(attrs or {})}
+        return cls(matrix, ids, chosen, tuple(hashes), about, raw)
 
     def __len__(self) -> int:
         return len(self.samples)
+
+    def __repr__(self) -> str:
+        about = "".join(f", {name} {self.attrs[name]!r}" for name in ("layer", "step", "merge") if name in self.attrs)
+        return f"AlignmentTarget({len(self)} samples{about})"
 
     @cached_property
     def operator(self) -> DiffusionOperator:

@@ -57,6 +57,8 @@ def one_line_errors(*, goes_on: bool = False) -> Iterator[None]:
         yield
     except (NotAStoreError, UnknownVersionError, CorruptStoreError) as error:
         _fail(error, BAD_STORE)
+    except BrokenPipeError:  # who reads has seen enough, and the command ends without a word
+        raise
     except (RepauditError, OSError) as error:
         _fail(error, USAGE)
     except KeyboardInterrupt:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 import threading
 from collections.abc import Callable
 from importlib import import_module
@@ -95,9 +96,9 @@ def serve(watcher: Watcher, every: float, port: int, started: Callable[[str], No
         of_this_machine(application(board)), host=HOST, port=port, log_level="warning", access_log=False
     )
     try:
-        listening = config.bind_socket()
-    except SystemExit:
-        raise RepauditError(f"port {port} of {HOST} is taken: choose another with --port") from None
+        listening = socket.create_server((HOST, port))
+    except OSError as error:
+        raise RepauditError(f"port {port} of {HOST}: {error.strerror}; choose another with --port") from None
     board.start()
     started(f"http://{HOST}:{listening.getsockname()[1]}/")
     try:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Mapping, Sequence
-from numbers import Real
+from numbers import Integral, Real
 from typing import Any
 
 import numpy as np
@@ -50,7 +50,8 @@ class SettlingLayers:
         patience: int = 3,
         gauge: DiffusionGauge | None = None,
     ) -> None:
-        if not isinstance(patience, int) or patience < 1:
+        number: Any = patience
+        if isinstance(number, bool) or not isinstance(number, Integral) or number < 1:
             raise ValueError(f"patience: expected a number of audits, 1 at least, found {patience!r}")
         if isinstance(layers, Real):
             raise TypeError(
@@ -59,7 +60,7 @@ class SettlingLayers:
         self.patterns = None if layers is None else [layers] if isinstance(layers, str) else list(layers)
         if not all(isinstance(one, str) for one in self.patterns or ()):
             raise TypeError(f"layers: expected names or patterns of layers, found {self.patterns!r}")
-        self.patience = patience
+        self.patience = int(patience)
         self.gauge = DiffusionGauge() if gauge is None else gauge
         self.since: dict[str, int] = {}
         """Layers that have settled, each with the step from which it has stayed."""

@@ -325,6 +325,8 @@ def export_layer(
     target = at_home(path)
     if target.suffix not in {".npy", ".safetensors"}:
         raise LayoutError(f"path {target.name!r}: expected one that ends in .npy or .safetensors")
+    if target.is_dir():
+        raise LayoutError(f"path {target.name!r}: expected a file, found a folder of that name")
     tree = open_store(source, storage_options)
     array = catalog.activations(tree, model, layer)
     sums = step_checksums(tree, model, layer)

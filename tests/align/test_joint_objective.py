@@ -370,6 +370,8 @@ def test_arguments_in_the_wrong_places_are_told_when_they_are_given() -> None:
         ra.AlignedFineTuning(objective, nn.Linear(2, 2))  # type: ignore[arg-type]
     with pytest.raises(TypeError, match=r"objective: expected a JointObjective\(match, ...\), found OperatorMatch"):
         ra.AlignmentCallback(objective.match)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="seed='a': expected an integer, found a str"):
+        students.objective(seed="a")
     with pytest.raises(TypeError, match="model: expected a torch module, found int: the model comes first, joined"):
         objective.joined(0, nn.Linear(2, 2), lambda: None)  # type: ignore[arg-type]
 

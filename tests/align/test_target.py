@@ -230,6 +230,13 @@ def test_a_sample_without_an_id_is_refused(missing: object) -> None:
         ra.AlignmentTarget.from_operator(np.full((3, 3), 1 / 3), samples=["a", missing, "c"], gauge=ra.DiffusionGauge())
 
 
+def test_a_target_says_how_many_samples_it_has(results: str) -> None:
+    target = ra.AlignmentTarget.from_results(results, layer="top")
+    said = f"AlignmentTarget({len(target)} samples, layer 'top', step {target.attrs['step']}, merge 'frobenius')"
+    assert repr(target) == said
+    assert repr(target.restrict(target.samples[:9])).startswith("AlignmentTarget(9 samples, ")
+
+
 def test_what_is_no_choice_is_refused() -> None:
     uniform, gauge = np.full((4, 4), 1 / 4), ra.DiffusionGauge()
     with pytest.raises(OperatorError, match="expected a hash for each of 4 samples or none"):

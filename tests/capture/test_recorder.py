@@ -342,11 +342,13 @@ def test_warnings_name_what_is_missing(tmp_path):
 def test_steps_are_whole_numbers(tmp_path):
     model = nn.Sequential(nn.Linear(3, 2))
     with recorder(tmp_path / "s.zarr") as audits:
+        assert repr(audits) == f"Recorder({str(tmp_path / 's.zarr')!r}, 'seed0', steps=0)"
         assert audits.audit(model, 2.0)
         for step in (2.7, -1, "3", float("nan"), True):
             with pytest.raises(ValueError, match="step: expected a whole number from 0 on"):
                 audits.audit(model, step)
         assert audits.audit(model, torch.tensor(3))
+        assert "steps=2" in repr(audits)
     assert ra.open_store(tmp_path / "s.zarr")["models/seed0"].step.values.tolist() == [2, 3]
 
 

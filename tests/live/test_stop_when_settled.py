@@ -294,3 +294,10 @@ def test_a_training_that_broke_does_not_reach_into_the_next(tmp_path: Path) -> N
     assert heard == [0, 5, *range(0, 61, 5)]  # a function of one's own stays
     fit(tmp_path, 20, audit, stop, audited=False)
     assert stop.stopped_at == 30
+
+
+def test_patience_is_a_whole_number_of_any_kind() -> None:
+    assert "patience=2" in repr(ra.StopWhenSettled(patience=np.int64(2)))  # type: ignore[arg-type]
+    for wrong in (True, 0, 2.0, "3"):
+        with pytest.raises(ValueError, match="patience: expected a number of audits, 1 at least, found"):
+            ra.StopWhenSettled(patience=wrong)  # type: ignore[arg-type]

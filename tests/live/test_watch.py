@@ -434,7 +434,8 @@ def test_a_taken_port_is_one_line(store: Path) -> None:
             capture_output=True, text=True, check=False, timeout=120,
         )  # fmt: skip
     assert run.returncode == 2
-    assert f"port {port}" in run.stderr.strip().splitlines()[-1]
+    assert f"port {port}" in run.stderr.strip()
+    assert len(run.stderr.strip().splitlines()) == 1, run.stderr
 
 
 def test_without_a_terminal_or_a_store_it_is_one_line(store: Path, tmp_path: Path) -> None:

@@ -70,6 +70,9 @@ def test_exports_hold_the_activations(source, tmp_path, step_arrays):
     loaded = load_file(tmp_path / "x.safetensors")
     np.testing.assert_array_equal(loaded["activations"], expected[1:])
     assert loaded["step"].tolist() == [5, 10]
+    (tmp_path / "folder.npy").mkdir()
+    with pytest.raises(LayoutError, match=r"path 'folder.npy': expected a file, found a folder"):
+        export_layer(source, "a", "model.layers.0", tmp_path / "folder.npy")
     with pytest.raises(LayoutError, match=r"\.npy or \.safetensors"):
         export_layer(source, "a", "model.layers.0", tmp_path / "x.txt")
 

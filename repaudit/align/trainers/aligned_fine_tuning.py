@@ -9,6 +9,7 @@ import torch
 
 from repaudit.align.joint_objective import SAMPLE_INDEX, JointObjective
 from repaudit.capture.trainers.hf_trainer_module import HFTrainerModule
+from repaudit.errors import kind_of
 
 
 class AlignedFineTuning(HFTrainerModule):
@@ -52,9 +53,7 @@ class AlignedFineTuning(HFTrainerModule):
         **model_options: Any,
     ) -> None:
         if not isinstance(objective, JointObjective):
-            raise TypeError(
-                f"objective: expected a JointObjective behind the student, found a {type(objective).__name__}"
-            )
+            raise TypeError(f"objective: expected a JointObjective behind the student, found {kind_of(objective)}")
         super().__init__(config_or_model_or_path, learning_rate, weight_decay, auto_class, **model_options)
         self.objective = objective.prepare(self.network)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from os import PathLike
-from typing import Any, Self, Unpack
+from typing import Any, Self, Unpack, cast
 
 import torch
 from torch import nn
@@ -97,24 +97,22 @@ class Recorder:
         )  # fmt: skip
         self.track = chosen["track"]
         self.listeners: list[Callable[[int, Mapping[str, Any]], None]] = []
-        """Called with the step and the activations of every audit, in the training's own thread."""
+        """Called with the step and activations of every audit, in the training's thread; what one raises ends it."""
         self.log: Callable[[Mapping[str, float]], None] | None = None
         """Called with the numbers of every audit, where they are asked for; the trainer's own loggers."""
-        self.latest: dict[str, float] = {}
-        self.cost = Cost()
+        self.latest, self.cost = dict[str, float](), Cost()
         self.model_attrs = dict(chosen["model_attrs"] or {})
-        self._options, self._failures = chosen, Failures(model_name, chosen["on_store_error"])
-        self.in_trainer = self.was_taken_over = False
-        self._is_open = False
+        self._options, self._audited = chosen, AuditedModel()
+        self._failures = Failures(model_name, chosen["on_store_error"])
+        self.in_trainer = self.was_taken_over = self._is_open = False
         self._writer: TrajectoryWriter | None = None
         self._previous: int | None = None
         self._last_steps: list[int] = []
         self._recorded_before: int | None = None
-        self._audited = AuditedModel()
 
     def __getstate__(self) -> dict[str, Any]:
         """Return the state to pickle: in another process there is nobody who listens."""
-        return {**self.__dict__, "listeners": [], "log": None}
+        return self.__dict__ | {"listeners": [], "log": None}
 
     def begin_another(self, model_name: str) -> None:
         """Record another model from now on, with the same options."""
@@ -122,6 +120,9 @@ class Recorder:
         self.model_name, self.if_exists = model_name, self._options["if_exists"]
         self._failures = Failures(model_name, self._options["on_store_error"])
         self._last_steps, self.auditor.trajectory, self.latest = [], [], {}
+
+    def __repr__(self) -> str:
+        return f"Recorder({str(self.store)!r}, {self.model_name!r}, steps={len(self.steps)})"
 
     @property
     def steps(self) -> list[int]:
@@ -146,8 +147,7 @@ class Recorder:
     @property
     def last_recorded(self) -> int | None:
         """The last step in the store, the same on all processes."""
-        last: int | None = self.auditor.ranks.from_first(self.steps[-1] if self.steps else None)
-        return last
+        return cast("int | None", self.auditor.ranks.from_first(self.steps[-1] if self.steps else None))
 
     def has(self, step: int) -> bool:
         """Return whether a step is recorded, the same on all processes."""

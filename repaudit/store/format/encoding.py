@@ -53,13 +53,14 @@ class Codec:
     @classmethod
     def choose(cls, preset: CodecName, source_dtype: str, keepbits: int | None = None) -> Codec:
         """Settle the preset for one layer."""
+        asked = preset
         if preset == "auto":
             preset = "compact" if source_dtype == "bfloat16" else "raw"
         if preset not in PRESETS:
             raise LayoutError(f"codec: expected one of 'auto', {', '.join(map(repr, PRESETS))}, found {preset!r}")
         if preset != "lossy":
             if keepbits is not None:
-                raise LayoutError(f"keepbits={keepbits} only goes with codec 'lossy', found codec {preset!r}")
+                raise LayoutError(f"keepbits={keepbits} only goes with codec 'lossy', found codec {asked!r}")
             return cls(preset)
         bits = _MANTISSA_BITS[STORED_DTYPES[source_dtype]]
         keepbits = 10 if keepbits is None else keepbits

@@ -10,7 +10,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from repaudit.errors import LayoutError
+from repaudit.errors import LayoutError, kind_of
 from repaudit.names import STEP
 from repaudit.store.format.encoding import round_mantissa
 from repaudit.store.format.layer_layout import LayerLayout
@@ -83,7 +83,7 @@ def step_number(step: Any, name: str = "step") -> int:
     try:
         found = operator.index(step)
     except TypeError:
-        raise TypeError(f"{name}={step!r}: expected an integer, found a {type(step).__name__}") from None
+        raise TypeError(f"{name}={step!r}: expected an integer, found {kind_of(step)}") from None
     if abs(found) >= MOST_STEP:
         raise ValueError(f"{name}={step!r}: expected an integer of 64 bits")
     return found
