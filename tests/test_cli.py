@@ -13,10 +13,12 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import xarray as xr
 from rich.console import Console
 
+import repaudit as ra
 from repaudit.cli import app, progress
 from repaudit.cli.answer import print_answer
 
@@ -153,6 +155,41 @@ def test_wrong_usage_exits_with_2(planted_store, flags, said, within):
     assert run.returncode == 2, run.stderr
     assert said in run.stderr
     assert "Traceback" not in run.stderr
+
+
+@pytest.fixture
+def uneven(plant, tmp_path: Path) -> Path:
+    """A store of two models, one of which was audited more often."""
+    plant(tmp_path, models=1, steps=(0, 10, 20, 30), layers=("top",), name="often.zarr")
+    ra.copy_store(tmp_path / "often.zarr", tmp_path / "uneven.zarr")
+    plant(tmp_path, models=2, steps=(0, 20, 40), layers=("top",), name="other.zarr")
+    ra.copy_store(tmp_path / "other.zarr", tmp_path / "uneven.zarr", models=["seed1"])
+    return tmp_path / "uneven.zarr"
+
+
+@pytest.mark.parametrize(
+    ("models", "found"), [("seed1", [0, 20]), ("*", [0, 10, 20, 30]), ("seed?,seed1", [0, 10, 20, 30])]
+)
+def test_a_range_of_steps_is_of_the_models_that_are_asked_for(uneven, tmp_path, within, models, found):
+    out, bare = tmp_path / "copy.zarr", ("--figures", "none", "--json", "--out", tmp_path / "answer")
+    run = within("copy", uneven, out, "--models", models, "--steps", "0:30")
+    assert run.returncode == 0, run.stderr
+    copied = ra.open_store(out)
+    assert sorted({step for name in copied.repaudit.models for step in copied.repaudit.steps(name)}) == found
+    run = within("analyze", uneven, "--models", models, "--steps", "0:30", *bare)
+    assert json.loads(run.stdout)["steps"] == found, run.stderr
+    config = tmp_path / "a.yaml"
+    config.write_text(json.dumps({"models": models.split(",")}))
+    run = within("analyze", uneven, "--config", config, "--steps", ":30", *bare)
+    assert json.loads(run.stdout)["steps"] == found, run.stderr
+
+
+def test_a_range_for_export_is_of_its_model(uneven, tmp_path, within):
+    run = within("export", uneven, "seed1", "top", tmp_path / "a.npy", "--steps", "0:30")
+    assert run.returncode == 0, run.stderr
+    assert len(np.load(tmp_path / "a.npy")) == 2
+    run = within("export", uneven, "seed7", "top", tmp_path / "a.npy", "--steps", "0:30")
+    assert "seed7" in run.stderr
 
 
 def test_verify_and_repair_find_and_drop_a_lost_step(planted_store, within):
@@ -334,6 +371,21 @@ def test_long_work_gives_signs_of_life_in_lines(capsys, monkeypatch):
     )
     assert said.count("reading runs.zarr") >= 2
     assert said.count("operators 0/9") >= 2
+
+
+def test_bars_leave_the_terminal_to_what_is_written_between_them(capsys, monkeypatch):
+    monkeypatch.setenv("FORCE_COLOR", "1")  # for rich a terminal
+    with progress.shown_progress("reading runs.zarr") as report:
+        report("operators", 9, 9)
+        report("results", 3, 9)
+        with report.aside():
+            before = capsys.readouterr().err
+            time.sleep(0.5)  # in which bars would be drawn several times
+            assert capsys.readouterr().err == ""
+        report("results", 4, 9)
+    after = capsys.readouterr().err
+    assert ("operators" in before, "3/9" in before) == (True, True)
+    assert ("operators" in after, "4/9" in after) == (False, True), "those of before stay above"
 
 
 def test_quick_work_says_nothing(capsys):

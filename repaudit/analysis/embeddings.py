@@ -199,6 +199,7 @@ def _layouts_among_landmarks(study: Study, operators: list[StoredOperator]) -> d
     landmarks = _evenly(range(len(operators)), MOST_LAID_OUT)
     others = sorted({*range(len(operators))} - {*landmarks})
     order = [*landmarks, *others]
+    study.cache.freed.give_back(at_once=True)
     distances = _distances(study, [operators[index] for index in order], len(landmarks))
     study.cache.freed.give_back(at_once=True)
     among, beside = distances[:, : len(landmarks)], distances[:, len(landmarks) :].T

@@ -146,13 +146,11 @@ def analyze(
             "models": parse_names(models),
             "layers": parse_names(layers),
             "match": match,
-            "steps": parse_steps(steps, stores),
             "tokens": tokens,
             "max_tokens": max_tokens,
             "merge": merge,
             "groups": _parse_groups(groups),
             "similarity": parse_names(similarity),
-            "similarity_steps": parse_steps(similarity_steps, stores),
             "scales": parse_names(scales),
             "keep_merged": keep_merged,
             "frames": frames,
@@ -172,6 +170,9 @@ def analyze(
 
         given = {name: value for name, value in flags.items() if value is not None}
         choices = {**(read_config(config) if config else {}), **given}
+        for name, some in (("steps", steps), ("similarity_steps", similarity_steps)):
+            if some:
+                choices[name] = parse_steps(some, stores, choices.get("models"))
         if gauge:
             choices["gauge"] = _parse_parameters(gauge, choices.get("gauge") or {})
         settings = Settings.of(choices)
@@ -183,13 +184,15 @@ def analyze(
 
         def answered(summary: Mapping[str, Any]) -> None:
             if not as_json:
-                _print_alone(summary["alone"], summary["models"], arguments)
-                print_answer(summary)
+                with report.aside():
+                    _print_alone(summary["alone"], summary["models"], arguments)
+                    print_answer(summary)
 
         def planned(needed: int) -> None:
-            _tell_of_others(folder)  # which is one to write to
-            about = f"{round(needed / 1e7) * 10:,} MB"
-            PlainConsole(stderr=True).print(f"needs about {about} of memory", highlight=False)
+            with report.aside():
+                _tell_of_others(folder)  # which is one to write to
+                about = f"{round(needed / 1e7) * 10:,} MB"
+                PlainConsole(stderr=True).print(f"needs about {about} of memory", highlight=False)
 
         results = run(stores, folder if out is None else out, settings, report, answered, planned)
     summary = json.loads(results.attrs[SUMMARY])
@@ -318,4 +321,5 @@ def report(
 
         if not folder:
             raise typer.BadParameter("expected an analysis folder, found an empty text")
-        say(str(rewrite_report(at_home(folder), figures, progress)))
+        page = rewrite_report(at_home(folder), figures, progress)
+    say(str(page))

@@ -16,6 +16,7 @@ from rich.text import Text
 
 from repaudit.cli import completion
 from repaudit.errors import CorruptStoreError, NotAStoreError, RepauditError, UnknownVersionError
+from repaudit.names import matching
 
 _DIRECTIONS: Final = frozenset("\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
 PROBLEMS, USAGE, BAD_STORE = 1, 2, 3
@@ -171,16 +172,20 @@ def _fail(error: object, code: int) -> None:
     raise typer.Exit(code)
 
 
-def parse_steps(texts: str | Sequence[str] | None, stores: Sequence[str]) -> list[int] | None:
-    """Parse ``0,10,100:200``: single steps and inclusive ranges of the steps recorded in some stores."""
+def parse_steps(
+    texts: str | Sequence[str] | None, stores: Sequence[str], models: Sequence[str] | str | None = None
+) -> list[int] | None:
+    """Parse ``0,10,100:200``: single steps, and inclusive ranges of the steps of the chosen models in some stores."""
     text = _joined(texts)
     if text is None:
         return None
     from repaudit.store.read import catalog
     from repaudit.store.read.reader import open_store
 
-    trees = [open_store(store) for store in stores]
-    recorded = sorted({step for tree in trees for model in catalog.models(tree) for step in catalog.steps(tree, model)})
+    every = [(tree, model) for tree in map(open_store, stores) for model in catalog.models(tree)]
+    asked = [models] if isinstance(models, str) else models or ()
+    meant = [one for one in every if any(_is_meant(str(text), one[1]) for text in asked)]
+    recorded = sorted({step for tree, model in meant or every for step in catalog.steps(tree, model)})
     chosen: list[int] = []
     for part in text.split(","):
         first, colon, last = part.strip().partition(":")
@@ -193,6 +198,11 @@ def parse_steps(texts: str | Sequence[str] | None, stores: Sequence[str]) -> lis
             raise typer.BadParameter(f"expected steps like 0,10,100:200, found {text!r}") from None
         chosen += [step for step in recorded if low <= step <= high]
     return chosen
+
+
+def _is_meant(text: str, model: str) -> bool:
+    """Return whether a model is asked for by name or pattern, which may have its store's name in front."""
+    return bool(matching(text, [model]) or matching(text.partition(":")[2], [model]))
 
 
 def parse_names(texts: str | Sequence[str] | None) -> list[str] | None:

@@ -171,7 +171,7 @@ def copy(
         from repaudit.store.copying import copy_store
 
         warn_of_what_is_lost(source)
-        chosen = parse_steps(steps, [source])
+        chosen = parse_steps(steps, [source], parse_names(models))
         if chosen == []:
             raise typer.BadParameter(f"--steps: expected recorded steps, found none in {','.join(steps or ())}")
         copied = copy_store(
@@ -197,5 +197,5 @@ def export(
         from repaudit.store.copying import export_layer
 
         warn_of_what_is_lost(store)
-        shape = export_layer(store, model, layer, at_home(path), steps=parse_steps(steps, [store]))
+        shape = export_layer(store, model, layer, at_home(path), steps=parse_steps(steps, [store], [model]))
     say(f"{path}: {' x '.join(map(str, shape))}")
