@@ -172,10 +172,10 @@ def view(look: Look, width: int = 80, height: int | None = None) -> Group:
     scale = " and ".join(f"{one:g}" for one in look.perplexities)
     at = f" at the scale of {scale} neighbours" if scale else ""
     known = [curve for curve in look.curves if curve.steps]
-    ends, counts = (_range(numbers) for numbers in ([c.steps[-1] for c in known], [c.models for c in known]))
+    ends, counts = (_range([of(curve) for curve in known]) for of in (_step, _models))
     now = f"; now: step {ends} of {counts} models" if known else ""
-    apart = any(curve.judged not in (None, curve.steps[-1]) for curve in known)
-    of = ", of the steps that most models share" if apart else ""
+    judged = [one.judged for one in known if one.judged is not None and one.judged != one.steps[-1]]
+    of = f", of the steps that most models share, to {_range(judged)}" if judged else ""
     said = f"spread{at}, drawn from 0 (identical) to 1 (unrelated); 95% interval{now}; verdicts are so far{of}"
     what = _text(said, "dim")
     parts: list[Any] = [head, _runs(look.runs, width)]
@@ -187,6 +187,14 @@ def view(look: Look, width: int = 80, height: int | None = None) -> Group:
 def _text(said: str, style: str) -> Text:
     """Return a text whose lines break between words also where a live view is drawn, which would cut them."""
     return Text(visible(said), style=style, no_wrap=False, overflow="fold")
+
+
+def _step(curve: LiveCurve) -> int:
+    return curve.steps[curve.place]
+
+
+def _models(curve: LiveCurve) -> int:
+    return curve.present[curve.place] if curve.present else curve.models
 
 
 def _range(numbers: Sequence[int]) -> str:
@@ -232,9 +240,9 @@ def _curves(curves: Sequence[LiveCurve], total: int, room: int | None) -> Table:
     width = max(8, min(WIDTH, total - 68))
     table = Table(box=None, pad_edge=False, header_style="dim")
     others = {"spread so far": max(13, width), "now": 18, "verdict": 10, "settled": 7}
-    differ = len({curve.models for curve in curves}) > 1 and total >= NARROW
+    differ = len({_models(curve) for curve in curves if curve.steps}) > 1 and total >= NARROW
     others |= {"models": 6} if differ else {}
-    ends = len({curve.steps[-1] for curve in curves if curve.steps}) > 1 and total >= NARROW
+    ends = len({_step(curve) for curve in curves if curve.steps}) > 1 and total >= NARROW
     others |= {"at step": 7} if ends else {}
     if total < (_CROWDED if differ and ends else NARROW):
         del others["settled"]
@@ -251,7 +259,7 @@ def _curves(curves: Sequence[LiveCurve], total: int, room: int | None) -> Table:
         settled = sorted({"-" if curve.settled is None else str(curve.settled) for curve in run})
         drawn = sparkline(_mean(run), width)
         cells = [drawn, _now(run), verdict, *(["/".join(settled[:2])] if "settled" in others else [])]
-        cells += [str(min(curve.models for curve in run))] if differ else []
+        cells += [str(min(_models(curve) for curve in run))] if differ else []
         cells += [_last_steps(run)] if ends else []
         table.add_row(f"[cyan]{escape(visible(name))}[/]", *cells)
     return table
@@ -270,7 +278,7 @@ def _mean(run: Sequence[LiveCurve]) -> list[float]:
 
 def _last_steps(run: Sequence[LiveCurve]) -> str:
     """Return the steps that the last spreads of some layers are of."""
-    lasts = [curve.steps[-1] for curve in run if curve.steps]
+    lasts = [_step(curve) for curve in run if curve.steps]
     return "/".join(str(step) for step in sorted({min(lasts), max(lasts)})) if lasts else "-"
 
 
@@ -280,10 +288,10 @@ def _now(run: Sequence[LiveCurve]) -> str:
         return "-"
     if len(known) == 1:
         (curve,) = known
-        has_interval = math.isfinite(curve.low[-1]) and math.isfinite(curve.high[-1])
-        interval = f" [{curve.low[-1]:.2f}, {curve.high[-1]:.2f}]" if has_interval else ""
-        return escape(f"{curve.value[-1]:.2f}{interval}")
-    ends = [curve.value[-1] for curve in known]
+        low, high = curve.low[curve.place], curve.high[curve.place]
+        interval = f" [{low:.2f}, {high:.2f}]" if math.isfinite(low) and math.isfinite(high) else ""
+        return escape(f"{curve.value[curve.place]:.2f}{interval}")
+    ends = [curve.value[curve.place] for curve in known]
     return f"{min(ends):.2f} to {max(ends):.2f}"
 
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
 import numpy as np
 import xarray as xr
+from numpy.typing import NDArray
 
 from repaudit.analysis.execution import side_by_side
 from repaudit.analysis.selection import Selection, select
@@ -42,7 +43,8 @@ class LiveCurve:
     steps : tuple of int
     value, low, high : tuple of float, one per step
     verdict : str
-        As in an analysis: it may change with every step.
+        As in an analysis: it may change with every step. While earlier steps are being computed it is that of the last
+        whole curve, and ``"computing"`` where there was none.
     settled : int or None
         Step from which the spread has stayed within its last interval.
     models : int
@@ -51,6 +53,10 @@ class LiveCurve:
         Steps whose spread is not computed yet.
     judged : int or None
         Last of the steps that the verdict is of: those that most models share.
+    now : int or None
+        Last step of a model that is running, or where none is, the last one that the verdict is of.
+    present : tuple of int, one per step
+        Models that are compared.
     """
 
     layer: str
@@ -63,6 +69,13 @@ class LiveCurve:
     models: int
     waiting: int
     judged: int | None = None
+    now: int | None = None
+    present: tuple[int, ...] = ()
+
+    @property
+    def place(self) -> int:
+        """Index of the step that is now."""
+        return self.steps.index(self.now) if self.now in self.steps else len(self.steps) - 1
 
 
 class LiveSpreads:
@@ -106,12 +119,13 @@ class LiveSpreads:
         self.gauge = DiffusionGauge() if gauge is None else gauge
         self._found: dict[str, dict[int, tuple[Content, dict[str, Any]]]] = {}
         self._operators: dict[tuple[str, str, int, int], Any] = {}
+        self._said: dict[str, tuple[str, int | None, int | None]] = {}
         self.perplexities: list[float] = []
         """The scales at which the layers are compared: the gauge's, or those of sketches."""
         self.failed: dict[tuple[str, int], str] = {}
         """Why the spread of a layer at a step could not be computed."""
 
-    def update(self, tree: xr.DataTree, seconds: float | None = None) -> list[LiveCurve]:
+    def update(self, tree: xr.DataTree, seconds: float | None = None, running: Collection[str] = ()) -> list[LiveCurve]:
         """Return the curve of every layer that models share, having computed what is new, the latest steps first.
 
         Parameters
@@ -120,6 +134,8 @@ class LiveSpreads:
             The store as :func:`repaudit.open_store` has just opened it.
         seconds : float, optional
             Stop computing after this time; the rest is done by the next calls.
+        running : collection of str, optional
+            Models that are being trained.
 
         Raises
         ------
@@ -151,7 +167,7 @@ class LiveSpreads:
             with side_by_side(1, own=1) as workplace:  # one thread: the training needs the others
                 for _ in workplace.run(compute, _until(sorted(due, key=lambda one: -one[0]), seconds)):
                     pass
-        curves = [(self._curve(layer, steps), steps) for layer, steps in contents.items()]
+        curves = [(self._curve(layer, steps, {*running}), steps) for layer, steps in contents.items()]
         return [curve for curve, shared in curves if shared]
 
     def _compute(
@@ -180,7 +196,7 @@ class LiveSpreads:
             self._operators[key] = stored_operator(read_step(tree, *key), gauge)
         return self._operators[key]
 
-    def _curve(self, layer: str, contents: Mapping[int, Content]) -> LiveCurve:
+    def _curve(self, layer: str, contents: Mapping[int, Content], running: set[str]) -> LiveCurve:
         found = self._found.get(layer, {})
         for step in [step for step in found if step not in contents]:  # a record that was truncated
             del found[step]
@@ -189,17 +205,32 @@ class LiveSpreads:
         present = [one[_PRESENT] for one in arrays]
         steps = tuple(known)
         value, low, high = (tuple(float(one[name]) for one in arrays) for name in ("value", "low", "high"))
-        margins = curve_band(arrays, present, sorted({model for models in present for model in models})).change
         waiting = sum(1 for step, content in contents.items() if found.get(step, ({}, {}))[0] != content)
-        here = of_most_models([len(models) for models in present])
-        at, level, below, above = (np.array(numbers)[here] for numbers in (steps, value, low, high))
-        apart = margins[np.ix_(here, here)]
-        said = verdict(at, level, below, above, apart)
-        since = None if said in UNSETTLED else settled(at, level, below, above, apart)
-        return LiveCurve(
-            layer, steps, value, low, high, said, since,
-            len(present[-1]) if present else 0, waiting, int(at[-1]) if len(at) else None,
-        )  # fmt: skip
+        if not waiting:
+            models = sorted({model for models in present for model in models})
+            self._said[layer] = _verdict(steps, value, low, high, curve_band(arrays, present, models).change, present)
+        said, since, judged = self._said.get(layer, ("computing", None, None))
+        of_running = [step for step, models in zip(steps, present, strict=True) if running.intersection(models)]
+        now, counts = of_running[-1] if of_running else judged, tuple(map(len, present))
+        last = counts[-1] if counts else 0
+        return LiveCurve(layer, steps, value, low, high, said, since, last, waiting, judged, now, counts)
+
+
+def _verdict(
+    steps: Sequence[int],
+    value: Sequence[float],
+    low: Sequence[float],
+    high: Sequence[float],
+    margins: NDArray[np.float64],
+    present: Sequence[Sequence[str]],
+) -> tuple[str, int | None, int | None]:
+    """Return the verdict of a curve, the step from which it has settled, and the last one that both are of."""
+    here = of_most_models([len(models) for models in present])
+    at, level, below, above = (np.array(numbers)[here] for numbers in (steps, value, low, high))
+    apart = margins[np.ix_(here, here)]
+    said = verdict(at, level, below, above, apart)
+    since = None if said in UNSETTLED else settled(at, level, below, above, apart)
+    return said, since, int(at[-1]) if len(at) else None
 
 
 def _until(items: Sequence[tuple[int, str]], seconds: float | None) -> Iterator[tuple[int, str]]:

@@ -104,9 +104,10 @@ class Watcher:
             There is no store, or it is damaged.
         """
         tree = open_store(self.url, self._options)
-        curves = self._spreads.update(tree, seconds)
+        every = runs(tree, self._storage)
+        curves = self._spreads.update(tree, seconds, [run.model for run in every if run.state == "running"])
         lost, failed = tuple(catalog.lost(tree)), dict(self._spreads.failed)
-        scales, asked, every = tuple(self._spreads.perplexities), self._spreads.models, runs(tree, self._storage)
+        scales, asked = tuple(self._spreads.perplexities), self._spreads.models
         names = [run.model for run in every]
         chosen = {name for pattern in asked or names for name in matching_models(pattern, names)}
         shown = tuple(run for run in every if run.model in chosen)

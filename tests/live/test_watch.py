@@ -133,6 +133,7 @@ def test_a_time_limit_leaves_the_rest_for_the_next_look_and_begins_with_the_last
     (curve,) = live.update(open_store(url), seconds=0)
     assert curve.steps[-1] == 30
     assert curve.waiting == 4 - len(curve.steps) > 0
+    assert (curve.verdict, curve.settled, curve.judged) == ("computing", None, None)  # of a part it would be another
     while curve.waiting:
         (curve,) = live.update(open_store(url), seconds=0)
     assert curve.steps == (0, 10, 20, 30)
@@ -476,6 +477,42 @@ def test_what_now_is_of_is_told(store: Path) -> None:
         assert "now: step 190 to 199 of 3 to 4 models" in " ".join(" ".join(lines).split())
         if width > 60:
             assert [line.split()[-2:] for line in lines if "layers." in line] == [["3", "199"], ["4", "190"]]
+
+
+def test_now_is_where_the_models_that_are_trained_are(tmp_path: Path) -> None:
+    """Models that ended at later steps are not what is watched; where none is trained, now is what the verdict is of."""
+    url, gauge = tmp_path / "s.zarr", GAUGE
+    for model in range(2):
+        with writer(url, model) as one:
+            append(one, model, range(0, 60, 10))
+    with writer(url, 2) as running:
+        append(running, 2, [0, 10, 20])
+        look = Watcher(url, gauge=gauge).look()
+        (curve,) = look.curves
+        assert (curve.steps[-1], curve.now, curve.judged, curve.present) == (50, 20, 20, (3, 3, 3, 2, 2, 2))
+        said = " ".join(" ".join(shown(look, 100, 30)).split())
+        assert "now: step 20 of 3 models" in said
+        assert f"{curve.value[2]:.2f} [{curve.low[2]:.2f}, {curve.high[2]:.2f}]" in said
+        with writer(url, 3) as ahead:
+            append(ahead, 3, range(0, 60, 10))
+            (curve,) = Watcher(url, gauge=gauge).look().curves
+            assert (curve.now, curve.judged) == (50, 20)
+    look = Watcher(url, gauge=gauge).look()
+    assert (look.curves[0].now, look.curves[0].judged) == (20, 20)
+    assert "of the steps that most models share, to 20" in " ".join(" ".join(shown(look, 100, 30)).split())
+
+
+def test_a_verdict_stays_while_a_new_step_is_computed(tmp_path: Path) -> None:
+    live = LiveSpreads(gauge=GAUGE)
+    with writer(tmp_path / "s.zarr", 0) as one, writer(tmp_path / "s.zarr", 1) as two:
+        append(one, 0, [0, 10])
+        append(two, 1, [0, 10])
+        (whole,) = live.update(open_store(tmp_path / "s.zarr"))
+        append(one, 0, [20, 30])
+        append(two, 1, [20, 30])
+        (part,) = live.update(open_store(tmp_path / "s.zarr"), seconds=0)
+    assert (part.waiting, part.steps) == (1, (0, 10, 30))
+    assert (part.verdict, part.judged) == (whole.verdict, 10)
 
 
 def test_one_model_without_an_operator_costs_the_others_nothing(tmp_path: Path) -> None:
