@@ -130,6 +130,20 @@ def test_the_last_audit_is_kept_and_the_callback_closes(tmp_path, ending):
     ).close()  # nothing holds the model
 
 
+@pytest.mark.parametrize("error", [OSError("the disk is gone"), KeyboardInterrupt()])
+def test_lightning_tells_what_is_recorded_of_a_training_that_ended_early(tmp_path, caplog, error):
+    def gone(_trainer, module, *_):
+        if module.global_step == 3:
+            raise error
+
+    caplog.set_level("INFO")
+    with pytest.raises((type(error), SystemExit)):
+        in_lightning(lightning_audits(tmp_path / "s.zarr"), pl.callbacks.LambdaCallback(on_train_batch_end=gone))
+    said = [record.message for record in caplog.records if "audits of model" in record.message]
+    assert len(said) == 1, said
+    assert said[0].startswith("repaudit: 4 audits of model 'seed0'")
+
+
 @pytest.mark.parametrize("ending", ENDINGS)
 def test_the_last_audit_is_committed_without_any_end(tmp_path, ending):
     callback = hf_audits(tmp_path / "s.zarr")
@@ -150,6 +164,7 @@ def test_at_the_exit_of_a_process_that_an_exception_ends(tmp_path):
     """
     done = subprocess.run([sys.executable, "-c", textwrap.dedent(script)], capture_output=True, text=True, check=False)
     assert "the disk is gone" in done.stderr
+    assert done.stderr.count("repaudit: 4 audits of model 'seed0'") == 1, "though the trainer tells no callback"
     assert record(tmp_path / "s.zarr").step.values.tolist() == [0, 1, 2, 3]
 
 

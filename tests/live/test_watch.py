@@ -480,7 +480,7 @@ def test_what_now_is_of_is_told(store: Path) -> None:
 
 
 def test_now_is_where_the_models_that_are_trained_are(tmp_path: Path) -> None:
-    """Models that ended at later steps are not what is watched; where none is trained, now is what the verdict is of."""
+    """What ended at later steps is not what is watched; where none is trained, now is what the verdict is of."""
     url, gauge = tmp_path / "s.zarr", GAUGE
     for model in range(2):
         with writer(url, model) as one:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import atexit
 import gc
+import logging
 import os
 import threading
 import weakref
@@ -27,8 +29,10 @@ class _Held:
     holder: weakref.ref[Any]
     writer: TrajectoryWriter
     trainer_thread: int | None
+    process: int
 
 
+_LOGGER = logging.getLogger(__name__)
 _HELD: Final[dict[tuple[str, str], _Held]] = {}
 
 
@@ -37,7 +41,7 @@ def hold(
 ) -> None:
     """Note that `holder` has opened a record."""
     thread = threading.get_ident() if in_trainer else None
-    _HELD[_key(store, model_name)] = _Held(weakref.ref(holder), writer, thread)
+    _HELD[_key(store, model_name)] = _Held(weakref.ref(holder), writer, thread, os.getpid())
 
 
 def let_go(writer: TrajectoryWriter) -> None:
@@ -64,6 +68,20 @@ def take_over(store: str | os.PathLike[str], model_name: str, *, in_trainer: boo
             held.writer.close()
     elif ended:
         holder.lose()
+
+
+def _end() -> None:
+    """Close what is open at the end of the process, and say what is recorded: an exception is not told to callbacks."""
+    for held in list(_HELD.values()):
+        holder = held.holder()
+        if holder is not None and held.process == os.getpid():  # a forked child has none of its threads
+            try:
+                holder.lose()
+            except Exception as error:  # noqa: BLE001 - the others are closed too
+                _LOGGER.error("at the end of the process: %s", error)
+
+
+atexit.register(_end)
 
 
 def _key(store: str | os.PathLike[str], model_name: str) -> tuple[str, str]:

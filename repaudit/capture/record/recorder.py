@@ -184,8 +184,7 @@ class Recorder:
         except Exception as error:  # noqa: BLE001 - raised below, once every process knows
             failure = error
         self.auditor.ranks.agree(failure)
-        self._is_open, self.was_taken_over = True, False
-        self.cost = Cost()
+        self._is_open, self.was_taken_over, self.cost = True, False, Cost()
         self._previous = self._recorded_before = self.last_recorded
         self.if_exists = "resume"  # opened again by this recorder: the same record
 
@@ -339,8 +338,9 @@ class Recorder:
                 self.cost.tell(self.store, self.model_name)
 
     def lose(self) -> None:
-        """Close the record, since another training of this process takes it over."""
+        """Close the record, since another training of this process takes it over, or the process ends."""
         self.close()
+        self.cost.tell(self.store, self.model_name)
         self.was_taken_over = True
 
     def __enter__(self) -> Self:

@@ -163,12 +163,12 @@ class AuditTrainerCallback(TrainerCallback):
         """Audit the end of the training if that is due, commit what was audited, and release the model."""
         if not (args.load_best_model_at_end and state.best_model_checkpoint):  # else it is no longer the last step's
             self.session.end(model, state.global_step, epoch=state.epoch)
-        self.session.close()
-        self.recorder.cost.tell(self.recorder.store, self.recorder.model_name)
+        self.close()
 
     def close(self) -> None:
         """Commit what was audited, and release the model, where an exception has ended the training."""
         self.session.close()
+        self.recorder.cost.tell(self.recorder.store, self.recorder.model_name)
 
     def _end(self, state: TrainerState, control: TrainerControl, model: Any) -> None:
         """Audit the end of the training before the trainer loads its best model."""

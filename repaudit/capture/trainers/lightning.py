@@ -158,8 +158,7 @@ class RepresentationAuditCallback(pl.Callback):
         """Audit the end of the training if that is due, and wait until every audit is committed."""
         self.session.end(pl_module, trainer.global_step, epoch=trainer.current_epoch, context=self._context(trainer))
         self.session.flush()
-        if said := self.recorder.cost.describe(self.recorder.store, self.recorder.model_name):
-            rank_zero_info(said)
+        self._tell()
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Audit the untrained model if no step was trained."""
@@ -169,6 +168,7 @@ class RepresentationAuditCallback(pl.Callback):
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
         """Commit what was audited, and release the model."""
         self.session.close()
+        self._tell()
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Commit what was audited, and release the model."""
@@ -178,6 +178,12 @@ class RepresentationAuditCallback(pl.Callback):
     def close(self) -> None:
         """Commit what was audited, and release the model, where a fit has ended without doing so."""
         self.session.close()
+
+    def _tell(self) -> None:
+        cost = self.recorder.cost
+        if not cost.told and (said := cost.describe(self.recorder.store, self.recorder.model_name)):
+            cost.told = True
+            rank_zero_info(said)
 
     def _event(self, trainer: pl.Trainer, pl_module: pl.LightningModule, triggers: tuple[str, ...]) -> None:
         self.session.event(
