@@ -103,6 +103,7 @@ def test_what_is_recorded_already_is_told_with_what_fails(tmp_path, texts):
     with pytest.raises(LayerPathError, match="model 'two'") as failed:
         record_pretrained([tmp_path / "m/one", tmp_path / "m/two"], texts, layers, tmp_path / "s.zarr")
     assert failed.value.__notes__ == ["recorded already: one; running again goes on behind them"]
+    assert str(failed.value).endswith("; layers of one model alone have its name in front, such as 'two:PATH'")
     given = [str(tmp_path / "m/one"), str(tmp_path / "m/two"), "--probe", str(texts), "--layers", ",".join(layers)]
     run = CliRunner().invoke(app, ["record", *given, "--store", str(tmp_path / "t.zarr")])
     assert "\n  recorded already: one; running again" in run.stderr, run.output
@@ -385,6 +386,10 @@ def test_what_is_not_here_is_said_to_be_looked_for_at_the_hub(tmp_path, monkeypa
     (tmp_path / "mistype").mkdir()
     run = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert "nothing here is called mistyped (did you mean mistype?): looking" in run.stderr
+    last = run.stderr.strip().splitlines()[-1]
+    assert last.endswith("; nothing here is called mistyped (did you mean mistype?)"), (
+        "and no tokenizer is what it lacks"
+    )
     assert "PretrainedError: mistyped: cannot be loaded" in run.stderr
 
 

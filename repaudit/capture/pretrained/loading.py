@@ -19,7 +19,7 @@ from repaudit.capture.pretrained.architectures import build, load_fitting, model
 from repaudit.capture.pretrained.lightning_checkpoint import load_state, read_lightning
 from repaudit.capture.pretrained.samples import Kind
 from repaudit.capture.pretrained.sentence_embedding import own_pooling
-from repaudit.capture.pretrained.sources import Source, check_exists
+from repaudit.capture.pretrained.sources import Source, check_exists, like
 from repaudit.errors import PretrainedError
 from repaudit.extras import require
 
@@ -166,6 +166,8 @@ class Loader:
             return auto.from_pretrained(path, trust_remote_code=self.trust_remote_code, **where, **options)
         except (OSError, ValueError, KeyError, ImportError, SafetensorError) as error:
             lacks = "; pass the path or id of one (--tokenizer)" if auto.__name__ in _READERS else ""
+            if not Path(source.place).exists():
+                lacks = f"; nothing here is called {source.place}{like(Path(source.place))}"
             asks = "trust_remote_code" in str(error) and not self.trust_remote_code
             hint = " (pass --trust-remote-code to allow)" if asks else ""
             at = f" at revision {source.revision}" if source.revision else ""

@@ -146,7 +146,8 @@ def record_pretrained(
         recorder = Recorder(store, name, probe_sets[name], layers_of[name], **options)
         with _telling_of(recorded), recorder:
             for source in sources:
-                _record(recorder, source, sources, loader, options.get("storage_options"))
+                with _advising(name, several=len(series) > 1):
+                    _record(recorder, source, sources, loader, options.get("storage_options"))
                 count += 1
                 if progress is not None:
                     progress("models", count, total)
@@ -163,6 +164,18 @@ def _telling_of(recorded: Mapping[str, Any]) -> Iterator[None]:
         if recorded:
             error.add_note(f"recorded already: {', '.join(recorded)}; running again goes on behind them")
         raise
+
+
+@contextmanager
+def _advising(name: str, *, several: bool) -> Iterator[None]:
+    """Say with a layer that one of several models lacks how each of them has layers of its own."""
+    try:
+        yield
+    except LayerPathError as error:
+        if not several:
+            raise
+        own = f"layers of one model alone have its name in front, such as '{name}:PATH'"
+        raise LayerPathError(f"{error}; {own}") from error
 
 
 def _record(

@@ -117,12 +117,12 @@ def check_exists(place: str | PathLike[str]) -> None:
 
 def tell_of_hub(places: Iterable[str | PathLike[str]]) -> None:
     """Say which places are not here, and are asked for at the hub: where it cannot be reached, that takes long."""
-    absent = [f"{place}{_like(Path(place))}" for place in places if not Path(place).exists()]
+    absent = [f"{place}{like(Path(place))}" for place in places if not Path(place).exists()]
     if absent:
         say(f"repaudit: nothing here is called {', '.join(absent)}: looking for it at the Hugging Face hub")
 
 
-def _like(path: Path) -> str:
+def like(path: Path) -> str:
     """Return what of a similar name is there, as a question; empty where there is nothing."""
     found = beside(path)
     return f" (did you mean {path.parent / found}?)" if found else ""
