@@ -107,7 +107,7 @@ class StopWhenSettled(pl.Callback, TrainerCallback):
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Find the audits of a Lightning trainer."""
         if stage == "fit":
-            self._find(trainer.callbacks, trainer.world_size)  # type: ignore[attr-defined]
+            self._attach(self._audits(trainer.callbacks, trainer.world_size))  # type: ignore[attr-defined]
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -116,9 +116,15 @@ class StopWhenSettled(pl.Callback, TrainerCallback):
         if self._decide(pl_module, trainer.global_step):
             trainer.should_stop = True
 
+    def on_audits_begin(self, args: Any) -> None:
+        """Find the audits of a transformers trainer; their callback calls it before the first one."""
+        self._attach(self._audits(calling_callbacks(), args.world_size))
+
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Find the audits of a transformers trainer."""
-        self._find(calling_callbacks(), args.world_size)
+        """Refuse a transformers training without audits."""
+        recorder = self._audits(calling_callbacks(), args.world_size)
+        if not self._watched:
+            self._attach(recorder)
 
     def on_step_end(self, args: Any, state: Any, control: Any, *, model: Any = None, **kwargs: Any) -> None:
         """Stop a transformers training, or freeze, if that is due."""
@@ -134,19 +140,25 @@ class StopWhenSettled(pl.Callback, TrainerCallback):
             self._recorder.listeners.remove(self.audited)
             self._recorder = None
 
-    def _find(self, callbacks: Sequence[Any], processes: int) -> None:
+    @staticmethod
+    def _audits(callbacks: Sequence[Any], processes: int) -> Recorder:
         if processes > 1:
             raise ValueError(f"StopWhenSettled: expected a training of one process, found {processes}")
-        sessions = [one.session for one in callbacks if isinstance(getattr(one, "session", None), AuditSession)]
+        sessions: list[AuditSession] = [
+            one.session for one in callbacks if isinstance(getattr(one, "session", None), AuditSession)
+        ]
         if len(sessions) != 1:
             raise ValueError(
                 f"StopWhenSettled: expected one audit callback beside it, whose audits tell what has settled, found "
                 f"{len(sessions)}: add a RepresentationAuditCallback or an AuditTrainerCallback"
             )
+        return sessions[0].recorder
+
+    def _attach(self, recorder: Recorder) -> None:
         if self._recorder is not None and self.audited in self._recorder.listeners:
             self._recorder.listeners.remove(self.audited)  # a training that ended by an exception
         self._begin()
-        self._recorder = sessions[0].recorder
+        self._recorder = recorder
         self._recorder.listeners.append(self.audited)
 
     def _begin(self) -> None:

@@ -203,29 +203,45 @@ def test_a_training_that_ended_by_an_exception_is_over(tmp_path: Path) -> None:
     assert fit(tmp_path / "b", 10, stop).trainer.global_step == 25
 
 
-def test_the_transformers_trainer_stops_too(tmp_path: Path) -> None:
+def in_transformers(folder: Path, stop: ra.StopWhenSettled, *, audits_first: bool = True) -> tf.Trainer:
     rows = torch.randint(1, 32, (40, 8), generator=torch.Generator().manual_seed(0))
     tf.set_seed(0)
     model = tf.GPT2LMHeadModel(tf.GPT2Config(vocab_size=32, n_embd=16, n_layer=2, n_head=2, n_positions=16))
     audit = ra.AuditTrainerCallback(
-        tmp_path / "s.zarr", "seed0", ra.ProbeSet.from_tensors({"input_ids": rows}), ["transformer.h[*]"],
+        folder / "s.zarr", "seed0", ra.ProbeSet.from_tensors({"input_ids": rows}), ["transformer.h[*]"],
         ra.AuditTrigger(every_n_steps=5, at_start=True), durable=False,
     )  # fmt: skip
-    stop = ra.StopWhenSettled(["transformer.h[-1]"], patience=2, gauge=GAUGE)
     optimizer = torch.optim.SGD(model.parameters(), 1.0)
     rests = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: float(step < 10))
-    trainer = tf.Trainer(
+    return tf.Trainer(
         model=model,
         args=tf.TrainingArguments(
-            output_dir=str(tmp_path / "out"), max_steps=60, per_device_train_batch_size=4, save_strategy="no",
+            output_dir=str(folder / "out"), max_steps=60, per_device_train_batch_size=4, save_strategy="no",
             logging_strategy="no", report_to=[], use_cpu=True, disable_tqdm=True, dataloader_pin_memory=False,
         ),
         train_dataset=[{"input_ids": row, "labels": row} for row in rows],
-        callbacks=[audit, stop], optimizers=(optimizer, rests),
+        callbacks=[audit, stop] if audits_first else [stop, audit], optimizers=(optimizer, rests),
     )  # fmt: skip
+
+
+@pytest.mark.parametrize("audits_first", [True, False])
+def test_the_transformers_trainer_stops_too(tmp_path: Path, audits_first: bool) -> None:
+    stop = ra.StopWhenSettled(["transformer.h[-1]"], patience=2, gauge=GAUGE)
+    trainer = in_transformers(tmp_path, stop, audits_first=audits_first)
     trainer.train()
-    assert (stop.stopped_at, trainer.state.global_step) == (20, 20)
+    last = 20 if audits_first else 21  # its turn comes before the audit's
+    assert (stop.stopped_at, trainer.state.global_step) == (last, last)
     assert list(stop.settled) == ["transformer.h.1"]
+
+
+@pytest.mark.parametrize("audits_first", [True, False])
+def test_what_is_refused_leaves_no_record(tmp_path: Path, audits_first: bool) -> None:
+    """Else the next training would be told that its model was recorded before."""
+    stop = ra.StopWhenSettled(["nope[*]"], gauge=GAUGE)
+    with pytest.raises(ValueError, match=r"recorded are transformer\.h\.0"):
+        in_transformers(tmp_path, stop, audits_first=audits_first).train()
+    tree = ra.open_store(tmp_path / "s.zarr").repaudit
+    assert [tree.steps(name) for name in tree.models] in ([], [[]])
 
 
 def test_without_audits_or_with_an_unknown_layer_the_training_does_not_begin(tmp_path: Path) -> None:

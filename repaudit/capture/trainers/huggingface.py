@@ -105,7 +105,11 @@ class AuditTrainerCallback(TrainerCallback):
         if state.global_step > 0:
             self.session.mark_resumed()
             self.session.load_state_dict(kept.get(self._state_key, {}))
-        self.session.leave_out_others(calling_callbacks())
+        others = calling_callbacks()
+        self.session.leave_out_others(others)
+        for begin in (getattr(one, "on_audits_begin", None) for one in others):
+            if callable(begin):  # what looks at audits is not to miss the first, nor to refuse it once it is stored
+                begin(args)
         self.session.start(model, state.global_step, epoch=state.epoch)
         kept.pop(self._state_key, None)
         if (
