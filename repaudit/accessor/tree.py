@@ -13,7 +13,7 @@ from repaudit.accessor.shown import table_of
 from repaudit.accessor.tree_plots import TreePlots
 from repaudit.errors import AnalysisError
 from repaudit.markup import html_table, text_table
-from repaudit.names import ATTRS, LAYER, MODEL, SAMPLE, SHA256, SKETCH, STEP
+from repaudit.names import ATTRS, LAYER, MODEL, SAMPLE, SHA256, SKETCH, STEP, meant_layer
 from repaudit.results import FINGERPRINT, SUMMARY
 from repaudit.store.read import catalog
 from repaudit.store.read.activations import read_step
@@ -141,6 +141,7 @@ class TreeAccessor:
         """
         if kinds.is_results(self._tree):
             raise kinds.needs_activations(self._tree)
+        layer = meant_layer(layer, catalog.layers(self._tree, model))
         activations = catalog.activations(self._tree, model, layer)
         known = {*activations.coords, SHA256}
         columns = self._tree.coords.items() if SAMPLE in activations.dims else ()

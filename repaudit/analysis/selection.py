@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, TypeVar
@@ -154,7 +155,21 @@ def _mismatches(
             lines.append(
                 f"model {model} at {len(missing)} of {len(every)} steps, which it has not recorded: {_brief(missing)}"
             )
-    return lines
+    return [*lines, *_going_on(models, steps)]
+
+
+def _going_on(models: Sequence[str], steps: Mapping[str, tuple[int, ...]]) -> list[str]:
+    """Say which models go on together where others end: a verdict is of the steps that most models share."""
+    counts = Counter(step for model in models for step in steps[model])
+    last = max(step for step, count in counts.items() if count == max(counts.values()))
+    beyond = [step for step, count in counts.items() if count > 1 and step > last]
+    if not beyond:
+        return []
+    going = [model for model in models if max(beyond) in steps[model]]
+    return [
+        f"verdicts are of the steps that {max(counts.values())} models share, up to {last}; {', '.join(going)} go on "
+        f"together to {max(beyond)}: choose them (--models) for a verdict up to there"
+    ]
 
 
 def _brief(steps: Sequence[int], most: int = 8) -> str:

@@ -135,7 +135,8 @@ def of_pairs(pairs: xr.Dataset) -> str:
     listed = ", ".join(f"{word} {text}" for word, text in zip(which, shown, strict=True))
     told = "pairs of models are" if len(known) > 1 else "pair of models is"
     holm_adjusted = f"(Holm-adjusted p < {SIGNIFICANT:g})"
-    return f"{related} of {len(known)} {told} nearer to each other than chance {holm_adjusted}: {listed}."
+    said = f"{related} of {len(known)} {told} nearer to each other than chance {holm_adjusted}: {listed}"
+    return f"{said} (the spread is the mean of their squares). One step has no change to judge."
 
 
 def of_identical(models: Sequence[str], steps: Sequence[int], every: Sequence[int]) -> str:

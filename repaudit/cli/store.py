@@ -182,7 +182,7 @@ def copy(
         typer.echo(json.dumps(copied, indent=2))
         return
     for model, taken in copied.items():
-        say(f"{model}: {len(taken)} steps")
+        say(f"{model}: {len(taken)} step{'s' * (len(taken) != 1)}")
 
 
 def export(

@@ -9,6 +9,7 @@ import numpy as np
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import LinearSegmentedColormap, Normalize
 from matplotlib.lines import Line2D
+from matplotlib.transforms import ScaledTranslation
 
 from repaudit.plots import style
 from repaudit.plots.scales import AT
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
 
 INK: Final = "#22262a"
 FAINT: Final = "#c8ccd0"
+LINE: Final = 12
+"""Points from one line of titles to the next."""
 STEPS: Final = LinearSegmentedColormap.from_list("repaudit_steps", list(style.STEP_COLORS))
 SIMILARITIES: Final = LinearSegmentedColormap.from_list("repaudit_similarities", list(style.SIMILARITY_COLORS))
 SPREADS: Final = LinearSegmentedColormap.from_list("repaudit_spreads", list(style.SPREAD_COLORS))
@@ -112,8 +115,12 @@ def bare(ax: Axes, method: str) -> None:
 
 
 def name_scale(ax: Axes, dataset: xr.Dataset) -> None:
-    """Write the scale of what is drawn above it, on the right, where it is known."""
-    ax.set_title(safe(str(dataset.attrs.get(AT, ""))), loc="right", fontsize=7, color=INK)
+    """Write the scale of what is drawn above it, on the right, where it is known, and above a title on the left."""
+    title = ax.set_title(safe(str(dataset.attrs.get(AT, ""))), loc="right", fontsize=7, color=INK)
+    figure = ax.get_figure(root=True)
+    if figure is not None and ax.get_title(loc="left"):
+        raised = ScaledTranslation(0, LINE / 72, figure.dpi_scale_trans)
+        title.set_transform(ax.title.get_transform() + raised)
 
 
 def despine(ax: Axes) -> None:

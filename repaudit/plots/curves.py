@@ -72,6 +72,8 @@ def plot_spread(spread: Found, ax: Axes | None = None, layers: Sequence[str] | N
         draw_band(ax, band_of(spread, name) if len(names) == 1 else None)
         handles.append(draw_curve(ax, line_of(spread, name), color, band=len(names) <= 4, label=name))
     canvas.null_axes(ax, spread[STEP].values, label="spread (1 = unrelated)")
+    if layers is not None and len(names) == 1:
+        ax.set_title(canvas.safe(names[0]), loc="left", fontsize=9, color=canvas.INK)
     canvas.name_scale(ax, spread)
     _legend(ax, handles, names)
     return ax
@@ -114,12 +116,11 @@ def plot_comparison(comparison: Found, layer: str, ax: Axes | None = None, *, sp
     comparison = at_one_scale(comparison, COMPARISON)
     spread = None if spread is None else at_one_scale(spread, SPREAD)
     ax = canvas.axes(ax)
-    names = names_of(comparison, LAYER)
     layer = str(one_layer(comparison, layer)[LAYER].values)
     lines, floor = distances(spread, comparison, layer)
     handles = []
     for name, line in lines.items():
-        color = style.COMPARISONS.get(name, style.depth_color(names.index(layer), len(names)))
+        color = style.COMPARISONS.get(name, canvas.INK)
         handle = draw_curve(ax, line, color, band=True, label=name)
         handle.set_linestyle(style.MATPLOTLIB_DASHES[name])
         handles.append(handle)

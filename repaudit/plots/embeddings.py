@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -179,12 +180,10 @@ def plot_embedding(merged: Found, layer: str, ax: Axes | None = None) -> Axes:
     merged = at_one_scale(merged, MERGED)
     ax = canvas.axes(ax)
     groups = _draw_samples(ax, one_layer(merged, layer)[EMBEDDING], labels_of(merged))
-    handles = [
-        Line2D([], [], linestyle="", marker=style.MATPLOTLIB_MARKERS[g.marker], color=g.color, markersize=5)
-        for g in groups
-    ]
+    handles = keys(groups)
     canvas.legend(ax, handles, [group.name for group in groups])
     canvas.bare(ax, "PHATE")
+    _title(ax, canvas.safe(meant_layer(layer, names_of(merged, LAYER))), None)
     canvas.name_scale(ax, merged)
     return ax
 
@@ -291,6 +290,12 @@ def plot_units(units: Found, layer: str, ax: Axes | None = None, *, model: str |
     canvas.bare(ax, "M-PHATE")
     canvas.step_colorbar(ax, axis)
     return ax
+
+
+def keys(groups: Sequence[style.LabelGroup]) -> list[Line2D]:
+    """Return the entries of a legend for groups of samples."""
+    markers: Any = style.MATPLOTLIB_MARKERS
+    return [Line2D([], [], linestyle="", marker=markers[g.marker], color=g.color, markersize=5) for g in groups]
 
 
 def _draw_samples(ax: Axes, points: xr.DataArray, labels: list[str] | None) -> list[style.LabelGroup]:

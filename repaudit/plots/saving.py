@@ -16,11 +16,13 @@ import xarray as xr
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from repaudit.names import LAYER, MODEL, STEP, at_home
+from repaudit.names import LAYER, MODEL, SAMPLE, STEP, at_home
 from repaudit.plots import canvas, curves, embeddings, maps, style
-from repaudit.plots.lines import DISTANCES, band_of, line_of, varying
+from repaudit.plots.lines import DISTANCES, varying
 from repaudit.plots.pairs import last_step_of_most, pair_distances, plot_pairs
-from repaudit.plots.scales import AT, at_scale, scales, summary_at
+from repaudit.plots.panels import small_multiples, spread_figure
+from repaudit.plots.points import labels_of
+from repaudit.plots.scales import at_scale, scales, summary_at
 from repaudit.plots.settling import plot_settling
 from repaudit.results import (
     APPROACH,
@@ -154,20 +156,20 @@ def _panels(results: xr.DataTree, summary: Mapping[str, Any]) -> dict[str, Drawi
     figures: dict[str, Drawing] = {}
     spread, comparison = group(results, SPREAD, SPREAD), group(results, COMPARISON)
     if spread is not None:
-        figures["spread"] = partial(_spread_figure, spread, summary.get("layers") or {})
+        figures["spread"] = partial(spread_figure, spread, summary.get("layers") or {})
     if comparison is not None and any(name in comparison and known(comparison[name]) for name in DISTANCES):
         figures["comparison"] = partial(
-            _small_multiples,
+            small_multiples,
             comparison,
             lambda layer, ax: curves.plot_comparison(comparison, layer, ax, spread=spread),
         )
     approach, groups = group(results, APPROACH, APPROACH), group(results, GROUPS, SPREAD)
     if approach is not None:
         figures["approach"] = partial(
-            _small_multiples, approach, lambda layer, ax: curves.plot_approach(approach, ax, [layer])
+            small_multiples, approach, lambda layer, ax: curves.plot_approach(approach, ax, [layer])
         )
     if groups is not None:
-        figures["groups"] = partial(_small_multiples, groups, lambda layer, ax: curves.plot_groups(groups, layer, ax))
+        figures["groups"] = partial(small_multiples, groups, lambda layer, ax: curves.plot_groups(groups, layer, ax))
     return figures
 
 
@@ -261,61 +263,19 @@ def _frames_figure(frames: xr.Dataset, layer: str, steps: Sequence[int]) -> Figu
     figure = Figure(figsize=(2.2 * len(steps), 2.6), layout="constrained")
     for ax, step in zip(figure.subplots(1, len(steps), squeeze=False)[0], steps, strict=True):
         embeddings.plot_frame(frames, layer, step, ax)
-    figure.suptitle(canvas.safe(layer), x=0.01, ha="left", fontsize=10, color=canvas.INK)
-    return figure
-
-
-def _small_multiples(dataset: xr.Dataset, draw: Callable[[str, Axes], Axes]) -> Figure:
-    """Draw one panel per layer, all on one scale, with one legend for all of them."""
-    layers = names_of(dataset, LAYER)
-    figure, axes = _grid(len(layers))
-    label = ""
-    for ax, layer, name in zip(axes, layers, canvas.safes(layers, 34), strict=False):
-        label = draw(layer, ax).get_ylabel()
-        ax.set(xlabel="", ylabel="")
-        canvas.step_axis(ax, dataset[STEP].values, 5)
-        ax.set_xlabel("")
-        ax.set_title(name, loc="left", fontsize=9, color=canvas.INK)
-    axes[0].set_ylim(0, max(ax.get_ylim()[1] for ax in axes[: len(layers)]))
-    for ax in axes[: len(layers)]:
-        if ax is not axes[0] and ax.get_legend() is not None:
-            ax.get_legend().remove()
-    figure.supylabel(label, fontsize=9, color=canvas.INK)
-    figure.supxlabel(style.StepAxis.of(dataset[STEP].values).title, fontsize=9, color=canvas.INK)
-    return figure
-
-
-def _grid(panels: int) -> tuple[Figure, Any]:
-    columns = min(panels, 3 if panels <= 12 else 5)
-    rows = math.ceil(panels / columns)
-    figure = Figure(figsize=(max(4.2, 2.9 * columns), 2.2 * rows + 0.4), layout="constrained")
-    axes = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).ravel()
-    for ax in axes[panels:]:
-        ax.set_axis_off()
-    for ax in axes[max(0, panels - columns) : panels]:
-        ax.xaxis.set_tick_params(labelbottom=True)
-    return figure, axes
-
-
-def _spread_figure(spread: xr.Dataset, verdicts: Mapping[str, Any]) -> Figure:
-    """Draw one panel per layer, with the other layers in grey behind it."""
-    layers = names_of(spread, LAYER)
-    figure, axes = _grid(len(layers))
-    lines = {layer: line_of(spread, layer) for layer in layers}
-    for ax, layer, name in zip(axes, layers, canvas.safes(layers, 34), strict=False):
-        for other in lines.values():
-            ax.plot(other.step, other.value, color=canvas.FAINT, linewidth=0.7, zorder=1)
-        verdict = str(verdicts.get(layer, {}).get("verdict") or "")
-        color = style.VERDICTS.get(verdict, canvas.INK)
-        curves.draw_band(ax, band_of(spread, layer))
-        curves.draw_curve(ax, lines[layer], color, band=True, label=layer)
-        canvas.null_axes(ax, spread[STEP].values, count=5)
-        ax.set_title(name, loc="left", fontsize=9, color=canvas.INK)
-        ax.set_title(verdict, loc="right", fontsize=9, color=color)
-    axes[0].set_ylim(0, max(1.1, *(1.03 * ax.dataLim.y1 for ax in axes[: len(layers)])))
-    at = f" at {spread.attrs[AT]}" if spread.attrs.get(AT) else ""
-    figure.supylabel(f"spread{at} (1 = unrelated, 0 = identical)", fontsize=9, color=canvas.INK)
-    figure.supxlabel(style.StepAxis.of(spread[STEP].values).title, fontsize=9, color=canvas.INK)
+    title = f"{canvas.safe(layer)}   all steps on one scale: samples on one dot are hardly told apart"
+    figure.suptitle(title, x=0.01, ha="left", fontsize=9, color=canvas.INK)
+    groups = style.label_groups(labels_of(frames), frames.sizes[SAMPLE])
+    if len(groups) > 1:
+        names = canvas.safes([one.name for one in groups], 34)
+        figure.legend(
+            embeddings.keys(groups),
+            names,
+            loc="outside lower left",
+            ncols=min(6, len(names)),
+            frameon=False,
+            fontsize=7,
+        )
     return figure
 
 

@@ -71,7 +71,7 @@ def neighbours(diagnostics: xr.Dataset) -> str:
         return ""
     medians = np.nanmedian(known, axis=0)
     low, high = (f"{value:,.0f}" if value >= 9.95 else f"{value:.1f}" for value in (medians.min(), medians.max()))
-    return f"effective neighbours {low}{f' to {high}' if high != low else ''}"
+    return f"effective neighbours {low}{f' to {high}' if high != low else ''} (pairs count in both directions)"
 
 
 def unheld(diagnostics: xr.Dataset, scale: Scale, samples: int) -> list[str]:

@@ -57,8 +57,10 @@ def sentence(entry: Mapping[str, Any]) -> str:
 
 
 def numbers(entry: Mapping[str, Any]) -> dict[str, str]:
-    """Return start, peak and end of a layer's spread, as far as they are known."""
-    texts = {}
+    """Return start, peak and end of a layer's spread, as far as they are known; of one step they are the same."""
+    texts: dict[str, str] = {}
+    if _finite(entry.get("end")) and {entry.get("start"), (entry.get("peak") or {}).get("value")} == {entry["end"]}:
+        return {"end": f"{entry['end']:.2f}" + _interval(entry)}
     peak = entry.get("peak") or {}
     if _finite(entry.get("start")):
         texts["start"] = f"{entry['start']:.2f}"

@@ -26,6 +26,7 @@ from repaudit.names import (
     at_home,
     matching,
     matching_layers,
+    meant_layer,
 )
 from repaudit.store.format.encoding import CodecName
 from repaudit.store.format.layout import ABSENT, INPUTS_FINGERPRINT, LOST, RECORDED_DTYPE
@@ -328,8 +329,8 @@ def export_layer(
     if target.is_dir():
         raise LayoutError(f"path {target.name!r}: expected a file, found a folder of that name")
     tree = open_store(source, storage_options)
-    array = catalog.activations(tree, model, layer)
-    sums = step_checksums(tree, model, layer)
+    layer = meant_layer(layer, catalog.layers(tree, model))
+    array, sums = catalog.activations(tree, model, layer), step_checksums(tree, model, layer)
     chosen = _choose(steps, catalog.steps(tree, model), "step", f"model {model!r}")
     shape = (len(chosen), *array.shape[1:])
     with replacing(target) as stream:

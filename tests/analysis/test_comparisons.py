@@ -155,8 +155,16 @@ def test_models_that_end_earlier_do_not_make_the_others_settle(tmp_path, probe_s
         own, short = rng.standard_normal((48, 12)), model >= 3
         values = {s: rotated(rng, own if short else common + 0.1 * own) for s in range(4 if short else 8)}
         write(tmp_path / "s.zarr", probe_set, f"m{model}", values)
-    layer = ra.analyze(tmp_path / "s.zarr", **BARE).repaudit.summary["layers"]["layer"]
+    summary = ra.analyze(tmp_path / "s.zarr", **BARE).repaudit.summary
+    layer = summary["layers"]["layer"]
     assert (layer["settled"], layer["below_start"]) == (None, None), "none of them changed"
+    assert summary["left_out"][-1] == (
+        "verdicts are of the steps that 6 models share, up to 3; m0, m1, m2 go on together to 7: choose them "
+        "(--models) for a verdict up to there"
+    )
+    further = ra.analyze(tmp_path / "s.zarr", tmp_path / "further", models=["m0", "m1", "m2"], **BARE).repaudit.summary
+    assert "at step 7" in further["layers"]["layer"]["sentence"]
+    assert further["left_out"] == []
     assert "at the 4 steps which 6 models share; other models are at 4 other steps" in layer["sentence"]
 
 

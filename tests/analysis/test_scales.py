@@ -117,7 +117,9 @@ def test_models_at_one_step_are_answered_by_their_pairs(store, tmp_path):
     results = ra.analyze(store, tmp_path / "out", steps=[20], **BARE)
     summary = results.repaudit.summary
     assert "one step" in summary["headline"]
-    assert "3 of 3 pairs of models are nearer to each other than chance" in summary["layers"]["layer"]["sentence"]
+    sentence = summary["layers"]["layer"]["sentence"]
+    assert "3 of 3 pairs of models are nearer to each other than chance" in sentence
+    assert sentence.endswith("(the spread is the mean of their squares). One step has no change to judge.")
     pvalues = results["pairs"]["pvalue_holm"].sel(scale=15, step=20, layer="layer").values
     assert np.nanmax(pvalues) < 1e-6
     assert json.loads((tmp_path / "out" / "summary.json").read_text())["layers"]["layer"]["verdict"] == "undecided"

@@ -232,6 +232,16 @@ def test_few_samples_are_told_a_scale_that_can_answer(tmp_path: Path, samples: i
     assert (found.exit_code, "too few" in found.output) == (0, False), found.output
 
 
+@pytest.mark.parametrize(("samples", "said"), [(1, "1 sample cannot"), (2, "2 samples cannot"), (3, "")])
+def test_so_few_samples_that_nothing_can_answer_are_told_as_such(tmp_path: Path, samples: int, said: str) -> None:
+    probe = ra.ProbeSet.from_tensors({"input": torch.randn(samples, 6)})
+    with ra.Recorder(tmp_path / "r.zarr", "seed0", probe, "[0]", durable=False) as recorder:
+        recorder.audit(torch.nn.Sequential(torch.nn.Linear(6, 5)), 0)
+    told = recorder.cost.describe(tmp_path, "seed0")
+    assert ("cannot be analyzed: record 32 or more" in told) == bool(said)
+    assert said in told
+
+
 def test_the_end_of_a_loop_of_ones_own_tells_it_too(tmp_path: Path) -> None:
     """Once, on stderr where the program has set up no logging, and as information where it has."""
     script = f"""

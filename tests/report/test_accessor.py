@@ -108,6 +108,12 @@ def test_figures_are_of_the_layer_and_the_scale_asked_for(make_results):
         np.testing.assert_array_equal(drawn, expected)
     names = [text.get_text() for text in draw.spread(ax=Figure().add_subplot()).get_legend().get_texts()]
     assert names == ["model.layers.0", "model.layers.1", "model.norm"]
+    for one in (draw.spread, draw.trajectories, draw.embedding):
+        assert (
+            one("norm" if one != draw.spread else "model.norm", ax=Figure().add_subplot())
+            .get_title(loc="left")
+            .startswith("model.norm")
+        )
     assert draw.pairs(ax=Figure().add_subplot()).get_title(loc="left").startswith("model.norm")
     points = results["trajectories"]["trajectory"].sel(layer="model.norm", model="seed0").isel(scale=1)
     np.testing.assert_array_equal(

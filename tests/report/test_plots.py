@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from matplotlib.figure import Figure
 from repaudit import plots
 from repaudit.errors import AnalysisError
 from repaudit.plots import style
+from repaudit.plots.panels import small_multiples
 
 
 @pytest.fixture
@@ -162,6 +164,26 @@ def test_every_further_group_has_its_files(make_results, tmp_path):
         "comparison.png", "groups.png", "settling.png", "together.png", "similarity-cka.png", "frames-a,b.png",
         "units-norm.png",
     } <= found  # fmt: skip
+
+
+def test_panels_share_a_legend_that_lies_on_none_of_them(make_results):
+    tree, _ = make_results(layers=("a", "b"), more=True)
+    draw = partial(_drawn_comparison, tree)
+    figure = small_multiples(tree["comparison"].to_dataset(), draw)
+    (legend,) = figure.legends
+    assert [text.get_text() for text in legend.get_texts()] == [
+        "from each other", "from the untrained networks", "from the inputs",
+    ]  # fmt: skip
+    figure.draw_without_rendering()
+    panels = [ax for ax in figure.axes if ax.axison]
+    assert all(ax.get_legend() is None for ax in panels)
+    assert not any(legend.get_window_extent().overlaps(ax.get_window_extent()) for ax in panels)
+    colors = [[line.get_color() for line in ax.lines[:3]] for ax in panels]
+    assert colors[0] == colors[1] == [line.get_color() for line in legend.get_lines()]
+
+
+def _drawn_comparison(tree, layer, ax):
+    return plots.plot_comparison(tree["comparison"].to_dataset(), layer, ax, spread=tree["spread"].to_dataset())
 
 
 def test_spread_lines_hold_the_values_and_the_null_line_lies_at_one(make_results, ax):

@@ -70,6 +70,11 @@ def test_exports_hold_the_activations(source, tmp_path, step_arrays):
     loaded = load_file(tmp_path / "x.safetensors")
     np.testing.assert_array_equal(loaded["activations"], expected[1:])
     assert loaded["step"].tolist() == [5, 10]
+    export_layer(source, "a", "layers[0]", tmp_path / "short.npy")  # as an analysis takes it
+    np.testing.assert_array_equal(np.load(tmp_path / "short.npy"), expected)
+    named = ra.open_store(source).repaudit.activations("a", "layers[0]")
+    assert named.layer == "model.layers.0"
+    np.testing.assert_array_equal(named, expected)
     (tmp_path / "folder.npy").mkdir()
     with pytest.raises(LayoutError, match=r"path 'folder.npy': expected a file, found a folder"):
         export_layer(source, "a", "model.layers.0", tmp_path / "folder.npy")

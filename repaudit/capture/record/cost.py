@@ -15,6 +15,9 @@ from repaudit.capture.record.audit import Audit
 ENOUGH: Final = 31
 """Samples up to which the 15 neighbours of the default scale are half of all others, or more."""
 
+FEWEST: Final = 3
+"""Samples that an analysis needs."""
+
 _LOGGER = logging.getLogger(__name__)
 
 
@@ -104,6 +107,8 @@ def say(line: str) -> None:
 
 def _of_few(samples: int) -> str:
     """Return the scale that an analysis of few samples needs, and why; nothing for enough of them."""
+    if 0 < samples < FEWEST:
+        return f"{_count(samples, 'sample')} cannot be analyzed: record {ENOUGH + 1} or more. "
     if not 4 < samples <= ENOUGH:
         return ""
     return f"{samples} samples are few for the default scales: analyze them with --scales {max(2, samples // 4)}. "

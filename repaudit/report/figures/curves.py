@@ -140,7 +140,7 @@ def _phase(made: go.Figure, axis: style.StepAxis, line: Line, phase: Phase, of: 
         return
     canvas.band(made, of, color, **{"from": first, "to": last})
     known = (line.step >= first) & (line.step <= last) & np.isfinite(line.low) & np.isfinite(line.high)
-    if known.any():
+    if known.sum() > 1:
         made.add_annotation(
             x=float(axis.position(line.step[known]).mean()), y=0, yanchor="bottom", text=canvas.literal(direction),
             showarrow=False, font={"color": color}, name=style.VERDICT_OF.get(direction),

@@ -156,7 +156,9 @@ def _unfinished(storage: Storage, home: str) -> Iterator[Problem]:
 def _lease(storage: Storage, key: str) -> Iterator[Problem]:
     holder = Holder.read(storage, key)
     if holder is not None and holder.stale:
-        yield Problem(key, "leftover", f"a lease whose holder is gone ({holder})")
+        yield Problem(
+            key, "leftover", f"a lease whose holder is gone ({holder}): no step is affected, and repair removes it"
+        )
 
 
 def _coordinates(root: RootInspection, data: bool) -> Iterator[Problem]:
