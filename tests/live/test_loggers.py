@@ -16,7 +16,9 @@ STEPS = (0, 2, 4)
 NAME = "audit/transformer.h.0/effective_neighbors"
 
 
-def train(folder: Path, report_to: str, monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
+def train(
+    folder: Path, report_to: str, monkeypatch: pytest.MonkeyPatch, name: str = "seed0", **options: Any
+) -> list[dict[str, Any]]:
     monkeypatch.setenv("TENSORBOARD_LOGGING_DIR", str(folder / "tensorboard"))
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB_DIR", str(folder))
@@ -29,9 +31,9 @@ def train(folder: Path, report_to: str, monkeypatch: pytest.MonkeyPatch) -> list
     tf.set_seed(0)
     model = tf.GPT2LMHeadModel(tf.GPT2Config(vocab_size=32, n_embd=16, n_layer=2, n_head=2, n_positions=16))
     callback = ra.AuditTrainerCallback(
-        folder / "s.zarr", "seed0", ra.ProbeSet.from_tensors({"input_ids": rows}), ["transformer.h[*]"],
+        folder / "s.zarr", name, ra.ProbeSet.from_tensors({"input_ids": rows}), ["transformer.h[*]"],
         ra.AuditTrigger(every_n_steps=2, at_start=True), durable=False,
-        metrics=ra.GeometryMetrics(ra.DiffusionGauge(perplexity=5)),
+        metrics=ra.GeometryMetrics(ra.DiffusionGauge(perplexity=5)), **options,
     )  # fmt: skip
     trainer = tf.Trainer(
         model=model,
@@ -86,3 +88,15 @@ def test_mlflow_reads_the_numbers_of_every_audit(tmp_path: Path, monkeypatch: py
     history = mlflow.MlflowClient().get_metric_history(run.info.run_id, NAME)
     assert [one.step for one in history] == list(STEPS)
     assert [one.value for one in history] == pytest.approx(expected(tmp_path), rel=1e-4)
+
+
+def test_the_last_spread_comes_before_the_loggers_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After that MLflow would begin a run of its own for it, and TensorBoard a file."""
+    import mlflow
+
+    train(tmp_path, "none", monkeypatch)
+    train(tmp_path, "mlflow", monkeypatch, "seed1", track=ra.Track(tmp_path / "s.zarr"))
+    (run,) = mlflow.MlflowClient().search_runs(["0"])
+    assert run.info.status == "FINISHED"
+    history = mlflow.MlflowClient().get_metric_history(run.info.run_id, "spread/at_step")
+    assert int(history[-1].value) == STEPS[-1]

@@ -175,9 +175,10 @@ class AuditTrainerCallback(TrainerCallback):
         self.recorder.cost.tell(self.recorder.store, self.recorder.model_name)
 
     def _end(self, state: TrainerState, control: TrainerControl, model: Any) -> None:
-        """Audit the end of the training before the trainer loads its best model."""
+        """Audit the end before the trainer loads its best model, and tell the loggers all while they listen."""
         if control.should_training_stop or state.global_step >= state.max_steps:
             self.session.end(model, state.global_step, epoch=state.epoch)
+            self.session.flush()
 
     def _event(self, state: TrainerState, model: Any, triggers: tuple[str, ...], epoch: float | None = None) -> None:
         epoch = state.epoch if epoch is None else epoch
