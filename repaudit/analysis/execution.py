@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
@@ -79,8 +80,36 @@ def side_by_side(most: int, *, own: int | None = None) -> Iterator[Workplace]:
     """Provide threads of this process, which share the threads that BLAS and torch may use, or have `own` ones each."""
     own = max(1, torch.get_num_threads() // most) if own is None else own
     of_torch = partial(threadpool_limits, own, "openmp")  # OpenMP counts for each thread, BLAS for the process
-    with threadpool_limits(own, "blas"), ThreadPoolExecutor(most, initializer=of_torch) as executor:
+    with _BLAS.at_most(own), ThreadPoolExecutor(most, initializer=of_torch) as executor:
         yield Workplace(executor, most)
+
+
+class _BlasThreads:
+    """The threads of BLAS, which belong to the process: who limits them last puts them back."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._asked: list[int] = []
+        self._before: Any = None
+
+    @contextmanager
+    def at_most(self, threads: int) -> Iterator[None]:
+        with self._lock:
+            self._asked.append(threads)
+            limited = threadpool_limits(min(self._asked), "blas")
+            self._before = limited if len(self._asked) == 1 else self._before
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._asked.remove(threads)
+                if self._asked:
+                    threadpool_limits(min(self._asked), "blas")
+                else:
+                    self._before.restore_original_limits()
+
+
+_BLAS: Final = _BlasThreads()
 
 
 @contextmanager

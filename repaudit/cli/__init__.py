@@ -60,7 +60,7 @@ def main(
     warnings.filterwarnings("ignore", "model .* is left out", StoreWarning)  # every command says so in one line
     warnings.formatwarning = _in_one_line
     for stream in (sys.stdout, sys.stderr):  # not every terminal or pipe has every letter
-        if isinstance(stream, io.TextIOWrapper) and stream.errors == "strict":
+        if isinstance(stream, io.TextIOWrapper) and stream.errors in ("strict", "surrogateescape"):
             stream.reconfigure(errors="backslashreplace")
     if version:
         typer.echo(__version__)

@@ -11,6 +11,7 @@ from itertools import groupby, pairwise
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
+from rich.cells import cell_len
 from rich.console import Group
 from rich.live import Live
 from rich.markup import escape
@@ -32,7 +33,7 @@ from repaudit.cli.console import (
     visible,
 )
 from repaudit.cli.progress import shown_progress
-from repaudit.errors import AnalysisError, NotAStoreError, RepauditError, StoreNotFoundError
+from repaudit.errors import AnalysisError, CorruptStoreError, NotAStoreError, RepauditError, StoreNotFoundError
 
 if TYPE_CHECKING:
     from repaudit.live.runs import Run
@@ -49,10 +50,10 @@ NARROW: Final = 72
 _CROWDED: Final = 92
 """The same where layers differ in their models and their last steps."""
 _LEAST_NAME: Final = 8
-_MOST_FAILURE: Final = 24
+_LEAST_FAILURE: Final = 8
 _LONGEST: Final = 86400.0
 _MAKING: Final = 10.0
-"""Seconds after which what has no root document is no store in the making."""
+"""Seconds after which what cannot be read is no store in the making, in repair or in deletion."""
 _FRAME: Final = 8
 """Lines of the view that are not layers or models."""
 
@@ -120,7 +121,7 @@ def _looks(watcher: Watcher, every: float) -> Iterator[Look | AnalysisError]:
                 yield AnalysisError(f"gone: {error}")
         except AnalysisError as error:  # what is asked for may come with another training
             yield error
-        except NotAStoreError:  # a store in the making has no root document for a moment
+        except (NotAStoreError, CorruptStoreError):  # in the making, in repair or in deletion, for a moment
             foreign_since, pause = foreign_since or time.monotonic(), 0.1
             if time.monotonic() - foreign_since > _MAKING:
                 raise
@@ -208,10 +209,15 @@ def _runs(runs: Sequence[Run], total: int) -> Table:
     dispensable = {"audits", "since then"} if total < NARROW else set()
     told = [_told(run) for run in runs]
     shown = [k for k, title in enumerate(_TITLES) if title not in dispensable]
-    widths = [max(len(Text.from_markup(cell)) for cell in (_TITLES[k], *(row[k] for row in told))) for k in shown[1:]]
-    room = max(_LEAST_NAME, total - sum(min(width, _MOST_FAILURE) + 2 for width in widths))
+    widths = {
+        k: max(Text.from_markup(cell).cell_len for cell in (_TITLES[k], *(row[k] for row in told))) for k in shown
+    }
+    model, failures = shown[0], shown[-1]
+    left = total - sum(widths[k] + 2 for k in shown[1:-1]) - 2  # numbers are never cut
+    widths[failures] = min(widths[failures], max(_LEAST_FAILURE, left - widths[model]))
+    room = widths[model] = min(widths[model], max(_LEAST_NAME, left - widths[failures]))
     for k in shown:
-        table.add_column(_TITLES[k], no_wrap=True, overflow="ellipsis")
+        table.add_column(_TITLES[k], no_wrap=True, overflow="ellipsis", min_width=widths[k], max_width=widths[k])
     for run, row in zip(runs, told, strict=True):
         table.add_row(escape(_end_of(visible(run.model), room)), *(row[k] for k in shown[1:]))
     return table
@@ -219,7 +225,11 @@ def _runs(runs: Sequence[Run], total: int) -> Table:
 
 def _end_of(name: str, room: int) -> str:
     """Return a name, or as much of its end as there is room for: what tells models apart is there."""
-    return name if len(name) <= room else f"…{name[1 - room :]}"
+    if cell_len(name) <= room:
+        return name
+    while cell_len(name) >= room:
+        name = name[1:]
+    return f"…{name}"
 
 
 def _told(run: Run) -> tuple[str, ...]:

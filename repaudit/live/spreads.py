@@ -26,6 +26,8 @@ from repaudit.store.read import catalog
 from repaudit.store.read.activations import read_step, step_checksums
 from repaudit.store.read.sketches import sketches_by_layer
 
+MOST_KEPT: Final = 64
+"""Operators that are kept for models which have not come to their step."""
 _PRESENT: Final = "present"
 """With what is known of a step: the models that are compared there."""
 
@@ -167,8 +169,23 @@ class LiveSpreads:
             with side_by_side(1, own=1) as workplace:  # one thread: the training needs the others
                 for _ in workplace.run(compute, _until(sorted(due, key=lambda one: -one[0]), seconds)):
                     pass
+        self._forget(contents, selection)
         curves = [(self._curve(layer, steps, {*running}), steps) for layer, steps in contents.items()]
         return [curve for curve, shared in curves if shared]
+
+    def _forget(self, contents: Mapping[str, Mapping[int, Content]], selection: Selection) -> None:
+        """Forget what failed at steps that are no longer there, and operators that no model is to be compared with."""
+        for layer, step in [place for place in self.failed if place[1] not in contents.get(place[0], {})]:
+            del self.failed[layer, step]
+        last = {model: max(steps, default=-1) for model, steps in selection.steps.items()}
+        for key in [*self._operators]:
+            _, layer, step, _ = key
+            having = [model for model in selection.models if layer in selection.layers_of.get(model, ())]
+            content = contents.get(layer, {}).get(step, {})
+            if all(model in content or last[model] >= step for model in having):
+                del self._operators[key]
+        for key in [*self._operators][: max(0, len(self._operators) - MOST_KEPT)]:
+            del self._operators[key]  # who comes so late is compared with what is computed once more
 
     def _compute(
         self, tree: xr.DataTree, layer: str, step: int, content: Content, every: int, gauge: DiffusionGauge

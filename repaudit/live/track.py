@@ -142,8 +142,8 @@ class Track:
             self._thread = None
 
     def _work(self) -> None:
-        with side_by_side(1, own=1) as workplace:
-            while (audit := self._queue.get()) is not _END:
+        while (audit := self._queue.get()) is not _END:
+            with side_by_side(1, own=1) as workplace:
                 for _ in workplace.run(self._compare, [audit]):
                     pass
 

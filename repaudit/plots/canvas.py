@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Final
+from unicodedata import east_asian_width
 
 import numpy as np
 from matplotlib.cm import ScalarMappable
@@ -20,6 +22,8 @@ if TYPE_CHECKING:
 
 INK: Final = "#22262a"
 FAINT: Final = "#c8ccd0"
+ROOM: Final = 64
+"""Letters of a legend that the narrowest figure has room for beside each other."""
 LINE: Final = 12
 """Points from one line of titles to the next."""
 STEPS: Final = LinearSegmentedColormap.from_list("repaudit_steps", list(style.STEP_COLORS))
@@ -86,11 +90,18 @@ def key(index: int, color: str = INK) -> Line2D:
 def legend(ax: Axes, handles: Sequence[Line2D], names: Sequence[str]) -> None:
     """Draw a legend below the axes if there is more than one name."""
     if len(names) > 1:
+        shown = safes(names, 34)
+        columns = max(1, min(4, len(names), ROOM // (5 + max(map(_width, shown)))))
         ax.legend(
-            handles, safes(names, 34), title=_repeated(len(names)), title_fontsize=7, frameon=False, fontsize=7,
-            handletextpad=0.4, loc="upper center", bbox_to_anchor=(0.5, -0.06), ncols=min(4, len(names)),
+            handles, shown, title=_repeated(len(names)), title_fontsize=7, frameon=False, fontsize=7,
+            handletextpad=0.4, loc="upper center", bbox_to_anchor=(0.5, -0.06), ncols=columns,
             columnspacing=1.2,
         )  # fmt: skip
+
+
+def _width(name: str) -> int:
+    """Return about how many usual letters a name is wide."""
+    return math.ceil(sum(2 if east_asian_width(char) in "WF" else 1.5 if char in "mwMW" else 1 for char in name))
 
 
 def bare(ax: Axes, method: str) -> None:

@@ -21,6 +21,7 @@ from torch import nn
 from typer.testing import CliRunner
 
 import repaudit as ra
+from repaudit.analysis.execution import side_by_side
 from repaudit.cli import app
 from repaudit.errors import AuditWarning, StoreNotFoundError
 from repaudit.measure.distances import operator_distances
@@ -264,3 +265,39 @@ record("seed2")
         "repaudit: 1 audit of model 'seed0'", "INFO repaudit: 1 audit of model 'seed2'",
     ]  # fmt: skip
     assert all(line.endswith(f"Next: repaudit analyze {tmp_path / 'runs.zarr'}") for line in lines)
+
+
+def test_threads_of_blas_are_as_before_whoever_ends_first() -> None:
+    """They belong to the process: two that limit them at once must not put back each other's limit."""
+    from threadpoolctl import threadpool_info, threadpool_limits
+
+    def now() -> set[int]:
+        return {pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == "blas"}
+
+    with threadpool_limits(2, "blas"):
+        assert now() == {2}
+        first, second = (side_by_side(1, own=1) for _ in range(2))
+        first.__enter__()
+        second.__enter__()
+        assert now() == {1}
+        first.__exit__(None, None, None)
+        assert now() == {1}
+        second.__exit__(None, None, None)
+        assert now() == {2}
+
+
+def test_a_track_that_waits_takes_no_threads_from_the_training(tmp_path: Path) -> None:
+    from threadpoolctl import threadpool_info, threadpool_limits
+
+    probe = ra.ProbeSet.from_tensors({"input": torch.randn(40, 6)})
+    with threadpool_limits(2, "blas"):
+        for seed in range(2):
+            track = ra.Track(tmp_path / "r.zarr")
+            with ra.Recorder(tmp_path / "r.zarr", f"seed{seed}", probe, "[0]", durable=False, track=track) as recorder:
+                recorder.audit(torch.nn.Sequential(torch.nn.Linear(6, 5)), 0)
+                until = time.monotonic() + 60
+                while seed and not track.latest and time.monotonic() < until:
+                    time.sleep(0.01)
+                time.sleep(0.1)
+                assert {one["num_threads"] for one in threadpool_info() if one["user_api"] == "blas"} == {2}
+        assert track.latest

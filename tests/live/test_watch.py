@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from rich.cells import cell_len
 from rich.console import Console
 from starlette.testclient import TestClient
 from typer.testing import CliRunner
@@ -30,7 +31,7 @@ from repaudit.cli import app
 from repaudit.cli.watch import sparkline, view
 from repaudit.live.page import Board, application, of_this_machine
 from repaudit.live.runs import Run
-from repaudit.live.spreads import LiveCurve, LiveSpreads
+from repaudit.live.spreads import MOST_KEPT, LiveCurve, LiveSpreads
 from repaudit.live.watcher import Look, Watcher
 from repaudit.store.read.reader import open_store
 
@@ -123,6 +124,35 @@ def test_steps_that_a_truncation_drops_are_forgotten(tmp_path: Path) -> None:
         (curve,) = live.update(open_store(url))
     fresh = LiveSpreads(gauge=GAUGE).update(open_store(url))[0]
     assert curve.value == fresh.value
+
+
+def test_what_failed_at_a_step_that_is_gone_is_forgotten(tmp_path: Path) -> None:
+    url, live = tmp_path / "s.zarr", LiveSpreads(gauge=GAUGE)
+    for model in (0, 1):
+        with writer(url, model) as one:
+            append(one, model, [0])
+            one.append(10, {"layers.0": np.full((SAMPLES, FEATURES), np.nan, np.float32)})
+    live.update(open_store(url))
+    assert list(live.failed) == [("layers.0", 10)]
+    for model in (0, 1):
+        writer(url, model, truncate_after=0).close()
+    assert live.update(open_store(url))[0].steps == (0,)
+    assert not live.failed
+
+
+def test_operators_that_no_model_comes_to_are_not_kept(tmp_path: Path) -> None:
+    """A model that was audited less often, or has ended, would else keep the operators of all others in memory."""
+    url, live = tmp_path / "s.zarr", LiveSpreads(gauge=GAUGE)
+    with writer(url, 0) as one, writer(url, 1) as two, writer(url, 2) as seldom:
+        append(one, 0, range(0, 100, 10))
+        append(two, 1, range(0, 100, 10))
+        append(seldom, 2, [0, 50])
+        live.update(open_store(url))
+        assert {step for _, _, step, _ in live._operators} == {60, 70, 80, 90}
+        append(one, 0, range(100, 800, 10))
+        append(two, 1, range(100, 800, 10))
+        live.update(open_store(url))
+        assert len(live._operators) <= MOST_KEPT
 
 
 def test_a_time_limit_leaves_the_rest_for_the_next_look_and_begins_with_the_last_steps(tmp_path: Path) -> None:
@@ -568,3 +598,46 @@ def test_seconds_between_looks_are_less_than_a_day(store: Path, wrong: str) -> N
     run = CliRunner().invoke(app, ["watch", str(store), "--json", "--every", wrong])
     assert run.exit_code == 2
     assert "expected seconds, less than a day" in " ".join(run.output.split())
+
+
+def test_wide_names_and_long_failures_cut_no_number(store: Path) -> None:
+    """Letters of East Asia take two columns of a terminal; of a failure there is shown what there is room for."""
+    (run, *_) = Watcher(store, gauge=ra.DiffusionGauge(perplexity=4)).look().runs
+    failed = replace(run, failures=((10, "OSError: [Errno 28] No space left on device"),), audits=1234)
+    for name in ("baseline-seed1", "日本語モデル学習率バッチ" * 3):
+        look = replace(Watcher(store).look(), runs=(replace(failed, model=name), run))
+        for width in (60, 80, 100, 120):
+            console = Console(width=width, record=True, file=io.StringIO())
+            console.print(view(look, width))
+            lines = console.export_text().splitlines()
+            assert all(cell_len(line) <= width for line in lines)
+            (row,) = (line for line in lines if name[-3:] in line)
+            assert run.state in row
+            assert ("1234" in row) == (width > 70)
+            assert name in row or cell_len(name) > 20
+            assert "1, last" in row
+
+
+def test_a_store_that_cannot_be_read_for_a_moment_is_looked_at_again(
+    store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As in a repair, or while it is being deleted."""
+    from repaudit.cli import watch as command
+    from repaudit.errors import CorruptStoreError
+
+    looks: list[Any] = [CorruptStoreError("restore that file"), "a look"]
+
+    class Sometimes:
+        waiting = 0
+
+        def look(self, _seconds: float) -> Any:
+            found = looks.pop(0)
+            if isinstance(found, Exception):
+                raise found
+            return self
+
+    assert isinstance(next(command._looks(Sometimes(), 0.1)), Sometimes)  # type: ignore[arg-type]
+    monkeypatch.setattr(command, "_MAKING", -1)
+    looks[:] = [CorruptStoreError("restore that file")]
+    with pytest.raises(CorruptStoreError):
+        next(command._looks(Sometimes(), 0.1))  # type: ignore[arg-type]

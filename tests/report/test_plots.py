@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import warnings
 from functools import partial
 from pathlib import Path
 
@@ -370,3 +371,17 @@ def test_rings_are_seen_around_dots_and_the_axis_goes_to_the_end_of_the_analysis
     assert low < 0
     assert high > 600
     assert 600 in ax.get_xticks()
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("name", ["m" * 60, "日本語モデル学習率バッチ" * 4, "a.long.name-" * 12, "seed"])
+def test_long_names_of_models_leave_a_picture_its_room(make_results, name):
+    tree, _ = make_results(layers=("norm",))
+    trajectories = tree["trajectories"].to_dataset()
+    models = [f"{name}{i}" for i in range(trajectories.sizes["model"])]
+    figure = Figure(figsize=(6.4, 4.6), layout="constrained")
+    ax = plots.plot_trajectories(trajectories.assign_coords(model=models), "norm", ax=figure.add_subplot())
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=r"Glyph .* missing from")  # as the files are drawn
+        figure.draw_without_rendering()
+    assert ax.get_window_extent().height > 0.4 * figure.bbox.height

@@ -165,14 +165,15 @@ class ModelRecord:
         try:
             self.storage.note(f"{self.key}/{DOCUMENT}")
             document = read_document(self.storage, f"{self.key}/{DOCUMENT}")
-            assert document is not None  # noqa: S101 - narrows the type; a missing document is caught below
+            if document is None:
+                raise ValueError("its document is gone: was the store deleted, or moved away?")
             if (wrong := broken_seal(document)) is not None:
                 raise ValueError(wrong)
             self.document = document
             count = self.committed
             loaded = load_columns(self.storage, self.key, document, count) if count else Columns()
             self.columns, self.checksums, self.lost = loaded.values, loaded.checksums, loaded.lost
-        except (AssertionError, KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError) as error:
             raise CorruptStoreError(
                 f"{self.storage.url}: the record of model {self.model_name!r} cannot be read ({error}): "
                 f"run `repaudit verify`, then `repaudit repair`"
