@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from itertools import groupby, pairwise
@@ -155,7 +156,8 @@ def _follow(watcher: Watcher, store: str, every: float) -> None:
 
 def view(look: Look, width: int = 80, height: int | None = None) -> Group:
     """Return what a terminal of this size shows: models, layers, and what is missing."""
-    room = None if height is None else max(4, height - _FRAME - len(look.runs))
+    runs = _most_wanted(look.runs, None if height is None else max(4, (height - _FRAME) // 2))
+    room = None if height is None else max(4, height - _FRAME - len(runs) - (len(runs) < len(look.runs)))
     notes = []
     if len(look.runs) < 2:
         notes.append("a spread needs at least two models")
@@ -179,7 +181,9 @@ def view(look: Look, width: int = 80, height: int | None = None) -> Group:
     of = f", of the steps that most models share, to {_range(judged)}" if judged else ""
     said = f"spread{at}, drawn from 0 (identical) to 1 (unrelated); 95% interval{now}; verdicts are so far{of}"
     what = _text(said, "dim")
-    parts: list[Any] = [head, _runs(look.runs, width)]
+    parts: list[Any] = [head, _runs(runs, width)]
+    if rest := Counter(run.state for run in look.runs if run not in runs):
+        parts.append(_text("and " + ", ".join(f"{count} more {state}" for state, count in rest.items()), "dim"))
     if look.curves:
         parts += [_curves(look.curves, width, room), what]
     return Group(*parts, *(_text(note, "yellow") for note in notes))
@@ -188,6 +192,13 @@ def view(look: Look, width: int = 80, height: int | None = None) -> Group:
 def _text(said: str, style: str) -> Text:
     """Return a text whose lines break between words also where a live view is drawn, which would cut them."""
     return Text(visible(said), style=style, no_wrap=False, overflow="fold")
+
+
+def _most_wanted(runs: Sequence[Run], most: int | None) -> list[Run]:
+    """Return as many models as there is room for, in their order: those in progress first, and those last heard of."""
+    ages = {run.model: math.inf if run.seconds_since_audit is None else run.seconds_since_audit for run in runs}
+    wanted = sorted(runs, key=lambda run: (run.state != "running", ages[run.model]))[:most]
+    return [run for run in runs if run in wanted]
 
 
 def _step(curve: LiveCurve) -> int:

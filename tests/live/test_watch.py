@@ -641,3 +641,17 @@ def test_a_store_that_cannot_be_read_for_a_moment_is_looked_at_again(
     looks[:] = [CorruptStoreError("restore that file")]
     with pytest.raises(CorruptStoreError):
         next(command._looks(Sometimes(), 0.1))  # type: ignore[arg-type]
+
+
+def test_many_models_leave_room_for_layers(store: Path) -> None:
+    (run, *_) = Watcher(store, gauge=ra.DiffusionGauge(perplexity=4)).look().runs
+    many = [replace(run, model=f"seed{i}", seconds_since_audit=100.0 - i) for i in range(40)]
+    many[7] = replace(many[7], state="running")
+    look = replace(Watcher(store).look(), runs=tuple(many), curves=curves(30))
+    lines = shown(look, 100, 24)
+    assert len(lines) <= 24
+    assert any("layers." in line for line in lines)
+    names = [line.split()[0] for line in lines if line.startswith("seed")]
+    assert names == ["seed7", *(f"seed{i}" for i in range(40 - len(names) + 1, 40))], "running, and last heard of"
+    assert f"and {40 - len(names)} more {run.state}" in lines
+    assert sum(line.startswith("seed") for line in shown(look, 100, 200)) == 40
