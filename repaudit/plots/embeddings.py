@@ -127,7 +127,7 @@ def plot_together(trajectories: Found, ax: Axes | None = None) -> Axes:
         for index, model in enumerate(models):
             points = path(trajectories, layer, model, TOGETHER)
             x, y = two(points)
-            sizes = 4 + 26 * axis.fraction(points[STEP].values)
+            sizes = 4 + 26 * axis.growth(points[STEP].values)
             ax.plot(x, y, color=color, linewidth=0.8, alpha=0.5, zorder=1)
             ax.scatter(x, y, s=sizes, color=color, marker=canvas.marker(index), linewidths=0, zorder=2)
     few = range(len(layers)) if len(layers) <= 8 else np.unique(np.linspace(0, len(layers) - 1, 6).astype(int))

@@ -116,6 +116,10 @@ class StepAxis:
         first, last = self.position([self.steps[0], self.steps[-1]])
         return np.asarray((self.position(steps) - first) / (last - first))
 
+    def growth(self, steps: ArrayLike) -> NDArray[np.float64]:
+        """Return the same as the share of the largest size of a point, which that of a single step has."""
+        return np.ones(np.shape(steps)) if len(set(self.steps)) < 2 else self.fraction(steps)
+
     @property
     def title(self) -> str:
         """What the axis is called."""

@@ -67,7 +67,7 @@ def together_figure(trajectories: xr.Dataset) -> go.Figure:
         made.add_scatter(
             x=x, y=y, mode="markers", showlegend=False, legendgroup=str(index),
             marker={
-                "size": 3.5 + 6 * axis.fraction(steps), "symbol": canvas.symbol(index), "color": depth_of,
+                "size": 3.5 + 6 * axis.growth(steps), "symbol": canvas.symbol(index), "color": depth_of,
                 "line": {"width": 0.4}, **scale,
             },
             meta={"edge": True}, customdata=np.stack([steps, depth_of], axis=1),

@@ -173,7 +173,7 @@
     const bar = data.some((trace) => trace.marker?.showscale) ? 110 : 0;
     const key = layout.showlegend ? 20 * Math.ceil(data.filter((trace) => trace.name).length / 4) + 20 : 0;
     const needed = (place.clientWidth - bar) * high / wide * 1.1 + key;
-    if (Number.isFinite(needed)) place.style.height = `min(${Math.max(110, Math.round(needed))}px, ${getComputedStyle(place).getPropertyValue("--tall")})`;
+    if (Number.isFinite(needed)) place.style.height = `min(${Math.max(bar ? 190 : 110, Math.round(needed))}px, ${getComputedStyle(place).getPropertyValue("--tall")})`;
   }
 
   function draw(place) {
