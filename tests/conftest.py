@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
+from zlib import crc32
 
 import hypothesis
 import numpy as np
@@ -26,6 +27,20 @@ hypothesis.settings.register_profile("random", derandomize=False)
 def pytest_configure(config: pytest.Config) -> None:
     """The same examples on every run, so that a red run is red again; new ones where the slow tests run too."""
     hypothesis.settings.load_profile("same" if config.option.markexpr == "not slow" else "random")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Of the cases of a test marked ``thin(n)`` leave one in n to every run, spread over its parameters."""
+    cases: dict[str, list[pytest.Item]] = {}
+    for item in items:
+        if item.get_closest_marker("thin") is not None:
+            cases.setdefault(item.nodeid.partition("[")[0], []).append(item)
+    for some in cases.values():
+        (n,) = some[0].get_closest_marker("thin").args
+        order = sorted(some, key=lambda item: crc32(item.name.encode()))
+        for item in order[max(1, len(order) // n) :]:
+            item.add_marker(pytest.mark.slow)
 
 
 @pytest.fixture(autouse=True)

@@ -79,22 +79,13 @@ def test_analyze_prints_the_answer_and_the_report(planted_store, tmp_path):
     assert summary["steps"] == [0, 1, 2, 4, 16]
 
 
-def test_analyze_takes_a_config_that_flags_override(planted_store, tmp_path):
+@pytest.mark.parametrize("workers", [(), pytest.param(("--workers", "1"), marks=pytest.mark.slow)])
+def test_analyze_takes_a_config_that_flags_override(planted_store, tmp_path, within, workers):
     config = tmp_path / "analysis.yaml"
     config.write_text("layers: [second]\nseed: 7\nmerge: reversible\nframes: 0\nunits: 0\ngauge: {knn: 10}\n")
     groups = ("--groups", "a=seed0,seed1", "--groups", "b=seed2")
-    run = repaudit(
-        "analyze",
-        planted_store(steps=(0, 1, 2)),
-        "--config",
-        config,
-        "--merge",
-        "weighted",
-        *groups,
-        "--workers",
-        "1",
-        "--json",
-    )
+    given = ("--config", config, "--merge", "weighted", *groups, *workers, "--json")
+    run = within("analyze", planted_store(steps=(0, 1, 2)), *given)
     assert run.returncode == 0, run.stderr
     summary = json.loads(run.stdout)
     assert list(summary["layers"]) == ["second"]
@@ -395,6 +386,7 @@ def test_quick_work_says_nothing(capsys):
 
 
 @pytest.mark.parametrize("flags", [[], ["--no-cache"]])
+@pytest.mark.thin(2)
 def test_an_interrupted_analysis_says_whether_it_goes_on_and_does(planted_store, tmp_path, flags):
     command = [COMMAND, "analyze", str(planted_store()), "--json", *flags]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:

@@ -146,6 +146,7 @@ def said_until(answer, terminal):
     return said
 
 
+@pytest.mark.slow
 def test_tab_in_a_shell_never_puts_a_command_of_a_store_onto_the_line(tmp_path):
     """A real bash at a terminal: Tab, then Enter."""
     url, flag = tmp_path / "store.zarr", tmp_path / "flag"

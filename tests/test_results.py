@@ -52,6 +52,7 @@ def test_the_table_keeps_the_schema():
 
 
 @pytest.mark.parametrize("name", CONTRACT)
+@pytest.mark.thin(2)
 def test_the_schema_asks_for_what_the_table_asks_for(name):
     whole, group = describe(table()), CONTRACT[name]
     without = deepcopy(whole)

@@ -112,6 +112,7 @@ def analysed(plant, tmp_path_factory):
 
 
 @pytest.mark.parametrize("damage", ["flip", "cut", "facts", "header", "result", "method"])
+@pytest.mark.thin(2)
 def test_damaged_entries_are_computed_again(analysed, tmp_path, damage):
     url, kept_folder, first = analysed
     out = shutil.copytree(kept_folder, tmp_path / "out")

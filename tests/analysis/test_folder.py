@@ -202,6 +202,7 @@ def test_a_run_that_dies_while_it_moves_its_pieces_leaves_those_of_one_run(tmp_p
 
 
 @pytest.mark.parametrize("first", [12, 14, 16, 18])
+@pytest.mark.thin(2)
 def test_a_start_that_dies_while_it_finishes_a_move_does_not_end_it(tmp_path, first):
     for calls in range(100):
         folder = tmp_path / str(calls)

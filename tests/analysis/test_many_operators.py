@@ -65,6 +65,7 @@ def slow(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any]:
 
 
 @pytest.mark.parametrize("by_sketches", [False, True])
+@pytest.mark.thin(2)
 def test_of_very_many_operators_some_are_laid_out_and_the_others_placed_among_them(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, slow: tuple[Path, Any], by_sketches: bool
 ) -> None:

@@ -85,6 +85,7 @@ def record(store):
     ],
     ids=str,
 )
+@pytest.mark.thin(3)
 def test_epochs_of_a_stream_are_counted_by_their_ends(tmp_path, options, expected):
     witness = Witness()
     trained(tmp_path / "a", witness, audits(tmp_path / "s.zarr"), **options)

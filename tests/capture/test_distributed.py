@@ -87,6 +87,7 @@ def train_both_ways(rank, folder, kind, split):
 @pytest.mark.parametrize(
     ("kind", "split"), [pytest.param("ddp", False, marks=pytest.mark.slow), ("ddp", True), ("fsdp2", False)]
 )
+@pytest.mark.thin(2)
 def test_the_record_equals_the_single_process_one(tmp_path, kind, split):
     mp.spawn(train_both_ways, (str(tmp_path), kind, split), nprocs=2)
     with recorder_of(tmp_path / "single.zarr") as recorder:

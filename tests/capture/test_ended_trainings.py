@@ -325,6 +325,7 @@ def warned(caplog):
 
 @pytest.mark.parametrize("callbacks", [1, 2])
 @pytest.mark.parametrize("second", [False, True])
+@pytest.mark.thin(2)
 def test_a_resume_that_restores_callbacks_ignores_none(tmp_path, second, callbacks, warned):
     def audits():
         return [hf_audits(tmp_path / "s.zarr", f"seed{n}") for n in range(callbacks)]

@@ -68,6 +68,7 @@ def save(folder, model_class, config, seed=0):
 
 
 @pytest.mark.parametrize("name", MODELS)
+@pytest.mark.thin(2)
 def test_a_model_recorded_again_is_recognised_and_named_as_in_its_training(tmp_path, name):
     model_class, config, layer = MODELS[name]
     model = save(tmp_path / "model", model_class, config)

@@ -43,6 +43,7 @@ def set_up(fabric, model, how):
 
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed", "bf16-true"])
 @pytest.mark.parametrize("how", ["eager", "compiled before", "compiled after"])
+@pytest.mark.thin(2)
 def test_layers_are_those_of_the_bare_model_in_the_precision_of_the_training(precision, how):
     fabric, model = Fabric(accelerator="cpu", devices=1, precision=precision), gpt2()
     wrapped = set_up(fabric, model, how)

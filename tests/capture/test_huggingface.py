@@ -204,6 +204,7 @@ def test_training_again_after_an_interruption(tmp_path):
     ],
     ids=str,
 )
+@pytest.mark.thin(2)
 def test_epochs_are_audited_at_their_end_alone(tmp_path, options, expected):
     trained(tmp_path / "a", audits(tmp_path / "s.zarr", ra.AuditTrigger(every_n_epochs=1)), **options)
     found = record(tmp_path / "s.zarr")

@@ -401,6 +401,7 @@ def test_the_process_does_not_grow_over_audits(tmp_path):
         (torch.float32, torch.bfloat16, "bfloat16"),
     ],
 )
+@pytest.mark.thin(2)
 def test_the_store_tells_the_dtype_that_the_model_computed_in(tmp_path, weights, autocast, expected, reduce):
     model = nn.Sequential(nn.Linear(3, 2)).to(weights)
     tokens = ra.ProbeSet.from_tensors({"x": torch.randn(4, 5, 3), "attention_mask": torch.ones(4, 5)})

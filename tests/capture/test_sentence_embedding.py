@@ -47,6 +47,7 @@ def flags(*on):
     ],
 )
 @pytest.mark.parametrize("inside", ["", "0_Transformer"])
+@pytest.mark.thin(2)
 def test_its_own_pooling_is_offered(tmp_path, pooling, expected, inside):
     model = save(tmp_path / "model", pooling, inside)
     layers = ["last=hidden_states[-1]", ra.LayerSpec("encoder.layer[0]", reduce="all")]

@@ -103,6 +103,7 @@ def forwarded(model):
 
 
 @pytest.mark.parametrize("options", [{}, {"if_exists": "replace"}], ids=str)
+@pytest.mark.thin(2)
 def test_a_second_model_is_refused(train, callback, tmp_path, options):
     audits, second = callback(**options), Regression(1)
     train(audits, Regression(0))
@@ -121,6 +122,7 @@ def test_a_second_model_that_starts_alike_is_refused_too(train, callback, tmp_pa
     assert steps(tmp_path) == [0, 1, 2, 3, 4]
 
 
+@pytest.mark.thin(2)
 def test_models_are_numbered(train, callback, tmp_path):
     audits = callback("trial{n}")
     networks = [Regression(seed) for seed in range(3)]
@@ -135,6 +137,7 @@ def test_models_are_numbered(train, callback, tmp_path):
     assert audits.recorder.model_name == "trial2"
 
 
+@pytest.mark.thin(2)
 def test_a_model_put_back_to_its_start_is_another(train, callback, tmp_path):
     audits, network = callback("trial{n}"), Regression(0)
     begin = copy.deepcopy(network.state_dict())
@@ -149,6 +152,7 @@ def test_a_model_put_back_to_its_start_is_another(train, callback, tmp_path):
         train(plain, network)
 
 
+@pytest.mark.thin(2)
 def test_a_model_with_new_weights_is_told(train, callback, tmp_path):
     audits, network = callback(), Regression(0)
     train(audits, network)
@@ -163,6 +167,7 @@ def test_a_model_with_new_weights_is_told(train, callback, tmp_path):
     assert models(tmp_path) == ["seed0", "trial0", "trial1"]
 
 
+@pytest.mark.thin(2)
 def test_a_copy_of_the_trained_model_goes_on(train, callback, tmp_path):
     audits, network = callback("trial{n}"), Regression(0)
     train(audits, network)

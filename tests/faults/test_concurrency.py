@@ -104,6 +104,7 @@ def test_a_writer_killed_on_the_way_is_replaced_at_once(place):
     assert catalog.steps(open_tree(url, options), "seed0") == [0, 1, 2]
 
 
+@pytest.mark.slow
 def test_truncation_and_repair_work_on_s3(s3, tmp_path, probe_set):
     url = f"s3://bucket/{tmp_path.name}/store.zarr"
     layers = {"l": ((4, 2), "float32")}

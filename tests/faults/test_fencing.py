@@ -153,6 +153,7 @@ WHAT = [
 
 
 @pytest.mark.parametrize("what", WHAT)
+@pytest.mark.thin(2)
 def test_requests_of_an_earlier_writer_that_arrive_late_change_nothing(what, s3, tmp_path, monkeypatch):
     monkeypatch.setattr(retrying, "LONGEST_WAIT", 0.0)
     url = f"s3://bucket/{tmp_path.name}/store.zarr"
@@ -180,6 +181,7 @@ def test_requests_of_an_earlier_writer_that_arrive_late_change_nothing(what, s3,
 
 
 @pytest.mark.parametrize("what", WHAT)
+@pytest.mark.thin(2)
 def test_a_writers_own_late_requests_change_nothing(what, s3, tmp_path, monkeypatch):
     monkeypatch.setattr(retrying, "LONGEST_WAIT", 0.0)
     url = f"s3://bucket/{tmp_path.name}/store.zarr"

@@ -173,6 +173,7 @@ def test_without_exclusive_create_one_of_two_racing_writers_stays(s3, url, keywo
 
 
 @pytest.mark.parametrize("number", [1, 4, 9, 23])
+@pytest.mark.thin(2)
 def test_a_put_that_fails_costs_no_committed_step(number, s3, url, keywords, monkeypatch):
     monkeypatch.setattr(failures, "LONGEST_WAIT", 0.0)
     puts = iter(range(1, 10_000))

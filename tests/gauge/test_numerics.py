@@ -221,6 +221,7 @@ class Products(TorchDispatchMode):
 
 
 @pytest.mark.parametrize("parameters", [{}, {"perplexity": 30}, {"knn": 15, "neighbors": 20}, {"landmarks": 40}])
+@pytest.mark.thin(2)
 def test_no_product_of_an_analysis_is_coarser_than_float32(parameters):
     """TF32, which many trainings turn on, rounds products to three digits: as much as what is measured."""
     gauge = ra.DiffusionGauge(**({"knn": 15} if "landmarks" in parameters else {}), **parameters)

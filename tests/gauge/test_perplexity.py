@@ -65,6 +65,7 @@ def in_small_blocks():
 @pytest.mark.parametrize("name", adversaries)
 @pytest.mark.parametrize("perplexity", [15, N / 4])
 @pytest.mark.parametrize(("dtype", "tolerance"), [(np.float32, 1e-5), (np.float64, 1e-9)])
+@pytest.mark.thin(3)
 def test_adversarial_activations_give_the_operator_of_the_definition(name, perplexity, dtype, tolerance):
     operator = ra.DiffusionGauge(perplexity=perplexity)(adversaries[name].astype(np.float32).astype(dtype))
     P, degrees = truth_of(name, perplexity)
@@ -102,6 +103,7 @@ def test_bfloat16_is_widened_and_not_computed_in():
 @pytest.mark.parametrize("kind", ["cloud", "heavy tails", "clusters", "pairs"])
 @pytest.mark.parametrize("perplexity", [1.5, 15, 150])
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-4), (torch.float64, 1e-8)])
+@pytest.mark.thin(3)
 def test_every_row_has_the_perplexity(kind, perplexity, dtype, tolerance):
     X = samples(700, 5)
     if kind == "heavy tails":
@@ -138,6 +140,7 @@ def test_affinities_are_those_of_t_sne(perplexity):
 )
 @pytest.mark.parametrize("perplexity", [3, 15, N / 8])
 @pytest.mark.parametrize("name", adversaries)
+@pytest.mark.thin(3)
 def test_dense_sparse_and_blocked_operators_agree(name, perplexity, dtype, blocks, tolerance, monkeypatch):
     X, gauge, found = adversaries[name][::2].astype(dtype), ra.DiffusionGauge(perplexity=perplexity), {}
     for form, least in (("dense", N), ("sparse", 0)):
@@ -178,6 +181,7 @@ def tied(kind, n, rng):
     [{}, {"perplexity": 2}, {"perplexity": 3.5, "neighbors": 5}, {"knn": 3, "neighbors": 5}],
     ids=["default", "sparse", "few neighbors", "knn"],
 )
+@pytest.mark.thin(3)
 def test_permuting_tied_samples_permutes_the_operator(
     parameters, dtype, tolerance, seed, n, kind, scale, offset, blocks
 ):
@@ -196,6 +200,7 @@ def test_permuting_tied_samples_permutes_the_operator(
 @pytest.mark.parametrize("perplexity", [2, 15, 100])
 @pytest.mark.parametrize("kind", ["grid", "one-hot", "repeated rows", "grid and cloud"])
 @pytest.mark.parametrize(("dtype", "tolerance"), [(np.float32, 1e-5), (np.float64, 1e-9)])
+@pytest.mark.thin(3)
 def test_tied_samples_give_the_operator_of_the_definition(kind, perplexity, dtype, tolerance):
     X = tied(kind, 400, np.random.default_rng(0)).astype(dtype)
     operator = ra.DiffusionGauge(perplexity=perplexity)(X)

@@ -36,6 +36,7 @@ def rows_of(matrices, row):
     ],
 )
 @pytest.mark.parametrize("debiased", [True, False])
+@pytest.mark.thin(2)
 def test_pot_agrees(weights, reg, debiased):
     matrices, cost = problem()
     found = barycenter(matrices, weights, cost, reg, debiased=debiased, tolerance=1e-9, max_iterations=100_000)

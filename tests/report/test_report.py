@@ -176,6 +176,7 @@ MORE = ("spread", "comparison", "approach", "groups", "similarity", "trajectorie
 
 
 @pytest.mark.parametrize("group", MORE)
+@pytest.mark.thin(2)
 def test_any_group_may_be_absent_or_empty_or_unknown(make_results, tmp_path, group):
     tree, summary = make_results(layers=("a", "b"), models=("only",) if group == "approach" else ("a", "b"), more=True)
     unknown = tree[group].to_dataset().map(lambda values: values.astype(float) * np.nan)

@@ -190,6 +190,7 @@ LOST_ROOTS = {
 
 @pytest.mark.parametrize("known_by", ["texts", "hashes of texts", "inputs"])
 @pytest.mark.parametrize("kind", LOST_ROOTS)
+@pytest.mark.thin(3)
 def test_a_lost_root_costs_no_store(tmp_path, kind, known_by):
     hashes = None if known_by == "inputs" else [text_hash(text) for text in "rst"]
     read = replace(probe_set(text_hashes=hashes), texts=None if known_by == "hashes of texts" else list("rst"))

@@ -138,6 +138,7 @@ def assert_only_this_is_missing(found, truth, name) -> None:
 
 @pytest.mark.parametrize("kind", ["flipped", "missing", "short"])
 @pytest.mark.parametrize("name", DISPENSABLE)
+@pytest.mark.thin(3)
 def test_damage_costs_what_it_touches_and_is_told(store, tmp_path, name, kind):
     truth = everything(store)
     damage(store, name, kind)
@@ -153,6 +154,7 @@ def test_damage_costs_what_it_touches_and_is_told(store, tmp_path, name, kind):
 
 
 @pytest.mark.parametrize("name", DISPENSABLE)
+@pytest.mark.thin(3)
 def test_a_copy_of_a_damaged_store_has_the_rest_and_says_what_is_lost(store, tmp_path, name):
     truth = everything(store)
     damage(store, name, "flipped")
@@ -170,6 +172,7 @@ def test_a_copy_of_a_damaged_store_has_the_rest_and_says_what_is_lost(store, tmp
 
 @pytest.mark.parametrize("kind", ["flipped", "missing"])
 @pytest.mark.parametrize("name", DISPENSABLE)
+@pytest.mark.thin(3)
 def test_repair_writes_what_is_lost_as_missing_and_records_it(store, name, kind):
     truth = everything(store)
     damage(store, name, kind)
@@ -350,6 +353,7 @@ def test_coordinates_of_a_tree_opened_before_a_truncation_stay_the_old_ones(stor
 
 @pytest.mark.parametrize("at", range(5, 10))
 @pytest.mark.parametrize("how", ["by another writer", "by the same writer"])
+@pytest.mark.thin(3)
 def test_no_moment_of_a_truncation_mixes_old_and_new_coordinates(store, monkeypatch, at, how):
     """The record goes back and on again, with the same steps, between two reads of one opening."""
     writer = ra.TrajectoryWriter(store, model_name="b", probe_set=PROBE_SET, layers=LAYERS)
@@ -483,6 +487,7 @@ def test_the_command_repair_says_what_it_leaves(store):
 
 @pytest.mark.parametrize("wrong", [1, True, "x", [], None, {"metadata": 3}], ids=str)
 @pytest.mark.parametrize("name", ["probe/*/zarr.json", "probe/zarr.json"])
+@pytest.mark.thin(3)
 def test_a_list_of_arrays_of_another_type_is_damage_like_any_other(store, name, wrong):
     (path,) = store.glob(name)
     document = json.loads(path.read_text())

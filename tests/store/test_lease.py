@@ -134,6 +134,7 @@ def test_of_many_heirs_of_a_stale_lease_one_gets_it(storage):
 
 
 @pytest.mark.parametrize("ahead", [-120.0, 120.0])
+@pytest.mark.thin(2)
 def test_a_clock_that_is_wrong_does_not_cost_a_living_writer_its_lease(storage, ahead):
     holder = dataclasses.replace(Holder.current(0.6), host="elsewhere")
     ended = threading.Event()

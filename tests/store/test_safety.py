@@ -60,6 +60,7 @@ HOSTILE = [
 
 
 @pytest.mark.parametrize("name", HOSTILE)
+@pytest.mark.thin(2)
 def test_a_hostile_name_stays_inside_and_comes_back(name, url, tmp_path, probe_set):
     layers = {name: ((6, 3), "float32"), "plain": ((6, 5), "float32")}
     with ra.TrajectoryWriter(url, model_name=name, probe_set=probe_set, layers=layers) as writer:

@@ -68,6 +68,7 @@ PLACES = [
 
 @pytest.mark.parametrize("error", ERRORS, ids=lambda error: type(error).__name__)
 @pytest.mark.parametrize("place", PLACES)
+@pytest.mark.thin(3)
 def test_repair_drops_nothing_that_it_cannot_read_and_mends_the_others(store, refusing, place, error):
     (store / "models/a/l/c.1.0.0").write_bytes(b"")  # damage that it mends, in another model
     refusing[place] = error
@@ -243,6 +244,7 @@ LONG = [
 
 
 @pytest.mark.parametrize("place", LONG)
+@pytest.mark.thin(3)
 def test_a_file_of_absurd_length_is_never_read(store, monkeypatch, place):
     os.truncate(store / place, 10**11) if (store / place).exists() else _sparse(store / place)
     real = LocalStorage.get

@@ -137,6 +137,7 @@ NEEDS_DATA = {"damaged_chunk", "damaged_input"}
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
+@pytest.mark.thin(3)
 def test_each_damage_is_found_with_kind_and_place(store, damage):
     assert ra.verify(store, data=True) == []
     DAMAGES[damage](store)
@@ -184,6 +185,7 @@ KEEPS_ALL = [
 
 
 @pytest.mark.parametrize("damage", [*LOST, *KEEPS_ALL])
+@pytest.mark.thin(3)
 def test_repair_keeps_every_step_that_can_be_trusted(store, damage, layers, step_arrays):
     DAMAGES[damage](store)
     done = ra.repair(store)
