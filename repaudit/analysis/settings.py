@@ -39,7 +39,7 @@ def _several(asked: Any) -> Any:
 def _bytes(memory: str) -> str:
     try:
         enough = parse_bytes(memory) > 0
-    except (ValueError, TypeError, AttributeError):
+    except (ValueError, TypeError, AttributeError, OverflowError):
         enough = False
     if not enough:
         raise ValueError("expected a memory budget such as 2GB")

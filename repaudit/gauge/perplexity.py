@@ -64,10 +64,10 @@ def neighbors_within(perplexity: float, count: int) -> int:
 
     Examples
     --------
-    >>> neighbors_within(15, 1000), neighbors_within(15, 20)
-    (45, 19)
+    >>> neighbors_within(15, 1000), neighbors_within(15, 20), neighbors_within(1e308, 20)
+    (45, 19, 19)
     """
-    return max(1, min(count - 1, int(CUT * perplexity)))
+    return max(1, int(min(count - 1, CUT * perplexity)))
 
 
 def spread_over_neighbors(

@@ -30,6 +30,7 @@ def test_a_file_holds_any_setting(tmp_path):
         ({"gauge": {"kn": 3}}, "gauge.kn: unknown setting of the gauge; expected one of kernel, knn"),
         ({"merge": "sum"}, "merge.*frobenius.*'sum'"),
         ({"merge": "gromov"}, "merge.*'gromov'"),
+        ({"memory": "1e300GB"}, "memory: expected a memory budget such as 2GB, found '1e300GB'"),
         ({"memory": "lots"}, "memory: expected a memory budget such as 2GB, found 'lots'"),
         ({"gauge": {"knn": -3}}, "gauge.*knn"),
         ({"gauge": {"kernel": "box"}}, "gauge.kernel"),
