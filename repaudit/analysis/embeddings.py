@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
+from threading import Lock
 from typing import Any, Final
 
 import numpy as np
@@ -49,6 +50,9 @@ MOST_TOGETHER: Final = 1000
 """Most operators in the picture of all layers; of more, steps are chosen evenly, two at least."""
 MOST_LAID_OUT: Final = 500
 """Operators of a layout up to which it is of all of them: a layout of T points takes matrices (T, T)."""
+
+_STREAMING: Final = Lock()
+"""Held while very many operators are read for a picture: it takes a second or two, and two at once twice the room."""
 MOST_UNIT_STEPS: Final = 24
 """Most steps, chosen evenly, at which units are drawn."""
 MOST_EXACT: Final = 2000
@@ -199,9 +203,10 @@ def _layouts_among_landmarks(study: Study, operators: list[StoredOperator]) -> d
     landmarks = _evenly(range(len(operators)), MOST_LAID_OUT)
     others = sorted({*range(len(operators))} - {*landmarks})
     order = [*landmarks, *others]
-    study.cache.freed.give_back(at_once=True)
-    distances = _distances(study, [operators[index] for index in order], len(landmarks))
-    study.cache.freed.give_back(at_once=True)
+    with _STREAMING:
+        study.cache.freed.give_back(at_once=True)
+        distances = _distances(study, [operators[index] for index in order], len(landmarks))
+        study.cache.freed.give_back(at_once=True)
     among, beside = distances[:, : len(landmarks)], distances[:, len(landmarks) :].T
     made = _layouts_of(among, study)
     placed = {

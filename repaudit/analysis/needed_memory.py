@@ -17,8 +17,9 @@ OF_SAMPLES: Final = 28
 OF_OPERATORS: Final = 10
 """Matrices (operator, operator) of 8 bytes that distances and trajectories hold at once."""
 
-OF_LANDMARKS: Final = 3
-"""Matrices (landmark, operator) of 8 bytes, where others are placed among some operators."""
+OF_LANDMARKS: Final = 2
+"""Matrices (landmark, operator) of 8 bytes that are held while very many operators are read, which one part does at a
+time; and one more where the others are then placed among some."""
 
 ENTRIES: Final = 32 * 6
 """Bytes for a row of one sparse operator and effective neighbour, while distances are computed."""
@@ -47,5 +48,7 @@ def needed_memory(samples: int, operators: int, perplexity: float, at_once: int 
     sparse = 3 * perplexity * SPARSE <= samples
     band = min(SPARSE_BYTES, int(operators * samples * perplexity * ENTRIES)) if sparse else 3 * BAND_BYTES
     laid_out = min(operators, MOST_LAID_OUT)
-    together = 8 * (OF_OPERATORS * laid_out**2 + OF_LANDMARKS * laid_out * (operators - laid_out)) + band
-    return BASE + at_once * max(OF_SAMPLES * 8 * samples**2, together)
+    beside = 8 * laid_out * (operators - laid_out)
+    reading = OF_LANDMARKS * beside + band
+    each = 8 * OF_OPERATORS * laid_out**2 + (beside if beside else reading)
+    return BASE + (reading if beside else 0) + at_once * max(OF_SAMPLES * 8 * samples**2, each)

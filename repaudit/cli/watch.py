@@ -277,13 +277,19 @@ def _curves(curves: Sequence[LiveCurve], total: int, room: int | None) -> Table:
         rest = "" if len(run) == 1 else f" … {last_parts(first.layer, last.layer)} ({len(run)})"
         name = shortened(first.layer, room_for_names - len(rest)) + rest
         verdict = f"[{COLORS.get(first.verdict, 'yellow')}]{first.verdict}[/]"
-        settled = sorted({"-" if curve.settled is None else str(curve.settled) for curve in run})
         drawn = sparkline(_mean(run), width)
-        cells = [drawn, _now(run), verdict, *(["/".join(settled[:2])] if "settled" in others else [])]
+        cells = [drawn, _now(run), verdict, *([_settled(run)] if "settled" in others else [])]
         cells += [str(min(_models(curve) for curve in run))] if differ else []
         cells += [_last_steps(run)] if ends else []
         table.add_row(f"[cyan]{escape(visible(name))}[/]", *cells)
     return table
+
+
+def _settled(run: Sequence[LiveCurve]) -> str:
+    """Return the first and the last step from which some layers have settled; a dash for those that have not."""
+    known = [curve.settled for curve in run if curve.settled is not None]
+    first = "-" if len(known) < len(run) else str(min(known))
+    return "/".join(dict.fromkeys([first, str(max(known, default="-"))]))
 
 
 def _by_verdict(curves: Sequence[LiveCurve]) -> list[list[LiveCurve]]:

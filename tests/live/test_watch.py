@@ -655,3 +655,13 @@ def test_many_models_leave_room_for_layers(store: Path) -> None:
     assert names == ["seed7", *(f"seed{i}" for i in range(40 - len(names) + 1, 40))], "running, and last heard of"
     assert f"and {40 - len(names)} more {run.state}" in lines
     assert sum(line.startswith("seed") for line in shown(look, 100, 200)) == 40
+
+
+@pytest.mark.parametrize(
+    ("steps", "said"),
+    [((200, 30, 1000), "30/1000"), ((None, 30, 1000), "-/1000"), ((7, 7, 7), "7"), ((None,) * 3, "-")],
+)
+def test_layers_of_one_row_have_settled_between_two_steps(steps: tuple[int | None, ...], said: str) -> None:
+    from repaudit.cli.watch import _settled
+
+    assert _settled([replace(curve, settled=step) for curve, step in zip(curves(3), steps, strict=True)]) == said

@@ -496,3 +496,15 @@ def test_a_list_of_arrays_of_another_type_is_damage_like_any_other(store, name, 
     ra.repair(store)
     assert ra.verify(store, data=True) == []
     assert catalog.steps(ra.open_store(store), "a") == list(range(5))
+
+
+def test_what_goes_while_a_store_is_opened_is_told_as_such(store, monkeypatch):
+    """Between a look at the documents and the reading of them another process may delete the store."""
+    from dataclasses import replace
+
+    from repaudit.store.read import reader
+
+    seen = reader.take_snapshot
+    monkeypatch.setattr(reader, "take_snapshot", lambda storage: replace(seen(storage), absent=["probe/gone/x"]))
+    with pytest.raises(CorruptStoreError, match=r"cannot be opened .*gone"):
+        ra.open_store(store)

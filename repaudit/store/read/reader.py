@@ -12,7 +12,7 @@ import numpy as np
 import xarray as xr
 from zarr.storage import FsspecStore, LocalStore
 
-from repaudit.errors import CorruptStoreError, StoreWarning
+from repaudit.errors import CorruptStoreError, StoreError, StoreWarning
 from repaudit.names import ATTRS, LAYER, MODEL, MODELS, TRIGGER, decode_name, in_natural_order
 from repaudit.store.check.rebuilt_root import attributes_of
 from repaudit.store.format.layout import ABSENT, COLUMNS, LOST, RECORDED_DTYPE, UNREADABLE
@@ -20,7 +20,7 @@ from repaudit.store.format.root_document import nothing_there
 from repaudit.store.read.guarded_store import GuardedStore
 from repaudit.store.read.pinned import PinnedStore
 from repaudit.store.read.plain_store import PlainStore
-from repaudit.store.read.snapshot import take_snapshot
+from repaudit.store.read.snapshot import Snapshot, take_snapshot
 from repaudit.store.storage.local import LocalStorage
 from repaudit.store.storage.place import open_storage, without_listings
 from repaudit.store.storage.remote import RemoteStorage
@@ -91,12 +91,25 @@ def open_store(url: str | os.PathLike[str], storage_options: Mapping[str, Any] |
         guarded = GuardedStore(_zarr_store(storage, url, storage_options), snapshot.arrays, folder, archive)
         zarr_store: Any = PinnedStore(guarded, snapshot.pinned)
         tree = xr.open_datatree(zarr_store, engine="zarr", consolidated=False, chunks={})
-    except (PermissionError, ConnectionError, TimeoutError, Warning):
+        _make_plain(tree, snapshot)
+    except (PermissionError, ConnectionError, TimeoutError, Warning, StoreError):
         raise
     except Exception as error:  # any part of the store may be damaged
         raise CorruptStoreError(
             f"{storage.url} cannot be opened ({type(error).__name__}: {error}): run `repaudit verify --data`"
         ) from error
+    for key, reason in snapshot.unreadable.items():
+        name = decode_name(key.rpartition("/")[2])
+        tree.attrs.setdefault(UNREADABLE, []).append(name)
+        why = reason.partition("; nothing was read")[0]
+        warnings.warn(
+            f"model {name!r} is left out: {why}: run `repaudit verify`, then `repaudit repair`", StoreWarning, 2
+        )
+    return tree
+
+
+def _make_plain(tree: xr.DataTree, snapshot: Snapshot) -> None:
+    """Give a tree the texts, the names, and the marks of what is missing that xarray's readers expect."""
     tree.dataset = tree.to_dataset().assign_coords(_plain_texts(tree, COLUMNS, snapshot.lost.get("", [])))
     if MODELS in tree.children:
         nodes = tree[MODELS].children
@@ -108,16 +121,8 @@ def open_store(url: str | os.PathLike[str], storage_options: Mapping[str, Any] |
         inputs: Any = tree[group]
         inputs.attrs.setdefault(ABSENT, []).append(name)
         inputs.dataset = _without_zeros(inputs.to_dataset(inherit=False), name)
-    for key, reason in snapshot.unreadable.items():
-        name = decode_name(key.rpartition("/")[2])
-        tree.attrs.setdefault(UNREADABLE, []).append(name)
-        why = reason.partition("; nothing was read")[0]
-        warnings.warn(
-            f"model {name!r} is left out: {why}: run `repaudit verify`, then `repaudit repair`", StoreWarning, 2
-        )
     for key, names in snapshot.lost.items():
         (tree[key] if key else tree).attrs[LOST] = names
-    return tree
 
 
 def _without_zeros(inputs: xr.Dataset, name: str) -> xr.Dataset:
