@@ -152,7 +152,7 @@ def colorbar(made: go.Figure, scale: dict[str, Any], shown: dict[str, Any]) -> N
 def bar(title: str, values: Any, texts: Sequence[str]) -> dict[str, Any]:
     """Return the look of a colour bar with these ticks."""
     return {
-        "title": {"text": f"{title}<br> ", "side": "top"}, "thickness": 8, "len": 0.7, "outlinewidth": 0,
+        "title": {"text": f"{title}<br>\u00a0", "side": "top"}, "thickness": 8, "len": 0.7, "outlinewidth": 0,
         "ticks": "", "xpad": 4, "tickvals": values, "ticktext": texts,
     }  # fmt: skip
 
