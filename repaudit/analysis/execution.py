@@ -94,6 +94,7 @@ class _BlasThreads:
 
     @contextmanager
     def at_most(self, threads: int) -> Iterator[None]:
+        """Let BLAS have no more threads within the block than this, and than whoever else asks for."""
         with self._lock:
             self._asked.append(threads)
             limited = threadpool_limits(min(self._asked), "blas")

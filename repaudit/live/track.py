@@ -137,15 +137,22 @@ class Track:
     def close(self) -> None:
         """Wait until all spreads are known, and end the thread; another audit starts it again."""
         if self._thread is not None:
-            self._queue.put(_END)
+            while self._thread.is_alive():
+                with suppress(Full):
+                    self._queue.put(_END, timeout=0.1)
+                    break
             self._thread.join()
             self._thread = None
 
     def _work(self) -> None:
-        while (audit := self._queue.get()) is not _END:
-            with side_by_side(1, own=1) as workplace:
-                for _ in workplace.run(self._compare, [audit]):
-                    pass
+        try:
+            while (audit := self._queue.get()) is not _END:
+                with side_by_side(1, own=1) as workplace:
+                    for _ in workplace.run(self._compare, [audit]):
+                        pass
+        except RuntimeError as error:  # no thread can be had: the interpreter ends, or the machine has none left
+            with self._lock:
+                self._failed.append(f"track: no further spreads: {error}")
 
     def _compare(self, audit: tuple[str, int, Mapping[str, Any]]) -> None:
         model, step, activations = audit

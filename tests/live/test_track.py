@@ -301,3 +301,19 @@ def test_a_track_that_waits_takes_no_threads_from_the_training(tmp_path: Path) -
                 time.sleep(0.1)
                 assert {one["num_threads"] for one in threadpool_info() if one["user_api"] == "blas"} == {2}
         assert track.latest
+
+
+def test_a_process_without_threads_left_tells_it_and_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As at the end of the interpreter: what waits is given up, and nobody waits for it."""
+    from repaudit.live import track as module
+
+    def none_left(*_: object, **__: object) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(module, "side_by_side", none_left)
+    track = ra.Track(tmp_path / "r.zarr")
+    for step in range(3 * module.WAITING):
+        track.audited("seed0", step, {})
+    track.close()
+    with pytest.warns(AuditWarning, match="no further spreads: can't start new thread"):
+        assert track.news() == []

@@ -76,6 +76,7 @@ def _end() -> None:
         holder = held.holder()
         if holder is not None and held.process == os.getpid():  # a forked child has none of its threads
             try:
+                holder.track = None  # what has not been compared no longer can be: no thread begins at the end
                 holder.lose()
             except Exception as error:  # noqa: BLE001 - the others are closed too
                 _LOGGER.error("at the end of the process: %s", error)
