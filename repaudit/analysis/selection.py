@@ -10,6 +10,7 @@ from typing import Final, TypeVar
 import xarray as xr
 
 from repaudit.errors import AnalysisError
+from repaudit.measure.curve import of_most_models
 from repaudit.names import TOKEN, matching_layers, matching_models
 from repaudit.store.read import catalog
 
@@ -161,13 +162,19 @@ def _mismatches(
 def _going_on(models: Sequence[str], steps: Mapping[str, tuple[int, ...]]) -> list[str]:
     """Say which models go on together where others end: a verdict is of the steps that most models share."""
     counts = Counter(step for model in models for step in steps[model])
-    last = max(step for step, count in counts.items() if count == max(counts.values()))
-    beyond = [step for step, count in counts.items() if count > 1 and step > last]
+    every = sorted(counts)
+    most = [
+        step
+        for step, is_theirs in zip(every, of_most_models([counts[step] for step in every]), strict=True)
+        if is_theirs
+    ]
+    shared, last = counts[most[-1]], most[-1]
+    beyond = [step for step in every if counts[step] > 1 and step > last]
     if not beyond:
         return []
     going = [model for model in models if max(beyond) in steps[model]]
     return [
-        f"verdicts are of the steps that {max(counts.values())} models share, up to {last}; {', '.join(going)} go on "
+        f"verdicts are of the steps that {shared} models share, up to {last}; {', '.join(going)} go on "
         f"together to {max(beyond)}: choose them (--models) for a verdict up to there"
     ]
 

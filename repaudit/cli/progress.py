@@ -62,6 +62,8 @@ class _Bars:
     @contextmanager
     def aside(self) -> Iterator[None]:
         """Leave the terminal to the block: the bars so far stay above it, those of what follows come below."""
+        for task in self._bars.tasks:  # one that goes on would stay as if it had stopped
+            self._bars.update(task.id, visible=task.finished)
         self.stop()
         self._was_said = True
         yield

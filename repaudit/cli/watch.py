@@ -177,7 +177,7 @@ def view(look: Look, width: int = 80, height: int | None = None) -> Group:
     known = [curve for curve in look.curves if curve.steps]
     ends, counts = (_range([of(curve) for curve in known]) for of in (_step, _models))
     now = f"; now: step {ends} of {counts} models" if known else ""
-    judged = [one.judged for one in known if one.judged is not None and one.judged != one.steps[-1]]
+    judged = [one.judged for one in known if one.judged is not None and {one.judged} != {one.steps[-1], _step(one)}]
     of = f", of the steps that most models share, to {_range(judged)}" if judged else ""
     said = f"spread{at}, drawn from 0 (identical) to 1 (unrelated); 95% interval{now}; verdicts are so far{of}"
     what = _text(said, "dim")

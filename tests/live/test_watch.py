@@ -516,7 +516,13 @@ def test_now_is_where_the_models_that_are_trained_are(tmp_path: Path) -> None:
         with writer(url, model) as one:
             append(one, model, range(0, 60, 10))
     with writer(url, 2) as running:
-        append(running, 2, [0, 10, 20])
+        append(running, 2, [0])
+        look = Watcher(url, gauge=gauge).look()
+        assert (look.curves[0].now, look.curves[0].judged) == (0, 50), "one step has no verdict"
+        assert "verdicts are so far, of the steps that most models share, to 50" in " ".join(
+            " ".join(shown(look, 100, 30)).split()
+        )
+        append(running, 2, [10, 20])
         look = Watcher(url, gauge=gauge).look()
         (curve,) = look.curves
         assert (curve.steps[-1], curve.now, curve.judged, curve.present) == (50, 20, 20, (3, 3, 3, 2, 2, 2))
