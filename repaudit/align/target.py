@@ -158,7 +158,9 @@ class AlignmentTarget:
         return len(self.samples)
 
     def __repr__(self) -> str:
-        about = "".join(f", {name} {self.attrs[name]!r}" for name in ("layer", "step", "merge") if name in self.attrs)
+        about = "".join(
+            f", {name} {self.attrs[name]!r}" for name in ("layer", "scale", "step", "merge") if name in self.attrs
+        )
         return f"AlignmentTarget({len(self)} samples{about})"
 
     @cached_property

@@ -167,7 +167,7 @@ def with_settling(layer: Mapping[str, Any], single: bool, steps: int) -> str:
         if steps < 2:
             return "One model at one step: nothing to compare it with."
         if settled is None:
-            return "One model: it still moves, and only at its last step is where it ends."
+            return "One model: it has not settled, it moves until its last step."
         return f"One model: from step {settled} on it cannot be told from its own end."
     if settled is not None:
         within = max(layer["end"] - layer["low"], layer["high"] - layer["end"], SMALLEST_CHANGE)

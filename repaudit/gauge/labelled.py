@@ -61,7 +61,7 @@ def _from_dataarray(array: xr.DataArray) -> Activations:
     if array.ndim != 2:
         raise ActivationError(
             f"expected activations on (sample, feature), found dims {array.dims}: select one step (and token) first, "
-            "or map the gauge over the tree"
+            "or map the gauge over the tree: gauge.map(tree)"
         )
     if SAMPLE in array.dims:
         array = array.transpose(SAMPLE, ...)

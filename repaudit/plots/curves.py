@@ -124,14 +124,14 @@ def plot_comparison(comparison: Found, layer: str, ax: Axes | None = None, *, sp
         handle = draw_curve(ax, line, color, band=True, label=name)
         handle.set_linestyle(style.MATPLOTLIB_DASHES[name])
         handles.append(handle)
+    names = [DISTANCES[name] for name in lines]
     if floor is not None:
-        ax.axhline(floor, color=style.OTHER, linewidth=1.0)
-        ax.annotate(
-            "halves of the features", (1, floor), (0, 1), xycoords=("axes fraction", "data"),
-            textcoords="offset points", ha="right", va="bottom", fontsize=7, color=style.OTHER,
-        )  # fmt: skip
+        handles.append(ax.axhline(floor, color=style.OTHER, linewidth=1.0))
+        names.append("halves of the features")
     canvas.null_axes(ax, comparison[STEP].values, label="squared distance (1 = unrelated)")
-    _legend(ax, handles, [DISTANCES[name] for name in lines])
+    ax.set_title(canvas.safe(layer), loc="left", fontsize=9, color=canvas.INK)
+    canvas.name_scale(ax, comparison)
+    _legend(ax, handles, names)
     return ax
 
 
@@ -286,6 +286,10 @@ def plot_diagnostics(
     canvas.step_axis(ax, steps)
     canvas.despine(ax)
     ax.set_title(DIAGNOSTIC_NAMES.get(variable, variable), loc="left", fontsize=9, color=canvas.INK)
+    canvas.name_scale(ax, diagnostics)
+    colors = [style.depth_color(everything.index(name), len(everything)) for name in layers]
+    lines = [Line2D([], [], color=color, linewidth=2) for color in colors]
+    canvas.legend(ax, [*lines, *(canvas.key(index) for index in range(len(models)))], [*layers, *models])
     return ax
 
 

@@ -232,13 +232,15 @@ def plot_frame(frames: Found, layer: str, step: int, ax: Axes | None = None, *, 
             raise AnalysisError(f"layer {layer!r}: expected one of the models {names}, found {model!r}")
         values = frame[OF_MODELS].isel({MODEL: names.index(model)})
     ax = canvas.axes(ax)
-    _draw_samples(ax, values.isel({STEP: steps.index(step)}), labels_of(frames))
+    groups = _draw_samples(ax, values.isel({STEP: steps.index(step)}), labels_of(frames))
+    canvas.legend(ax, keys(groups), [group.name for group in groups])
     everything = values.transpose(..., COMPONENT).values.reshape(-1, values.sizes[COMPONENT])[:, :2]
     everything = everything[np.isfinite(everything).all(axis=1)]
     if len(everything):
         ax.update_datalim(everything)
     canvas.bare(ax, "PHATE")
     ax.set_title(f"step {step:,}", loc="left", fontsize=8, color=canvas.INK)
+    ax.set_title(canvas.safe(meant_layer(layer, names_of(frames, LAYER))), loc="right", fontsize=7, color=canvas.INK)
     return ax
 
 

@@ -30,13 +30,13 @@ def small_multiples(dataset: xr.Dataset, draw: Callable[[str, Axes], Axes]) -> F
         canvas.step_axis(ax, dataset[STEP].values, 5)
         ax.set_xlabel("")
         ax.set_title(name, loc="left", fontsize=9, color=canvas.INK)
+        ax.set_title("", loc="right")
     axes[0].set_ylim(0, max(ax.get_ylim()[1] for ax in axes[: len(layers)]))
     shown = axes[0].get_legend()
     if shown is not None:
         names = [text.get_text() for text in shown.get_texts()]
-        figure.legend(
-            shown.legend_handles, names, loc="outside upper right", ncols=len(names), frameon=False, fontsize=8
-        )
+        columns = len(names) if figure.get_figwidth() > 7 else 2
+        figure.legend(shown.legend_handles, names, loc="outside upper right", ncols=columns, frameon=False, fontsize=8)
     for ax in axes[: len(layers)]:
         if ax.get_legend() is not None:
             ax.get_legend().remove()

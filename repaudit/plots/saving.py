@@ -262,7 +262,8 @@ def _frames_figures(frames: xr.Dataset | None) -> dict[str, Drawing]:
 def _frames_figure(frames: xr.Dataset, layer: str, steps: Sequence[int]) -> Figure:
     figure = Figure(figsize=(2.2 * len(steps), 2.6), layout="constrained")
     for ax, step in zip(figure.subplots(1, len(steps), squeeze=False)[0], steps, strict=True):
-        embeddings.plot_frame(frames, layer, step, ax)
+        embeddings.plot_frame(frames, layer, step, ax).set_title("", loc="right")  # one title and one legend for all
+        _without_legend(ax)
     title = f"{canvas.safe(layer)}   all steps on one scale: samples on one dot are hardly told apart"
     figure.suptitle(title, x=0.01, ha="left", fontsize=9, color=canvas.INK)
     groups = style.label_groups(labels_of(frames), frames.sizes[SAMPLE])
@@ -279,6 +280,12 @@ def _frames_figure(frames: xr.Dataset, layer: str, steps: Sequence[int]) -> Figu
     return figure
 
 
+def _without_legend(ax: Axes) -> None:
+    shown = ax.get_legend()
+    if shown is not None:
+        shown.remove()
+
+
 def _diagnostics_figure(diagnostics: xr.Dataset) -> Figure:
     variables = varying(diagnostics) or [name for name in DIAGNOSTIC_NAMES if name in diagnostics][:1]
     columns = min(3, len(variables)) or 1
@@ -286,7 +293,8 @@ def _diagnostics_figure(diagnostics: xr.Dataset) -> Figure:
     figure = Figure(figsize=(3.0 * columns, 2.1 * rows + 0.5), layout="constrained")
     axes = figure.subplots(rows, columns, squeeze=False).ravel()
     for ax, variable in zip(axes, variables, strict=False):
-        curves.plot_diagnostics(diagnostics, ax=ax, variable=variable)
+        curves.plot_diagnostics(diagnostics, ax=ax, variable=variable).set_title("", loc="right")
+        _without_legend(ax)
         ax.set_xlabel("")
     for ax in axes[len(variables) :]:
         ax.set_axis_off()

@@ -302,7 +302,8 @@ def _add_samples(view: ScaleView, groups: Groups, thinning: Thinning | None) -> 
 def _worst(frames: xr.Dataset) -> str:
     values = np.asarray(frames[STRESS].values if STRESS in frames else [], dtype=float)
     values = values[np.isfinite(values)]
-    return f"Stress at most {values.max():.2f}. " if values.size else ""
+    rough = ": a rough picture" if values.max(initial=0) >= ROUGH else ""
+    return f"Stress at most {values.max():.2f}{rough}. " if values.size else ""
 
 
 def _add_units(view: ScaleView, units: xr.Dataset | None) -> None:

@@ -232,7 +232,8 @@ def test_a_sample_without_an_id_is_refused(missing: object) -> None:
 
 def test_a_target_says_how_many_samples_it_has(results: str) -> None:
     target = ra.AlignmentTarget.from_results(results, layer="top")
-    said = f"AlignmentTarget({len(target)} samples, layer 'top', step {target.attrs['step']}, merge 'frobenius')"
+    step = target.attrs["step"]
+    said = f"AlignmentTarget({len(target)} samples, layer 'top', scale 15.0, step {step}, merge 'frobenius')"
     assert repr(target) == said
     assert repr(target.restrict(target.samples[:9])).startswith("AlignmentTarget(9 samples, ")
 

@@ -106,6 +106,10 @@ def test_arguments_in_each_others_place_are_told():
         ProbeSetError, match=r"texts: expected a sequence of strings, one per sample, found PreTrained|Tok"
     ):
         ProbeSet.from_texts(make_tokenizer(pad_token="<pad>"), ["a b"])
+    tokenizer = make_tokenizer(pad_token="<pad>")
+    for tokenized in (tokenizer(["a b", "b"]), {"input_ids": [[1, 2]]}):  # whose names would be two texts
+        with pytest.raises(ProbeSetError, match=r"texts: expected a sequence of strings, .* found (BatchEnc|dict)"):
+            ProbeSet.from_texts(tokenized, tokenizer)
     probe_set, model = ProbeSet.from_tensors({"x": torch.eye(2)}), torch.nn.Linear(2, 2)
     with pytest.raises(
         TypeError, match="expected a torch module and a ProbeSet, in this order, found ProbeSet and Lin"

@@ -430,6 +430,15 @@ def test_names_beside_a_map_do_not_lie_on_each_other(show, width):
         assert min(later - former for former, later in pairwise(starts)) >= 12
 
 
+def test_long_names_of_rows_on_a_phone_do_not_lie_on_each_other(show):
+    layers = ("transformer.wte", "transformer.h.0", "transformer.h.1", "transformer.ln_f")
+    page = show(more=True, layers=layers, models=("seed0", "seed1", "seed2"), width=390)
+    tick = "[...document.querySelector('[data-figure=similarity]').querySelectorAll('.ytick text')]"
+    starts = sorted(page.evaluate(f"{tick}.map(t => t.getBoundingClientRect().y)"))
+    assert len(starts) > 3
+    assert min(later - former for former, later in pairwise(starts)) >= 12
+
+
 @pytest.mark.parametrize(
     ("count", "most", "tags"), [(6, 5.4e6, 5_000), pytest.param(60, 10e6, 40_000, marks=pytest.mark.slow)]
 )

@@ -173,14 +173,14 @@ def test_panels_share_a_legend_that_lies_on_none_of_them(make_results):
     figure = small_multiples(tree["comparison"].to_dataset(), draw)
     (legend,) = figure.legends
     assert [text.get_text() for text in legend.get_texts()] == [
-        "from each other", "from the untrained networks", "from the inputs",
+        "from each other", "from the untrained networks", "from the inputs", "halves of the features",
     ]  # fmt: skip
     figure.draw_without_rendering()
     panels = [ax for ax in figure.axes if ax.axison]
     assert all(ax.get_legend() is None for ax in panels)
     assert not any(legend.get_window_extent().overlaps(ax.get_window_extent()) for ax in panels)
     colors = [[line.get_color() for line in ax.lines[:3]] for ax in panels]
-    assert colors[0] == colors[1] == [line.get_color() for line in legend.get_lines()]
+    assert colors[0] == colors[1] == [line.get_color() for line in legend.get_lines()[:3]]
 
 
 def _drawn_comparison(tree, layer, ax):
@@ -385,3 +385,17 @@ def test_long_names_of_models_leave_a_picture_its_room(make_results, name):
         warnings.filterwarnings("ignore", message=r"Glyph .* missing from")  # as the files are drawn
         figure.draw_without_rendering()
     assert ax.get_window_extent().height > 0.4 * figure.bbox.height
+
+
+def test_single_pictures_name_their_layer_and_what_is_coloured(make_results):
+    tree, _ = make_results(layers=("a", "b"), more=True, scales=True)
+    drawn = plots.plot_diagnostics(tree, Figure().add_subplot())
+    models = [str(name) for name in tree["diagnostics"].model.values]
+    assert [text.get_text() for text in drawn.get_legend().get_texts()] == ["a", "b", *models]
+    frames = tree["frames"].to_dataset()
+    frame = plots.plot_frame(tree, "a", int(frames.step[-1]), Figure().add_subplot())
+    assert frame.get_title(loc="right") == "a"
+    assert len(frame.get_legend().get_texts()) == len(set(frames["label"].values.tolist()))
+    compared = plots.plot_comparison(tree, "b", Figure().add_subplot(), spread=tree)
+    assert (compared.get_title(loc="left"), compared.get_title(loc="right") != "") == ("b", True)
+    assert "halves of the features" in [text.get_text() for text in compared.get_legend().get_texts()]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections import UserDict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final
 
@@ -144,7 +145,7 @@ class ProbeSet:
         >>> probe_set.inputs["input_ids"].tolist(), probe_set.inputs["attention_mask"].tolist()
         ([[3, 0], [3, 5]], [[1, 0], [1, 1]])
         """
-        several = isinstance(texts, Iterable) and not isinstance(texts, str)
+        several = isinstance(texts, Iterable) and not isinstance(texts, str | Mapping | UserDict)
         if not several or not all(isinstance(text, str) for text in texts):
             found = repr(texts[:40]) if isinstance(texts, str) else type(texts).__name__
             raise ProbeSetError(f"texts: expected a sequence of strings, one per sample, found {found}")

@@ -69,6 +69,9 @@ def curve(
     interval = "<br>95% %{customdata[1]:.3f} to %{customdata[2]:.3f}" if np.isfinite(drawn.low).any() else ""
     interval += "<br>all steps %{customdata[3]:.3f} to %{customdata[4]:.3f}" if wide is not None else ""
     told = [drawn.step, drawn.low, drawn.high, *((wide.low, wide.high) if wide else ())]
+    if len(drawn.step) == 1 and np.isfinite(drawn.low).all():  # an interval of one step is no area
+        apart = {"array": drawn.high - drawn.value, "arrayminus": drawn.value - drawn.low}
+        look["error_y"] = {"type": "data", "symmetric": False, "thickness": 1.2, "width": 4, **apart}
     made.add_scatter(
         x=axis.position(drawn.step), y=drawn.value, mode=mode(axis), meta={"told": told, **(meta or {})},
         hovertemplate=f"{said}<br>step %{{customdata[0]:,}}<br>%{{y:.3f}}{interval}<extra></extra>", **look,

@@ -127,9 +127,12 @@
 
   // As many names beside a square map as have room, upright where they would lie across each other.
   function thinTicks(place, layout) {
+    const letters = (text) => String(text).replace(/<[^>]*>/g, "").length;
+    const names = 6.5 * Math.max(0, ...(layout.yaxis.ticktext || []).map(letters)); // which leave the map the rest
+    const side = Math.max(60, Math.min(place.clientWidth * 0.55, place.clientWidth - names - 110));
     for (const axis of [layout.xaxis, layout.yaxis]) {
       if (!axis.tickvals?.length) continue;
-      const each = place.clientWidth * 0.55 / axis.tickvals.length;
+      const each = side / axis.tickvals.length;
       const step = Math.max(1, Math.ceil(13 / each));
       for (const name of ["tickvals", "ticktext"]) axis[name] = axis[name].filter((_, k) => k % step === 0);
       if (axis === layout.xaxis && each * step < 44) axis.tickangle = -90;
