@@ -162,7 +162,10 @@ def uneven(plant, tmp_path: Path) -> Path:
     ("models", "found"), [("seed1", [0, 20]), ("*", [0, 10, 20, 30]), ("seed?,seed1", [0, 10, 20, 30])]
 )
 def test_a_range_of_steps_is_of_the_models_that_are_asked_for(uneven, tmp_path, within, models, found):
-    out, bare = tmp_path / "copy.zarr", ("--figures", "none", "--json", "--out", tmp_path / "answer")
+    out, bare = (
+        tmp_path / "copy.zarr",
+        ("--frames", 0, "--units", 0, "--figures", "none", "--json", "--out", tmp_path / "answer"),
+    )
     run = within("copy", uneven, out, "--models", models, "--steps", "0:30")
     assert run.returncode == 0, run.stderr
     copied = ra.open_store(out)

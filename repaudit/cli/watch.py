@@ -177,8 +177,10 @@ def view(look: Look, width: int = 80, height: int | None = None) -> Group:
     known = [curve for curve in look.curves if curve.steps]
     ends, counts = (_range([of(curve) for curve in known]) for of in (_step, _models))
     now = f"; now: step {ends} of {counts} models" if known else ""
-    judged = [one.judged for one in known if one.judged is not None and {one.judged} != {one.steps[-1], _step(one)}]
-    of = f", of the steps that most models share, to {_range(judged)}" if judged else ""
+    judged = {one.judged for one in known if one.judged is not None}
+    apart = any(one.judged is not None and {one.judged} != {one.steps[-1], _step(one)} for one in known)
+    to = "/".join(map(str, sorted({min(judged), max(judged)}))) if apart else ""
+    of = f", of the steps that most models share, to {to}" if apart else ""
     said = f"spread{at}, drawn from 0 (identical) to 1 (unrelated); 95% interval{now}; verdicts are so far{of}"
     what = _text(said, "dim")
     parts: list[Any] = [head, _runs(runs, width)]

@@ -87,6 +87,7 @@ def test_own_figures_are_replaced_and_obsolete_ones_removed_unless_changed(url, 
 
 @pytest.mark.usefixtures("quick")
 @pytest.mark.parametrize("piece", ["report.html", "summary.json", "results.zarr", "results.zarr/notes.txt"])
+@pytest.mark.thin(2)
 def test_pieces_that_were_changed_are_refused_before_anything_is_computed(url, tmp_path, piece):
     out = tmp_path / "out"
     ra.analyze(url, out, **BARE)

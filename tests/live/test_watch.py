@@ -469,18 +469,15 @@ def test_a_taken_port_is_one_line(store: Path) -> None:
     assert len(run.stderr.strip().splitlines()) == 1, run.stderr
 
 
-def test_without_a_terminal_or_a_store_it_is_one_line(store: Path, tmp_path: Path) -> None:
-    run = subprocess.run([COMMAND, "watch", str(store)], capture_output=True, text=True, check=False, timeout=120)
-    assert (run.returncode, len(run.stderr.strip().splitlines())) == (2, 1)
-    assert "--once" in run.stderr
-    run = subprocess.run(
-        [COMMAND, "watch", str(tmp_path / "no.zarr"), "--once"],
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=120,
-    )
-    assert (run.returncode, len(run.stderr.strip().splitlines())) == (2, 1)
+def test_without_a_terminal_or_a_store_it_is_one_line(
+    store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for given, says in (([str(store)], "--once"), ([str(tmp_path / "no.zarr"), "--once"], "no.zarr")):
+        with pytest.raises(SystemExit) as ended:
+            app(["watch", *given], prog_name="repaudit")
+        said = capsys.readouterr().err.strip().splitlines()
+        assert (ended.value.code, len(said)) == (2, 1)
+        assert says in said[0]
 
 
 @pytest.mark.parametrize("other", ["--once", "--json"])

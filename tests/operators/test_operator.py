@@ -218,6 +218,7 @@ def test_an_operator_is_shown_with_where_it_is_from(parameters):
 
 
 @pytest.mark.parametrize("checked", [False, True])
+@pytest.mark.thin(2)
 def test_sparse_entries_are_checked_as_the_caller_has_it_and_without_a_warning_of_torchs(checked):
     program = (
         "import torch, repaudit as ra\n"

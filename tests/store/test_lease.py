@@ -113,6 +113,7 @@ def test_an_unreadable_lease_is_nobodys(storage):
     assert_taken(storage)
 
 
+@pytest.mark.thin(2)
 def test_of_many_heirs_of_a_stale_lease_one_gets_it(storage):
     for _ in range(10):
         plant(storage, host="elsewhere", heartbeat=0.0, term=0.2)
