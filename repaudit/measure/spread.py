@@ -118,9 +118,9 @@ class Spread:
             ("spread (0 identical, 1 unrelated)", f"{self.value:.3f}"),
             ("95% interval", f"[{self.low:.3f}, {self.high:.3f}]"),
             ("row by row", f"{self.rows:.3f}"),
-            ("Hellinger", f"{self.hellinger:.3f}"),
-            ("mean distance", f"{self.raw:.4g}"),
-            ("mean squared distance of unrelated operators", f"{self.null:.4g}"),
+            ("Hellinger distance (0 identical, 1 disjoint)", f"{self.hellinger:.3f}"),
+            ("mean Frobenius distance, which has no scale", f"{self.raw:.4g}"),
+            ("mean squared Frobenius distance of unrelated operators", f"{self.null:.4g}"),
         ]
         why = [("not defined", self.undefined)] if self.undefined else []
         return html_table(f"Spread of {self.n_models} models", (), [*why, *rows])
