@@ -118,7 +118,7 @@ class Spread:
             ("spread (0 identical, 1 unrelated)", f"{self.value:.3f}"),
             ("95% interval", f"[{self.low:.3f}, {self.high:.3f}]"),
             ("row by row", f"{self.rows:.3f}"),
-            ("Hellinger distance (0 identical, 1 disjoint)", f"{self.hellinger:.3f}"),
+            ("the same by Hellinger distances", f"{self.hellinger:.3f}"),
             ("mean Frobenius distance, which has no scale", f"{self.raw:.4g}"),
             ("mean squared Frobenius distance of unrelated operators", f"{self.null:.4g}"),
         ]
