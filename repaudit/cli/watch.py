@@ -238,11 +238,10 @@ def _runs(runs: Sequence[Run], total: int) -> Table:
 
 def _end_of(name: str, room: int) -> str:
     """Return a name, or as much of its end as there is room for: what tells models apart is there."""
-    if cell_len(name) <= room:
-        return name
-    while cell_len(name) >= room:
-        name = name[1:]
-    return f"…{name}"
+    cut = name
+    while cell_len(cut) >= room:
+        cut = cut[1:]
+    return name if cell_len(name) <= room else f"…{cut}"
 
 
 def _told(run: Run) -> tuple[str, ...]:
