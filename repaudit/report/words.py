@@ -96,7 +96,7 @@ def _unknown_origin(entry: Mapping[str, Any], inputs: Mapping[str, Any], untrain
     lacks = [name for name, known in sources.items() if not _finite(known.get("value"))]
     if lacks:
         why = f"the geometry of the {' and of the '.join(lacks)} is not known here"
-        advice = " (an audit before the first step of a training tells it)" if "untrained networks" in lacks else ""
+        advice = " (audit before the first step of a training)" if "untrained networks" in lacks else ""
         return f"Origin of the agreement: {why}{advice}."
     others = f"to their inputs ({inputs['value']:.2f}{_interval(inputs)})"
     others += f" or to their untrained networks ({untrained['value']:.2f}{_interval(untrained)})"
