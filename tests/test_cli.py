@@ -176,6 +176,10 @@ def test_a_range_of_steps_is_of_the_models_that_are_asked_for(uneven, tmp_path, 
     config.write_text(json.dumps({"models": models.split(",")}))
     run = within("analyze", uneven, "--config", config, "--steps", ":30", *bare)
     assert json.loads(run.stdout)["steps"] == found, run.stderr
+    config.write_text(json.dumps({"models": 3}))
+    run = within("analyze", uneven, "--config", config, "--steps", ":30", *bare)
+    assert (run.returncode, run.stdout) == (2, "")
+    assert "error: models" in run.stderr
 
 
 def test_a_range_for_export_is_of_its_model(uneven, tmp_path, within):

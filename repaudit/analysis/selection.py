@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import compress
 from typing import Final, TypeVar
 
 import xarray as xr
@@ -163,11 +164,7 @@ def _going_on(models: Sequence[str], steps: Mapping[str, tuple[int, ...]]) -> li
     """Say which models go on together where others end: a verdict is of the steps that most models share."""
     counts = Counter(step for model in models for step in steps[model])
     every = sorted(counts)
-    most = [
-        step
-        for step, is_theirs in zip(every, of_most_models([counts[step] for step in every]), strict=True)
-        if is_theirs
-    ]
+    most = list(compress(every, of_most_models([counts[step] for step in every])))
     shared, last = counts[most[-1]], most[-1]
     beyond = [step for step in every if counts[step] > 1 and step > last]
     if not beyond:

@@ -170,11 +170,11 @@ def analyze(
 
         given = {name: value for name, value in flags.items() if value is not None}
         choices = {**(read_config(config) if config else {}), **given}
-        for name, some in (("steps", steps), ("similarity_steps", similarity_steps)):
-            if some:
-                choices[name] = parse_steps(some, stores, choices.get("models"))
         if gauge:
             choices["gauge"] = _parse_parameters(gauge, choices.get("gauge") or {})
+        for name, some in (("steps", steps), ("similarity_steps", similarity_steps)):
+            if some:  # of the models in the config too, once these are known to be models
+                choices[name] = parse_steps(some, stores, Settings.of(choices).models)
         settings = Settings.of(choices)
         if out is None and len(stores) > 1:
             raise typer.BadParameter("several stores need --out, the folder for their results")

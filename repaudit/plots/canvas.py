@@ -19,11 +19,14 @@ from repaudit.plots.scales import AT
 if TYPE_CHECKING:
     import xarray as xr
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 INK: Final = "#22262a"
 FAINT: Final = "#c8ccd0"
-ROOM: Final = 64
-"""Letters of a legend that the narrowest figure has room for beside each other."""
+LETTERS: Final = 10
+"""Letters of a legend that have room in an inch."""
+ROW: Final = 0.16
+"""Inches of a row of a legend."""
 LINE: Final = 12
 """Points from one line of titles to the next."""
 STEPS: Final = LinearSegmentedColormap.from_list("repaudit_steps", list(style.STEP_COLORS))
@@ -91,12 +94,32 @@ def legend(ax: Axes, handles: Sequence[Line2D], names: Sequence[str]) -> None:
     """Draw a legend below the axes if there is more than one name."""
     if len(names) > 1:
         shown = safes(names, 34)
-        columns = max(1, min(4, len(names), ROOM // (5 + max(map(_width, shown)))))
+        columns = min(4, columns_of(shown))
         ax.legend(
             handles, shown, title=_repeated(len(names)), title_fontsize=7, frameon=False, fontsize=7,
             handletextpad=0.4, loc="upper center", bbox_to_anchor=(0.5, -0.06), ncols=columns,
             columnspacing=1.2,
         )  # fmt: skip
+
+
+def columns_of(names: Sequence[str], inches: float = 6.4) -> int:
+    """Return how many entries of a legend have room beside each other."""
+    return max(1, min(len(names), int(LETTERS * inches) // (5 + max(map(_width, names)))))
+
+
+def legend_of_figure(figure: Figure, handles: Sequence[Any], names: Sequence[str], where: str) -> None:
+    """Draw one legend for all panels beside them, for whose rows the figure grows."""
+    columns = columns_of(names, figure.get_figwidth())
+    figure.set_figheight(figure.get_figheight() + ROW * (math.ceil(len(names) / columns) - 1))
+    look: Any = {"loc": where, "ncols": columns, "frameon": False, "fontsize": 7}
+    figure.legend(handles, names, **look)
+
+
+def without_legend(ax: Axes) -> None:
+    """Take the legend of one of several panels away."""
+    shown = ax.get_legend()
+    if shown is not None:
+        shown.remove()
 
 
 def _width(name: str) -> int:

@@ -32,14 +32,13 @@ def small_multiples(dataset: xr.Dataset, draw: Callable[[str, Axes], Axes]) -> F
         ax.set_title(name, loc="left", fontsize=9, color=canvas.INK)
         ax.set_title("", loc="right")
     axes[0].set_ylim(0, max(ax.get_ylim()[1] for ax in axes[: len(layers)]))
-    shown = axes[0].get_legend()
-    if shown is not None:
-        names = [text.get_text() for text in shown.get_texts()]
-        columns = len(names) if figure.get_figwidth() > 7 else 2
-        figure.legend(shown.legend_handles, names, loc="outside upper right", ncols=columns, frameon=False, fontsize=8)
+    legends = [shown for ax in axes[: len(layers)] if (shown := ax.get_legend()) is not None]
+    if legends:
+        fullest = max(legends, key=lambda shown: len(shown.get_texts()))  # not every layer has every line
+        names = [text.get_text() for text in fullest.get_texts()]
+        canvas.legend_of_figure(figure, fullest.legend_handles, names, "outside upper right")
     for ax in axes[: len(layers)]:
-        if ax.get_legend() is not None:
-            ax.get_legend().remove()
+        canvas.without_legend(ax)
     figure.supylabel(label, fontsize=9, color=canvas.INK)
     figure.supxlabel(style.StepAxis.of(dataset[STEP].values).title, fontsize=9, color=canvas.INK)
     return figure

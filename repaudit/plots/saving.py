@@ -263,27 +263,14 @@ def _frames_figure(frames: xr.Dataset, layer: str, steps: Sequence[int]) -> Figu
     figure = Figure(figsize=(2.2 * len(steps), 2.6), layout="constrained")
     for ax, step in zip(figure.subplots(1, len(steps), squeeze=False)[0], steps, strict=True):
         embeddings.plot_frame(frames, layer, step, ax).set_title("", loc="right")  # one title and one legend for all
-        _without_legend(ax)
+        canvas.without_legend(ax)
     title = f"{canvas.safe(layer)}   all steps on one scale: samples on one dot are hardly told apart"
     figure.suptitle(title, x=0.01, ha="left", fontsize=9, color=canvas.INK)
     groups = style.label_groups(labels_of(frames), frames.sizes[SAMPLE])
     if len(groups) > 1:
         names = canvas.safes([one.name for one in groups], 34)
-        figure.legend(
-            embeddings.keys(groups),
-            names,
-            loc="outside lower left",
-            ncols=min(6, len(names)),
-            frameon=False,
-            fontsize=7,
-        )
+        canvas.legend_of_figure(figure, embeddings.keys(groups), names, "outside lower left")
     return figure
-
-
-def _without_legend(ax: Axes) -> None:
-    shown = ax.get_legend()
-    if shown is not None:
-        shown.remove()
 
 
 def _diagnostics_figure(diagnostics: xr.Dataset) -> Figure:
@@ -294,7 +281,7 @@ def _diagnostics_figure(diagnostics: xr.Dataset) -> Figure:
     axes = figure.subplots(rows, columns, squeeze=False).ravel()
     for ax, variable in zip(axes, variables, strict=False):
         curves.plot_diagnostics(diagnostics, ax=ax, variable=variable).set_title("", loc="right")
-        _without_legend(ax)
+        canvas.without_legend(ax)
         ax.set_xlabel("")
     for ax in axes[len(variables) :]:
         ax.set_axis_off()

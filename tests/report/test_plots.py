@@ -183,6 +183,23 @@ def test_panels_share_a_legend_that_lies_on_none_of_them(make_results):
     assert colors[0] == colors[1] == [line.get_color() for line in legend.get_lines()[:3]]
 
 
+def test_a_legend_of_many_panels_has_what_any_has_and_fits(make_results):
+    tree, _ = make_results(layers=("a", "b"), more=True)
+    figure = small_multiples(tree["comparison"].to_dataset(), partial(_many_lines, ["a"]))
+    figure.draw_without_rendering()
+    (legend,) = figure.legends
+    assert len(legend.get_texts()) == 12, "those of the second panel: the first has one less"
+    assert legend.get_window_extent().width <= figure.bbox.width
+    assert all(ax.get_window_extent().width > 0.2 * figure.bbox.width for ax in figure.axes if ax.axison)
+
+
+def _many_lines(fewer, layer, ax):
+    for k in range(12 - (layer in fewer)):
+        ax.plot([0, 1], [0, k / 12], label=f"a group of some models {k}")
+    ax.legend()
+    return ax
+
+
 def _drawn_comparison(tree, layer, ax):
     return plots.plot_comparison(tree["comparison"].to_dataset(), layer, ax, spread=tree["spread"].to_dataset())
 
