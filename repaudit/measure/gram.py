@@ -9,25 +9,23 @@ import numpy as np
 import torch
 from dask.utils import parse_bytes
 from numpy.typing import NDArray
-from scipy.sparse import csr_array
 
 from repaudit.distance.squared import full_precision
 from repaudit.errors import OperatorError
+from repaudit.measure.products import add_gram, add_rare, mirror
+from repaudit.measure.references import Links, References, choose
 from repaudit.measure.sparse_products import Band, Transform, sparse_bands, squared_distance
 from repaudit.operators.stack import OperatorStack
 
 BAND_BYTES, BAND_ROWS = 8 * 2**20, 4
 """A band small enough for the processor's caches, but of so many rows that files are read in larger pieces."""
 
-GEMM_COLUMNS = 4096
-"""Longest sum in single precision before it is added up in float64."""
-
-PANELS = 3, 4
-"""Least and most panels of rows whose products leave out the lower triangle: of more, products are too thin."""
-
 CLOSE, CLOSE_BY_SIDE = 3e-2, 2.0
 """Pairs with d^2 below the smaller of .03 and 2 / N of their squared norms are recomputed, which keeps rounding below
 1e-5 of d: the more products are summed, the more their errors average out."""
+
+FEW, PILOT = 64, 16
+"""Of more operators references are looked for, in a band of a sixteenth of the usual size."""
 
 CLOSE_WIDE = 1e-9
 """The same for products in float64, of which rounding leaves one part in 1e15 or so."""
@@ -41,7 +39,7 @@ WIDE_COLUMNS = 1024
 SPARSE_BYTES = 256 * 2**20
 """What a band of sparse operators may take: more than a dense one, as each band looks at every operator."""
 
-REFERENCES = 8
+MEAN_OF = 8
 """Operators whose mean stands for the mean of all: the closer it is, the less cancels; it need not be exact."""
 
 Progress = Callable[[int, int], None]
@@ -72,7 +70,9 @@ def stream_gram(
     """Compute the squared distances of all pairs, reading bands of rows of all operators and keeping none.
 
     ``d_ij^2 = G_ii + G_jj - 2 G_ij`` with G the Gram matrix of the flattened operators *less their rough mean*: the
-    distances are the same, and only the spread about it cancels, not the operators themselves. Products
+    distances are the same, and only the spread about it cancels, not the operators themselves. Where many are closer
+    than that to each other, as at the end of a training, each is taken less the nearest of several references
+    (:class:`repaudit.measure.references.References`). Products
     run in the operators' own precision over short sums, which are added in float64; pairs so close that rounding would
     still show are recomputed as differences in a second pass.
 
@@ -96,26 +96,30 @@ def stream_gram(
     """
     size, top = len(stack), len(stack) if first is None else first
     changed = _Changed(stack, memory, _band_rows(stack, memory, top), transform, constant)
+    share = min(CLOSE, CLOSE_BY_SIDE / stack.samples)
+    single = stack.dtype is torch.float32
+    links = changed.links(top, share) if single and recompute and size > FEW else None
     gram = torch.zeros((top, size), dtype=torch.float64)
-    norms = torch.zeros(size, dtype=torch.float64)
+    norms, of_rare = torch.zeros((2, size), dtype=torch.float64)
     sums = torch.zeros((3, size), dtype=torch.float64)
-    for band in changed.bands(moments=moments):
+    for band in changed.bands(moments=moments, references=None if links is None else links.references):
         if band.moments is not None:
             sums += band.moments
-        _add_gram(gram, norms, _centred(band.common))
+        _centre(band, links)
+        add_gram(gram, norms, band.common)
         if band.rare is not None:
-            _add_rare(gram, norms, band.rare)
+            add_rare(gram, of_rare, band.rare)
         if progress is not None:
             progress(band.stop, stack.samples)
     del band  # its buffer goes before another pass makes one
     square = gram[:, :top]
-    norms[:top] = square.diagonal()
-    _mirror(square)
-    if not torch.isfinite(norms).all():
+    norms[:top] = square.diagonal() - of_rare[:top]
+    mirror(square)
+    if not torch.isfinite(norms + of_rare).all():
         _refuse_unsound(changed.bands(), size)
-    squared = gram.mul_(-2).add_(norms[:top, None]).add_(norms[None, :]).clamp_(min=0)
-    share = min(CLOSE, CLOSE_BY_SIDE / stack.samples)
-    close = _close_pairs(squared, norms, share) if recompute else torch.empty((0, 2), dtype=torch.int64)
+    whole = norms + of_rare if links is None else links.rejoin(gram, norms + of_rare)
+    squared = gram.mul_(-2).add_(whole[:top, None]).add_(whole[None, :]).clamp_(min=0)
+    close = _close_pairs(squared, norms, whole, share, links) if recompute else torch.empty((0, 2), dtype=torch.int64)
     if len(close) and stack.sparse and 2 * len(close) <= size:  # less to read than all operators once more
         for first_of, other in close.tolist():
             exact = squared_distance(stack, first_of, other, transform)
@@ -123,7 +127,7 @@ def stream_gram(
             if other < top:
                 squared[other, first_of] = exact
     elif len(close):
-        _recompute(squared, close, changed.bands, in_products=stack.dtype is torch.float32)
+        _recompute(squared, close, changed.bands, in_products=single)
     squared.fill_diagonal_(0)
     trace, total, squares = sums.numpy()
     return Gram(squared.numpy(), trace, total, squares, len(close))
@@ -139,13 +143,23 @@ class _Changed:
     transform: Transform | None
     constant: float
 
-    def bands(self, *, moments: bool = False) -> Iterator[Band]:
-        """Read the operators once, as dense or as sparse ones."""
+    def links(self, first: int, share: float) -> Links | None:
+        """Choose references by what a few rows tell; None where none are needed."""
+        band = next(self.bands(part=PILOT))
+        _centre(band, None)
+        norms = torch.linalg.vector_norm(band.common, dim=1).square_()
+        with full_precision(band.common.device):
+            squared = torch.addmm(norms[:first, None] + norms[None, :], band.common[:first], band.common.T, alpha=-2)
+        chosen = choose(squared.clamp_(min=0).numpy(), norms.numpy(), share)
+        return None if chosen is None else Links(chosen)
+
+    def bands(self, *, moments: bool = False, part: int = 1, references: References | None = None) -> Iterator[Band]:
+        """Read the operators once, as dense or as sparse ones, in bands of the size that fits, or of a part of it."""
         if self.stack.sparse:
             budget = min(SPARSE_BYTES, parse_bytes(self.memory) // 2)
-            yield from sparse_bands(self.stack, budget, self.transform, moments=moments)
+            yield from sparse_bands(self.stack, budget // part, self.transform, moments=moments, references=references)
             return
-        for start, band in self.stack.bands(self.rows):
+        for start, band in self.stack.bands(-(-self.rows // part)):
             if self.transform is not None:
                 self.transform(band)
             if self.constant:
@@ -173,48 +187,26 @@ def _moments(band: torch.Tensor, start: int) -> torch.Tensor:
     return torch.stack([diagonal.sum(1, dtype=torch.float64), band.sum(2).sum(1, dtype=torch.float64), squares])
 
 
-def _centred(flat: torch.Tensor) -> torch.Tensor:
-    return flat.sub_(flat[:: max(1, len(flat) // REFERENCES)].mean(0))
+def _centre(band: Band, links: Links | None) -> None:
+    """Take from the operators their rough mean, or from each its reference."""
+    flat = band.common
+    if links is None:
+        flat.sub_(flat[:: max(1, len(flat) // MEAN_OF)].mean(0))
+    else:
+        links.add(links.take(flat) if band.ends is None else band.ends, flat)
 
 
-def _add_gram(gram: torch.Tensor, norms: torch.Tensor, flat: torch.Tensor) -> None:
-    """Add a band's products to the upper triangle: by panels of rows, which avoids most of the lower one."""
-    top, size = len(gram), len(flat)
-    norms[top:] += torch.linalg.vector_norm(flat[top:], dim=1).to(torch.float64).square_()
-    least, most = PANELS
-    panel, sums = -(-size // min(most, max(least, size // 100))), flat.shape[1] // GEMM_COLUMNS
-    whole = flat[:, : sums * GEMM_COLUMNS].view(size, sums, GEMM_COLUMNS).transpose(0, 1)
-    rest = flat[:, sums * GEMM_COLUMNS :]
-    with full_precision(flat.device):
-        for row in range(0, top, panel):
-            stop = min(row + panel, top)
-            if sums:
-                products = torch.bmm(whole[:, row:stop], whole[:, row:].transpose(1, 2))  # the sums on several threads
-                gram[row:stop, row:] += products.sum(0, dtype=torch.float64)
-            if rest.shape[1]:
-                _add(gram[row:stop, row:], rest[row:stop] @ rest[row:].T)
-
-
-def _add(gram: torch.Tensor, products: torch.Tensor) -> None:
-    """Add products in another precision, a few rows at a time, as they are copied into that of the sums."""
-    for start in range(0, len(gram), 64):
-        gram[start : start + 64] += products[start : start + 64]
-
-
-def _add_rare(gram: torch.Tensor, norms: torch.Tensor, rare: csr_array) -> None:
-    """Add the products of what few operators hold."""
-    top = len(gram)
-    gram += torch.from_numpy((rare[:top] @ rare.T).toarray())
-    norms[top:] += torch.from_numpy(rare[top:].power(2).sum(1))
-
-
-def _mirror(square: torch.Tensor) -> None:
-    """Write the upper triangle into the lower one, without another matrix of that size."""
-    for start in range(0, len(square), 256):
-        here = slice(start, start + 256)
-        square[here, :start] = square[:start, here].T
-        block = square[here, here]
-        block.copy_(block.triu() + block.triu(1).T)
+def _close_pairs(
+    squared: torch.Tensor, norms: torch.Tensor, whole: torch.Tensor, share: float, links: Links | None
+) -> torch.Tensor:
+    """Return the pairs in whose squared distance rounding shows, of the products or of what was made of them."""
+    top = len(squared)
+    if links is None:
+        limit = (norms[:top, None] + norms[None, :]).mul_(share)
+    else:
+        limit = links.rounded(norms, top).mul_(share)
+        torch.maximum(limit, (whole[:top, None] + whole[None, :]).mul_(CLOSE_WIDE), out=limit)
+    return (squared <= limit).triu_(1).nonzero()
 
 
 def _refuse_unsound(bands: Iterator[Band], size: int) -> None:
@@ -225,11 +217,6 @@ def _refuse_unsound(bands: Iterator[Band], size: int) -> None:
             bad.update(np.flatnonzero(~np.isfinite(band.rare.sum(1))).tolist())
     where = f"operators {sorted(bad)[:8]} of {size}: leave them out"
     raise OperatorError(f"expected finite entries (and non-negative ones under a root), found others in {where}")
-
-
-def _close_pairs(squared: torch.Tensor, norms: torch.Tensor, share: float) -> torch.Tensor:
-    close = squared <= share * (norms[: len(squared), None] + norms[None, :])
-    return close.triu_(1).nonzero()
 
 
 def _recompute(

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, TypeAlias
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
+from numpy.typing import DTypeLike, NDArray
 from scipy.sparse import csr_array
 
-from repaudit.operators.stack import OperatorStack
+from repaudit.measure.references import References
+from repaudit.operators.stack import OperatorStack, SparseRows
 
 Transform: TypeAlias = Callable[[torch.Tensor], Any]
 """Changes entries in place, and keeps 0 at 0."""
@@ -22,8 +24,11 @@ Entries: TypeAlias = tuple[NDArray[np.int64], NDArray[Any]]
 COMMON: Final = 0.05
 """Share of the operators that hold a cell from which on its products are cheaper as dense ones."""
 
-FEW: Final = 100
-"""Up to this many operators every cell that one of them holds is taken as common: sorting them out costs more."""
+FEW, MANY = 32, 100
+"""An eighth of the operators, at least and at most so many, tell which cells are common; of fewer, all cells are."""
+
+_ALIGNED: Final = 16
+"""Numbers: rows of a dense band begin at multiples of it."""
 
 _ENTRY_BYTES: Final = 32
 """Held for each entry of a band: its cell, its value, and what becomes of both."""
@@ -41,6 +46,8 @@ class Band:
         Entries at the cells that many operators hold, free to be changed; of dense operators, all.
     rare : (T, cell), sparse, float64
         Entries at the other cells that any sparse operator holds; None where there are none.
+    ends : (K, cell)
+        The references' entries at the common cells, where the operators have been taken less of them.
     moments : (3, T), float64
         Sum of the diagonal, of all entries, and of their squares; None where nobody asks.
     """
@@ -48,10 +55,18 @@ class Band:
     stop: int
     common: torch.Tensor
     rare: csr_array | None = None
+    ends: torch.Tensor | None = None
     moments: torch.Tensor | None = None
 
 
-def sparse_bands(stack: OperatorStack, budget: int, transform: Transform | None, *, moments: bool) -> Iterator[Band]:
+def sparse_bands(
+    stack: OperatorStack,
+    budget: int,
+    transform: Transform | None,
+    *,
+    moments: bool,
+    references: References | None = None,
+) -> Iterator[Band]:
     """Give the bands of a stack of sparse operators one after the other, each of as many rows as fit in a budget.
 
     Parameters
@@ -61,61 +76,115 @@ def sparse_bands(stack: OperatorStack, budget: int, transform: Transform | None,
         Bytes.
     transform : function of entries, in place, optional
         Keeps 0 at 0.
+    moments : bool
+        Whether they are asked for.
+    references : References, optional
+        What the common entries of each operator are taken less of.
     """
-    start = 0
+    start, rooms = 0, (_Room(), _Room())
     while start < stack.samples:
         stop = min(stack.samples, start + _rows(stack, start, budget))
-        yield _band(stack, start, stop, transform, moments)
+        rows = [stack.sparse_rows(index, start, stop) for index in range(len(stack))]
+        parts, sums = _in_order(rows, stack.samples, rooms[0]), None
+        if transform is not None:
+            parts = [(places, _changed(values, transform)) for places, values in parts]
+        if moments:
+            found = [_moments(places, values, start, stack.samples) for places, values in parts]
+            sums = torch.tensor(found, dtype=torch.float64).T
+        yield _band(stop, parts, (stop - start) * stack.samples, references, rooms[1], sums)
         start = stop
+
+
+class _Room:
+    """Memory that every band uses again: new pages cost more than what is written to them."""
+
+    def __init__(self) -> None:
+        self._bytes = np.empty(0, np.uint8)
+
+    def empty(self, shape: tuple[int, ...], dtype: DTypeLike) -> NDArray[Any]:
+        """Return an array with any values; that of the last call is gone."""
+        size = math.prod(shape) * np.dtype(dtype).itemsize
+        if size > self._bytes.size:
+            self._bytes = np.empty(size + size // 8, np.uint8)
+        return self._bytes[:size].view(dtype).reshape(shape)
 
 
 def _rows(stack: OperatorStack, start: int, budget: int) -> int:
     """Return the rows of a band, whose entries, once as they are and once as common cells, fit in a budget."""
     last = min(stack.samples, start + 16)
-    entries = max(len(stack.entries(index, start, last)[0]) for index in {0, len(stack) // 2, len(stack) - 1})
+    entries = max(len(stack.sparse_rows(index, start, last)[1]) for index in {0, len(stack) // 2, len(stack) - 1})
     a_row = len(stack) * -(-entries // (last - start)) * _ENTRY_BYTES + 16 * stack.samples
     return int(max(1, budget // (2 * a_row)))
 
 
-def _band(stack: OperatorStack, start: int, stop: int, transform: Transform | None, moments: bool) -> Band:
-    count, cells = len(stack), (stop - start) * stack.samples
-    parts, sums = [], torch.zeros((3, count), dtype=torch.float64)
-    for index in range(count):
-        places, values = stack.entries(index, start, stop)
-        if transform is not None:
-            values = values.copy()
-            transform(torch.from_numpy(values))
-        if moments:
-            wide = values.astype(np.float64)
-            on_diagonal = wide[places % (stack.samples + 1) == start]
-            sums[:, index] = torch.tensor([on_diagonal.sum(), wide.sum(), wide @ wide])
-        parts.append((places, values))
-    rank = _rank_of_common(parts, cells)
-    dense, rest = torch.zeros((count, int(rank.max(initial=-1)) + 1), dtype=stack.dtype), []
-    for row, (places, values) in zip(dense.numpy(), parts, strict=True):
+def _band(
+    stop: int,
+    parts: Sequence[Entries],
+    cells: int,
+    references: References | None,
+    room: _Room,
+    moments: torch.Tensor | None,
+) -> Band:
+    rank, width = _rank_of_common(parts, cells)
+    stride = _ALIGNED * (width // _ALIGNED + 1)  # of which the column behind the common ones takes what is rare
+    dense, rest = room.empty((len(parts), stride), parts[0][1].dtype), []
+    of, nearest = ([], []) if references is None else (references.operators.tolist(), references.nearest.tolist())
+    ends = np.zeros((len(of), stride), dense.dtype)
+    for end, index in zip(ends, of, strict=True):
+        places, values = parts[index]
+        end[rank[places]] = values
+    for index, (row, (places, values)) in enumerate(zip(dense, parts, strict=True)):
+        row[:] = 0
         at = rank[places]
-        if count <= FEW:
-            row[at] = values
-            continue
-        rare = at < 0
-        row[at[~rare]] = values[~rare]
-        rest.append((places[rare], values[rare]))
-    return Band(stop, dense, _compressed(rest, cells) if rest else None, sums if moments else None)
+        row[at] = values
+        if nearest:
+            np.subtract(row, ends[nearest[index]], out=row)
+        if len(parts) > FEW:
+            rare = np.flatnonzero(at == width)
+            rest.append((places[rare], values[rare]))
+    return Band(
+        stop,
+        torch.from_numpy(dense)[:, :width],
+        _compressed(rest, cells) if rest else None,
+        torch.from_numpy(ends)[:, :width] if of else None,
+        moments,
+    )
 
 
-def _rank_of_common(parts: Sequence[Entries], cells: int) -> NDArray[np.int32]:
-    """Return the number of each cell among the common ones, -1 of others; a sample of the operators tells which."""
-    if len(parts) <= FEW:
-        common = np.zeros(cells, bool)
-        for places, _ in parts:
-            common[places] = True
-    else:
-        some = parts[:: len(parts) // FEW]
-        held = np.zeros(cells, np.int16)
-        for places, _ in some:
-            held[places] += 1  # no operator holds a cell twice
-        common = held >= COMMON * len(some)
-    return np.where(common, np.cumsum(common, dtype=np.int32) - 1, np.int32(-1))
+def _in_order(rows: Sequence[SparseRows], samples: int, room: _Room) -> list[Entries]:
+    """Return the places of the entries of each operator in the band, instead of their rows and columns."""
+    ends = np.cumsum([len(columns) for _, columns, _ in rows])
+    places = np.split(room.empty((int(ends[-1]),), np.int64), ends[:-1])
+    for (pointers, columns, _), at in zip(rows, places, strict=True):
+        np.add(np.repeat(np.arange(0, (len(pointers) - 1) * samples, samples), np.diff(pointers)), columns, out=at)
+    return [(at, values) for at, (_, _, values) in zip(places, rows, strict=True)]
+
+
+def _changed(values: NDArray[Any], transform: Transform) -> NDArray[Any]:
+    changed = values.copy()
+    transform(torch.from_numpy(changed))
+    return changed
+
+
+def _moments(places: NDArray[np.int64], values: NDArray[Any], start: int, samples: int) -> tuple[float, float, float]:
+    wide = values.astype(np.float64)
+    first, last = (places[[0, -1]] // samples).tolist() if len(places) else (0, -1)
+    diagonal = np.arange(first, last + 1) * (samples + 1) + start
+    at = np.searchsorted(places, diagonal)
+    on_diagonal = at[places[at % len(places)] == diagonal] if len(places) else at
+    return float(wide[on_diagonal].sum()), float(wide.sum()), float(wide @ wide)
+
+
+def _rank_of_common(parts: Sequence[Entries], cells: int) -> tuple[NDArray[np.int64], int]:
+    """Return the number of each cell among the common ones, and how many these are, which is that of all others."""
+    some: Sequence[Entries] = parts
+    if len(parts) > FEW:  # at random, as every third may be of one model
+        drawn = np.random.default_rng(0).choice(len(parts), min(MANY, max(FEW, len(parts) // 8)), replace=False)
+        some = [parts[index] for index in drawn]
+    held = np.bincount(np.concatenate([places for places, _ in some]), minlength=cells)
+    common = held >= (COMMON * len(some) if len(parts) > FEW else 1)
+    count = int(common.sum())
+    return np.where(common, np.cumsum(common) - 1, count), count
 
 
 def _compressed(parts: Sequence[Entries], cells: int) -> csr_array:
@@ -132,10 +201,10 @@ def squared_distance(stack: OperatorStack, first: int, other: int, transform: Tr
     """Return the squared distance of two operators from the differences of their entries."""
     both = []
     for index in (first, other):
-        places, values = stack.entries(index, 0, stack.samples)
-        values = values.copy()
+        pointers, columns, values = stack.sparse_rows(index, 0, stack.samples)
         if transform is not None:
-            transform(torch.from_numpy(values))
-        both.append(csr_array((values.astype(np.float64), places, [0, len(places)]), shape=(1, stack.samples**2)))
+            values = _changed(values, transform)
+        shape = stack.samples, stack.samples
+        both.append(csr_array((values.astype(np.float64), columns, pointers - pointers[0]), shape=shape))
     apart = (both[0] - both[1]).data
     return float(apart @ apart)

@@ -20,6 +20,10 @@ Operator: TypeAlias = Any
 """Anything with ``.matrix``, or a square array: NumPy, torch (dense or sparse), scipy sparse, DataArray."""
 
 
+SparseRows: TypeAlias = tuple[NDArray[Any], NDArray[Any], NDArray[Any]]
+"""The entry at which each of some rows begins, and the last one ends; columns and values."""
+
+
 def matrix_of(operator: Operator) -> Any:
     """Return the matrix that an operator holds; arrays are their own."""
     inner = getattr(operator, "matrix", operator)
@@ -86,6 +90,7 @@ class OperatorStack:
     def __init__(self, operators: Sequence[Operator] | Any) -> None:
         self._operators: Any = _files_under(operators) or operators
         self._cube = getattr(self._operators, "ndim", None) == 3 and not hasattr(self._operators, "matrix")
+        self._held: dict[int, SparseRows] = {}
         self.size = len(operators)
         if self.size == 0:
             raise OperatorError("expected at least one operator, found none")
@@ -113,18 +118,27 @@ class OperatorStack:
         """Whether the first operator is sparse, as then all are where one gauge made them."""
         return not self._cube and _is_sparse(self._item(0))
 
-    def entries(self, index: int, start: int, stop: int) -> tuple[NDArray[np.int64], NDArray[Any]]:
-        """Return the entries in some rows of one operator: places in this part of the matrix, in order, and values."""
-        operator = self._item(index)
-        if start == 0:
-            self._check(operator, index)
-        if isinstance(operator, SparseOperatorFile):
-            pointers, columns, values = operator.rows(start, stop)
-        else:
-            pointers, columns, values = _sparse_rows(matrix_of(operator), start, stop)
-        places = np.repeat(np.arange(stop - start, dtype=np.int64) * self.samples, np.diff(pointers))
-        places += columns
-        return places, values.astype(np.float64 if self.dtype is torch.float64 else np.float32, copy=False)
+    def sparse_rows(self, index: int, start: int, stop: int) -> SparseRows:
+        """Return some rows of one operator: where each begins, and the columns, in order, and values of all entries."""
+        held = self._held.get(index)
+        if held is None:
+            operator = self._item(index)
+            if start == 0:
+                self._check(operator, index)
+            if isinstance(operator, SparseOperatorFile):
+                return self._in_precision(operator.rows(start, stop))
+            if not _is_sparse(operator):
+                return self._in_precision(_compressed(csr_array(_band(operator, start, stop))))
+            held = _compressed(operator)
+            if _shares(held, operator) and self._item(index) is operator:  # in memory anyway
+                self._held[index] = held
+        pointers, columns, values = held
+        inside = slice(pointers[start], pointers[stop])
+        return self._in_precision((pointers[start : stop + 1], columns[inside], values[inside]))
+
+    def _in_precision(self, rows: SparseRows) -> SparseRows:
+        pointers, columns, values = rows
+        return pointers, columns, values.astype(np.float64 if self.dtype is torch.float64 else np.float32, copy=False)
 
     def _item(self, index: int) -> Any:
         operator = self._operators[index]
@@ -203,28 +217,31 @@ def _is_sparse(operator: Any) -> bool:
     return issparse(operator) or isinstance(operator, SparseOperatorFile)
 
 
-def _sparse_rows(matrix: Any, start: int, stop: int) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
-    """Return where rows ``start`` to ``stop`` begin among their entries, and the columns and values of these."""
+def _compressed(matrix: Any) -> SparseRows:
+    """Return a sparse matrix in compressed rows, without duplicates; what it holds is not copied where that is so."""
     if isinstance(matrix, torch.Tensor) and matrix.layout is torch.sparse_coo:
         whole = matrix.detach().coalesce()
-        rows, columns = whole.indices().cpu().numpy()
-        edges = np.searchsorted(rows, np.arange(start, stop + 1))
-        inside = slice(edges[0], edges[-1])
-        return edges, columns[inside], whole.values()[inside].cpu().numpy()
-    if isinstance(matrix, torch.Tensor) and matrix.layout is torch.sparse_csr:
-        matrix = csr_array(
-            tuple(
-                part.detach().cpu().numpy() for part in (matrix.values(), matrix.col_indices(), matrix.crow_indices())
-            ),
-            shape=tuple(matrix.shape),
-        )
-    part = csr_array(matrix if issparse(matrix) else _band(matrix, start, stop))
-    if not part.has_canonical_format:
-        part = part.copy()
-        part.sum_duplicates()
-    edges = part.indptr[start : stop + 1] if part.shape[0] != stop - start else part.indptr
-    inside = slice(edges[0], edges[-1])
-    return edges, part.indices[inside], part.data[inside]
+        rows, columns = whole.indices().cpu()
+        numbers, counts = torch.unique_consecutive(rows, return_counts=True)
+        pointers = torch.zeros(matrix.shape[0] + 1, dtype=torch.int64)
+        pointers[numbers + 1] = counts
+        return pointers.cumsum(0).numpy(), columns.numpy(), whole.values().cpu().numpy()
+    if isinstance(matrix, torch.Tensor):
+        parts = matrix.values(), matrix.col_indices(), matrix.crow_indices()
+        matrix = csr_array(tuple(part.detach().cpu().numpy() for part in parts), shape=tuple(matrix.shape))
+    rows = csr_array(matrix)
+    if not rows.has_canonical_format:
+        rows = rows.copy()
+        rows.sum_duplicates()
+    return rows.indptr, rows.indices, rows.data
+
+
+def _shares(rows: SparseRows, matrix: Any) -> bool:
+    """Whether rows are those that a matrix holds, so that keeping them takes no memory."""
+    if isinstance(matrix, torch.Tensor):
+        plain = matrix.layout is torch.sparse_csr or matrix.is_coalesced()
+        return plain and rows[2].ctypes.data == matrix.detach().values().data_ptr()
+    return matrix.format == "csr" and np.may_share_memory(rows[2], matrix.data)
 
 
 def _csr_band(matrix: torch.Tensor, start: int, stop: int) -> torch.Tensor:
