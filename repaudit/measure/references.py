@@ -138,7 +138,7 @@ def choose(squared: NDArray[np.floating[Any]], norms: NDArray[np.floating[Any]],
 
 def _in_a_tree(chosen: NDArray[np.int64], nearest: NDArray[np.int64], squared: NDArray[Any]) -> References:
     between = squared[np.ix_(chosen, chosen)].astype(np.float64)
-    between += _UNSEEN * between.max() + np.finfo(np.float32).tiny  # a length of 0 would be no edge
+    between = between / (between.max() or 1) + _UNSEEN  # SciPy takes lengths below 1e-8 for no edge
     np.fill_diagonal(between, 0)
     order, before = breadth_first_order(minimum_spanning_tree(between), 0, directed=False)
     place = np.empty(len(chosen), np.int64)

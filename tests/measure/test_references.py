@@ -55,6 +55,16 @@ def test_of_slow_trainings_little_is_recomputed(kind: Callable[[Any], Any], monk
 
 
 @pytest.mark.parametrize("kind", [dense, sparse])
+@pytest.mark.parametrize("apart", [1e-3, 1e-5, 1e-8])
+@pytest.mark.parametrize("scale", [1e-6, 1.0, 1e6])
+def test_trainings_that_hardly_move(kind: Callable[[Any], Any], apart: float, scale: float) -> None:
+    cube = trainings(30)
+    cube = (scale * (cube[-1].astype(np.float64) + apart * cube)).astype(np.float32)
+    found = np.sqrt(stream_gram(OperatorStack(kind(cube))).squared_distances)
+    np.testing.assert_allclose(found, direct(cube), rtol=1e-5, atol=0)
+
+
+@pytest.mark.parametrize("kind", [dense, sparse])
 @pytest.mark.parametrize("first", [1, 3, 30, 150])
 def test_the_first_to_all_are_rows_of_all(kind: Callable[[Any], Any], first: int) -> None:
     cube = trainings(80)
@@ -112,10 +122,16 @@ def test_references_are_chosen_for_close_ones_alone() -> None:
 
 
 @settings(max_examples=60, deadline=None)
-@given(seed=st.integers(0, 10**6), first=st.integers(1, 90), scale=st.sampled_from([0.0, 1e-7, 1e-4, 1e-2, 1.0]))
-def test_references_form_a_tree_whatever_is_measured(seed: int, first: int, scale: float) -> None:
+@given(
+    seed=st.integers(0, 10**6),
+    first=st.integers(1, 90),
+    scale=st.sampled_from([0.0, 1e-7, 1e-4, 1e-2, 1.0]),
+    unit=st.sampled_from([1e-15, 1e-6, 1.0, 1e12]),
+)
+def test_references_form_a_tree_whatever_is_measured(seed: int, first: int, scale: float, unit: float) -> None:
     rng = np.random.default_rng(seed)
     points = rng.standard_normal((6, 3))[rng.integers(0, 6, 90)] + scale * rng.standard_normal((90, 3))
+    points *= unit
     norms = np.square(points - points.mean(0)).sum(1)
     found = choose(cdist(points[:first], points, "sqeuclidean"), norms, 2e-3)
     if found is None:
