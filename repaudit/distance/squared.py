@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Final
 
@@ -23,18 +21,6 @@ _STRIP: Final = {"cpu": 256, "cuda": 4096}
 
 Where = slice | Tensor
 Place = tuple[Where, Where]
-
-
-@contextmanager
-def full_precision(device: torch.device) -> Iterator[None]:
-    """Keep float32 products at float32: no TF32, no bfloat16, no autocast, whatever the caller's settings."""
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("highest")
-    try:
-        with torch.autocast(device.type, enabled=False):
-            yield
-    finally:
-        torch.set_float32_matmul_precision(before)
 
 
 @dataclass(frozen=True)

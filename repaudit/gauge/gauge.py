@@ -12,7 +12,8 @@ import xarray as xr
 from torch import Tensor
 
 from repaudit.distance.points import Metric, cloud
-from repaudit.distance.squared import full_precision, squared_distances_
+from repaudit.distance.precision import full_precision
+from repaudit.distance.squared import squared_distances_
 from repaudit.errors import ActivationError
 from repaudit.gauge.bandwidth import bandwidth
 from repaudit.gauge.differentiable import Comparison, differentiable_kernel_operator, differentiable_perplexity_operator

@@ -7,10 +7,13 @@ from typing import Final
 import torch
 from scipy.sparse import csr_array
 
-from repaudit.distance.squared import full_precision
+from repaudit.distance.precision import full_precision
 
-GEMM_COLUMNS: Final = 4096
+GEMM_COLUMNS: Final = 2048
 """Longest sum in single precision before it is added up in float64."""
+
+NORM_COLUMNS: Final = 512
+"""The same of squared norms."""
 
 PANELS: Final = 3, 4
 """Least and most panels of rows whose products leave out the lower triangle: of more, products are too thin."""
@@ -22,7 +25,7 @@ def add_gram(gram: torch.Tensor, norms: torch.Tensor, flat: torch.Tensor) -> Non
     Squared norms of the rows behind the first ones are added to `norms`, (T).
     """
     top, size = gram.shape
-    norms[top:] += torch.linalg.vector_norm(flat[top:], dim=1).to(torch.float64).square_()
+    norms[top:] += squared_norms(flat[top:])
     least, most = PANELS
     panel = -(-size // min(most, max(least, size // 100)))
     for row in range(0, top, panel):
@@ -41,6 +44,15 @@ def add_products(total: torch.Tensor, left: torch.Tensor, right: torch.Tensor) -
             total += products.sum(0, dtype=torch.float64)
         if sums * length < left.shape[1]:
             _add(total, left[:, sums * length :] @ right[:, sums * length :].T)
+
+
+def squared_norms(flat: torch.Tensor) -> torch.Tensor:
+    """Return the squared norm of each row, in float64, as long sums in single precision lose what is small."""
+    sums = flat.shape[1] // NORM_COLUMNS
+    whole = sums * NORM_COLUMNS
+    parts = flat[:, :whole].view(len(flat), sums, NORM_COLUMNS), flat[:, None, whole:]
+    norms = torch.cat([torch.linalg.vector_norm(part, dim=2) for part in parts], dim=1)
+    return norms.to(torch.float64).square_().sum(1)
 
 
 def _sums(columns: int) -> int:

@@ -11,10 +11,11 @@ import torch
 from numpy.typing import NDArray
 from scipy.sparse import issparse
 
+from repaudit.errors import OperatorError
 from repaudit.measure.gram import Progress, stream_gram
 from repaudit.measure.null import NO_STRUCTURE, null_inner
 from repaudit.operators.sketch import SIZE, OperatorSketch, sketch, stacked
-from repaudit.operators.stack import Operator, OperatorStack, entries_of
+from repaudit.operators.stack import Operator, OperatorStack, entries_of, side_of
 
 Array = NDArray[np.float64]
 SketchedMetric: TypeAlias = Literal["frobenius", "calibrated"]
@@ -67,6 +68,8 @@ def sketch_distances(
     """
     check_metric(metric)
     values = stacked(sketches)
+    if first is not None and not 1 <= first <= len(sketches):
+        raise ValueError(f"expected first from 1 to {len(sketches)}, as there are as many sketches; found {first}")
     side = math.isqrt(values.shape[1])
     gram = stream_gram(OperatorStack(values.reshape(-1, side, side)), memory=memory, first=first, progress=progress)
     squares = gram.squared_distances
@@ -125,6 +128,9 @@ def nearest_operators(
     count = len(operators)
     if not 1 <= k < count:
         raise ValueError(f"expected k from 1 to {count - 1}, as there are {count} operators; found {k}")
+    side = side_of(operators[0])
+    if sketches and sketches[0].samples != side:
+        raise OperatorError(f"expected sketches of operators on {side} samples, found {sketches[0].samples}")
     made = sketches if sketches is not None else [sketch(operators[i], size, seed=seed) for i in range(count)]
     if len(made) != count:
         raise ValueError(f"expected a sketch of each of {count} operators, found {len(made)}")

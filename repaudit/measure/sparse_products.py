@@ -85,6 +85,9 @@ def sparse_bands(
     while start < stack.samples:
         stop = min(stack.samples, start + _rows(stack, start, budget))
         rows = [stack.sparse_rows(index, start, stop) for index in range(len(stack))]
+        while stop > start + 1 and _ENTRY_BYTES * sum(len(columns) for _, columns, _ in rows) > budget:
+            stop = (start + stop) // 2  # these rows have more entries than those that were looked at
+            rows = [stack.sparse_rows(index, start, stop) for index in range(len(stack))]
         parts, sums = _in_order(rows, stack.samples, rooms[0]), None
         if transform is not None:
             parts = [(places, _changed(values, transform)) for places, values in parts]

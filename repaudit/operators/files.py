@@ -180,7 +180,9 @@ def write_sparse(stream: IO[bytes], matrix: Any) -> None:
     [[1.0, 0.0, 0.0], [0.0, 1.0, 0.0], [0.0, 0.0, 1.0]]
     """
     rows = csr_array(matrix)
-    rows.sum_duplicates()
+    if not rows.has_canonical_format:
+        rows = rows.copy()  # what is given stays as it is
+        rows.sum_duplicates()
     for part in (rows.indptr.astype(np.int64), rows.indices.astype(np.int32), rows.data):
         np.save(stream, part, allow_pickle=False)
 

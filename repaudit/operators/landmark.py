@@ -15,7 +15,7 @@ from scipy.sparse.csgraph import connected_components
 from torch import Tensor
 
 from repaudit.distance.points import row_panels
-from repaudit.distance.squared import full_precision
+from repaudit.distance.precision import full_precision
 from repaudit.errors import OperatorError
 from repaudit.names import SAMPLE
 from repaudit.operators.convert import signs

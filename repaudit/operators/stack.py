@@ -77,6 +77,19 @@ def entries_of(operator: Operator) -> Any:
     return sparse
 
 
+class _Chosen(Sequence[Any]):
+    """Some items of a sequence, asked for when they are needed."""
+
+    def __init__(self, items: Any, indices: Sequence[int]) -> None:
+        self._items, self._indices = items, indices
+
+    def __len__(self) -> int:
+        return len(self._indices)
+
+    def __getitem__(self, index: Any) -> Any:
+        return self._items[self._indices[index]]
+
+
 class OperatorStack:
     """T operators on the same N samples, of which only a band of rows is in memory at any time.
 
@@ -113,6 +126,12 @@ class OperatorStack:
             self._fill(part, start, stop)
             yield start, part
 
+    def some(self, indices: Sequence[int]) -> OperatorStack | None:
+        """Return a stack of some of the operators, in this order; None where taking one would read others too."""
+        if self._cube and not isinstance(self._operators, np.ndarray | torch.Tensor):
+            return None
+        return OperatorStack(_Chosen(self._operators, indices))
+
     @property
     def sparse(self) -> bool:
         """Whether the first operator is sparse, as then all are where one gauge made them."""
@@ -134,7 +153,10 @@ class OperatorStack:
                 self._held[index] = held
         pointers, columns, values = held
         inside = slice(pointers[start], pointers[stop])
-        return self._in_precision((pointers[start : stop + 1], columns[inside], values[inside]))
+        columns, values = columns[inside], values[inside]
+        if index not in self._held:  # so that the rest of what was made goes
+            columns, values = columns.copy(), values.copy()
+        return self._in_precision((pointers[start : stop + 1], columns, values))
 
     def _in_precision(self, rows: SparseRows) -> SparseRows:
         pointers, columns, values = rows
@@ -142,7 +164,11 @@ class OperatorStack:
 
     def _item(self, index: int) -> Any:
         operator = self._operators[index]
-        return operator if isinstance(operator, _FILES) else matrix_of(operator)
+        if isinstance(operator, _FILES):
+            return operator
+        matrix = matrix_of(operator)
+        _check_layout(matrix)
+        return matrix
 
     def _fill(self, part: torch.Tensor, start: int, stop: int) -> None:
         if self._cube:
@@ -197,6 +223,11 @@ def _side(matrix: Any, name: str) -> int:
     return int(shape[0])
 
 
+def _check_layout(matrix: Any) -> None:
+    if isinstance(matrix, torch.Tensor) and matrix.layout not in (torch.strided, torch.sparse_coo, torch.sparse_csr):
+        raise OperatorError(f"expected a dense, COO or CSR tensor, found {matrix.layout}: pass .to_sparse_csr()")
+
+
 def _is_double(array: Any) -> bool:
     return str(array.dtype).removeprefix("torch.") not in {"float32", "float16", "bfloat16"}
 
@@ -225,15 +256,24 @@ def _compressed(matrix: Any) -> SparseRows:
         numbers, counts = torch.unique_consecutive(rows, return_counts=True)
         pointers = torch.zeros(matrix.shape[0] + 1, dtype=torch.int64)
         pointers[numbers + 1] = counts
-        return pointers.cumsum(0).numpy(), columns.numpy(), whole.values().cpu().numpy()
+        return pointers.cumsum(0).numpy(), columns.numpy(), _real(whole.values()).cpu().numpy()
     if isinstance(matrix, torch.Tensor):
-        parts = matrix.values(), matrix.col_indices(), matrix.crow_indices()
+        parts = _real(matrix.values()), matrix.col_indices(), matrix.crow_indices()
         matrix = csr_array(tuple(part.detach().cpu().numpy() for part in parts), shape=tuple(matrix.shape))
     rows = csr_array(matrix)
+    if rows.dtype.kind not in "fiub":
+        raise OperatorError(f"expected real numbers in an operator, found dtype {rows.dtype}")
     if not rows.has_canonical_format:
         rows = rows.copy()
         rows.sum_duplicates()
     return rows.indptr, rows.indices, rows.data
+
+
+def _real(values: torch.Tensor) -> torch.Tensor:
+    """Return the values of a sparse tensor as NumPy knows them."""
+    if values.is_complex():
+        raise OperatorError(f"expected real numbers in an operator, found dtype {values.dtype}")
+    return values.float() if values.dtype in (torch.float16, torch.bfloat16) else values
 
 
 def _shares(rows: SparseRows, matrix: Any) -> bool:
@@ -255,6 +295,8 @@ def _csr_band(matrix: torch.Tensor, start: int, stop: int) -> torch.Tensor:
 
 def _copy(target: torch.Tensor, source: Any) -> None:
     if isinstance(source, torch.Tensor):
+        if source.is_complex():
+            raise OperatorError(f"expected real numbers in an operator, found dtype {source.dtype}")
         target.copy_(source.detach())
         return
     array = np.asarray(source)

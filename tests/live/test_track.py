@@ -25,6 +25,7 @@ from repaudit.analysis.execution import side_by_side
 from repaudit.cli import app
 from repaudit.errors import AuditWarning, StoreNotFoundError
 from repaudit.measure.distances import operator_distances
+from repaudit.store.write.writer_thread import WriterThread
 
 N = 32
 GAUGE = ra.DiffusionGauge(perplexity=5)
@@ -317,3 +318,22 @@ def test_a_process_without_threads_left_tells_it_and_ends(tmp_path: Path, monkey
     track.close()
     with pytest.warns(AuditWarning, match="no further spreads: can't start new thread"):
         assert track.news() == []
+
+
+def test_waiting_for_a_slow_store_is_told_as_the_cost_of_audits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = WriterThread._store
+
+    def slow(self: WriterThread, item: Any) -> None:
+        time.sleep(0.1)
+        store(self, item)
+
+    monkeypatch.setattr(WriterThread, "_store", slow)
+    recorder = ra.Recorder(tmp_path / "r.zarr", "seed0", PROBE, "[0]", durable=False)
+    model = torch.nn.Sequential(torch.nn.Linear(4, 5))
+    for step in range(6):
+        recorder.audit(model, step)
+    recorder.close()
+    assert recorder.cost.seconds > 0.5  # all six waited for, in audits or at the end
+    assert 0.5 < recorder.cost.share < 1

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from shlex import quote
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 from dask.utils import format_bytes
 
@@ -17,6 +18,8 @@ ENOUGH: Final = 31
 
 FEWEST: Final = 3
 """Samples that an analysis needs."""
+
+R = TypeVar("R")
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -33,7 +36,8 @@ class Cost:
         The steps of the record, once it is closed: of those given some may not have come there.
     layers : int
     seconds : float
-        In which the training waited for audits; what the store's thread does beside it does not count.
+        In which the training waited for audits and, where the store was slower, for that; what the store's thread does
+        beside it does not count.
     nbytes : int
         Given to the store, before compression.
     samples : int
@@ -65,11 +69,22 @@ class Cost:
         """Count an audit that the store has taken."""
         self.steps.append(audit.step)
         self.layers = max(self.layers, len(audit.layers))
-        self.seconds += audit.seconds
         self.nbytes += audit.nbytes
         self.samples = max((len(values) for values in audit.activations.values()), default=0)
         if not audit.layers.keys() <= audit.activations.keys():  # operators and sketches have the scale of their gauge
             self.samples = 0
+
+    def waited(self, call: Callable[[], R]) -> Callable[[], R]:
+        """Return a call whose time counts as one in which the training waits."""
+
+        def counted() -> R:
+            began = time.perf_counter()
+            try:
+                return call()
+            finally:
+                self.seconds += time.perf_counter() - began
+
+        return counted
 
     @property
     def share(self) -> float:

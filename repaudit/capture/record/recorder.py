@@ -281,7 +281,8 @@ class Recorder:
         self, model: nn.Module, step: int, *, epoch: float | None = None, loss: float | torch.Tensor | None = None
     ) -> Audit | None:
         """Forward the probe set; return None if that failed and failures only warn."""
-        audit = self._failures.attempt(step, lambda: self.auditor.take(model, step, epoch, loss), self._writer)
+        taken = self.cost.waited(lambda: self.auditor.take(model, step, epoch, loss))
+        audit = self._failures.attempt(step, taken, self._writer)
         if audit is not None and self.auditor.ranks.writes:
             for listen in self.listeners:
                 listen(step, audit.activations)
@@ -289,10 +290,10 @@ class Recorder:
 
     def hand_over(self, audit: Audit, triggers: Sequence[str]) -> bool:
         """Queue an audit for the store; return False if that failed and failures only warn."""
-        writer = self._writer
-        if writer is None:
+        if (writer := self._writer) is None:
             return False
-        stored = bool(self._failures.attempt(audit.step, lambda: audit.append_to(writer, triggers), writer))
+        queued = self.cost.waited(lambda: audit.append_to(writer, triggers))
+        stored = bool(self._failures.attempt(audit.step, queued, writer))
         if stored:
             self.cost.add(audit)
             if self.track is not None:
@@ -312,21 +313,20 @@ class Recorder:
 
     def amend(self, step: int, triggers: Sequence[str]) -> None:
         """Record all that asked for an audit which is already handed over."""
-        writer = self._writer
-        if writer is not None:
+        if (writer := self._writer) is not None:
             self._failures.attempt(None, lambda: writer.amend_trigger(step, ",".join(triggers)), writer)
 
     def flush(self) -> None:
         """Wait until everything queued is committed."""
         if self._writer is not None:
-            self._failures.attempt(None, self._writer.flush, self._writer)
+            self._failures.attempt(None, self.cost.waited(self._writer.flush), self._writer)
 
     def close(self) -> None:
         """Flush, and release the model's lease; a later audit opens the record again."""
         self._is_open = False
         writer = self._writer
         if writer is not None:
-            self._failures.attempt(None, writer.close, writer)
+            self._failures.attempt(None, self.cost.waited(writer.close), writer)
             self._writer = None  # only now: where an interrupt ends the wait, it is closed later
             let_go(writer)
             if self.track is not None:
