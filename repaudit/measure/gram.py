@@ -20,16 +20,16 @@ from repaudit.operators.stack import OperatorStack
 BAND_BYTES, BAND_ROWS = 8 * 2**20, 4
 """A band small enough for the processor's caches, but of so many rows that files are read in larger pieces."""
 
-CLOSE, CLOSE_BY_SIDE = 6e-2, 4.0
-"""Pairs with d^2 below the smaller of .06 and 4 / N of their squared norms are recomputed, which keeps rounding below
-1e-5 of d: the more products are summed, the more their errors average out. Of operators whose entries take few values
-they add up instead, to 5e-4 at most in what was tried (blocks, ``a I + (1 - a) / N``)."""
+CLOSE, CLOSE_BY_SIDE, CLOSE_BY_CELLS = 6e-2, 2.0, 800.0
+"""Pairs with d^2 below .06, or the larger of 2 / N and 800 / N^2, of their squared norms are recomputed, which keeps
+rounding below 1e-5 of d: the more products are summed, the more their errors average out. Of operators whose entries
+take few values they add up instead, to 5e-4 at most in what was tried (blocks, ``a I + (1 - a) / N``)."""
 
 FEW, PILOT = 64, 16
 """Of more operators references are looked for, in a band of a sixteenth of the usual size."""
 
-CLOSE_WIDE = 1e-9
-"""The same for products in float64, of which rounding leaves one part in 1e15 or so."""
+CLOSE_WIDE = 1e-8
+"""The same for products in float64, of which rounding leaves up to one part in 1e13."""
 
 MANY = 64
 """Close pairs are many where they are at least one in so many of all pairs among their operators, twice counted."""
@@ -97,7 +97,7 @@ def stream_gram(
     """
     size, top = len(stack), len(stack) if first is None else first
     changed = _Changed(stack, memory, _band_rows(stack, memory, top), transform, constant)
-    share = min(CLOSE, CLOSE_BY_SIDE / stack.samples)
+    share = min(CLOSE, max(CLOSE_BY_SIDE / stack.samples, CLOSE_BY_CELLS / stack.samples**2))
     single = stack.dtype is torch.float32
     links = changed.links(top, share) if single and recompute and size > FEW else None
     gram = torch.zeros((top, size), dtype=torch.float64)
