@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import mmap
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, TypeAlias
@@ -81,7 +82,7 @@ def sparse_bands(
     references : References, optional
         What the common entries of each operator are taken less of.
     """
-    start, rooms = 0, (_Room(), _Room())
+    start, rooms = 0, [_Room(of_files=stack.in_files) for _ in range(2)]
     while start < stack.samples:
         stop = min(stack.samples, start + _rows(stack, start, budget))
         rows = [stack.sparse_rows(index, start, stop) for index in range(len(stack))]
@@ -101,14 +102,16 @@ def sparse_bands(
 class _Room:
     """Memory that every band uses again: new pages cost more than what is written to them."""
 
-    def __init__(self) -> None:
-        self._bytes = np.empty(0, np.uint8)
+    def __init__(self, *, of_files: bool) -> None:
+        self._bytes, self._of_files = np.empty(0, np.uint8), of_files
 
     def empty(self, shape: tuple[int, ...], dtype: DTypeLike) -> NDArray[Any]:
         """Return an array with any values; that of the last call is gone."""
         size = math.prod(shape) * np.dtype(dtype).itemsize
         if size > self._bytes.size:
-            self._bytes = np.empty(size + size // 8, np.uint8)
+            most = size + size // 8
+            # pages of a map go back to the system at once, which matters where operators are not in memory anyway
+            self._bytes = np.frombuffer(mmap.mmap(-1, most), np.uint8) if self._of_files else np.empty(most, np.uint8)
         return self._bytes[:size].view(dtype).reshape(shape)
 
 

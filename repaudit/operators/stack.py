@@ -133,6 +133,11 @@ class OperatorStack:
         return OperatorStack(_Chosen(self._operators, indices))
 
     @property
+    def in_files(self) -> bool:
+        """Whether the first operator lies in a file, from which its rows are read."""
+        return not self._cube and isinstance(self._item(0), _FILES)
+
+    @property
     def sparse(self) -> bool:
         """Whether the first operator is sparse, as then all are where one gauge made them."""
         return not self._cube and _is_sparse(self._item(0))
