@@ -231,7 +231,8 @@ def _recompute(squared: torch.Tensor, pairs: torch.Tensor, changed: _Changed, *,
     members, here = torch.unique(pairs), pairs
     some = changed.stack.some(members.tolist()) if 2 * len(members) <= len(changed.stack) else None
     if some is not None:  # the others need not be read again
-        changed, here = replace(changed, stack=some), torch.searchsorted(members, pairs.contiguous())
+        rows = _band_rows(some, changed.memory, len(some))
+        changed, here = replace(changed, stack=some, rows=rows), torch.searchsorted(members, pairs.contiguous())
         members = torch.arange(len(members))
     exact = torch.full((len(pairs),), torch.nan, dtype=torch.float64)
     if in_products and len(pairs) * MANY >= len(members) ** 2:

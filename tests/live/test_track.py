@@ -336,4 +336,3 @@ def test_waiting_for_a_slow_store_is_told_as_the_cost_of_audits(
         recorder.audit(model, step)
     recorder.close()
     assert recorder.cost.seconds > 0.5  # all six waited for, in audits or at the end
-    assert 0.5 < recorder.cost.share < 1

@@ -243,3 +243,10 @@ def test_writing_a_sparse_operator_leaves_it_as_it_is() -> None:
     twice = scipy.sparse.csr_array((np.array([1.0, 2.0]), np.array([1, 1]), np.array([0, 2, 2])), shape=(2, 2))
     write_sparse(io.BytesIO(), twice)
     assert twice.data.tolist() == [1.0, 2.0]
+
+
+def test_norms_of_long_rows_lose_nothing() -> None:
+    """In single precision the last of half a million equal squares are rounded to one side."""
+    rows = torch.full((3, 500_001), 0.1) + torch.arange(3)[:, None] * 0.01
+    truth = rows.double().square().sum(1)
+    torch.testing.assert_close(products.squared_norms(rows), truth, rtol=2e-6, atol=0)
