@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from scipy.sparse import csr_array, issparse
+from torch.utils.data import Subset
 
 from repaudit.errors import OperatorError
 from repaudit.operators.files import PRECISIONS, OpenFile, OperatorFile, SparseOperatorFile
@@ -77,19 +78,6 @@ def entries_of(operator: Operator) -> Any:
     return sparse
 
 
-class _Chosen(Sequence[Any]):
-    """Some items of a sequence, asked for when they are needed."""
-
-    def __init__(self, items: Any, indices: Sequence[int]) -> None:
-        self._items, self._indices = items, indices
-
-    def __len__(self) -> int:
-        return len(self._indices)
-
-    def __getitem__(self, index: Any) -> Any:
-        return self._items[self._indices[index]]
-
-
 class OperatorStack:
     """T operators on the same N samples, of which only a band of rows is in memory at any time.
 
@@ -130,7 +118,7 @@ class OperatorStack:
         """Return a stack of some of the operators, in this order; None where taking one would read others too."""
         if self._cube and not isinstance(self._operators, np.ndarray | torch.Tensor):
             return None
-        return OperatorStack(_Chosen(self._operators, indices))
+        return OperatorStack(Subset(self._operators, indices))  # each is asked for when it is needed
 
     @property
     def in_files(self) -> bool:
