@@ -13,7 +13,7 @@ from repaudit.accessor.shown import table_of
 from repaudit.accessor.tree_plots import TreePlots
 from repaudit.errors import AnalysisError
 from repaudit.markup import html_table, text_table
-from repaudit.names import ATTRS, LAYER, MODEL, SAMPLE, SHA256, SKETCH, STEP, meant_layer
+from repaudit.names import ATTRS, LAYER, MODEL, OPERATOR, SAMPLE, SHA256, SKETCH, STEP, meant_layer
 from repaudit.results import FINGERPRINT, SUMMARY
 from repaudit.store.read import catalog
 from repaudit.store.read.activations import read_step
@@ -153,16 +153,18 @@ class TreeAccessor:
     ) -> dict[str, DiffusionOperator]:
         """Compute the diffusion operators of one layer at one step, by model: for ``spread`` and ``DiffusionMerging``.
 
+        Models that recorded operators in place of activations (``record="operators"``) give these.
+
         Parameters
         ----------
         layer
-            Name of the layer.
+            Name of the layer; ``<layer>@operator`` are the recorded ones of models that keep both.
         step
             A committed step. Models that lack it are left out, unless they are named in ``models``.
         models
             Names of the models; all when None.
         gauge
-            Parameters of :class:`repaudit.DiffusionGauge`.
+            Parameters of :class:`repaudit.DiffusionGauge`; of recorded operators, only those that they were made with.
 
         Returns
         -------
@@ -171,12 +173,28 @@ class TreeAccessor:
         Raises
         ------
         AnalysisError
-            No model has the step, or a named one lacks it; or the tree holds the results of an analysis.
+            No model has the step, or a named one lacks it; or recorded operators were made with another gauge; or the
+            tree holds the results of an analysis.
         """
         if kinds.is_results(self._tree):
             raise kinds.needs_activations(self._tree)
-        having = self._having(layer, step, models)
-        return {name: self.activations(name, layer).sel({STEP: step}).repaudit.gauge(**gauge) for name in having}
+        return {name: self._operator(name, layer, step, gauge) for name in self._having(layer, step, models)}
+
+    def _operator(self, model: str, layer: str, step: int, gauge: dict[str, Any]) -> DiffusionOperator:
+        from repaudit.gauge.gauge import DiffusionGauge
+        from repaudit.gauge.recorded import gauge_of, recorded_operator
+
+        known, suffix = catalog.layers(self._tree, model), f"@{OPERATOR}"
+        recorded = meant_layer(layer if layer.endswith(suffix) else layer + suffix, known)
+        if recorded not in known or (recorded != layer and meant_layer(layer, known) in known):
+            return DiffusionGauge(**gauge)(self.activations(model, layer).sel({STEP: step}))
+        values = read_step(self._tree, model, recorded, step)
+        if gauge and DiffusionGauge(**gauge) != (made_with := gauge_of(values)):
+            raise AnalysisError(
+                f"model {model}, layer {recorded}: expected the gauge that made the recorded operators, {made_with}, "
+                f"found {gauge}: give none"
+            )
+        return recorded_operator(values)
 
     def sketches(self, layer: str, step: int, *, models: Sequence[str] | None = None) -> dict[str, GroupedSketch]:
         """Return the recorded sketches of the operators of one layer at one step, by model: for ``spread``.

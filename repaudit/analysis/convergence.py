@@ -89,7 +89,7 @@ def comparison_dataset(operators: LayerOperators, study: Study, inputs: InputGeo
     if inputs is not None:
         geometry = grouped_sketch(inputs.operator) if operators.sketched else inputs.operator
         references[FROM_INPUTS] = geometry, [inputs.words]
-    halves = np.nan if operators.sketched else _mean_halves(operators, study)
+    halves = _mean_halves(operators, study) if operators.has_activations else np.nan
     dataset = xr.Dataset(
         {**_departures(operators, study, references), FEATURE_HALVES: ((LAYER,), [halves])},
         coords={LAYER: _names(operators.layer), STEP: study.selection.all_steps()},

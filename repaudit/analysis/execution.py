@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from functools import partial
 from importlib import import_module
 from itertools import islice
+from multiprocessing import current_process
 from typing import Any, Final, TypeVar
 
 import torch
@@ -25,6 +26,10 @@ Result = TypeVar("Result")
 RETRIES: Final = 3
 """How often a unit of work whose worker died is given to another one."""
 CONNECTING: Final = "20s"
+UNGUARDED: Final = (
+    "A worker process imports the script that it was started from: a script that gives workers= has its calls under "
+    'if __name__ == "__main__":'
+)
 
 
 @dataclass(frozen=True)
@@ -58,7 +63,7 @@ def workplace(settings: Settings, threads: int) -> Iterator[Workplace]:
     Raises
     ------
     AnalysisError
-        The scheduler does not answer or has no workers.
+        The scheduler does not answer or has no workers, or workers do not start.
     MissingPartError
         ``distributed`` is not installed.
     """
@@ -125,16 +130,19 @@ def _client(settings: Settings) -> Iterator[Any]:
         with client:
             yield client
         return
-    with (
-        distributed.LocalCluster(
+    if getattr(current_process(), "_inheriting", False):  # a worker that imports the script of the analysis
+        raise SystemExit(UNGUARDED)
+    try:
+        started = distributed.LocalCluster(
             n_workers=settings.workers,
             threads_per_worker=1,
             memory_limit=0,
             dashboard_address=":0",
             silence_logs=50,
-        ) as cluster,
-        distributed.Client(cluster, set_as_default=False) as client,
-    ):
+        )
+    except RuntimeError as error:
+        raise AnalysisError(f"workers: they did not start ({error}). {UNGUARDED}") from None
+    with started as cluster, distributed.Client(cluster, set_as_default=False) as client:
         yield client
 
 

@@ -117,7 +117,8 @@ def rewrite_report(
     """Write ``report.html`` and ``figures/`` again from the results in an analysis folder; return the report's path."""
     path = folder / RESULTS
     if not path.is_dir() and not unfinished(folder):
-        raise AnalysisError(f"expected a folder that `repaudit analyze` wrote, found no {RESULTS} in {folder}")
+        begun = ", whose analysis has not ended: run `repaudit analyze` again" if (folder / SUMMARY).is_file() else ""
+        raise AnalysisError(f"expected a folder that `repaudit analyze` wrote, found no {RESULTS} in {folder}{begun}")
     _refuse_any_store(folder)
     with locked(folder):  # nobody replaces the results while they are compared and read
         finish_moves(folder)

@@ -20,8 +20,9 @@ from repaudit.analysis.row_operators import row_operators
 from repaudit.analysis.scales import Scale
 from repaudit.analysis.sources import Source
 from repaudit.analysis.study import Study
-from repaudit.errors import ActivationError, AnalysisError, CorruptStoreError
+from repaudit.errors import ActivationError, AnalysisError, CorruptStoreError, OperatorError
 from repaudit.gauge.gauge import DiffusionGauge
+from repaudit.gauge.recorded import recorded_operator
 from repaudit.names import SAMPLE, STEP
 from repaudit.operators.grouped_sketch import LazySketch
 from repaudit.operators.operator import DiffusionOperator
@@ -30,7 +31,7 @@ from repaudit.results import ENTROPY, ENTROPY_ERROR
 from repaudit.store.read import catalog
 from repaudit.store.read.activations import read_step
 from repaudit.store.read.reader import open_store
-from repaudit.store.read.sketches import holds_sketches, sketches_by_layer
+from repaudit.store.read.stand_ins import holds_sketches, stand_ins_by_layer, stands_in
 
 MOST_EIGENVALUES: Final = 512
 """Samples up to which the spectral entropy is exact: all eigenvalues of more take longer than everything else."""
@@ -49,6 +50,8 @@ class LayerOperators:
     scale: Scale
     stored: dict[Key, StoredOperator]
     failed: dict[Key, str]
+    has_activations: bool = True
+    """Whether every model keeps the activations; of others, operators or sketches were recorded."""
 
     @property
     def sketched(self) -> bool:
@@ -145,12 +148,14 @@ def layer_operators(
                 stored[task.key][index] = study.cache.put_operator(*put)
         advance()
     reasons = {key: failed[key] for key in keys if key in failed}
+    arrays = [catalog.activations(study.tree, model, layer) for model in dict.fromkeys(model for model, _ in keys)]
+    has_activations = not any(map(stands_in, arrays))
     found = []
     for index, scale in enumerate(study.scales):
         # a step damaged since some of its scales were kept is left out of all, so that they speak of the same steps
         at_scale = {key: stored[key][index] for key in keys if key not in failed}
         known = {key: operator for key, operator in at_scale.items() if operator is not None}
-        found.append(LayerOperators(layer, scale, known, reasons))
+        found.append(LayerOperators(layer, scale, known, reasons, has_activations))
     return found
 
 
@@ -160,8 +165,11 @@ def compute(task: Task) -> list[Computed]:
         source = task.source
         store = _store(source.url, task.run)
         values = read_step(store, source.model, source.recorded(task.layer), task.step, task.checksum)
-        operators = row_operators(source, _on(source.take(values), task.device), task.gauges)
-    except (ActivationError, CorruptStoreError) as error:
+        if stands_in(values):
+            operators = [recorded_operator(values)]
+        else:
+            operators = row_operators(source, _on(source.take(values), task.device), task.gauges)
+    except (ActivationError, CorruptStoreError, OperatorError) as error:
         return [Computed(None, {}, {}, str(error)) for _ in task.gauges]
     return [_computed(operator, gauge) for operator, gauge in zip(operators, task.gauges, strict=True)]
 
@@ -223,7 +231,7 @@ def _task(study: Study, layer: str, key: Key, checksum: int) -> Task:
 @lru_cache(maxsize=16)
 def _store(url: str, run: str) -> xr.DataTree:
     """Open the store once per run in every process that works for it."""
-    return sketches_by_layer(open_store(url))
+    return stand_ins_by_layer(open_store(url))
 
 
 def _on(values: xr.DataArray, device: str) -> Any:

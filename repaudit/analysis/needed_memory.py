@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import resource
+import sys
+from pathlib import Path
 from typing import Final
 
 from repaudit.analysis.embeddings import MOST_LAID_OUT
 from repaudit.gauge.perplexity_operator import SPARSE
 from repaudit.measure.gram import BAND_BYTES, SPARSE_BYTES
 
-BASE: Final = 112 * 2**20
-"""Results, summary and report."""
+BASE: Final = 150 * 2**20
+"""Results, summary and report, and what is imported for them."""
 
-OF_SAMPLES: Final = 28
-"""Matrices (sample, sample) of 8 bytes that embeddings and comparisons of operators hold at once."""
+OF_SAMPLES: Final = 16
+"""Matrices (sample, sample) of 8 bytes that a comparison of operators holds at once."""
 
 OF_OPERATORS: Final = 10
 """Matrices (operator, operator) of 8 bytes that distances and trajectories hold at once."""
@@ -43,7 +46,7 @@ def needed_memory(samples: int, operators: int, perplexity: float, at_once: int 
     Examples
     --------
     >>> round(needed_memory(256, 100, 15) / 2**20), round(needed_memory(256, 2000, 15) / 2**20)
-    (137, 172)
+    (175, 210)
     """
     sparse = 3 * perplexity * SPARSE <= samples
     band = min(SPARSE_BYTES, int(operators * samples * perplexity * ENTRIES)) if sparse else 3 * BAND_BYTES
@@ -52,3 +55,19 @@ def needed_memory(samples: int, operators: int, perplexity: float, at_once: int 
     reading = OF_LANDMARKS * beside + band
     each = 8 * OF_OPERATORS * laid_out**2 + (beside if beside else reading)
     return BASE + (reading if beside else 0) + at_once * max(OF_SAMPLES * 8 * samples**2, each)
+
+
+def held_by_process() -> int:
+    """Return how many bytes this process holds: Python and its libraries, before an analysis begins.
+
+    Examples
+    --------
+    >>> held_by_process() > 2**20
+    True
+    """
+    try:
+        pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
+    except OSError:  # no Linux: the most that it has held
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return peak if sys.platform == "darwin" else 1024 * peak
+    return pages * resource.getpagesize()

@@ -28,6 +28,7 @@ from repaudit.analysis.execution import side_by_side
 from repaudit.analysis.input_geometry import InputGeometry, input_geometry
 from repaudit.analysis.layer_operators import LayerOperators
 from repaudit.analysis.merged_operators import merged_operators
+from repaudit.analysis.recorded_gauge import recorded_notes
 from repaudit.analysis.scales import Scale
 from repaudit.analysis.similarities import no_similarity, similarity_dataset
 from repaudit.analysis.sketched_layers import sketch_notes
@@ -138,7 +139,7 @@ def _joined(
     alone = {name: made.get((None, None, name)) for name in (MERGED_OPERATOR, SIMILARITY)}
     alone[UNITS] = _concat(units, LAYER) if units else None
     found |= {name: dataset for name, dataset in alone.items() if dataset is not None}
-    told += sketch_notes([scales[0] for scales in layers], found)
+    told += [*recorded_notes(layers), *sketch_notes([scales[0] for scales in layers], found)]
     return found, margins, [*dict.fromkeys(told), *no_similarity(study)]
 
 
@@ -157,14 +158,16 @@ def _pieces(
     for scale, place, operators in places:
         made = {name: part for name, part in PARTS.items() if name not in OF_OPERATORS or not operators.sketched}
         pieces |= {(scale, place, name): partial(part, operators, study) for name, part in made.items()}
-        if not scale and not operators.sketched:
+        if not scale and operators.has_activations:
             pieces[scale, place, UNITS] = partial(units_dataset, operators, study)
     for scale in range(len(study.scales)):
         pieces[scale, None, TOGETHER] = partial(together_dataset, [scales[scale] for scales in layers], study)
     whole = [scales for scales in layers if not scales[0].sketched]
     if whole:
         pieces[None, None, MERGED_OPERATOR] = partial(merged_operators, whole, study)
-        pieces[None, None, SIMILARITY] = partial(similarity_dataset, [scales[0] for scales in whole], study)
+    having = [scales[0] for scales in layers if scales[0].has_activations]
+    if having:
+        pieces[None, None, SIMILARITY] = partial(similarity_dataset, having, study)
     return pieces
 
 

@@ -30,9 +30,11 @@ from repaudit.analysis.layer_operators import LayerOperators, layer_operators, t
 from repaudit.analysis.moving import scratch
 from repaudit.analysis.needed_memory import needed_memory
 from repaudit.analysis.parts import CurveMargins, Parts, Progress, compute_parts
+from repaudit.analysis.recorded_gauge import recorded_layers, recorded_scales
 from repaudit.analysis.selection import select
 from repaudit.analysis.settings import MAX_TOKENS, Settings, StoreStrategy
-from repaudit.analysis.sketched_layers import layer_sketches, scales_of_sketches, sketched_layers
+from repaudit.analysis.shared_samples import repeated_samples
+from repaudit.analysis.sketched_layers import layer_sketches, sketched_layers
 from repaudit.analysis.sources import open_sources
 from repaudit.analysis.study import Study
 from repaudit.analysis.summary import summarize
@@ -209,9 +211,10 @@ def run(
     tokens = settings.tokens is not None
     selection = select(sources.tree, settings.models, settings.chosen_layers, settings.steps, tokens=tokens)
     sources, scales = rows_and_scales(sources, selection, settings)
-    sketched = sketched_layers(sources.tree, selection)
-    if sketched:
-        scales = scales_of_sketches(sources.tree, sketched, settings, sources.samples.sizes[SAMPLE])
+    recorded = recorded_layers(sources.tree, selection)
+    if recorded:
+        scales = recorded_scales(sources.tree, recorded, settings, sources.samples.sizes[SAMPLE])
+    sketched = sketched_layers(sources.tree, recorded)
     settings.group_of(selection.models)
     settings.check_similarity_steps(selection.all_steps())
     with (
@@ -301,6 +304,7 @@ def _summary(
         **summarize(parts, margins),
         "status": status,
         "alone": study.selection.alone(),
+        "repeated": repeated_samples(study.samples),
         "left_out": list(left_out),
         PARAMETERS: parameters,
         FINGERPRINT: study.fingerprint,

@@ -14,6 +14,7 @@ from repaudit.errors import AnalysisError
 from repaudit.measure.curve import of_most_models
 from repaudit.names import TOKEN, matching_layers, matching_models
 from repaudit.store.read import catalog
+from repaudit.store.read.stand_ins import stands_in
 
 T = TypeVar("T", str, int)
 
@@ -84,7 +85,7 @@ def select(
     wanted = {model: _wanted(recorded[model], steps) for model in chosen}
     layers_of = {model: catalog.layers(tree, model) for model in chosen}
     names = _choose("layer", layers, list(dict.fromkeys(name for model in chosen for name in layers_of[model])))
-    operators = [name for name in names if catalog.holds_operators(_first(tree, name, layers_of))]
+    operators = [name for name in names if _beside_activations(_first(tree, name, layers_of))]
     left_out += [
         f"layer {name}: has operators computed during training, which are not computed again" for name in operators
     ]
@@ -129,6 +130,11 @@ def _keep_tokens(tree: xr.DataTree, layer: str, layers_of: Mapping[str, list[str
     """Return whether the models' activations in a layer have a token dim: of one kind of layer it is one answer."""
     having = [model for model, layers in layers_of.items() if layer in layers]
     return {TOKEN in catalog.activations(tree, model, layer).dims for model in having}
+
+
+def _beside_activations(array: xr.DataArray) -> bool:
+    """Whether a layer of operators has a name of its own, since its model kept the activations too."""
+    return catalog.holds_operators(array) and not stands_in(array)
 
 
 def _first(tree: xr.DataTree, layer: str, layers_of: Mapping[str, list[str]]) -> xr.DataArray:

@@ -68,7 +68,9 @@ def of_curve(verdict: str, seen: xr.Dataset, peak: int, margins: Any = None, sin
     turn = int(value.argmin()) if verdict == "diverging" else peak
     if verdict == "diverging" and since is not None:
         turn = int(steps.tolist().index(since))
-    ends = [_with_interval(value[i], low[i], high[i], int(steps[i])) for i in sorted({0, turn, len(steps) - 1})]
+    told = sorted({0, turn, len(steps) - 1})
+    digits = _digits_apart(value[told]) if verdict in ("converging", "diverging") else 2
+    ends = [_with_interval(value[i], low[i], high[i], int(steps[i]), digits) for i in told]
     opening = OPENINGS[verdict] if len(steps) > 1 else "One step only, so that no change can be seen"
     if since is not None and verdict in ("converging", "diverging"):
         opening += f" from step {since} on"
@@ -205,6 +207,26 @@ def headline(verdicts: Mapping[str, Mapping[str, str]], n_models: int, steps: Se
     return f"{opening}: {told}.{_differences(verdicts)}"
 
 
+def inherited(layers: Mapping[str, Mapping[str, Any]]) -> str:
+    """Say in which of the layers that converge the agreement is inherited at each scale at which they do.
+
+    Examples
+    --------
+    >>> inherited({"a": {"scales": {"shape": {"verdict": "converging", "agreement": "inherited"}}}})
+    ' What converges agrees as the inputs or untrained networks do: that is inherited.'
+    """
+    where = {
+        name: {one.get("agreement") for one in entry["scales"].values() if one["verdict"] == "converging"}
+        for name, entry in layers.items()
+    }
+    converging = [name for name, found in where.items() if found]
+    found = [name for name in converging if where[name] == {"inherited"}]
+    if not found:
+        return ""
+    what = "What converges" if found == converging else f"What converges in {_named(found)}"
+    return f" {what} agrees as the inputs or untrained networks do: that is inherited."
+
+
 def _differences(verdicts: Mapping[str, Mapping[str, str]]) -> str:
     first = next(iter(verdicts.values()))
     differ = [layer for layer in first if len({layers[layer] for layers in verdicts.values()}) > 1]
@@ -235,9 +257,16 @@ def _counted(verdicts: Any) -> str:
     return ", ".join(f"{counts[name]} {words[counts[name] > 1]}" for name, words in COUNTED.items() if counts[name])
 
 
-def _with_interval(value: float, low: float, high: float, step: int) -> str:
+def _digits_apart(values: Any, fewest: int = 2, most: int = 6) -> int:
+    """Return with how many decimals the first and last of some values that differ can be told apart."""
+    some = (digits for digits in range(fewest, most) if f"{values[0]:.{digits}f}" != f"{values[-1]:.{digits}f}")
+    return next(some, fewest)
+
+
+def _with_interval(value: float, low: float, high: float, step: int, digits: int) -> str:
     known = math.isfinite(low) and math.isfinite(high)
-    return f"{value:.2f}{f' [{low:.2f}, {high:.2f}]' if known else ''} at step {step}"
+    interval = f" [{low:.{digits}f}, {high:.{digits}f}]" if known else ""
+    return f"{value:.{digits}f}{interval} at step {step}"
 
 
 def _listed(parts: list[str]) -> str:

@@ -26,6 +26,24 @@ class SharedSamples:
     notes: tuple[str, ...] = ()
 
 
+def repeated_samples(samples: xr.Dataset) -> str:
+    """Say how many of the samples are different ones, where some are repeated.
+
+    Examples
+    --------
+    >>> repeated_samples(xr.Dataset(coords={"sha256": ("sample", ["a", "b", "b"])}))
+    '2 of 3 samples are different ones; each that is repeated counts as one of its own, also in the intervals.'
+    """
+    hashes = [str(one) for one in samples[SHA256].values] if SHA256 in samples.coords else []
+    different = len({*hashes})
+    if different == len(hashes):
+        return ""
+    return (
+        f"{different} of {len(hashes)} samples are different ones; each that is repeated counts as one of its own, "
+        "also in the intervals."
+    )
+
+
 def share_samples(trees: Mapping[str, xr.DataTree]) -> SharedSamples:
     """Find the samples that all stores have, in the order of the first.
 

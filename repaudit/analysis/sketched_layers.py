@@ -1,10 +1,9 @@
-"""Layers of which some models keep sketches alone: their gauge, and sketches in the place of operators."""
+"""Layers of which some models keep sketches alone: sketches in the place of operators."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, fields
+from dataclasses import asdict
 from functools import partial
 from typing import Any, Final
 
@@ -14,20 +13,13 @@ import xarray as xr
 from repaudit.analysis.cache import StoredOperator, digest
 from repaudit.analysis.execution import Workplace
 from repaudit.analysis.layer_operators import Key, LayerOperators, layer_operators
-from repaudit.analysis.scales import Scale, of_perplexity, resolve_scales
-from repaudit.analysis.selection import Selection
-from repaudit.analysis.settings import Settings
 from repaudit.analysis.study import Study
-from repaudit.errors import AnalysisError, CorruptStoreError, OperatorError
-from repaudit.gauge.gauge import DiffusionGauge
-from repaudit.names import GAUGE, SAMPLE, SKETCH
+from repaudit.errors import CorruptStoreError, OperatorError
+from repaudit.names import SAMPLE, SKETCH
 from repaudit.operators.grouped_sketch import GroupedSketch, LazySketch, grouped_sketch
 from repaudit.results import SKETCH_ERROR
 from repaudit.store.read import catalog
-from repaudit.store.read.sketches import holds_sketches
-
-_SAME: Final = ("size", "groups", "samples", "seed")
-"""What sketches that are compared have in common."""
+from repaudit.store.read.stand_ins import holds_sketches
 
 LEFT_OUT: Final = (
     "hellinger, spread_rows, largest_row, feature_halves, merged operators, frames, units, similarity and entropy need "
@@ -35,79 +27,13 @@ LEFT_OUT: Final = (
 )
 
 
-def sketched_layers(tree: xr.DataTree, selection: Selection) -> dict[str, list[str]]:
-    """Return the layers of which some models keep sketches, with these models."""
-    having = {
-        layer: [
-            model
-            for model in selection.models
-            if layer in selection.layers_of[model] and holds_sketches(catalog.activations(tree, model, layer))
-        ]
-        for layer in selection.layers
+def sketched_layers(tree: xr.DataTree, recorded: Mapping[str, Sequence[str]]) -> dict[str, list[str]]:
+    """Return the layers of which some models keep sketches, with these models, of those that keep no activations."""
+    sketched = {
+        layer: [model for model in models if holds_sketches(catalog.activations(tree, model, layer))]
+        for layer, models in recorded.items()
     }
-    return {layer: models for layer, models in having.items() if models}
-
-
-def scales_of_sketches(
-    tree: xr.DataTree, sketched: Mapping[str, Sequence[str]], settings: Settings, samples: int
-) -> list[Scale]:
-    """Return the one scale at which all sketches were made.
-
-    Raises
-    ------
-    AnalysisError
-        They were made at several, or with other hashes or samples than each other, or not at what is asked for.
-    """
-    gauge = gauge_of_sketches(tree, sketched)
-    scale = resolve_scales(None, gauge, samples)[0] if gauge.perplexity is None else of_perplexity(gauge, samples)
-    _refuse_other(settings, scale, samples)
-    return [scale]
-
-
-def gauge_of_sketches(tree: xr.DataTree, sketched: Mapping[str, Sequence[str]]) -> DiffusionGauge:
-    """Return the gauge with which all sketches of some models in some layers were made.
-
-    Raises
-    ------
-    AnalysisError
-        They were made with several gauges, or other hashes.
-    """
-    keys = [(model, layer) for layer, some in sketched.items() for model in some]
-    found = {key: catalog.activations(tree, *key) for key in keys}
-    _one("gauge", {key: array.attrs[GAUGE] for key, array in found.items()})
-    _one("kind of hash", {key: {name: array.attrs[SKETCH][name] for name in _SAME} for key, array in found.items()})
-    return gauge_of(next(iter(found.values())))
-
-
-def gauge_of(sketches: xr.DataArray) -> DiffusionGauge:
-    """Return the gauge that the attributes of a layer of sketches tell."""
-    known = {field.name for field in fields(DiffusionGauge)}
-    return DiffusionGauge(**{name: value for name, value in sketches.attrs[GAUGE].items() if name in known})
-
-
-def _one(what: str, found: Mapping[Key | tuple[str, str], Any]) -> Any:
-    """Return what is the same for all sketches."""
-    (first, value), *others = found.items()
-    for key, other in others:
-        if other != value:
-            raise AnalysisError(
-                f"expected sketches of one {what}, found {json.dumps(value)} of model {first[0]}, layer {first[1]}, "
-                f"and {json.dumps(other)} of model {key[0]}, layer {key[1]}: choose models and layers that agree"
-            )
-    return value
-
-
-def _refuse_other(settings: Settings, scale: Scale, samples: int) -> None:
-    asked = settings.gauge
-    if settings.scales is not None:
-        found = [one.value for one in resolve_scales(settings.scales, DiffusionGauge(), samples)]
-    else:
-        found = [scale.value]
-    if found != [scale.value] or asked not in (DiffusionGauge(), scale.gauge):
-        raise AnalysisError(
-            f"expected no gauge and scales but those that the sketches were recorded with, {scale.gauge}, found "
-            f"gauge={asked}, scales={settings.scales}"
-        )
+    return {layer: models for layer, models in sketched.items() if models}
 
 
 def layer_sketches(
@@ -131,8 +57,8 @@ def layer_sketches(
                 except (CorruptStoreError, OperatorError) as error:
                     failed[key] = str(error)
                 advance()
-    scale = others.scale
-    return [LayerOperators(layer, scale, {key: stored[key] for key in keys if key in stored}, failed)]
+    known = {key: stored[key] for key in keys if key in stored}
+    return [LayerOperators(layer, others.scale, known, failed, has_activations=False)]
 
 
 def _of_operator(study: Study, operator: StoredOperator) -> StoredOperator:

@@ -38,7 +38,7 @@ from repaudit.store.format.sample_set import inputs_key
 from repaudit.store.read import catalog
 from repaudit.store.read.activations import read_step, step_checksums
 from repaudit.store.read.reader import open_store
-from repaudit.store.read.sketches import holds_sketches, sketches_by_layer
+from repaudit.store.read.stand_ins import stand_ins_by_layer, stands_in
 
 Labelled = TypeVar("Labelled", xr.DataArray, xr.Dataset)
 
@@ -140,7 +140,7 @@ def open_sources(urls: Sequence[str | os.PathLike[str]], settings: Settings) -> 
     given = [_everywhere(url) for url in urls]
     if not given or len({os.path.realpath(url) if "://" not in url else url for url in given}) < len(given):
         raise AnalysisError(f"expected one or more stores, each once, found {', '.join(given) or 'none'}")
-    trees = {url: sketches_by_layer(open_store(url)) for url in given}
+    trees = {url: stand_ins_by_layer(open_store(url)) for url in given}
     notes = [f"{what}: lost to damage" for tree in trees.values() for what in catalog.lost(tree)]
     for tree in trees.values():
         tree.dataset = tree.to_dataset().drop_vars(tree.attrs.get(LOST, ()), errors="ignore")
@@ -174,22 +174,24 @@ def _by_depth(layers: Mapping[str, Mapping[str, str]]) -> list[str]:
 
 
 def _are_all(places: NDArray[np.int64], tree: xr.DataTree, url: str) -> bool:
-    """Return whether rows are all samples of a store in its order, as those of sketches have to be."""
+    """Return whether rows are all samples of a store in its order, as those of operators and sketches have to be."""
     if np.array_equal(places, np.arange(tree.sizes[SAMPLE])):
         return True
     every = [(model, layer) for model in catalog.models(tree) for layer in catalog.layers(tree, model)]
-    if any(holds_sketches(catalog.activations(tree, *key)) for key in every):
+    recorded = next((array for key in every if stands_in(array := catalog.activations(tree, *key))), None)
+    if recorded is not None:
+        what = "operators" if catalog.holds_operators(recorded) else "sketches"
         raise AnalysisError(
-            f"store {url}: expected to analyse its {tree.sizes[SAMPLE]} samples in its order, of which its sketches "
+            f"store {url}: expected to analyse its {tree.sizes[SAMPLE]} samples in its order, of which its {what} "
             f"are, found {len(places)} that the stores share, or another order: give it first, or alone"
         )
     return False
 
 
 def _recorded(tree: xr.DataTree, model: str) -> list[str]:
-    """Return the layers of a model that hold activations."""
-    layers = catalog.layers(tree, model)
-    return [layer for layer in layers if not catalog.holds_operators(catalog.activations(tree, model, layer))]
+    """Return the layers of a model that hold activations, or what was computed of them alone."""
+    arrays = {layer: catalog.activations(tree, model, layer) for layer in catalog.layers(tree, model)}
+    return [layer for layer, array in arrays.items() if stands_in(array) or not catalog.holds_operators(array)]
 
 
 def _fingerprint(tree: xr.DataTree) -> str:

@@ -18,6 +18,7 @@ from repaudit.analysis.sentences import (
     elsewhere,
     ended,
     headline,
+    inherited,
     joined,
     of_curve,
     of_identical,
@@ -74,7 +75,7 @@ def summarize(parts: Mapping[str, xr.Dataset], margins: CurveMargins) -> dict[st
     models = [str(name) for name in parts[DIAGNOSTICS][MODEL].values]
     verdicts = {name: found.counted for name, found in every.items()}
     return {
-        "headline": headline(verdicts, len(models), list(spread[STEP].values)),
+        "headline": headline(verdicts, len(models), list(spread[STEP].values)) + inherited(layers),
         "identical": identical_models(parts[PAIRS]) if PAIRS in parts else [],
         "layers": layers,
         "settling": every[names[0]].settling,

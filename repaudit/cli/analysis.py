@@ -23,6 +23,7 @@ from repaudit.cli.console import (
     PlainConsole,
     Steps,
     Stores,
+    brief,
     one_line_errors,
     parse_names,
     parse_steps,
@@ -155,7 +156,7 @@ def analyze(
             "keep_merged": keep_merged,
             "frames": frames,
             "units": units,
-            "figures": "none" if no_figures else figures,
+            "figures": _which_figures(figures, none=no_figures),
             "memory": memory,
             "workers": workers,
             "scheduler": scheduler,
@@ -179,7 +180,7 @@ def analyze(
         if out is None and len(stores) > 1:
             raise typer.BadParameter("several stores need --out, the folder for their results")
         folder = at_home(out) if out else default_folder(stores[0])
-        earlier = _names_in(folder)
+        earlier = _seen_in(folder)
         arguments = [*stores, *(("--out", out) if out else ())]
 
         def answered(summary: Mapping[str, Any]) -> None:
@@ -191,8 +192,7 @@ def analyze(
         def planned(needed: int) -> None:
             with report.aside():
                 _tell_of_others(folder)  # which is one to write to
-                about = f"{round(needed / 1e7) * 10:,} MB"
-                PlainConsole(stderr=True).print(f"needs about {about} of memory", highlight=False)
+                _tell_needed(needed, settings)
 
         results = run(stores, folder if out is None else out, settings, report, answered, planned)
     summary = json.loads(results.attrs[SUMMARY])
@@ -205,11 +205,32 @@ def analyze(
         raise typer.Exit(PROBLEMS)
 
 
-def _names_in(folder: Path) -> dict[str, list[str]]:
-    """Return the layers and models of the results that a folder has; none where it has no summary."""
+def _which_figures(figures: str | None, *, none: bool) -> str | None:
+    if none and figures not in (None, "none"):
+        raise typer.BadParameter(f"--no-figures writes none, --figures {figures} some: give one of them")
+    return "none" if none else figures
+
+
+def _tell_needed(needed: int, settings: Any) -> None:
+    """Say on stderr how much memory it takes: the process with its libraries, and what the analysis comes to hold."""
+    from repaudit.analysis.needed_memory import held_by_process
+
+    console = PlainConsole(stderr=True)
+    console.print(f"needs about {round((needed + held_by_process()) / 1e7) * 10:,} MB of memory", highlight=False)
+    if needed > settings.budget:
+        said = f"memory={settings.memory} bounds the operators that are held at once; an analysis takes more than these"
+        prose(console, escape(said))
+
+
+def _seen_in(folder: Path) -> dict[str, list[str]]:
+    """Return the layers, models and steps of the results that a folder has; none where it has no summary."""
     try:
         summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
-        return {"layer": list(summary["layers"]), "model": list(summary["models"])}
+        return {
+            "layer": list(summary["layers"]),
+            "model": list(summary["models"]),
+            "step": list(map(str, summary["steps"])),
+        }
     except (OSError, ValueError, KeyError, TypeError):
         return {}
 
@@ -232,10 +253,10 @@ def _tell_of_others(folder: Path) -> None:
 
 
 def _tell_of_replaced(earlier: Mapping[str, list[str]], summary: Mapping[str, Any], folder: Path) -> None:
-    """Say on stderr which layers and models of earlier results are no longer in the folder."""
-    now = {"layer": summary["layers"], "model": summary["models"]}
+    """Say on stderr which layers, models and steps of earlier results are no longer in the folder."""
+    now = {"layer": summary["layers"], "model": summary["models"], "step": list(map(str, summary["steps"]))}
     gone = {what: [name for name in names if name not in now[what]] for what, names in earlier.items()}
-    said = [f"{what}{'s' * (len(names) > 1)} {', '.join(names)}" for what, names in gone.items() if names]
+    said = [f"{what}{'s' * (len(names) > 1)} {brief(names)}" for what, names in gone.items() if names]
     if said:
         prose(
             PlainConsole(stderr=True),

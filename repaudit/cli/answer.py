@@ -27,7 +27,7 @@ def print_answer(summary: Mapping[str, Any], console: Console | None = None) -> 
     console = console or PlainConsole()
     console.print()
     prose(console, f"[bold]{escape(summary['headline'])}[/]")
-    for text in summary.get("identical", ()):
+    for text in (*summary.get("identical", ()), *filter(None, [summary.get("repeated")])):
         prose(console, f"[yellow]{escape(text)}[/]")
     if console.is_terminal and len(summary["models"]) > 1 and len(summary["steps"]) > 1:
         _print_tables(summary, console)

@@ -187,6 +187,7 @@ def parse_steps(
     meant = [one for one in every if any(_is_meant(str(text), one[1]) for text in asked)]
     recorded = sorted({step for tree, model in meant or every for step in catalog.steps(tree, model)})
     chosen: list[int] = []
+    empty: list[str] = []
     for part in text.split(","):
         first, colon, last = part.strip().partition(":")
         try:
@@ -196,8 +197,25 @@ def parse_steps(
             low, high = int(first or 0), int(last) if last else max(recorded, default=0)
         except ValueError:
             raise typer.BadParameter(f"expected steps like 0,10,100:200, found {text!r}") from None
-        chosen += [step for step in recorded if low <= step <= high]
+        within = [step for step in recorded if low <= step <= high]
+        chosen += within
+        empty += [] if within else [part.strip()]
+    if chosen and empty:  # the command itself tells where nothing is chosen at all
+        known = brief(recorded) or "none"
+        raise typer.BadParameter(f"expected recorded steps within {', '.join(empty)}, found {known}")
     return chosen
+
+
+def brief(words: Sequence[object], most: int = 8) -> str:
+    """Return names or numbers in one line: of many the first three, the last, and how many there are.
+
+    Examples
+    --------
+    >>> brief(range(20))
+    '0, 1, 2 ... 19 (20 in all)'
+    """
+    shown = [str(word) for word in words]
+    return ", ".join(shown) if len(shown) <= most else f"{', '.join(shown[:3])} ... {shown[-1]} ({len(shown)} in all)"
 
 
 def _is_meant(text: str, model: str) -> bool:

@@ -20,6 +20,7 @@ from repaudit.cli.console import (
     PlainConsole,
     Steps,
     Store,
+    brief,
     one_line_errors,
     parse_names,
     parse_steps,
@@ -57,7 +58,7 @@ def _print_info(description: dict[str, Any]) -> None:
         f"probe set {description['fingerprint'][:12]}",
     )
     if description["labels"]:
-        prose(console, f"labels: {escape(_brief(description['labels']))}")
+        prose(console, f"labels: {escape(brief(description['labels']))}")
     models = description["models"]
     encoded = any(model["encoding"] for model in models)
     rows = [("model", "steps", "first", "last", *(("tokenizer",) if encoded else ()))]
@@ -78,7 +79,7 @@ def _print_layers(models: list[dict[str, Any]], console: Console) -> None:
     for model in models:
         of_layers.setdefault(_layers(model["layers"]), []).append(model["name"])
     for layers, names in of_layers.items():
-        whose = f" of {_brief(names)}" if len(of_layers) > 1 else ""
+        whose = f" of {brief(names)}" if len(of_layers) > 1 else ""
         prose(console, f"layers{escape(whose)}: {escape(layers)}")
 
 
@@ -91,13 +92,9 @@ def _tokenizer(encoding: dict[str, Any]) -> str:
 
 
 def _layers(layers: list[dict[str, Any]]) -> str:
-    return _brief(
+    return brief(
         [f"{layer['name']} ({' x '.join(map(str, layer['shape'][2:] or layer['shape'][1:]))})" for layer in layers]
     )
-
-
-def _brief(words: list[str], most: int = 8) -> str:
-    return ", ".join(words) if len(words) <= most else f"{', '.join(words[:3])} ... {words[-1]} ({len(words)} in all)"
 
 
 def verify(

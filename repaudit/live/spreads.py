@@ -12,10 +12,10 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from repaudit.analysis.execution import side_by_side
+from repaudit.analysis.recorded_gauge import recorded_gauge, recorded_layers
 from repaudit.analysis.selection import Selection, select
-from repaudit.analysis.sketched_layers import gauge_of_sketches, sketched_layers
 from repaudit.analysis.spreads import curve_band, spread_arrays
-from repaudit.errors import ActivationError, CorruptStoreError
+from repaudit.errors import ActivationError, CorruptStoreError, OperatorError
 from repaudit.gauge.gauge import DiffusionGauge
 from repaudit.live.stored_operators import stored_operator
 from repaudit.measure.curve import of_most_models
@@ -24,7 +24,7 @@ from repaudit.measure.settling import UNSETTLED, settled
 from repaudit.measure.spread import NO_STRUCTURE_LEFT
 from repaudit.store.read import catalog
 from repaudit.store.read.activations import read_step, step_checksums
-from repaudit.store.read.sketches import sketches_by_layer
+from repaudit.store.read.stand_ins import stand_ins_by_layer
 
 MOST_KEPT: Final = 64
 """Operators that are kept for models which have not come to their step."""
@@ -123,7 +123,7 @@ class LiveSpreads:
         self._operators: dict[tuple[str, str, int, int], Any] = {}
         self._said: dict[str, tuple[str, int | None, int | None]] = {}
         self.perplexities: list[float] = []
-        """The scales at which the layers are compared: the gauge's, or those of sketches."""
+        """The scales at which the layers are compared: the gauge's, or those of recorded operators and sketches."""
         self.failed: dict[tuple[str, int], str] = {}
         """Why the spread of a layer at a step could not be computed."""
 
@@ -146,10 +146,10 @@ class LiveSpreads:
         """
         if not any(catalog.steps(tree, model) for model in catalog.models(tree)):  # nothing to compare yet
             return []
-        tree = sketches_by_layer(tree)
+        tree = stand_ins_by_layer(tree)
         selection = select(tree, self.models, self.layers)
-        sketched = sketched_layers(tree, selection)
-        gauges = {layer: gauge_of_sketches(tree, {layer: some}) for layer, some in sketched.items()}
+        recorded = recorded_layers(tree, selection)
+        gauges = {layer: recorded_gauge(tree, {layer: some}) for layer, some in recorded.items()}
         used = {getattr(gauges.get(layer, self.gauge), "perplexity", None) for layer in selection.layers}
         self.perplexities = sorted(one for one in used if one is not None)
         contents = {layer: _contents(tree, selection, layer) for layer in selection.layers}
@@ -196,7 +196,7 @@ class LiveSpreads:
         for model, crc in content.items():
             try:
                 operators[model] = self._operator(tree, (model, layer, step, crc), gauge)
-            except (ActivationError, CorruptStoreError) as error:  # the others are compared, as in an analysis
+            except (ActivationError, CorruptStoreError, OperatorError) as error:  # as in an analysis, without it
                 self.failed[layer, step] = f"without {model}: {error}"
         found[step] = content, {"value": np.nan}
         if len(operators) > 1:

@@ -1,4 +1,4 @@
-"""The operator of stored activations, or the sketch that is stored in the place of it."""
+"""The operator of stored activations, or the operator or sketch that is stored in place of these."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from repaudit.analysis.sketched_layers import gauge_of
 from repaudit.errors import AnalysisError
 from repaudit.gauge.gauge import DiffusionGauge
+from repaudit.gauge.recorded import gauge_of, recorded_operator
 from repaudit.names import SKETCH
 from repaudit.operators.grouped_sketch import GroupedSketch
-from repaudit.store.read.sketches import holds_sketches
+from repaudit.store.read.stand_ins import holds_sketches, stands_in
 
 
 def stored_operator(values: xr.DataArray, gauge: DiffusionGauge) -> Any:
@@ -23,11 +23,16 @@ def stored_operator(values: xr.DataArray, gauge: DiffusionGauge) -> Any:
     ActivationError
         The gauge refuses the activations.
     AnalysisError
-        The sketch was made with another gauge.
+        The operator or sketch was made with another gauge.
+    OperatorError
+        What was recorded is no operator.
     """
-    if not holds_sketches(values):
+    if not stands_in(values):
         return gauge(values)
-    made_with = gauge_of(values)
+    made_with, sketched = gauge_of(values), holds_sketches(values)
     if made_with != gauge:
-        raise AnalysisError(f"expected sketches made with {gauge}, found {made_with}: compare with that gauge")
+        what = "sketches" if sketched else "operators"
+        raise AnalysisError(f"expected {what} made with {gauge}, found {made_with}: compare with that gauge")
+    if not sketched:
+        return recorded_operator(values)
     return GroupedSketch.of_numbers(np.asarray(values.values), values.attrs[SKETCH])

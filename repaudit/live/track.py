@@ -18,7 +18,7 @@ from repaudit.measure.spread import Spread, spread
 from repaudit.store.read import catalog
 from repaudit.store.read.activations import read_step
 from repaudit.store.read.reader import open_store
-from repaudit.store.read.sketches import sketches_by_layer
+from repaudit.store.read.stand_ins import stand_ins_by_layer
 from repaudit.store.storage.place import location, open_storage
 
 WAITING: Final = 2
@@ -157,7 +157,7 @@ class Track:
     def _compare(self, audit: tuple[str, int, Mapping[str, Any]]) -> None:
         model, step, activations = audit
         try:
-            tree = sketches_by_layer(open_store(self.store, self._options))
+            tree = stand_ins_by_layer(open_store(self.store, self._options))
             others = [name for name in catalog.models(tree) if name != model and step in catalog.steps(tree, name)]
             numbers, compared = {}, not others
             for layer, values in activations.items():
@@ -173,12 +173,12 @@ class Track:
             with self._lock:
                 self._failed.append(f"track: no spread at step {step} of model {model!r}: {error}")
             return
-        if not compared and not self._told:  # as of records that keep operators alone
+        if not compared and not self._told:  # as of records of other layers
             self._told = True
             with self._lock:
                 self._failed.append(
                     f"track: nothing to compare model {model!r} with: {', '.join(others)} have step {step}, but none "
-                    f"of the layers {', '.join(activations)} with activations or sketches"
+                    f"of the layers {', '.join(activations)} with activations, operators or sketches"
                 )
         if numbers:
             with self._lock:

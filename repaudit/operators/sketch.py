@@ -73,8 +73,8 @@ def sketch(operator: Operator, size: int = SIZE, *, seed: int = 0) -> OperatorSk
     ------
     OperatorError
         The operator is not square, or not finite.
-    ValueError
-        ``size`` is not a square number.
+    TypeError, ValueError
+        ``size`` is not a whole number, or not a square one.
 
     Examples
     --------
@@ -90,6 +90,8 @@ def sketch(operator: Operator, size: int = SIZE, *, seed: int = 0) -> OperatorSk
     Charikar, Chen and Farach-Colton (2002), Finding frequent items in data streams, ICALP. Weinberger et al. (2009),
     Feature hashing for large scale multitask learning, ICML.
     """
+    if isinstance(size, bool) or not isinstance(size, int | np.integer):
+        raise TypeError(f"expected a whole number as the size of a sketch, found {size!r}")
     if size < 4 or math.isqrt(size) ** 2 != size:
         raise ValueError(f"expected a square number of at least 4 as the size of a sketch, found {size}")
     samples = side_of(operator)

@@ -94,7 +94,7 @@ def section(row: Row, device: str) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(prog="all", description=__doc__)
     parser.add_argument("--out", type=Path, default=Path("benches.md"))
-    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--device", default="cpu", help="where operators are computed: cpu or cuda")
     parser.add_argument("--only", nargs="*", help="the first words of some commands, such as gauge; by default all")
     options = parser.parse_args()
     chosen = ROWS if options.device == "cpu" else ON_DEVICES

@@ -181,7 +181,7 @@ def main() -> None:
     defaults = {"rounds": 7, "samples": 64, "tokens": 64, "hidden": 384, "layers": 6, "vocabulary": 8000}
     for name, value in defaults.items():
         parser.add_argument(f"--{name}", type=int, default=value)
-    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--device", default="cpu", help="where operators are computed: cpu or cuda")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         found = bench_audit(options, Path(folder)) | bench_training(options, Path(folder))

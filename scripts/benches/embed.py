@@ -105,7 +105,7 @@ def row(what: str, distances: np.ndarray, layouts: Mapping[str, Layout], rounds:
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="embed", description=__doc__)
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=3, help="how often everything is timed, in turn")
     parser.add_argument("--samples", type=int, default=1000)
     parser.add_argument("--operators", type=int, default=500)
     parser.add_argument("--units", type=int, default=32)

@@ -100,3 +100,18 @@ def test_no_more_work_at_once_than_cores_that_the_process_may_use():
     )
     found = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert found.stdout == "1\n"
+
+
+@pytest.mark.parametrize("guard", [True, False], ids=["guarded", "unguarded"])
+def test_a_script_without_its_guard_is_told_so(planted_store, tmp_path, guard):
+    url = str(planted_store(layers=("only",)))
+    call = f"ra.analyze({url!r}, workers=2, frames=0, units=0, similarity=(), figures='none')"
+    script = tmp_path / "script.py"
+    script.write_text("import repaudit as ra\n" + 'if __name__ == "__main__": ' * guard + f"{call}\n")
+    run = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=300, check=False)
+    assert (run.returncode == 0) == guard, run.stderr
+    if not guard:
+        last = run.stderr.strip().splitlines()[-1]
+        assert last.startswith("repaudit.errors.AnalysisError: workers: they did not start")
+        assert last.endswith('has its calls under if __name__ == "__main__":')
+        assert len(run.stderr.splitlines()) < 40

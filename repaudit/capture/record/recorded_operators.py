@@ -112,7 +112,11 @@ def operator_layers(record: str, operators: Mapping[str, Any], gauge: Gauge) -> 
             KIND: OPERATOR,
             OPERATOR_OF: layer,
             **({SPARSE: True} if isinstance(operator, SparseDiffusionOperator) else {}),
-            GAUGE: {"name": type(gauge).__name__, **_plain(getattr(operator, "attrs", {}))},
+            GAUGE: {
+                "name": type(gauge).__name__,
+                **_plain(getattr(operator, "attrs", {})),
+                **({"given": asdict(gauge)} if isinstance(gauge, DiffusionGauge) else {}),
+            },
         }
     return shapes, attributes
 

@@ -1,0 +1,245 @@
+"""Analysing operators that were recorded in place of activations, against the analysis of these activations."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import xarray as xr
+from torch import nn
+
+import repaudit as ra
+from repaudit.analysis.contract import contract_violations
+from repaudit.errors import AnalysisError
+from repaudit.live.spreads import LiveSpreads
+from repaudit.live.track import Track
+
+GAUGE = ra.DiffusionGauge(perplexity=4)
+STEPS = (0, 20)
+QUICK: dict[str, Any] = {"frames": 0, "units": 0, "figures": "none"}
+
+
+def record(url: Path, seed: int, kept: str, gauge: Any = GAUGE, samples: int = 100, **options: Any) -> None:
+    """Record a network that moves from its own weights to those that all share."""
+    torch.manual_seed(seed)
+    model = nn.Sequential(nn.Linear(8, 16), nn.Tanh())
+    shared = torch.randn(16, 8, generator=torch.Generator().manual_seed(99))
+    inputs = torch.randn(samples, 8, generator=torch.Generator().manual_seed(0))
+    how = {"record": kept, "gauge": gauge} if kept != "activations" else {}
+    probe_set = ra.ProbeSet.from_tensors({"input": inputs})
+    with ra.Recorder(url, f"seed{seed}", probe_set, ["0", "1"], durable=False, **how, **options) as recorder:
+        for step in STEPS:
+            recorder.audit(model, step)
+            with torch.no_grad():
+                model[0].weight.lerp_(shared, 0.5)
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """Record three models, each as it is told."""
+    made: dict[Any, Path] = {}
+
+    def make(*kept: str, gauge: Any = GAUGE, samples: int = 100) -> Path:
+        key = (*kept, gauge, samples)
+        if key not in made:
+            made[key] = tmp_path_factory.mktemp("kept") / "store.zarr"
+            for seed, one in enumerate(kept):
+                record(made[key], seed, one, gauge, samples)
+        return made[key]
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def analysed(store: Callable[..., Path]) -> Callable[..., xr.DataTree]:
+    """Analyse what is recorded so, each kind once."""
+    made: dict[Any, xr.DataTree] = {}
+
+    def analyse(*kept: str, gauge: Any = GAUGE, samples: int = 100) -> xr.DataTree:
+        key = (*kept, gauge, samples)
+        if key not in made:
+            given = {"gauge": gauge} if "activations" in kept else {}
+            made[key] = ra.analyze(store(*kept, gauge=gauge, samples=samples), similarity=(), **given, **QUICK)
+        return made[key]
+
+    return analyse
+
+
+OPERATORS = ("operators",) * 3
+ACTIVATIONS = ("activations",) * 3
+
+
+@pytest.mark.parametrize(
+    ("gauge", "samples"),
+    [(GAUGE, 100), (ra.DiffusionGauge(perplexity=4), 60), (ra.DiffusionGauge(knn=5), 60)],
+    ids=["sparse", "dense", "of knn"],
+)
+def test_an_analysis_of_operators_is_that_of_their_activations(analysed, undrawn, gauge, samples):
+    found, exact = (analysed(*kept, gauge=gauge, samples=samples) for kept in (OPERATORS, ACTIVATIONS))
+    for group, names in {
+        "spread": ("spread", "low", "high", "null", "hellinger", "largest_row"),
+        "pairs": ("distance", "low", "high"),
+        "comparison": ("from_untrained", "from_inputs"),
+        "diagnostics": ("effective_neighbors", "components", "isolated", "entropy"),
+    }.items():
+        for name in names:
+            np.testing.assert_allclose(found[group][name], exact[group][name], rtol=1e-5, atol=1e-7, err_msg=name)
+    merged = [ra.DiffusionOperator.from_results(results, "1").to_numpy() for results in (found, exact)]
+    np.testing.assert_allclose(*merged, rtol=1e-5, atol=1e-8)
+    assert {"merged", "trajectories"} <= set(found)
+    assert found["spread"]["scale"].values.tolist() == exact["spread"]["scale"].values.tolist()
+    for layer, said in exact.repaudit.summary["layers"].items():
+        assert found.repaudit.summary["layers"][layer]["verdict"] == said["verdict"]
+    assert contract_violations(found) == []
+
+
+def test_what_operators_do_not_tell_is_left_out_by_name(store, undrawn):
+    results = ra.analyze(store(*OPERATORS), steps=[20], frames=0, figures="none")
+    assert {"units", "similarity"}.isdisjoint(results)
+    assert bool(results["comparison"]["feature_halves"].isnull().all())
+    (line,) = [line for line in results.repaudit.summary["left_out"] if "recorded during training" in line]
+    assert line.startswith("layers 0, 1: ")
+    assert all(name in line for name in ("units", "similarity", "feature_halves"))
+
+
+@pytest.mark.parametrize("kept", [("operators", "activations", "operators"), ("activations", "operators", "both")])
+def test_models_of_operators_and_of_activations_are_compared(analysed, undrawn, kept):
+    found, exact = analysed(*kept), analysed(*ACTIVATIONS)
+    assert bool((found["spread"]["n_models"] == 3).all())
+    np.testing.assert_allclose(found["spread"]["spread"], exact["spread"]["spread"], rtol=1e-5)
+
+
+def test_models_of_operators_are_compared_with_sketches_through_sketches(analysed, undrawn):
+    found, exact = analysed("operators", "sketches", "operators"), analysed(*ACTIVATIONS)
+    error = found["spread"]["sketch_error"]
+    assert float(error.min()) > 0
+    assert bool((np.abs(found["spread"]["spread"] - exact["spread"]["spread"]) <= 3 * error).all())
+    assert len([line for line in found.repaudit.summary["left_out"] if "known by" in line]) == 1
+
+
+def test_operators_beside_activations_are_not_what_is_analysed(store, undrawn):
+    results = ra.analyze(store("both", "both", "both"), steps=[20], **QUICK)
+    assert results["spread"]["layer"].values.tolist() == ["0", "1"]
+    assert results["spread"]["scale"].values.tolist() == [15, 25]
+    assert "similarity" in results
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"scales": (20,)}, "those that the operators were recorded with"),
+        ({"gauge": ra.DiffusionGauge(knn=5)}, "those that the operators were recorded with"),
+        ({"tokens": "samples"}, "token"),
+    ],
+)
+def test_what_cannot_be_made_of_operators_is_refused(store, options, message):
+    with pytest.raises(AnalysisError, match=message):
+        ra.analyze(store(*OPERATORS), **QUICK, **options)
+
+
+def test_operators_of_two_gauges_are_refused(tmp_path):
+    for seed, gauge in enumerate((GAUGE, ra.DiffusionGauge(perplexity=5))):
+        record(tmp_path / "s.zarr", seed, "operators", gauge)
+    with pytest.raises(AnalysisError, match=r"operators of one gauge.*4\.0.*seed0.*5\.0.*seed1"):
+        ra.analyze(tmp_path / "s.zarr", **QUICK)
+
+
+def test_operators_of_a_gauge_of_ones_own_are_refused_by_name(tmp_path):
+    def own_gauge(values: torch.Tensor) -> ra.DiffusionOperator:
+        return GAUGE(values)
+
+    for seed in range(2):
+        record(tmp_path / "s.zarr", seed, "operators", own_gauge)
+    with pytest.raises(AnalysisError, match=r"model seed0, layer 0: expected operators of a DiffusionGauge"):
+        ra.analyze(tmp_path / "s.zarr", **QUICK)
+    found = ra.open_store(tmp_path / "s.zarr").repaudit.operators("0", step=20)
+    assert 0 < ra.spread(found).value < 1, "they are compared by hand"
+
+
+def test_a_matrix_that_is_no_operator_is_left_out_with_its_place(tmp_path, undrawn):
+    """As of a gauge that broke, or a record that somebody made by hand."""
+    url, ids = tmp_path / "s.zarr", np.arange(200).reshape(100, 2)
+    probe_set = ra.ProbeSet.from_tensors({"input_ids": ids})
+    attrs = {"0@operator": {"kind": "operator", "operator_of": "0", "gauge": {"name": "DiffusionGauge", "knn": 5}}}
+    rng = np.random.default_rng(0)
+    for name in ("a", "b", "c"):
+        with ra.TrajectoryWriter(
+            url, model_name=name, probe_set=probe_set, layers={"0@operator": ((100, 100), "float32")}, layer_attrs=attrs
+        ) as writer:
+            matrix = rng.random((100, 100), dtype=np.float32)
+            matrix /= matrix.sum(1, keepdims=True)
+            if name == "c":
+                matrix[7, 3] = np.nan
+            writer.append(0, {"0@operator": matrix})
+    results = ra.analyze(url, frames=0, figures="none")
+    (line,) = [line for line in results.repaudit.summary["left_out"] if "c at step 0" in line]
+    assert line.startswith("layer 0, c at step 0: expected finite transition probabilities")
+    assert "row 7" in line
+    assert results["spread"]["n_models"].item() == 2
+
+
+def test_stores_that_share_some_samples_are_refused(store, tmp_path):
+    url = tmp_path / "some.zarr"
+    record(url, 5, "activations", samples=90)
+    with pytest.raises(AnalysisError, match="its operators are"):
+        ra.analyze([store(*OPERATORS), url], out=tmp_path / "out", **QUICK)
+
+
+def test_recorded_operators_are_given_by_the_name_of_their_layer(store):
+    tree = ra.open_store(store("operators", "activations", "both"))
+    found = tree.repaudit.operators("0", step=20, perplexity=4)
+    exact = ra.open_store(store(*ACTIVATIONS)).repaudit.operators("0", step=20, perplexity=4)
+    assert list(found) == ["seed0", "seed1", "seed2"]
+    for name, operator in found.items():
+        assert type(operator) is type(exact[name])
+        np.testing.assert_array_equal(operator.to_numpy(), exact[name].to_numpy())
+        np.testing.assert_allclose(operator.stationary, exact[name].stationary, atol=1e-6)
+    assert found["seed0"].samples.tolist() == tree["sample"].values.tolist()
+    assert found["seed0"].attrs["perplexity"] == 4
+    kept = tree.repaudit.operators("0@operator", step=20, models=["seed2"])["seed2"]
+    np.testing.assert_array_equal(kept.to_numpy(), exact["seed2"].to_numpy())
+    with pytest.raises(
+        AnalysisError, match=r"model seed0, layer 0@operator: .*perplexity=4.0.*found \{'perplexity': 9"
+    ):
+        tree.repaudit.operators("0", step=20, perplexity=9)
+
+
+def test_the_live_spread_of_operators_is_that_of_their_activations(store):
+    found = LiveSpreads().update(ra.open_store(store(*OPERATORS)))  # with their gauge, not the default
+    exact = LiveSpreads(gauge=GAUGE).update(ra.open_store(store(*ACTIVATIONS)))
+    assert [curve.layer for curve in found] == ["0", "1"]
+    for one, other in zip(found, exact, strict=True):
+        assert one.steps == other.steps == STEPS
+        assert one.value == pytest.approx(other.value, rel=1e-5)
+
+
+def test_a_training_is_tracked_against_operators(tmp_path):
+    url = tmp_path / "s.zarr"
+    record(url, 0, "operators")
+    track = Track(url, gauge=GAUGE)
+    record(url, 1, "activations", track=track)
+    assert sorted(track.latest) == ["0", "1"]
+    exact = ra.open_store(url).repaudit.operators("0", step=20, perplexity=4)
+    assert track.latest["0"][1].value == pytest.approx(ra.spread(exact).value, rel=1e-6)
+
+
+def test_an_older_record_tells_its_gauge_by_what_it_used(tmp_path, undrawn):
+    """Records had the parameters that the gauge used alone, without those that were given."""
+    urls = {kept: tmp_path / f"{kept}.zarr" for kept in ("operators", "activations")}
+    for kept, url in urls.items():
+        for seed in range(2):
+            record(url, seed, kept, ra.DiffusionGauge(knn=5))
+    tree = xr.open_datatree(urls["operators"], engine="zarr", consolidated=False)
+    assert tree["models/seed0"]["0@operator"].attrs["gauge"].pop("given")["knn"] == 5
+    for path in sorted(urls["operators"].glob("models/*/*@operator/zarr.json")):
+        described = json.loads(path.read_text())
+        del described["attributes"]["gauge"]["given"]
+        path.write_text(json.dumps(described))
+    found = ra.analyze(urls["operators"], steps=[20], **QUICK)
+    exact = ra.analyze(urls["activations"], steps=[20], gauge=ra.DiffusionGauge(knn=5), **QUICK)
+    np.testing.assert_allclose(found["spread"]["spread"], exact["spread"]["spread"], rtol=1e-5)
