@@ -472,3 +472,39 @@ def test_a_pipe_without_these_letters_gets_what_it_has(planted_store):
         )  # fmt: skip
         assert run.returncode == 0, run.stderr
         assert b"gr\\xf6" in run.stdout
+
+
+def test_a_run_says_what_it_does_not_take_over_or_find(planted_store, tmp_path, within):
+    """Steps of earlier results that it replaces, a range without steps, figures that are wanted and not, a budget."""
+    url, bare = planted_store(layers=("only",)), ("--frames", "0", "--units", "0", "--no-figures")
+    assert within("analyze", url, *bare, "--steps", "0:4").returncode == 0
+    run = within("analyze", url, *bare, "--steps", "0,16", "--memory", "2MB")
+    said = " ".join(run.stderr.split())
+    assert "which had steps 1, 2, 4; --out keeps both" in said
+    assert "memory=2MB bounds the operators that are held at once" in said
+    assert "17 of 48 samples are different ones" in run.stdout
+    assert "17 of 48 samples" in (tmp_path / "store.analysis/report.html").read_text(encoding="utf-8")
+    run = within("analyze", url, *bare, "--steps", "0,3:3,100:200")
+    found = "expected recorded steps within 3:3, 100:200, found 0, 1, 2" in " ".join(run.stderr.split())
+    assert (run.returncode, found) == (2, True)
+    run = within("analyze", url, *bare, "--figures", "all")
+    assert (run.returncode, "give one of them" in " ".join(run.stderr.split())) == (2, True)
+
+
+def test_the_memory_that_is_told_is_that_of_the_process(planted_store, tmp_path):
+    """The first process of a test may have more: this one is measured as a user sees it."""
+    script = (
+        "import sys; from repaudit.cli import app; app(sys.argv[1:], standalone_mode=False); "
+        "print(next(line for line in open('/proc/self/status') if line.startswith('VmHWM')))"
+    )
+    flags = ("--frames", "0", "--units", "0", "--no-figures", "--out", str(tmp_path / "out"))
+    command = [sys.executable, "-c", script, "analyze", str(planted_store(layers=("only",))), *flags]
+    run = subprocess.run(command, capture_output=True, text=True, timeout=200, check=True)
+    told = 1e6 * int(re.search(r"needs about ([\d,]+) MB", run.stderr)[1].replace(",", ""))
+    seen = 1024 * int(re.search(r"VmHWM:\s+(\d+) kB", run.stdout)[1])
+    assert 0.7 * told < seen < 1.1 * told
+
+
+def test_the_command_is_a_module_too():
+    run = subprocess.run([sys.executable, "-m", "repaudit", "--help"], capture_output=True, text=True, check=True)
+    assert "Usage: repaudit" in run.stdout

@@ -12,7 +12,7 @@ import pytest
 import xarray as xr
 
 import repaudit as ra
-from repaudit.analysis.folder import analysis_folder, default_folder, nulls_for_nan, scratch
+from repaudit.analysis.folder import analysis_folder, default_folder, nulls_for_nan, rewrite_report, scratch
 from repaudit.analysis.pipeline import run
 from repaudit.analysis.settings import Settings
 from repaudit.errors import AnalysisError, NotAStoreError, StoreNotFoundError
@@ -285,6 +285,18 @@ def test_the_answer_is_there_before_the_pictures(planted_store, tmp_path, undraw
     run(url, out, Settings(), answered=lambda summary: seen.append(summary["status"]))
     assert seen[-1] == "partial"
     assert json.loads((out / "summary.json").read_text())["status"] == "complete"
+
+
+def test_the_first_page_says_that_there_is_more_to_come(planted_store, tmp_path):
+    out, note = tmp_path / "out", "an analysis that has not ended"
+
+    def answered(_summary):
+        assert note in (out / "report.html").read_text(encoding="utf-8")
+        with pytest.raises(AnalysisError, match="whose analysis has not ended"):
+            rewrite_report(out)
+
+    run(planted_store(layers=("only",)), out, Settings(frames=0, units=0, figures="none"), answered=answered)
+    assert note not in (out / "report.html").read_text(encoding="utf-8")
 
 
 def test_an_analysis_that_ended_after_its_answer_may_be_repeated(planted_store, tmp_path, undrawn):

@@ -13,7 +13,7 @@ import xarray as xr
 from rich.console import Console
 
 import repaudit as ra
-from repaudit.analysis.sentences import headline, with_settling
+from repaudit.analysis.sentences import headline, inherited, of_curve, with_settling
 from repaudit.analysis.summary import identical_models, layer_summary
 from repaudit.cli.answer import print_answer
 from repaudit.errors import AnalysisError
@@ -74,6 +74,28 @@ def test_a_verdict_is_that_of_the_last_phase_and_says_since_when(values: list[fl
     for step, value in zip((0, 100, 200), values, strict=True):
         turned = "from step 100" in said
         assert (f"{value:.2f}" in sentence) == (step != 100 or turned)
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [([0.031, 0.03, 0.026], "0.031 [0.000, 0.081] at step 0 and 0.026"), ([0.0301, 0.0302, 0.0304], "0.0301")],
+)
+def test_a_change_is_told_with_as_many_decimals_as_show_it(values: list[float], said: str) -> None:
+    small = curve(values, [3, 3, 3])
+    verdict = "converging" if values[0] > values[-1] else "diverging"
+    assert said in of_curve(verdict, small.assign(low=small["low"].clip(0)), 0)
+    assert "is 0.03 [" in of_curve("unchanged", small, 0), "where nothing is said to change two decimals do"
+
+
+def test_what_converges_without_having_learned_it_is_in_the_headline() -> None:
+    def layer(*scales: tuple[str, str | None]) -> dict[str, dict[str, dict[str, str | None]]]:
+        return {"scales": {str(i): {"verdict": verdict, "agreement": why} for i, (verdict, why) in enumerate(scales)}}
+
+    inherited_one, learned = layer(("converging", "inherited")), layer(("converging", "learned"))
+    assert inherited({"a": learned, "b": layer(("unchanged", "inherited"))}) == ""
+    assert inherited({"a": inherited_one, "b": layer(("unchanged", None))}).startswith(" What converges agrees as")
+    assert inherited({"a": inherited_one, "b": learned}).startswith(" What converges in a agrees as")
+    assert inherited({"a": layer(("converging", "inherited"), ("converging", None))}) == ""
 
 
 def test_it_is_the_scales_that_differ() -> None:
