@@ -24,6 +24,7 @@ from repaudit.errors import AnalysisError
 from repaudit.interrupts import Shield
 from repaudit.operators.written import FIGURES, RESULTS, digest_of
 from repaudit.store.storage.lease import abandoned, mark
+from repaudit.store.storage.replacing import naming
 
 SUMMARY: Final = "summary.json"
 REPORT: Final = "report.html"
@@ -43,11 +44,12 @@ _LOGGER = logging.getLogger(__name__)
 def scratch(folder: Path) -> Iterator[Path]:
     """Provide a folder for work in progress; its name has the process, so that a crashed one's can be removed.
 
-    It stays where not everything in it could be moved into place.
+    It stays where not everything in it could be moved into place. Errors that name no file name the folder.
     """
     path = Path(tempfile.mkdtemp(prefix=f"{_SCRATCH}{mark()}-", dir=folder))
     try:
-        yield path
+        with naming(folder):
+            yield path
     finally:
         if not (path / _EARLIER).exists():
             shutil.rmtree(path, ignore_errors=True)  # the next start tries again

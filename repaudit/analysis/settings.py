@@ -38,7 +38,7 @@ def _several(asked: Any) -> Any:
 
 def _bytes(memory: str) -> str:
     try:
-        enough = parse_bytes(memory) > 0
+        enough = parse_bytes(memory) > 0 and any(letter.isdigit() for letter in memory)  # else of a number of 1
     except (ValueError, TypeError, AttributeError, OverflowError):
         enough = False
     if not enough:

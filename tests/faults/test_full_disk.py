@@ -132,3 +132,10 @@ def test_a_store_that_may_only_be_read_is_read_and_a_writer_is_told(small_disk, 
         ra.TrajectoryWriter(url, **keywords)
     assert_whole(url, [0])
     assert copy_store(url, small_disk.parent / "copy.zarr") == {"m": [0]}
+
+
+def test_an_analysis_that_finds_its_disk_full_says_where(small_disk, planted_store):
+    out = small_disk / "out"
+    url = planted_store(models=2, layers=("only",), steps=(0, 1))
+    with pytest.raises(OSError, match=rf"No space left on device: '{out}"):  # its page is larger than this disk
+        ra.analyze(url, out, frames=0, units=0, figures="none")

@@ -29,8 +29,27 @@ def replacing(target: Path) -> Iterator[IO[bytes]]:
     begins = os.fsencode(target.name)[:100].decode(errors="ignore")  # a name may be as long as file systems take
     temporary = target.with_name(f".{begins}-{os.getpid()}-{uuid.uuid4().hex}")
     try:
-        with temporary.open("x+b") as stream:
+        with naming(target), temporary.open("x+b") as stream:
             yield stream
         temporary.replace(target)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def naming(place: Path) -> Iterator[None]:
+    """Give an error of the file system that names no file, as of a full disk, the name of this place.
+
+    Examples
+    --------
+    >>> with naming(Path("results")):
+    ...     raise OSError(28, "No space left on device")
+    Traceback (most recent call last):
+    OSError: [Errno 28] No space left on device: 'results'
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno is not None and error.filename is None:
+            error.filename = str(place)
+        raise
