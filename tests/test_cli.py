@@ -491,6 +491,7 @@ def test_a_run_says_what_it_does_not_take_over_or_find(planted_store, tmp_path, 
     assert (run.returncode, "give one of them" in " ".join(run.stderr.split())) == (2, True)
 
 
+@pytest.mark.slow
 def test_the_memory_that_is_told_is_that_of_the_process(planted_store, tmp_path):
     """The first process of a test may have more: this one is measured as a user sees it."""
     script = (

@@ -102,7 +102,7 @@ def test_no_more_work_at_once_than_cores_that_the_process_may_use():
     assert found.stdout == "1\n"
 
 
-@pytest.mark.parametrize("guard", [True, False], ids=["guarded", "unguarded"])
+@pytest.mark.parametrize("guard", [pytest.param(True, marks=pytest.mark.slow), False], ids=["guarded", "unguarded"])
 def test_a_script_without_its_guard_is_told_so(planted_store, tmp_path, guard):
     url = str(planted_store(layers=("only",)))
     call = f"ra.analyze({url!r}, workers=2, frames=0, units=0, similarity=(), figures='none')"
