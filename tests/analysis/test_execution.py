@@ -105,7 +105,7 @@ def test_no_more_work_at_once_than_cores_that_the_process_may_use():
 @pytest.mark.parametrize("guard", [pytest.param(True, marks=pytest.mark.slow), False], ids=["guarded", "unguarded"])
 def test_a_script_without_its_guard_is_told_so(planted_store, tmp_path, guard):
     url = str(planted_store(layers=("only",)))
-    call = f"ra.analyze({url!r}, workers=2, frames=0, units=0, similarity=(), figures='none')"
+    call = f"ra.analyze({url!r}, workers=1, frames=0, units=0, similarity=(), figures='none')"
     script = tmp_path / "script.py"
     script.write_text("import repaudit as ra\n" + 'if __name__ == "__main__": ' * guard + f"{call}\n")
     run = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=300, check=False)
