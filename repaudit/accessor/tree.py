@@ -186,7 +186,8 @@ class TreeAccessor:
 
         known, suffix = catalog.layers(self._tree, model), f"@{OPERATOR}"
         recorded = meant_layer(layer if layer.endswith(suffix) else layer + suffix, known)
-        if recorded not in known or (recorded != layer and meant_layer(layer, known) in known):
+        kept = recorded in known and catalog.holds_operators(catalog.activations(self._tree, model, recorded))
+        if not kept or (recorded != layer and meant_layer(layer, known) in known):
             return DiffusionGauge(**gauge)(self.activations(model, layer).sel({STEP: step}))
         values = read_step(self._tree, model, recorded, step)
         if gauge and DiffusionGauge(**gauge) != (made_with := gauge_of(values)):

@@ -183,6 +183,40 @@ def test_a_matrix_that_is_no_operator_is_left_out_with_its_place(tmp_path, undra
     assert results["spread"]["n_models"].item() == 2
 
 
+def test_operators_are_not_rounded_beside_activations_that_are(tmp_path):
+    """Rows of rounded operators do not sum to 1."""
+    record(tmp_path / "s.zarr", 0, "both", codec="lossy", keepbits=4)
+    ra.copy_store(tmp_path / "s.zarr", tmp_path / "copied.zarr", codec="lossy", keepbits=3)
+    for name in ("s.zarr", "copied.zarr"):
+        tree = ra.open_store(tmp_path / name)
+        kept = tree.repaudit.operators("0@operator", step=20)["seed0"].to_numpy()
+        np.testing.assert_allclose(kept.sum(1), 1, atol=1e-6)
+        assert {array.attrs["codec"] for array in tree["models/seed0"].data_vars.values()} == {"lossy", "compact"}
+        assert ra.verify(tmp_path / name, data=True) == []
+
+
+def test_layers_of_operators_take_the_names_that_an_analysis_gives_them(tmp_path, undrawn):
+    url = tmp_path / "s.zarr"
+    for seed, kept in enumerate(("operators", "sketches", "activations")):
+        record(url, seed, kept)
+    given = {"top": {"seed0": "1", "seed1": "1", "seed2": "1"}}
+    named = ra.analyze(url, models=["seed0", "seed2"], layers=given, **QUICK)
+    plain = ra.analyze(url, models=["seed0", "seed2"], layers=["1"], **QUICK)
+    assert named["spread"]["layer"].values.tolist() == ["top"]
+    np.testing.assert_array_equal(named["spread"]["spread"], plain["spread"]["spread"])
+    by_depth = ra.analyze(url, match="depth", **QUICK)
+    assert by_depth["spread"]["layer"].values.tolist() == ["depth 0", "depth 1"]
+    assert bool((by_depth["spread"]["n_models"] == 3).all())
+
+
+def test_a_layer_that_is_only_called_like_one_of_operators_holds_activations(tmp_path):
+    probe_set = ra.ProbeSet.from_tensors({"input_ids": np.arange(80).reshape(40, 2)})
+    layers = {"x@operator": ((40, 4), "float32")}
+    with ra.TrajectoryWriter(tmp_path / "s.zarr", model_name="m", probe_set=probe_set, layers=layers) as writer:
+        writer.append(0, {"x@operator": np.random.default_rng(0).normal(size=(40, 4)).astype("float32")})
+    assert ra.open_store(tmp_path / "s.zarr").repaudit.operators("x@operator", step=0)["m"].n_samples == 40
+
+
 def test_stores_that_share_some_samples_are_refused(store, tmp_path):
     url = tmp_path / "some.zarr"
     record(url, 5, "activations", samples=90)

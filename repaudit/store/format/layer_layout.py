@@ -136,7 +136,9 @@ def lay_out_layers(
                 dtypes[name],
                 dimensions,
                 Codec.choose(
-                    _preset(codec, extra.get(name, {})), dtypes[name], None if kinds[name] == SKETCH else keepbits
+                    _preset(codec, extra.get(name, {})),
+                    dtypes[name],
+                    None if kinds[name] == SKETCH or (kinds[name] == OPERATOR and codec == "lossy") else keepbits,
                 ),
                 dict(extra.get(name, {})),
             )
@@ -148,9 +150,10 @@ def lay_out_layers(
 def _preset(codec: CodecName, attributes: Mapping[str, Any]) -> CodecName:
     """Return the codec of a layer: operators that are mostly zeros are compressed unless another one is asked for.
 
-    Sketches always are: most of their numbers have 32 bits, and rounded ones would be of no use.
+    Sketches always are: most of their numbers have 32 bits, and rounded ones would be of no use. Operators are not
+    rounded either: their rows would no longer sum to 1.
     """
-    if attributes.get(KIND) == SKETCH:
+    if attributes.get(KIND) == SKETCH or (attributes.get(KIND) == OPERATOR and codec == "lossy"):
         return "compact"
     return "compact" if codec == "auto" and attributes.get(KIND) == OPERATOR and attributes.get(SPARSE) else codec
 

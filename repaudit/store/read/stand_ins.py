@@ -21,14 +21,15 @@ def holds_sketches(array: xr.DataArray) -> bool:
 
 
 def stands_in(array: xr.DataArray) -> bool:
-    """Return whether a layer holds what was computed of activations, and has the name of the layer of these.
+    """Return whether a layer holds what was computed of activations, and no longer the name that it was recorded by.
 
     Examples
     --------
     >>> stands_in(xr.DataArray(0.0, attrs={"kind": "operator", "operator_of": "norm", "layer": "norm"}))
     True
     """
-    return bool(array.attrs.get(KIND)) and array.attrs.get(LAYER) == _computed_of(array)
+    of = _computed_of(array)
+    return bool(of) and array.attrs.get(LAYER) != f"{of}@{array.attrs[KIND]}"
 
 
 def stand_ins_by_layer(tree: xr.DataTree) -> xr.DataTree:
