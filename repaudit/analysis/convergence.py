@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict
 from functools import partial
 from typing import Any, Final
@@ -19,7 +21,7 @@ from repaudit.analysis.layer_operators import LayerOperators
 from repaudit.analysis.row_operators import row_operators
 from repaudit.analysis.sources import Source
 from repaudit.analysis.study import Study
-from repaudit.errors import ActivationError, AnalysisError
+from repaudit.errors import ActivationError, AnalysisError, StoreError
 from repaudit.gauge.gauge import DiffusionGauge
 from repaudit.measure.comparison import departure, feature_halves, group_spread
 from repaudit.measure.spread import Spread, spread
@@ -54,9 +56,11 @@ def undefined_spreads(dataset: xr.Dataset, operators: LayerOperators, samples: i
     values = dataset[SPREAD].sel({LAYER: operators.layer})
     perplexity = operators.scale.gauge.perplexity
     if perplexity is not None and samples <= perplexity + 1 and bool(values.isnull().all()):
+        fewer = max(2, samples // 4)
+        how = f"--scales {fewer}" if operators.has_activations else f"gauge=DiffusionGauge(perplexity={fewer})"
         return [
             f"layer {operators.layer}: no spread at any step, since {samples} samples are too few for {perplexity:g} "
-            f"neighbours of each: record more samples, or look at fewer neighbours (--scales {max(2, samples // 4)})"
+            f"neighbours of each: record more samples, or look at fewer neighbours ({how})"
         ]
     return [
         f"layer {operators.layer} at step {step}: no spread, since relabelling an operator's samples "
@@ -211,12 +215,13 @@ def _mean_halves(operators: LayerOperators, study: Study) -> float:
     floors = []
     for model, name in operators.content(step).items():
         content = ["feature halves", settings.seed, asdict(operators.scale.gauge), name]
-        floors.append(study.cache.recall(content, partial(_halves, study, model, operators, step))["distance"])
-    return float(np.mean(floors))
+        with suppress(StoreError):  # which is noted
+            floors.append(study.cache.recall(content, partial(_halves, study, model, operators, step))["distance"])
+    return float(np.mean(floors)) if floors else math.nan
 
 
 def _halves(study: Study, model: str, operators: LayerOperators, step: int) -> dict[str, float]:
-    values, source = study.sources.read(model, operators.layer, step), study.sources.of_model[model]
+    values, source = study.read(model, operators.layer, step), study.sources.of_model[model]
     try:
         of_half = partial(_operator, source, operators.scale.gauge)
         return {"distance": feature_halves(values, of_half, seed=study.settings.seed)}

@@ -19,8 +19,8 @@ from repaudit.analysis.study import Study
 from repaudit.embed.mds import mds_embedding, scaled_stress
 from repaudit.embed.phate import phate_embedding, phate_frames, phate_onto, phate_trajectories, unit_trajectories
 from repaudit.embed.placed import placed_between, placed_by_gower
-from repaudit.errors import ActivationError
-from repaudit.measure.distances import calibrated_distances
+from repaudit.errors import ActivationError, StoreError
+from repaudit.measure.calibrated import calibrated_distances
 from repaudit.measure.sketched import sketch_distances
 from repaudit.names import COMPONENT, FEATURE, LABEL, LAYER, MODEL, OF_SAMPLE, POSITION, SAMPLE, STEP, TEXT, THUMBNAIL
 from repaudit.operators.files import AnyOperatorFile
@@ -161,7 +161,10 @@ def units_dataset(operators: LayerOperators, study: Study) -> xr.Dataset | None:
         return None
     content = [operators.stored[model, step].digest for step in steps]
     view = partial(_units, model, operators.layer, steps, study)
-    embedded = study.cache.recall(["units", settings.units, settings.seed, content], view)
+    try:
+        embedded = study.cache.recall(["units", settings.units, settings.seed, content], view)
+    except StoreError:  # which is noted
+        return None
     if not len(embedded["units"]):
         return None
     coords = {
@@ -276,9 +279,9 @@ def _frames(operators: LayerOperators, steps: Sequence[int], shown: Sequence[int
 
 
 def _units(model: str, layer: str, steps: Sequence[int], study: Study) -> dict[str, Any]:
-    first = study.sources.read(model, layer, steps[0])
+    first = study.read(model, layer, steps[0])
     units = _evenly(range(first.shape[1]), study.settings.units)
-    values = [study.sources.read(model, layer, step).values[:, units] for step in steps]
+    values = [study.read(model, layer, step).values[:, units] for step in steps]
     try:
         points = unit_trajectories(np.stack(values).astype(np.float32), seed=study.settings.seed)
     except ActivationError:  # fewer than two units

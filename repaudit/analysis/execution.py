@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from functools import partial
 from importlib import import_module
 from itertools import islice
-from multiprocessing import current_process
 from typing import Any, Final, TypeVar
 
 import torch
@@ -19,6 +18,7 @@ from threadpoolctl import threadpool_limits
 from repaudit.analysis.settings import Settings
 from repaudit.errors import AnalysisError
 from repaudit.extras import require
+from repaudit.main_guard import UNGUARDED, refuse_without_guard
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -26,10 +26,6 @@ Result = TypeVar("Result")
 RETRIES: Final = 3
 """How often a unit of work whose worker died is given to another one."""
 CONNECTING: Final = "20s"
-UNGUARDED: Final = (
-    "A worker process imports the script that it was started from: a script that gives workers= has its calls under "
-    'if __name__ == "__main__":'
-)
 
 
 @dataclass(frozen=True)
@@ -130,8 +126,7 @@ def _client(settings: Settings) -> Iterator[Any]:
         with client:
             yield client
         return
-    if getattr(current_process(), "_inheriting", False):  # a worker that imports the script of the analysis
-        raise SystemExit(UNGUARDED)
+    refuse_without_guard("an analysis")
     try:
         started = distributed.LocalCluster(
             n_workers=settings.workers,

@@ -57,6 +57,8 @@ def analysis_folder(folder: Path, stores: Sequence[str | os.PathLike[str]]) -> I
     for store in stores:
         _refuse_store(folder, store)
     _refuse_any_store(folder)
+    if folder.exists() and not folder.is_dir():
+        raise AnalysisError(f"out={folder}: expected a folder for the results, found a file")
     existed = folder.exists()
     folder.mkdir(parents=True, exist_ok=True)
     try:
@@ -117,7 +119,11 @@ def rewrite_report(
     """Write ``report.html`` and ``figures/`` again from the results in an analysis folder; return the report's path."""
     path = folder / RESULTS
     if not path.is_dir() and not unfinished(folder):
-        begun = ", whose analysis has not ended: run `repaudit analyze` again" if (folder / SUMMARY).is_file() else ""
+        begun = (
+            ", whose analysis has not ended: run `repaudit analyze` again"
+            if any((folder / it).exists() for it in (SUMMARY, CACHE))
+            else ""
+        )
         raise AnalysisError(f"expected a folder that `repaudit analyze` wrote, found no {RESULTS} in {folder}{begun}")
     _refuse_any_store(folder)
     with locked(folder):  # nobody replaces the results while they are compared and read

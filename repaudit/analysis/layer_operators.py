@@ -20,7 +20,7 @@ from repaudit.analysis.row_operators import row_operators
 from repaudit.analysis.scales import Scale
 from repaudit.analysis.sources import Source
 from repaudit.analysis.study import Study
-from repaudit.errors import ActivationError, AnalysisError, CorruptStoreError, OperatorError
+from repaudit.errors import ActivationError, AnalysisError, CorruptStoreError, NotInStoreError, OperatorError
 from repaudit.gauge.gauge import DiffusionGauge
 from repaudit.gauge.recorded import recorded_operator
 from repaudit.names import SAMPLE, STEP
@@ -169,7 +169,7 @@ def compute(task: Task) -> list[Computed]:
             operators = [recorded_operator(values)]
         else:
             operators = row_operators(source, _on(source.take(values), task.device), task.gauges)
-    except (ActivationError, CorruptStoreError, OperatorError) as error:
+    except (ActivationError, CorruptStoreError, NotInStoreError, OperatorError) as error:
         return [Computed(None, {}, {}, str(error)) for _ in task.gauges]
     return [_computed(operator, gauge) for operator, gauge in zip(operators, task.gauges, strict=True)]
 

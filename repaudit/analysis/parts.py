@@ -140,7 +140,7 @@ def _joined(
     alone[UNITS] = _concat(units, LAYER) if units else None
     found |= {name: dataset for name, dataset in alone.items() if dataset is not None}
     told += [*recorded_notes(layers), *sketch_notes([scales[0] for scales in layers], found)]
-    return found, margins, [*dict.fromkeys(told), *no_similarity(study)]
+    return found, margins, [*dict.fromkeys(told), *no_similarity(study), *study.unread_notes()]
 
 
 def _pieces(

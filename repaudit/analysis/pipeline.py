@@ -30,7 +30,7 @@ from repaudit.analysis.layer_operators import LayerOperators, layer_operators, t
 from repaudit.analysis.moving import scratch
 from repaudit.analysis.needed_memory import needed_memory
 from repaudit.analysis.parts import CurveMargins, Parts, Progress, compute_parts
-from repaudit.analysis.recorded_gauge import recorded_layers, recorded_scales
+from repaudit.analysis.recorded_gauge import mixed_notes, recorded_layers, recorded_scales
 from repaudit.analysis.selection import select
 from repaudit.analysis.settings import MAX_TOKENS, Settings, StoreStrategy
 from repaudit.analysis.shared_samples import repeated_samples
@@ -42,7 +42,8 @@ from repaudit.analysis.token_samples import rows_and_scales
 from repaudit.errors import AnalysisError
 from repaudit.gauge.gauge import DiffusionGauge
 from repaudit.measure.similarity import Measure
-from repaudit.names import SAMPLE, at_home
+from repaudit.names import SAMPLE
+from repaudit.operators.written import local_path
 from repaudit.results import DIAGNOSTICS, FINGERPRINT, PARAMETERS, SUMMARY, VERSIONS
 
 PARTIAL, COMPLETE = "partial", "complete"
@@ -195,15 +196,19 @@ def run(
     settings: Settings,
     progress: Progress | None = None,
     answered: Callable[[Mapping[str, Any]], None] = lambda _summary: None,
-    planned: Callable[[int], None] = lambda _bytes: None,
+    planned: Callable[[int, Study], None] = lambda _bytes, _study: None,
 ) -> xr.DataTree:
     """Run :func:`analyze` with its choices in one object.
 
-    `planned` is called with about how many bytes of memory it takes, `answered` with the summary once it is known.
+    `planned` is called with about how many bytes of memory it takes and what is chosen, `answered` with the summary
+    once it is known.
     """
     report = progress or (lambda _what, _done, _total: None)
     if out is not None and not os.fspath(out):
         raise AnalysisError("out: expected a folder for the results, found an empty text")
+    chosen = None if out is None else local_path(out)
+    if out is not None and chosen is None:
+        raise AnalysisError(f"out: expected a folder of this machine for the results, found {os.fspath(out)}")
     urls = _several(url)
     if len(urls) > 1 and out is None:
         raise AnalysisError(f"out: expected a folder for the results of {len(urls)} stores, found none (--out)")
@@ -218,14 +223,15 @@ def run(
     settings.group_of(selection.models)
     settings.check_similarity_steps(selection.all_steps())
     with (
-        analysis_folder(at_home(out) if out is not None else default_folder(urls[0]), urls) as folder,
+        analysis_folder(chosen or default_folder(urls[0]), urls) as folder,
         _cache(folder, settings) as cache,
     ):
         study = Study(sources, selection, settings, cache, tuple(scales))
         slots = at_once(study, sketched)
-        planned(_needed(study, slots))
+        planned(_needed(study, slots), study)
         layers, failed = _operators(study, sketched, report)
-        lines = [*sources.notes, *selection.left_out, *failed]
+        mixed = mixed_notes(selection, recorded, sketched, scales)
+        lines = [*sources.notes, *selection.left_out, *mixed, *failed]
 
         def answer(found: Parts) -> None:
             parts, margins, notes = found

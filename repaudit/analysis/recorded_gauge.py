@@ -14,7 +14,7 @@ from repaudit.analysis.selection import Selection
 from repaudit.analysis.settings import Settings
 from repaudit.errors import AnalysisError
 from repaudit.gauge.gauge import DiffusionGauge
-from repaudit.gauge.recorded import gauge_of
+from repaudit.gauge.recorded import difference, gauge_of
 from repaudit.names import SKETCH
 from repaudit.store.read import catalog
 from repaudit.store.read.stand_ins import holds_sketches, stands_in
@@ -80,6 +80,20 @@ def recorded_notes(layers: Sequence[Sequence[LayerOperators]]) -> list[str]:
     return [f"layers {', '.join(names)}: known by operators that were recorded during training; {LEFT_OUT}"]
 
 
+def mixed_notes(selection: Selection, recorded: ByLayer, sketched: ByLayer, scales: Sequence[Scale]) -> list[str]:
+    """Say which models keep operators or sketches where others keep activations, and what that costs these."""
+    kept: dict[str, dict[str, None]] = {}
+    for layer, models in recorded.items():
+        having = [model for model in selection.models if layer in selection.layers_of[model]]
+        for model in models if len(models) < len(having) else ():
+            kind = "sketches" if model in sketched.get(layer, ()) else "operators"
+            kept.setdefault(kind, {})[model] = None
+    said = " and ".join(f"{kind} of {', '.join(models)}" for kind, models in kept.items())
+    return (
+        [f"other scales than {scales[0].name}, that of the recorded {said}: leave them out for these"] if kept else []
+    )
+
+
 def kept_as(tree: xr.DataTree, recorded: ByLayer) -> str:
     """Return what the models keep of these layers, in words."""
     every = [catalog.activations(tree, model, layer) for layer, some in recorded.items() for model in some]
@@ -98,15 +112,11 @@ def _one(what: str, of_one: str, found: Mapping[tuple[str, str], Any]) -> None:
     """Refuse what is not the same for all."""
     for key, other in found.items():
         first, value = next(iter(found.items()))
-        if other != value:
+        if apart := difference(*(asdict(it) if isinstance(it, DiffusionGauge) else it for it in (value, other))):
             raise AnalysisError(
-                f"expected {what} of one {of_one}, found {_told(value)} of model {first[0]}, layer {first[1]}, "
-                f"and {_told(other)} of model {key[0]}, layer {key[1]}: choose models and layers that agree"
+                f"expected {what} of one {of_one}, found {apart[0]} of model {first[0]}, layer {first[1]}, "
+                f"and {apart[1]} of model {key[0]}, layer {key[1]}: choose models and layers that agree"
             )
-
-
-def _told(value: Any) -> str:
-    return str(asdict(value) if isinstance(value, DiffusionGauge) else value)
 
 
 def _refuse_other(settings: Settings, scale: Scale, samples: int, kept: str) -> None:

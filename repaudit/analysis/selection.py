@@ -12,7 +12,7 @@ import xarray as xr
 
 from repaudit.errors import AnalysisError
 from repaudit.measure.curve import of_most_models
-from repaudit.names import TOKEN, matching_layers, matching_models
+from repaudit.names import KIND, TOKEN, matching_layers, matching_models
 from repaudit.store.read import catalog
 from repaudit.store.read.stand_ins import stands_in
 
@@ -84,10 +84,11 @@ def select(
     _choose("step", steps, sorted({step for model in chosen for step in recorded[model]}))
     wanted = {model: _wanted(recorded[model], steps) for model in chosen}
     layers_of = {model: catalog.layers(tree, model) for model in chosen}
-    names = _choose("layer", layers, list(dict.fromkeys(name for model in chosen for name in layers_of[model])))
+    known = list(dict.fromkeys(name for model in chosen for name in layers_of[model]))
+    names = _choose("layer", _by_layer(layers, known, tree, layers_of), known)
     operators = [name for name in names if _beside_activations(_first(tree, name, layers_of))]
     left_out += [
-        f"layer {name}: has operators computed during training, which are not computed again" for name in operators
+        f"layer {name}: beside its activations, of which the operators are computed here" for name in operators
     ]
     names = [name for name in names if name not in operators]
     fitting = [name for name in names if _keep_tokens(tree, name, layers_of) == {tokens}]
@@ -97,6 +98,7 @@ def select(
     empty = [name for name in fitting if not any(wanted[model] for model in chosen if name in layers_of[model])]
     left_out += [f"layer {name}: no model with this layer has one of these steps" for name in empty]
     fitting = [name for name in fitting if name not in empty]
+    left_out += [line for model in chosen for line in _gaps(tree, model, steps)]
     left_out += _mismatches(chosen, fitting, layers_of, wanted)
     return Selection(
         tuple(chosen), tuple(fitting), wanted, {m: frozenset(layers_of[m]) for m in chosen}, tuple(left_out)
@@ -122,6 +124,25 @@ def _choose(what: str, asked: Iterable[T] | None, present: Sequence[T]) -> list[
     return [item for item in present if item in chosen]
 
 
+def _by_layer(
+    asked: Sequence[str] | None, known: Sequence[str], tree: xr.DataTree, layers_of: Mapping[str, list[str]]
+) -> Sequence[str] | None:
+    """Return the layers asked for, those of ``<layer>@operator`` that stand in for activations by the layer's name."""
+    if asked is None or all(matching_layers(name, known) for name in asked):
+        return asked
+    recorded = {
+        catalog.activations(tree, model, name).attrs[KIND]: name
+        for model, names in layers_of.items()
+        for name in names
+        if stands_in(catalog.activations(tree, model, name))
+    }
+    meant = []
+    for name in asked:
+        of, _, kind = name.rpartition("@")
+        meant.append(of if kind in recorded and not matching_layers(name, known) else name)
+    return meant
+
+
 def _wanted(recorded: Sequence[int], steps: Sequence[int] | None) -> tuple[int, ...]:
     return tuple(recorded) if steps is None else tuple(step for step in recorded if step in set(steps))
 
@@ -140,6 +161,20 @@ def _beside_activations(array: xr.DataArray) -> bool:
 def _first(tree: xr.DataTree, layer: str, layers_of: Mapping[str, list[str]]) -> xr.DataArray:
     model = next(model for model, layers in layers_of.items() if layer in layers)
     return catalog.activations(tree, model, layer)
+
+
+def _gaps(tree: xr.DataTree, model: str, steps: Sequence[int] | None) -> list[str]:
+    """Say which audits of a model failed or could not be stored, and why the first one did."""
+    recorded = catalog.steps(tree, model)
+    gaps = [gap for gap in catalog.gaps(tree, model) if gap["step"] not in recorded]
+    gaps = [gap for gap in gaps if steps is None or gap["step"] in steps]
+    if not gaps:
+        return []
+    missing = [int(gap["step"]) for gap in gaps]
+    first = f"; that of {missing[0]}" if len(missing) > 1 else ""
+    return [
+        f"model {model} at step{'s' * (len(missing) > 1)} {_brief(missing)}: not recorded{first}: {gaps[0]['reason']}"
+    ]
 
 
 def _mismatches(

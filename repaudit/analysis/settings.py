@@ -203,7 +203,8 @@ def read_config(path: str | os.PathLike[str]) -> dict[str, Any]:
 
 
 def _said(failure: Any) -> str:
-    name = ".".join(str(part) for part in failure["loc"]) or "settings"
+    parts = [str(part) for part in failure["loc"] if isinstance(part, str)]  # no place in a list, and no kind of one
+    name = ".".join(part for part in parts if "[" not in part) or "settings"
     if failure["type"] == "extra_forbidden":
         like = get_close_matches(name, Settings.model_fields, 1)
         meant = f"; did you mean {like[0]}?" if like else ""
@@ -211,5 +212,9 @@ def _said(failure: Any) -> str:
     if failure["type"] == "unexpected_keyword_argument":
         known = ", ".join(field.name for field in fields(DiffusionGauge))
         return f"{name}: unknown setting of the gauge; expected one of {known}"
-    message = str(failure["msg"]).removeprefix("Value error, ")
+    message = re.sub(r", (unable to|got a) .*", "", str(failure["msg"]).removeprefix("Value error, "))
+    message = re.sub("^Input should be (a valid integer|an integer)", "expected a whole number", message)
+    message = re.sub("^Input should be (greater|less)", r"expected a number \1", message)
+    message = re.sub("^Input should be (a valid )?(?=string|boolean)", "expected a ", message)
+    message = re.sub("^Input should be (a valid )?", "expected ", message)
     return f"{name}: {message}" if failure["type"] == "missing" else f"{name}: {message}, found {failure['input']!r}"

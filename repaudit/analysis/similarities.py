@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from repaudit.analysis.layer_operators import LayerOperators
 from repaudit.analysis.study import Study
+from repaudit.errors import StoreError
 from repaudit.measure.similarity import Measure, similarity_map
 from repaudit.names import LAYER, MODEL, SAMPLE, STEP
 from repaudit.results import MEASURE, NULL, OTHER, REPRESENTATION, SIMILARITY
@@ -31,16 +32,19 @@ def similarity_dataset(layers: Sequence[LayerOperators], study: Study) -> xr.Dat
     values = np.full((2, *shape), np.nan)
     for column, step in enumerate(steps):
         stored = {one.layer: one.content(step) for one in layers}
-        here = [index for index, (model, layer) in enumerate(names) if model in stored[layer]]
-        if len(here) < 2:
-            continue
-        digests = [stored[layer][model] for model, layer in (names[index] for index in here)]
+        every = [index for index, (model, layer) in enumerate(names) if model in stored[layer]]
         for row, measure in enumerate(measures):
-            views = _Activations(study, [names[index] for index in here], step)
-            content = ["similarity", measure, study.settings.seed, digests]
-            maps = study.cache.recall(content, partial(_compare, study, views, measure))
-            for part, name in enumerate((SIMILARITY, NULL)):
-                values[part, row, column][np.ix_(here, here)] = maps[name]
+            for here in _readable(study, names, every, step):
+                digests = [stored[layer][model] for model, layer in (names[index] for index in here)]
+                views = _Activations(study, [names[index] for index in here], step)
+                content = ["similarity", measure, study.settings.seed, digests]
+                try:
+                    maps = study.cache.recall(content, partial(_compare, study, views, measure))
+                except StoreError:  # once more, without what could not be read
+                    continue
+                for part, name in enumerate((SIMILARITY, NULL)):
+                    values[part, row, column][np.ix_(here, here)] = maps[name]
+                break
     labels = [f"{model}/{layer}" for model, layer in names]
     coords = {
         MEASURE: _texts(measures),
@@ -52,6 +56,12 @@ def similarity_dataset(layers: Sequence[LayerOperators], study: Study) -> xr.Dat
     }
     dims = (MEASURE, STEP, REPRESENTATION, OTHER)
     return xr.Dataset({name: (dims, value) for name, value in zip((SIMILARITY, NULL), values, strict=True)}, coords)
+
+
+def _readable(study: Study, names: Sequence[tuple[str, str]], every: Sequence[int], step: int) -> Iterator[list[int]]:
+    """Yield those of which the activations are not known to be unreadable, until all are read, or there are none."""
+    while len(here := [index for index in every if (*names[index], step) not in study.unread]) > 1:
+        yield here
 
 
 def no_similarity(study: Study) -> list[str]:
@@ -81,7 +91,7 @@ class _Activations(Mapping[str, Any]):
 
     def __getitem__(self, name: str) -> Any:
         model, layer = self._names[name]
-        return self._study.sources.read(model, layer, self._step).values
+        return self._study.read(model, layer, self._step).values
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._names)

@@ -69,7 +69,7 @@ def _of_operator(study: Study, operator: StoredOperator) -> StoredOperator:
 
 
 def kept_sketch(study: Study, operator: StoredOperator) -> GroupedSketch:
-    """Return the grouped sketch of an operator, kept by its content: 37 kB."""
+    """Return the grouped sketch of an operator, kept by its content."""
     kept = study.cache.recall(["grouped sketch", operator.digest], partial(_numbers, operator))
     facts = {"samples": study.samples.sizes[SAMPLE], "seed": 0, "diagnostics": []}
     return GroupedSketch.of_numbers(kept["numbers"], facts)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from uuid import uuid4
 
 import xarray as xr
@@ -12,6 +12,7 @@ from repaudit.analysis.scales import Scale
 from repaudit.analysis.selection import Selection
 from repaudit.analysis.settings import Settings
 from repaudit.analysis.sources import Sources
+from repaudit.errors import StoreError
 from repaudit.names import ATTRS
 from repaudit.store.read import catalog
 
@@ -25,6 +26,8 @@ class Study:
     settings: Settings
     cache: Cache
     scales: tuple[Scale, ...]
+    unread: dict[tuple[str, str, int], str] = field(default_factory=dict)
+    """Activations of which an operator is known, and which could not be read once more: why, by model, layer, step."""
     run: str = ""
     """Distinguishes this run from earlier ones in processes that work for several."""
 
@@ -40,6 +43,28 @@ class Study:
     def samples(self) -> xr.Dataset:
         """What the rows of operators are: the samples, or tokens in their place."""
         return self.sources.samples
+
+    def read(self, model: str, layer: str, step: int) -> xr.DataArray:
+        """Read activations once more, and note it if they cannot be: damaged meanwhile, or truncated.
+
+        Raises
+        ------
+        StoreError
+            They cannot be read.
+        """
+        try:
+            return self.sources.read(model, layer, step)
+        except StoreError as error:
+            self.unread[model, layer, step] = str(error)
+            raise
+
+    def unread_notes(self) -> list[str]:
+        """Say what of the results lacks activations that could not be read."""
+        return [
+            f"layer {layer}, {model} at step {step}: similarity, units and halves of features, as far as they need its "
+            f"activations: {why}"
+            for (model, layer, step), why in sorted(self.unread.items())
+        ]
 
     @property
     def fingerprint(self) -> str:

@@ -23,7 +23,6 @@ from repaudit.cli.console import (
     PlainConsole,
     Steps,
     Stores,
-    brief,
     one_line_errors,
     parse_names,
     parse_steps,
@@ -31,6 +30,7 @@ from repaudit.cli.console import (
     say,
     warn_of_what_is_lost,
 )
+from repaudit.cli.earlier_results import EarlierResults
 from repaudit.cli.progress import shown_progress
 from repaudit.names import BY_DEPTH, at_home
 
@@ -167,6 +167,7 @@ def analyze(
         from repaudit.analysis.folder import default_folder
         from repaudit.analysis.pipeline import run
         from repaudit.analysis.settings import Settings, read_config
+        from repaudit.operators.written import local_path
         from repaudit.results import SUMMARY
 
         given = {name: value for name, value in flags.items() if value is not None}
@@ -179,8 +180,8 @@ def analyze(
         settings = Settings.of(choices)
         if out is None and len(stores) > 1:
             raise typer.BadParameter("several stores need --out, the folder for their results")
-        folder = at_home(out) if out else default_folder(stores[0])
-        earlier = _seen_in(folder)
+        folder = (local_path(out) or Path(out)) if out else default_folder(stores[0])
+        earlier = EarlierResults.of(folder)
         arguments = [*stores, *(("--out", out) if out else ())]
 
         def answered(summary: Mapping[str, Any]) -> None:
@@ -189,14 +190,16 @@ def analyze(
                     _print_alone(summary["alone"], summary["models"], arguments)
                     print_answer(summary)
 
-        def planned(needed: int) -> None:
+        def planned(needed: int, study: Any) -> None:
             with report.aside():
                 _tell_of_others(folder)  # which is one to write to
+                earlier.tell_before(study)
                 _tell_needed(needed, settings)
 
-        results = run(stores, folder if out is None else out, settings, report, answered, planned)
+        with earlier.told_of_when_interrupted():
+            results = run(stores, folder if out is None else out, settings, report, answered, planned)
     summary = json.loads(results.attrs[SUMMARY])
-    _tell_of_replaced(earlier, summary, folder)
+    earlier.tell_after(summary)
     if as_json:
         typer.echo((folder / "summary.json").read_text(encoding="utf-8"))
     else:
@@ -216,23 +219,13 @@ def _tell_needed(needed: int, settings: Any) -> None:
     from repaudit.analysis.needed_memory import held_by_process
 
     console = PlainConsole(stderr=True)
-    console.print(f"needs about {round((needed + held_by_process()) / 1e7) * 10:,} MB of memory", highlight=False)
+    held, workers = held_by_process(), settings.workers or 0
+    of_workers = f", {workers} worker process{'es' * (workers > 1)} included" if workers else ""
+    total = round((needed + held * (1 + workers)) / 1e7) * 10
+    console.print(f"needs about {total:,} MB of memory{of_workers}", highlight=False)
     if needed > settings.budget:
         said = f"memory={settings.memory} bounds the operators that are held at once; an analysis takes more than these"
         prose(console, escape(said))
-
-
-def _seen_in(folder: Path) -> dict[str, list[str]]:
-    """Return the layers, models and steps of the results that a folder has; none where it has no summary."""
-    try:
-        summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
-        return {
-            "layer": list(summary["layers"]),
-            "model": list(summary["models"]),
-            "step": list(map(str, summary["steps"])),
-        }
-    except (OSError, ValueError, KeyError, TypeError):
-        return {}
 
 
 def _tell_of_others(folder: Path) -> None:
@@ -250,18 +243,6 @@ def _tell_of_others(folder: Path) -> None:
         named = ", ".join(others[:3]) + (f" and {len(others) - 3} more" if len(others) > 3 else "")
         said = f"{folder} holds {named}: the results go beside, and replace none of it"
         prose(PlainConsole(stderr=True), escape(said))
-
-
-def _tell_of_replaced(earlier: Mapping[str, list[str]], summary: Mapping[str, Any], folder: Path) -> None:
-    """Say on stderr which layers, models and steps of earlier results are no longer in the folder."""
-    now = {"layer": summary["layers"], "model": summary["models"], "step": list(map(str, summary["steps"]))}
-    gone = {what: [name for name in names if name not in now[what]] for what, names in earlier.items()}
-    said = [f"{what}{'s' * (len(names) > 1)} {brief(names)}" for what, names in gone.items() if names]
-    if said:
-        prose(
-            PlainConsole(stderr=True),
-            escape(f"replaced the earlier results in {folder}, which had {' and '.join(said)}; --out keeps both"),
-        )
 
 
 def _compared_any(summary: Mapping[str, Any]) -> bool:

@@ -62,8 +62,9 @@ def one_line_errors(*, goes_on: bool = False) -> Iterator[None]:
         raise
     except (RepauditError, OSError) as error:
         _fail(error, USAGE)
-    except KeyboardInterrupt:
-        _fail("interrupted" + ("; the same command goes on from here" if goes_on else ""), 130)
+    except KeyboardInterrupt as interrupt:
+        notes = "".join(f"; {note}" for note in getattr(interrupt, "__notes__", ()))
+        _fail("interrupted" + ("; the same command goes on from here" if goes_on else "") + notes, 130)
 
 
 class PlainConsole(Console):
@@ -200,7 +201,7 @@ def parse_steps(
         within = [step for step in recorded if low <= step <= high]
         chosen += within
         empty += [] if within else [part.strip()]
-    if chosen and empty:  # the command itself tells where nothing is chosen at all
+    if empty:
         known = brief(recorded) or "none"
         raise typer.BadParameter(f"expected recorded steps within {', '.join(empty)}, found {known}")
     return chosen

@@ -92,8 +92,20 @@ def _tokenizer(encoding: dict[str, Any]) -> str:
 
 
 def _layers(layers: list[dict[str, Any]]) -> str:
-    return brief(
-        [f"{layer['name']} ({' x '.join(map(str, layer['shape'][2:] or layer['shape'][1:]))})" for layer in layers]
+    return brief([f"{layer['name']} ({_size(layer)}{_of_gauge(layer.get('gauge'))})" for layer in layers])
+
+
+def _size(layer: dict[str, Any]) -> str:
+    return " x ".join(map(str, layer["shape"][2:] or layer["shape"][1:]))
+
+
+def _of_gauge(gauge: dict[str, Any] | None) -> str:
+    """Return what the gauge of recorded operators or sketches looks at, where it tells."""
+    known = {
+        name: value for name in ("perplexity", "knn", "bandwidth") if (value := (gauge or {}).get(name)) is not None
+    }
+    return "".join(
+        f", {name} {value:g}" if isinstance(value, float) else f", {name} {value}" for name, value in known.items()
     )
 
 

@@ -63,7 +63,9 @@ def watch(
     store: Store,
     models: Models = None,
     layers: Layers = None,
-    perplexity: Annotated[float, typer.Option(help="Scale of the spread: effective neighbours.")] = 15.0,
+    perplexity: Annotated[
+        float | None, typer.Option(help="Scale of the spread: effective neighbours, 15 by default.")
+    ] = None,
     every: Annotated[float, typer.Option(help="Seconds between two looks.", min=0.1)] = 5.0,
     once: Annotated[bool, typer.Option("--once", help="Look once, and compute everything before.")] = False,
     serve: Annotated[bool, typer.Option("--serve", help="Show a page of this machine instead.")] = False,
@@ -75,7 +77,7 @@ def watch(
         raise typer.BadParameter(
             f"--serve shows a page until it is stopped: leave out {'--once' if once else '--json'}"
         )
-    if not 1 < perplexity < math.inf:
+    if perplexity is not None and not 1 < perplexity < math.inf:
         raise typer.BadParameter(f"--perplexity: expected effective neighbours, more than 1, found {perplexity:g}")
     if not every < _LONGEST:
         raise typer.BadParameter(f"--every: expected seconds, less than a day, found {every:g}")
@@ -83,12 +85,8 @@ def watch(
         from repaudit.gauge.gauge import DiffusionGauge
         from repaudit.live.watcher import Watcher
 
-        watcher = Watcher(
-            store,
-            models=parse_names(models),
-            layers=parse_names(layers),
-            gauge=DiffusionGauge(perplexity=perplexity),
-        )
+        gauge = None if perplexity is None else DiffusionGauge(perplexity=perplexity)
+        watcher = Watcher(store, models=parse_names(models), layers=parse_names(layers), gauge=gauge)
         if serve:
             from repaudit.live.page import serve as serve_page
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from typing import Any
 
@@ -61,5 +62,34 @@ def gauge_of(array: xr.DataArray) -> DiffusionGauge:
             f"those of {told.get('name')}: compare them by hand, with repaudit.spread"
         )
     known = {field.name for field in fields(DiffusionGauge)}
+    return DiffusionGauge(**{name: value for name, value in given_parameters(told).items() if name in known})
+
+
+def given_parameters(told: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the parameters that a recorded gauge was given, beside its name; not what it made of them.
+
+    Examples
+    --------
+    >>> given_parameters({"name": "DiffusionGauge", "neighbors": 23, "given": {"perplexity": 15.0}})
+    {'name': 'DiffusionGauge', 'perplexity': 15.0}
+    """
     given = told.get("given", told)  # beside what the gauge made of it, such as the neighbors of a perplexity
-    return DiffusionGauge(**{name: value for name, value in given.items() if name in known})
+    return {"name": told.get("name"), **given}
+
+
+def difference(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> tuple[str, str] | None:
+    """Return in words what two gauges or kinds of sketches differ in, of the one and of the other; None if in nothing.
+
+    Examples
+    --------
+    >>> difference({"perplexity": 15.0, "metric": "cosine"}, {"perplexity": 8.0, "metric": "cosine"})
+    ('perplexity=15.0', 'perplexity=8.0')
+    """
+    names = [name for name in {**ours, **theirs} if ours.get(name) != theirs.get(name)]
+    if not names:
+        return None
+    return _in_words(ours, names), _in_words(theirs, names)
+
+
+def _in_words(parameters: Mapping[str, Any], names: Sequence[str]) -> str:
+    return ", ".join(f"{name}={parameters.get(name)}" for name in names)

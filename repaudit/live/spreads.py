@@ -15,7 +15,7 @@ from repaudit.analysis.execution import side_by_side
 from repaudit.analysis.recorded_gauge import recorded_gauge, recorded_layers
 from repaudit.analysis.selection import Selection, select
 from repaudit.analysis.spreads import curve_band, spread_arrays
-from repaudit.errors import ActivationError, CorruptStoreError, OperatorError
+from repaudit.errors import ActivationError, AnalysisError, CorruptStoreError, OperatorError
 from repaudit.gauge.gauge import DiffusionGauge
 from repaudit.live.stored_operators import stored_operator
 from repaudit.measure.curve import of_most_models
@@ -118,7 +118,7 @@ class LiveSpreads:
         seed: int = 0,
     ) -> None:
         self.models, self.layers, self.seed = models, layers, seed
-        self.gauge = DiffusionGauge() if gauge is None else gauge
+        self.gauge, self._is_asked = DiffusionGauge() if gauge is None else gauge, gauge is not None
         self._found: dict[str, dict[int, tuple[Content, dict[str, Any]]]] = {}
         self._operators: dict[tuple[str, str, int, int], Any] = {}
         self._said: dict[str, tuple[str, int | None, int | None]] = {}
@@ -150,6 +150,7 @@ class LiveSpreads:
         selection = select(tree, self.models, self.layers)
         recorded = recorded_layers(tree, selection)
         gauges = {layer: recorded_gauge(tree, {layer: some}) for layer, some in recorded.items()}
+        self._refuse_other(gauges)
         used = {getattr(gauges.get(layer, self.gauge), "perplexity", None) for layer in selection.layers}
         self.perplexities = sorted(one for one in used if one is not None)
         contents = {layer: _contents(tree, selection, layer) for layer in selection.layers}
@@ -172,6 +173,15 @@ class LiveSpreads:
         self._forget(contents, selection)
         curves = [(self._curve(layer, steps, {*running}), steps) for layer, steps in contents.items()]
         return [curve for curve, shared in curves if shared]
+
+    def _refuse_other(self, recorded: Mapping[str, DiffusionGauge]) -> None:
+        """Refuse a perplexity that is asked for where operators were recorded at another one."""
+        for layer, gauge in recorded.items() if self._is_asked else ():
+            if gauge.perplexity != self.gauge.perplexity:
+                raise AnalysisError(
+                    f"layer {layer}: expected the perplexity that its operators or sketches were recorded with, "
+                    f"{gauge.perplexity}, found {self.gauge.perplexity}: leave it out (--perplexity), or the layer"
+                )
 
     def _forget(self, contents: Mapping[str, Mapping[int, Content]], selection: Selection) -> None:
         """Forget what failed at steps that are no longer there, and operators that no model is to be compared with."""

@@ -8,14 +8,13 @@ from pathlib import Path
 from typing import Any, Literal, TypeAlias, cast
 
 import numpy as np
-from dask.utils import parse_bytes
 from numpy.typing import NDArray
 from scipy.spatial.distance import pdist, squareform
 
 from repaudit.errors import OperatorError
-from repaudit.measure.gram import Gram, Progress, stream_gram
+from repaudit.measure.calibrated import calibrated_distances
+from repaudit.measure.gram import Progress, bytes_of, stream_gram
 from repaudit.measure.invariants import diffusion_distances, spectrum, standardized
-from repaudit.measure.null import NO_STRUCTURE, null_inner
 from repaudit.measure.sketched import SketchedMetric, check_metric, sketch_distances
 from repaudit.operators.labels import check_samples
 from repaudit.operators.sketch import sketch as count_sketch
@@ -118,48 +117,6 @@ def _calibrated(stack: OperatorStack, memory: str | int, progress: Progress | No
     return calibrated_distances(stack, len(stack), memory=memory, progress=progress)
 
 
-def calibrated_distances(
-    stack: OperatorStack,
-    first: int,
-    *,
-    memory: str | int = "2GB",
-    recompute: bool = True,
-    progress: Progress | None = None,
-) -> Array:
-    """Compute the calibrated distances (first, T) of the first operators of a stack to all of them.
-
-    Close ones are recomputed unless a rounding error of about 1e-3 does not matter.
-    """
-    # A constant changes neither the distances nor their null, and without it near-uniform operators cancel nothing.
-    constant = 1 / stack.samples
-    gram = stream_gram(
-        stack,
-        memory=memory,
-        progress=progress,
-        moments=True,
-        first=first,
-        constant=constant,
-        recompute=recompute,
-    )
-    squares = calibrated_squares(gram, stack.samples)
-    return np.sqrt(squares, out=squares)
-
-
-def calibrated_squares(gram: Gram, samples: int) -> Array:
-    """Put squared distances over their null, in place; 0 where the null is 0, which only identical operators have."""
-    squares = gram.squared_distances
-    for start in range(0, len(squares), 64):  # few rows at a time: the nulls are as many numbers again, and more
-        rows = slice(start, min(start + 64, len(squares)))
-        inner = null_inner(
-            gram.trace[rows, None], gram.total[rows, None], gram.trace[None, :], gram.total[None, :], samples
-        )
-        null = gram.square[rows, None] + gram.square[None, :] - 2 * inner
-        known = null > NO_STRUCTURE
-        np.divide(squares[rows], null, out=squares[rows], where=known)
-        squares[rows][~known] = 0
-    return squares
-
-
 def _apart(stack: OperatorStack, memory: str | int, progress: Progress | None) -> Array:
     """Return ``1 - BC = |sqrt P - sqrt Q|_F^2 / 2N`` of row-stochastic operators."""
     gram = stream_gram(stack, memory=memory, progress=progress, transform=lambda band: band.sqrt_())
@@ -189,7 +146,7 @@ def _spectrum(stack: OperatorStack, memory: str | int, progress: Progress | None
 
 def _rsa(stack: OperatorStack, memory: str | int, progress: Progress | None) -> Array:
     shape = (len(stack), stack.samples, stack.samples)
-    held = 4 * int(np.prod(shape)) <= parse_bytes(memory) // 2
+    held = 4 * int(np.prod(shape)) <= bytes_of(memory) // 2
     with tempfile.TemporaryDirectory(prefix="repaudit-") as folder:
         name = Path(folder, "distances.npy")
         cube = np.empty(shape, np.float32) if held else np.lib.format.open_memmap(name, "w+", np.float32, shape)
@@ -207,7 +164,7 @@ def _rsa(stack: OperatorStack, memory: str | int, progress: Progress | None) -> 
             raise OperatorError(
                 f"metric 'rsa' expects distances that differ: all samples are equally far in operators {flat[:8]}"
             )
-        gram = stream_gram(OperatorStack(cube), memory=parse_bytes(memory) // 2)
+        gram = stream_gram(OperatorStack(cube), memory=bytes_of(memory) // 2)
         del cube
     return gram.squared_distances / 2
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
-from dask.utils import parse_bytes
+from dask.utils import format_bytes, parse_bytes
 from numpy.typing import NDArray
 
 from repaudit.distance.precision import full_precision
@@ -85,9 +85,9 @@ def stream_gram(
     transform : function of entries, in place, optional
         Applied to the entries first: for example a square root. Keeps 0 at 0.
     constant : float
-        Subtracted from all entries of dense operators: that changes no distance, and of near-uniform ones less cancels.
+        Of dense operators, the moments are of their entries less this: of near-uniform ones less cancels.
     moments : bool
-        Whether to compute trace, sum and squared norm as well, of what is left.
+        Whether to compute trace, sum and squared norm as well.
     first : int, optional
         Compute the distances of this many first operators to all only: of new ones to known ones.
     recompute : bool
@@ -157,32 +157,59 @@ class _Changed:
     def bands(self, *, moments: bool = False, part: int = 1, references: References | None = None) -> Iterator[Band]:
         """Read the operators once, as dense or as sparse ones, in bands of the size that fits, or of a part of it."""
         if self.stack.sparse:
-            budget = min(SPARSE_BYTES, parse_bytes(self.memory) // 2)
+            budget = min(SPARSE_BYTES, bytes_of(self.memory) // 2)
             yield from sparse_bands(self.stack, budget // part, self.transform, moments=moments, references=references)
             return
         for start, band in self.stack.bands(-(-self.rows // part)):
             if self.transform is not None:
                 self.transform(band)
-            if self.constant:
-                band.sub_(self.constant)
-            sums = _moments(band, start) if moments else None
+            sums = _moments(band, start, self.constant) if moments else None
             yield Band(start + band.shape[1], band.view(len(band), -1), moments=sums)
 
 
+def bytes_of(memory: str | int) -> int:
+    """Return a memory budget in bytes.
+
+    Raises
+    ------
+    ValueError
+        It is no number of bytes above 0, and no text of one with its unit.
+
+    Examples
+    --------
+    >>> bytes_of("2GB"), bytes_of(1000)
+    (2000000000, 1000)
+    """
+    try:
+        known = isinstance(memory, int) or any(letter.isdigit() for letter in memory)  # else GB were a number of 1
+        budget = int(parse_bytes(memory)) if known else 0
+    except (ValueError, TypeError, AttributeError, OverflowError):
+        budget = 0
+    if budget <= 0:
+        raise ValueError(f"memory: expected a number of bytes, or a text such as '2GB', found {memory!r}")
+    return budget
+
+
 def _band_rows(stack: OperatorStack, memory: str | int, first: int) -> int:
-    budget = parse_bytes(memory)
+    budget = bytes_of(memory)
     row = len(stack) * stack.samples * stack.dtype.itemsize
     fixed = 4 * 8 * len(stack) * first
     if budget < fixed + 2 * row:
         raise OperatorError(
-            f"expected a memory budget of at least {(fixed + 2 * row) / 1e6:.0f} MB for {len(stack)} operators of "
-            f"{stack.samples} samples, found {budget / 1e6:.0f} MB: raise `memory` or choose fewer steps"
+            f"expected a memory budget of at least {format_bytes(fixed + 2 * row)} for {len(stack)} operators of "
+            f"{stack.samples} samples, found {format_bytes(budget)}: raise `memory` or choose fewer steps"
         )
     rows = max(BAND_ROWS, BAND_BYTES // row)
     return int(max(1, min(stack.samples, rows, (budget - fixed) // (2 * row))))
 
 
-def _moments(band: torch.Tensor, start: int) -> torch.Tensor:
+def _moments(band: torch.Tensor, start: int, constant: float) -> torch.Tensor:
+    """Return the moments (3, T) of the operators less a constant, which distances must not be: it rounds them."""
+    few = ((some - constant if constant else some) for some in torch.split(band, MEAN_OF))
+    return torch.cat([_moments_of(some, start) for some in few], dim=1)
+
+
+def _moments_of(band: torch.Tensor, start: int) -> torch.Tensor:
     diagonal = torch.diagonal(band[:, :, start : start + band.shape[1]], dim1=1, dim2=2)
     squares = torch.linalg.vector_norm(band, dim=2).to(torch.float64).square().sum(1)
     return torch.stack([diagonal.sum(1, dtype=torch.float64), band.sum(2).sum(1, dtype=torch.float64), squares])

@@ -10,11 +10,11 @@ from typing import Any, Final, Literal, TypeAlias
 
 import numpy as np
 import xarray as xr
-from dask.utils import parse_bytes
 from numpy.typing import NDArray
 from scipy.spatial.distance import cdist
 
 from repaudit.errors import ActivationError
+from repaudit.measure.gram import bytes_of
 from repaudit.measure.null import null_inner
 from repaudit.measure.procrustes import procrustes
 
@@ -178,7 +178,7 @@ def similarity_map(
             )
             values[:, i, j] = values[:, j, i] = pair.value, pair.null
     else:
-        _fill(values, representations, lambda x: _Form.of(_form(measure)(x, k)), parse_bytes(memory))
+        _fill(values, representations, lambda x: _Form.of(_form(measure)(x, k)), bytes_of(memory))
     dims = ("representation", "other")
     variables = {"similarity": (dims, values[0]), "null": (dims, values[1])}
     return xr.Dataset(variables, coords={"representation": names, "other": names}, attrs={"measure": measure})

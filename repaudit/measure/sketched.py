@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from typing import Any, Final, Literal, TypeAlias
 
 import numpy as np
@@ -12,6 +13,7 @@ from numpy.typing import NDArray
 from scipy.sparse import issparse
 
 from repaudit.errors import OperatorError
+from repaudit.measure.calibrated import calibrated_distances
 from repaudit.measure.gram import Progress, stream_gram
 from repaudit.measure.null import NO_STRUCTURE, null_inner
 from repaudit.operators.sketch import SIZE, OperatorSketch, sketch, stacked
@@ -21,9 +23,13 @@ Array = NDArray[np.float64]
 SketchedMetric: TypeAlias = Literal["frobenius", "calibrated"]
 """Distances that are sums over entries, which sketches keep."""
 
+FEW: Final = 2000
+"""Operators up to which all pairs are compared: products of matrices, which the pairs of candidates are not."""
 MORE: Final = 2
 """Candidates that are compared exactly, as a multiple of the neighbours wanted: sketches order close ones wrongly."""
-_BLOCK: Final = 1024
+_BLOCK: Final = 2048
+_HELD: Final = 2**26
+"""Bytes of operators that are kept for the pairs to come."""
 
 
 def sketch_distances(
@@ -88,23 +94,31 @@ def nearest_operators(
     sketches: Sequence[OperatorSketch] | None = None,
     size: int = SIZE,
     seed: int = 0,
+    memory: str | int = "2GB",
     progress: Progress | None = None,
 ) -> tuple[NDArray[np.int64], Array]:
-    """Find the nearest other operators of every one: candidates by sketches, then their exact distances.
+    """Find the nearest other operators of every one.
 
-    Memory is that of the sketches (``4 size`` bytes per operator) and of a few operators, whatever their size.
+    Of up to 2,000 operators all pairs are compared. Of more, or where sketches are given, the sketches choose
+    ``2 k + 2`` candidates for each, whose distances are then computed: these are exact, but of several operators within
+    a few percent of the same distance others may be found than the nearest.
+
+    Memory beyond `memory` is that of the sketches (``4 size`` bytes per operator), whatever the operators' size.
 
     Parameters
     ----------
     operators : sequence of T operators (sample, neighbor)
-        On the same samples; items of a lazy sequence are read once for the sketches, and once per exact distance.
+        On the same samples; items of a lazy sequence are read once per band of rows, or once for the sketches and
+        then for the exact distances.
     k : int
         Neighbours of each, fewer than T.
     metric : "frobenius" or "calibrated"
     sketches : sequence of T OperatorSketch, optional
-        Made of the operators if not given.
+        Made where they are needed if not given.
     size, seed
         Of the sketches that are made.
+    memory : bytes, or text such as "2GB"
+        As in :func:`repaudit.operator_distances`, for all pairs.
     progress : function of (done, all), optional
 
     Returns
@@ -125,12 +139,21 @@ def nearest_operators(
     [1, 0]
     """
     check_metric(metric)
+    if isinstance(operators, Mapping):
+        raise OperatorError("expected a sequence of operators, found a mapping: pass list(operators.values())")
+    if isinstance(operators, list | tuple) and any(isinstance(one, OperatorSketch) for one in operators):
+        raise OperatorError(
+            "expected operators, found sketches: pass them as sketches= beside their operators; of sketches alone "
+            "repaudit.measure.sketched.sketch_distances estimates the distances"
+        )
     count = len(operators)
-    if not 1 <= k < count:
+    if not hasattr(k, "__index__") or not 1 <= k < count:
         raise ValueError(f"expected k from 1 to {count - 1}, as there are {count} operators; found {k}")
     side = side_of(operators[0])
     if sketches and sketches[0].samples != side:
         raise OperatorError(f"expected sketches of operators on {side} samples, found {sketches[0].samples}")
+    if sketches is None and count <= FEW:
+        return _nearest_of_all(operators, k, metric, memory, progress)
     made = sketches if sketches is not None else [sketch(operators[i], size, seed=seed) for i in range(count)]
     if len(made) != count:
         raise ValueError(f"expected a sketch of each of {count} operators, found {len(made)}")
@@ -139,6 +162,19 @@ def nearest_operators(
     order = np.lexsort((near, exact))[:, :k]  # of equal ones the first
     distances: Array = np.sqrt(np.take_along_axis(exact, order, 1))
     return np.take_along_axis(near, order, 1), distances
+
+
+def _nearest_of_all(
+    operators: Sequence[Operator], k: int, metric: SketchedMetric, memory: str | int, progress: Progress | None
+) -> tuple[NDArray[np.int64], Array]:
+    stack = OperatorStack(operators)
+    if metric == "calibrated":
+        distances = calibrated_distances(stack, len(stack), memory=memory, progress=progress)
+    else:
+        distances = np.sqrt(stream_gram(stack, memory=memory, progress=progress).squared_distances)
+    np.fill_diagonal(distances, math.inf)
+    order = np.argsort(distances, axis=1, kind="stable")[:, :k]  # of equal ones the first
+    return order, np.take_along_axis(distances, order, 1)
 
 
 def check_metric(metric: str) -> None:
@@ -150,16 +186,18 @@ def check_metric(metric: str) -> None:
 def _candidates(sketches: Sequence[OperatorSketch], most: int, metric: SketchedMetric) -> NDArray[np.int64]:
     """Return the nearest others of every sketch, (T, most), a block of rows at a time."""
     values = torch.from_numpy(stacked(sketches))
-    values -= values.mean(0)  # so that less cancels
-    norms = values.square().sum(1)
+    mean = values.mean(0, dtype=torch.float64)
+    blocks = [slice(start, start + _BLOCK) for start in range(0, len(values), _BLOCK)]
+    norms = torch.cat([(values[some].double() - mean).square().sum(1) for some in blocks])
     moments, samples = _moments(sketches), sketches[0].samples
     found = np.empty((len(values), most), dtype=np.int64)
-    for start in range(0, len(values), _BLOCK):
-        rows = slice(start, start + _BLOCK)
-        squares = torch.addmm(norms[rows, None] + norms[None], values[rows], values.T, alpha=-2)
+    for rows in blocks:
+        own = values[rows].double() - mean  # in float64, since close ones cancel
+        products = torch.cat([own @ (values[some].double() - mean).T for some in blocks], dim=1)
+        squares = products.mul_(-2).add_(norms[rows, None]).add_(norms)
         if metric == "calibrated":
             squares /= torch.from_numpy(np.maximum(_null(moments[:, rows], moments, samples), NO_STRUCTURE))
-        squares.diagonal(start).fill_(math.inf)
+        squares.diagonal(rows.start).fill_(math.inf)
         found[rows] = squares.topk(most, largest=False).indices.numpy()
     return found
 
@@ -175,11 +213,11 @@ def _exact(
     first = np.broadcast_to(np.arange(len(near))[:, None], near.shape)
     ends = np.stack([np.minimum(first, near).ravel(), np.maximum(first, near).ravel()], axis=1)
     pairs, place = np.unique(ends, axis=0, return_inverse=True)
-    squares, held, own = np.empty(len(pairs)), -1, None
+    held = max(2, _HELD // (8 * sketches[0].samples ** 2))
+    entries = lru_cache(held)(lambda index: entries_of(operators[index]))  # neighbours are compared with the same ones
+    squares = np.empty(len(pairs))
     for index, (i, j) in enumerate(pairs.tolist()):
-        if i != held:
-            held, own = i, entries_of(operators[i])
-        squares[index] = _squared(own, entries_of(operators[j]))
+        squares[index] = _squared(entries(i), entries(j))
         if progress is not None:
             progress(index + 1, len(pairs))
     if metric == "calibrated":

@@ -1,4 +1,4 @@
-"""Count sketches that keep groups of samples apart: the spread of models with its intervals, from 37 kB of each."""
+"""Count sketches that keep groups of samples apart: the spread of models with its intervals, from 20 kB of each."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ GROUPS: Final = 20
 Array: TypeAlias = NDArray[np.float64]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class GroupedSketch(OperatorSketch):
     """A count sketch of an operator in which every two groups of samples have buckets of their own.
 

@@ -49,6 +49,10 @@ class OperatorSketch:
     total: float
     square: float
 
+    def __repr__(self) -> str:
+        numbers = len(self.values)
+        return f"{type(self).__name__}({numbers} numbers, samples={self.samples}, seed={self.seed})"
+
     @property
     def error(self) -> float:
         """Relative standard error of a squared distance between this sketch and another one, ``sqrt(2 / size)``."""

@@ -124,6 +124,10 @@ class ForwardInputs:
             f"{', '.join(self._accepted)}{more}: name the inputs as it does"
         )
 
+    def copied(self, batch: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """Return a batch as :meth:`moved` does, for a network that may change it in place."""
+        return {name: value.clone() if value is batch[name] else value for name, value in self.moved(batch).items()}
+
     def moved(self, batch: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """Return a batch on the network's device, floating-point inputs in its dtype, as they are now."""
         device = next((p.device for p in self._model.parameters() if not p.is_meta), torch.device("cpu"))

@@ -118,11 +118,12 @@ class Recording:
         """Run one forward, check how often every hook fired, and return what they saw; ``names`` are the samples'."""
         self._n_samples, self._names = len(next(iter(batch.values()))), names
         self._stop_early = stop_early and not self._whole and all(map(self._needed, self.layers))
-        moved = self._arguments.moved(batch)
+        moved = self._arguments.copied(batch)
+        inputs = {name: value.clone() if value.ndim == 2 and "mask" in name else value for name, value in moved.items()}
 
         def attempt(arguments: Arguments) -> None:
             with self.tracking(), suppress(_Stop):
-                self.begin(moved)
+                self.begin(inputs)
                 call(*arguments[0], **arguments[1])
 
         self._completing = True

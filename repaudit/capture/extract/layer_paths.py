@@ -107,7 +107,7 @@ def _failure(where: str, start: nn.Module, parts: Sequence[Part]) -> str:
     reached = _reached(start, parts)
     matches, part = _followed(where, start, parts[:reached]), parts[reached]
     if len(matches) > 1 or matches_several(part):
-        return f" matches no layer: no module has a child {part!r}"
+        return f" matches no layer: no module has a child {_shown(part)!r}"
     return _unresolved(*matches[0], part)
 
 
@@ -126,8 +126,12 @@ def _without_wrappers(parts: Sequence[Part], root: nn.Module, held_as: str | Non
     return kept
 
 
+def _shown(part: Part) -> str:
+    return f"[{index_text(part)}]" if isinstance(part, int | slice) else str(part)
+
+
 def _unresolved(path: str, module: nn.Module, part: Part) -> str:
-    text = f"[{index_text(part)}]" if isinstance(part, int | slice) else str(part)
+    text = _shown(part)
     parent = f"{path!r} ({type(module).__name__})" if path else f"the top ({type(module).__name__})"
     names = list(children(module))
     shown = ", ".join(names[:_SHOWN]) + (f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else "")

@@ -26,7 +26,7 @@ from repaudit.capture.record.recorded_operators import (
     to_store,
     try_gauge,
 )
-from repaudit.errors import AuditWarning
+from repaudit.errors import AuditWarning, RepauditError
 from repaudit.interrupts import was_raised_by_handler
 from repaudit.store.write.writer import TrajectoryWriter
 
@@ -157,7 +157,7 @@ class Auditor:
         activations = self._activations(model)
         operators: dict[str, Any] = {}
         if self.gauge is not None and self.ranks.writes:
-            operators = {name: self.gauge(value) for name, value in activations.items()}
+            operators = self._operators(step, self.gauge, activations)
             if self.record != SKETCHES:  # of which there may be very many
                 self.trajectory.append((step, operators))
         layers = to_store(self.record, activations, operators) if self.ranks.writes else {}
@@ -165,6 +165,29 @@ class Auditor:
         numbers = self._numbers(step, activations) if self.metrics is not None and self.ranks.writes else {}
         seconds = time.perf_counter() - began
         return Audit(step, layers, epoch, value, time.time(), dict(numbers), activations, seconds)
+
+    def _operators(
+        self, step: int, gauge: Callable[[torch.Tensor], Any], activations: Mapping[str, torch.Tensor]
+    ) -> dict[str, Any]:
+        """Return the operator of each layer; where the record is of activations, it does without one that fails."""
+        operators = {}
+        for name, value in activations.items():
+            try:
+                operators[name] = gauge(value)
+            except Exception as error:
+                if was_raised_by_handler(error):
+                    raise
+                if self.record != ACTIVATIONS:
+                    if isinstance(error, RepauditError):
+                        raise type(error)(f"layer {name!r}: {error}") from error
+                    error.add_note(f"in the gauge of layer {name!r}")
+                    raise
+                warnings.warn(
+                    f"gauge: no operator of layer {name!r} at step {step} ({error}); its activations are recorded",
+                    AuditWarning,
+                    stacklevel=2,
+                )
+        return operators
 
     def _numbers(self, step: int, activations: Mapping[str, torch.Tensor]) -> Mapping[str, float]:
         """Return what the metrics function makes of an audit; where it fails, the audit is recorded without."""

@@ -12,12 +12,16 @@ from typing import Any, Final, TypeVar
 from dask.utils import format_bytes
 
 from repaudit.capture.record.audit import Audit
+from repaudit.store.write.writer import TrajectoryWriter
 
 ENOUGH: Final = 31
 """Samples up to which the 15 neighbours of the default scale are half of all others, or more."""
 
 FEWEST: Final = 3
 """Samples that an analysis needs."""
+
+WORTH_TELLING: Final = 0.01
+"""Share of the time that the CPU time of storing is told from."""
 
 R = TypeVar("R")
 
@@ -36,8 +40,9 @@ class Cost:
         The steps of the record, once it is closed: of those given some may not have come there.
     layers : int
     seconds : float
-        In which the training waited for audits and, where the store was slower, for that; what the store's thread does
-        beside it does not count.
+        In which the training waited for audits and, where the store was slower, for that.
+    storing : float
+        Seconds of CPU time of the thread that stores them, beside the training.
     nbytes : int
         Given to the store, before compression.
     samples : int
@@ -54,6 +59,7 @@ class Cost:
     steps: list[int] = field(default_factory=list)
     layers: int = 0
     seconds: float = 0.0
+    storing: float = 0.0
     nbytes: int = 0
     samples: int = 0
     began: float = field(default_factory=time.perf_counter)
@@ -73,6 +79,11 @@ class Cost:
         self.samples = max((len(values) for values in audit.activations.values()), default=0)
         if not audit.layers.keys() <= audit.activations.keys():  # operators and sketches have the scale of their gauge
             self.samples = 0
+
+    def closed(self, writer: TrajectoryWriter) -> list[int]:
+        """Take the steps that came into the record, and return them, and what it took to store them."""
+        self.stored, self.storing = writer.steps, writer.cpu_seconds
+        return self.stored
 
     def waited(self, call: Callable[[], R]) -> Callable[[], R]:
         """Return a call whose time counts as one in which the training waits."""
@@ -100,9 +111,15 @@ class Cost:
         return (
             f"repaudit: {audits} of model {model!r} in {store}{f' ({lost} more could not be stored)' if lost else ''}, "
             f"{layers}, "
-            f"{format_bytes(self.nbytes)} before compression; {each:.0f} ms each, {self.share:.1%} of the time. "
-            f"{_of_few(self.samples)}Next: repaudit analyze {quote(str(store))}"
+            f"{format_bytes(self.nbytes)} before compression; {each:.0f} ms each, {self.share:.1%} of the time"
+            f"{self._beside()}. {_of_few(self.samples)}Next: repaudit analyze {quote(str(store))}"
         )
+
+    def _beside(self) -> str:
+        """Return what storing takes of the CPU, which a training on the CPU shares with it."""
+        if self.storing < WORTH_TELLING * (time.perf_counter() - self.began):
+            return ""
+        return f", and {1e3 * self.storing / len(self.steps):.0f} ms of CPU each to store them, beside the training"
 
     def tell(self, store: Any, model: str) -> None:
         """Log that line once, as information; on stderr where the program has set up no logging."""

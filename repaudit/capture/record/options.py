@@ -73,7 +73,7 @@ class AuditOptions(TypedDict, total=False):
         With a ``gauge``, what the store gets: ``"activations"``; ``"operators"`` instead, layers
         ``<layer>@operator`` on (step, sample, neighbor) whose attributes hold the gauge's parameters; or ``"both"``.
         Sparse operators are compressed: they take about 10 bytes per entry that is not 0. Or ``"sketches"`` of them,
-        layers ``<layer>@sketch`` on (step, number): about 40 kB each, whatever the number of samples, from which an
+        layers ``<layer>@sketch`` on (step, number): about 20 kB each, whatever the number of samples, from which an
         analysis has the spread with its intervals.
     if_exists : {"resume", "error", "replace"}
         What to do with a model that is already in the store.

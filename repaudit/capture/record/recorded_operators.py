@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from typing import Any, Final, Literal, TypeAlias, get_args
@@ -9,12 +11,16 @@ from typing import Any, Final, Literal, TypeAlias, get_args
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from xarray import DataTree
 
-from repaudit.errors import CaptureError
+from repaudit.errors import AuditWarning, CaptureError
 from repaudit.gauge.gauge import DiffusionGauge
+from repaudit.gauge.recorded import difference, given_parameters
 from repaudit.names import GAUGE, KIND, OPERATOR, OPERATOR_OF, SKETCH, SKETCH_OF, SPARSE
 from repaudit.operators.grouped_sketch import grouped_sketch
 from repaudit.operators.sparse import SparseDiffusionOperator
+from repaudit.store.read import catalog
+from repaudit.store.read.stand_ins import computed_of
 
 Record: TypeAlias = Literal["activations", "operators", "both", "sketches"]
 
@@ -22,6 +28,8 @@ ACTIVATIONS: Final = "activations"
 OPERATORS: Final = "operators"
 SKETCHES: Final = "sketches"
 WITH_ACTIVATIONS: Final = (ACTIVATIONS, "both")
+
+_LOGGER = logging.getLogger(__name__)
 
 Gauge = Callable[[torch.Tensor], Any]
 Shapes = Mapping[str, tuple[tuple[int, ...], str]]
@@ -85,7 +93,7 @@ def try_gauge(gauge: Gauge, shapes: Shapes) -> dict[str, Any]:
     ActivationError
         When the gauge refuses so many samples.
     """
-    operators, tried = {}, {}
+    operators, tried = {}, dict[Any, Any]()
     for name, (shape, dtype) in shapes.items():
         if len(shape) != 2:
             raise CaptureError(
@@ -96,8 +104,21 @@ def try_gauge(gauge: Gauge, shapes: Shapes) -> dict[str, Any]:
         if key not in tried:
             samples = torch.randn(shape, generator=torch.Generator().manual_seed(0))
             tried[key] = gauge(samples.to(getattr(torch, dtype)))
+            _warn_of_few(gauge, name, shape[0])
         operators[name] = tried[key]
     return operators
+
+
+def _warn_of_few(gauge: Any, layer: str, samples: int) -> None:
+    perplexity = getattr(gauge, "perplexity", None)
+    if perplexity is not None and perplexity >= samples - 1 > 0:
+        warnings.warn(
+            f"layer {layer!r}: the gauge holds each row to {perplexity:g} neighbours, and {samples} samples have "
+            f"{samples - 1}: every operator is uniform, and nothing can be compared; give "
+            f"DiffusionGauge(perplexity={max(2, samples // 4)}), or more samples",
+            AuditWarning,
+            stacklevel=5,
+        )
 
 
 def operator_layers(record: str, operators: Mapping[str, Any], gauge: Gauge) -> tuple[Shapes, Attributes]:
@@ -133,6 +154,24 @@ def _sketch_layers(operators: Mapping[str, Any], gauge: Any) -> tuple[Shapes, At
             GAUGE: {"name": type(gauge).__name__, **asdict(gauge)},
         }
     return shapes, attributes
+
+
+def warn_of_other_gauges(read: Callable[[], DataTree], model: str, attributes: Attributes) -> None:
+    """Log a warning if another model of the store has operators or sketches of another gauge than this model's."""
+    own = {of: told for told in attributes.values() if (of := computed_of(told))}
+    if not own:
+        return
+    tree = read()
+    for other in catalog.models(tree):
+        for layer in catalog.layers(tree, other) if other != model else ():
+            found = catalog.activations(tree, other, layer).attrs
+            mine = own.get(computed_of(found))
+            if mine and (apart := difference(given_parameters(mine[GAUGE]), given_parameters(found[GAUGE]))):
+                _LOGGER.warning(
+                    "model %r is recorded with a gauge of %s, and model %r in this store was with %s: an analysis "
+                    "refuses to compare them; record all with one gauge", model, apart[0], other, apart[1],
+                )  # fmt: skip
+                return
 
 
 def to_store(

@@ -8,6 +8,7 @@ from typing import Any, Self, Unpack, cast
 
 import torch
 from torch import nn
+from xarray import DataTree
 
 from repaudit.capture.extract.layer_spec import LayerSpec
 from repaudit.capture.probe_set.probe_set import ProbeSet
@@ -23,6 +24,7 @@ from repaudit.capture.record.options import (
     checked_options,
     step_of,
 )
+from repaudit.capture.record.recorded_operators import warn_of_other_gauges
 from repaudit.capture.record.trained_model import AuditedModel, refuse_to_join
 from repaudit.capture.record.trigger import AuditTrigger
 from repaudit.errors import StepOrderError
@@ -93,8 +95,7 @@ class Recorder:
         self.if_exists = chosen["if_exists"]
         self.auditor = Auditor(
             probe_set, layer_specs, chosen["batch_size"], chosen["gauge"], chosen["record"],
-            chosen["split_across_ranks"], chosen["metrics"], chosen["forward"],
-        )  # fmt: skip
+            chosen["split_across_ranks"], chosen["metrics"], chosen["forward"])  # fmt: skip
         self.track = chosen["track"]
         self.listeners: list[Callable[[int, Mapping[str, Any]], None]] = []
         """Called with the step and activations of every audit, in the training's thread; what one raises ends it."""
@@ -204,21 +205,20 @@ class Recorder:
         )
         hold(self.store, self.model_name, self, self._writer, in_trainer=self.in_trainer)
         self._failures.opened(self._writer)
+        warn_of_other_gauges(self._tree, self.model_name, attrs)
+
+    def _tree(self) -> DataTree:
+        return open_store(self.store, self._options["storage_options"])
 
     def _first_and_last(self) -> Sequence[Mapping[str, Any]]:
-        return first_and_last(open_store(self.store, self._options["storage_options"]), self.model_name)
+        return first_and_last(self._tree(), self.model_name)
 
     def dry_run(self, model: nn.Module) -> dict[str, tuple[tuple[int, ...], str]]:
         """Forward one batch, and return each layer's shape and dtype for the whole probe set."""
         return self.auditor.dry_run(model)
 
     def audit(
-        self,
-        model: nn.Module,
-        step: int,
-        *,
-        epoch: float | None = None,
-        loss: float | torch.Tensor | None = None,
+        self, model: nn.Module, step: int, *, epoch: float | None = None, loss: float | torch.Tensor | None = None
     ) -> bool:
         """Record the model after an optimizer step.
 
@@ -333,7 +333,7 @@ class Recorder:
                 self.track.close()
                 self.hear()
             self._failures.all(writer)
-            self._last_steps = self.cost.stored = writer.steps
+            self._last_steps = self.cost.closed(writer)
             if not self.in_trainer:  # whose callback tells it at the end of the training
                 self.cost.tell(self.store, self.model_name)
 

@@ -9,7 +9,20 @@ from typing import Any
 import xarray as xr
 
 from repaudit.errors import CorruptStoreError, NotInStoreError
-from repaudit.names import ATTRS, KIND, LABEL, LAYER, MODEL, MODELS, OPERATOR, PROBE, SAMPLE, STEP, in_natural_order
+from repaudit.names import (
+    ATTRS,
+    GAUGE,
+    KIND,
+    LABEL,
+    LAYER,
+    MODEL,
+    MODELS,
+    OPERATOR,
+    PROBE,
+    SAMPLE,
+    STEP,
+    in_natural_order,
+)
 from repaudit.store.format.layout import ABSENT, ENCODING, INPUTS_FINGERPRINT, LOST, UNREADABLE
 from repaudit.store.format.sample_set import inputs_key
 
@@ -207,7 +220,13 @@ def _describe_model(tree: xr.DataTree, model: str) -> dict[str, Any]:
         "gaps": gaps(tree, model),
         "encoding": encoding(tree, model),
         "layers": [
-            {"name": layer, "dims": list(array.dims), "shape": list(array.shape), "dtype": str(array.dtype)}
+            {
+                "name": layer,
+                "dims": list(array.dims),
+                "shape": list(array.shape),
+                "dtype": str(array.dtype),
+                **({GAUGE: array.attrs[GAUGE].get("given", array.attrs[GAUGE])} if GAUGE in array.attrs else {}),
+            }
             for layer, array in arrays.items()
         ],
     }

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import numpy as np
 import xarray as xr
 
-from repaudit.names import KIND, LAYER, MODELS, OPERATOR_OF, SKETCH, SKETCH_OF
-from repaudit.store.read.catalog import holds_operators
+from repaudit.names import KIND, LAYER, MODELS, OPERATOR, OPERATOR_OF, SKETCH, SKETCH_OF
 
 
 def holds_sketches(array: xr.DataArray) -> bool:
@@ -28,7 +30,7 @@ def stands_in(array: xr.DataArray) -> bool:
     >>> stands_in(xr.DataArray(0.0, attrs={"kind": "operator", "operator_of": "norm", "layer": "norm"}))
     True
     """
-    of = _computed_of(array)
+    of = computed_of(array.attrs)
     return bool(of) and array.attrs.get(LAYER) != f"{of}@{array.attrs[KIND]}"
 
 
@@ -52,18 +54,25 @@ def stand_ins_by_layer(tree: xr.DataTree) -> xr.DataTree:
 
 def _names(dataset: xr.Dataset) -> dict[str, str]:
     """Return the name of the layer of everything computed of one, where the model has no layer of that name."""
-    taken = {str(array.attrs.get(LAYER)) for array in dataset.data_vars.values() if not _computed_of(array)}
+    taken = {str(array.attrs.get(LAYER)) for array in dataset.data_vars.values() if not computed_of(array.attrs)}
     names = {}
     for array in dataset.data_vars.values():
-        of = _computed_of(array)
+        of = computed_of(array.attrs)
         if of and of not in taken:
             names[str(array.attrs[LAYER])] = of
             taken.add(of)
     return names
 
 
-def _computed_of(array: xr.DataArray) -> str:
-    """Return the name of the layer that operators or sketches were computed of; an empty one for activations."""
-    if holds_sketches(array):
-        return str(array.attrs[SKETCH_OF])
-    return str(array.attrs.get(OPERATOR_OF, "")) if holds_operators(array) else ""
+def computed_of(attributes: Mapping[str, Any]) -> str:
+    """Return the name of the layer that operators or sketches were computed of; an empty one for activations.
+
+    Examples
+    --------
+    >>> computed_of({"kind": "operator", "operator_of": "norm"})
+    'norm'
+    """
+    kind = attributes.get(KIND)
+    return (
+        str(attributes.get({SKETCH: SKETCH_OF, OPERATOR: OPERATOR_OF}[kind], "")) if kind in (SKETCH, OPERATOR) else ""
+    )

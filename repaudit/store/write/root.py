@@ -9,6 +9,7 @@ from typing import Any, Final
 import numpy as np
 
 from repaudit.errors import CorruptStoreError, FingerprintError, LeaseError, NotAStoreError, StoreWarning
+from repaudit.main_guard import refuse_without_guard
 from repaudit.names import ATTRS, FORMAT_VERSION, LABEL, MODELS, PROBE, SAMPLE, SHA256, TEXT
 from repaudit.store.format.documents import DOCUMENT, chunk_key, dump, group_document
 from repaudit.store.format.encoding import decode_column
@@ -39,9 +40,12 @@ def ensure_root(storage: Storage, probe_set: ProbeSetLike, *, wait: float = ROOT
     ------
     FingerprintError
         The store is about other samples; the message names the first difference.
+    SystemExit
+        The process only imports the script that started it.
     NotAStoreError, UnknownVersionError, LeaseError
         There is something else, or another process does not get done with it.
     """
+    refuse_without_guard(f"recording to {storage.url}")
     if isinstance(storage, LocalStorage) and storage.root.exists() and not storage.root.is_dir():
         raise NotAStoreError(f"{storage.url} is a file: expected a Zarr folder, or a new path")
     while (attributes := store_attributes(storage)) is None:

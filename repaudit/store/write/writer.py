@@ -7,7 +7,6 @@ import threading
 import time
 import warnings
 from collections.abc import Mapping, Sequence
-from types import TracebackType
 from typing import Any, Self
 
 from repaudit.errors import LayoutError, StoreWarning, WriterClosedError
@@ -179,6 +178,11 @@ class TrajectoryWriter:
         return {name: checksum(stored_values(layer, arrays[name], copy=False)) for name, layer in self._layers.items()}
 
     @property
+    def cpu_seconds(self) -> float:
+        """CPU time of the thread that stores the steps."""
+        return self._committer.cpu_seconds
+
+    @property
     def gaps(self) -> list[dict[str, Any]]:
         """The steps that could not be stored, each with its reason."""
         return self._committer.gaps
@@ -198,12 +202,11 @@ class TrajectoryWriter:
 
         Parameters
         ----------
-        step : int
-            Optimizer step, greater than all before.
+        step : int, greater than all before
         arrays : mapping
             Layer name to array or CPU tensor (sample[, token], feature), in the declared shape and dtype.
         epoch, loss, trigger : optional
-            Recorded with the step where known.
+            Recorded where known.
         wall_time : float, optional
             Seconds since 1970-01-01 UTC; the present time if not given.
         copy : bool
@@ -247,9 +250,7 @@ class TrajectoryWriter:
             if not offered(self._committer.queue, item):
                 return False
             if isinstance(item, QueuedStep):
-                self._steps.append(
-                    item.row[STEP]
-                )  # only now: a step whose append was interrupted may be appended again
+                self._steps.append(item.row[STEP])  # only now: an append that was interrupted may be made again
             return True
 
     def note_gap(self, step: int, reason: str) -> None:
@@ -313,9 +314,7 @@ class TrajectoryWriter:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: Any, error: BaseException | None, traceback: Any) -> None:
         try:
             self.close()
         except Exception as problem:

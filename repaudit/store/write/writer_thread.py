@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import queue
 import threading
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
@@ -72,6 +73,8 @@ class WriterThread:
         self.failed = False
         self._noted = record.gaps
         self._unnoted: list[tuple[int, str]] = []
+        self.cpu_seconds = 0.0
+        """That the thread has taken from whatever else runs in the process."""
         self.queue: queue.Queue[Queued | None] = queue.Queue(QUEUE_LENGTH)
         self.thread = threading.Thread(target=self._work, name=f"repaudit-writer-{record.model_name}", daemon=True)
         self.thread.start()
@@ -104,6 +107,7 @@ class WriterThread:
                     self._guard(partial(self._store, item), item.row[STEP], self.on_store_error)
                     self._note_gaps()
             finally:
+                self.cpu_seconds = time.thread_time()
                 self.queue.task_done()
 
     def _store(self, item: QueuedStep) -> None:
