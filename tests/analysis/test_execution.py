@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -105,9 +106,15 @@ def test_no_more_work_at_once_than_cores_that_the_process_may_use():
 @pytest.mark.parametrize("guard", [pytest.param(True, marks=pytest.mark.slow), False], ids=["guarded", "unguarded"])
 def test_a_script_without_its_guard_is_told_so(planted_store, tmp_path, guard):
     url = str(planted_store(layers=("only",)))
-    call = f"ra.analyze({url!r}, workers=1, frames=0, units=0, similarity=(), figures='none')"
+    own, calls = str(tmp_path / "own.zarr"), [
+        "probe_set = ra.ProbeSet.from_tensors({'input': torch.eye(4)})",
+        f"with ra.Recorder({str(tmp_path / 'own.zarr')!r}, 'm', probe_set, '[0]', if_exists='replace', "
+        "model_attrs={'process': os.getpid()}) as r: r.audit(torch.nn.Sequential(torch.nn.Linear(4, 2)), 0)",
+        f"print(os.getpid()); ra.analyze({url!r}, workers=1, frames=0, units=0, similarity=(), figures='none')",
+    ]  # fmt: skip
     script = tmp_path / "script.py"
-    script.write_text("import repaudit as ra\n" + 'if __name__ == "__main__": ' * guard + f"{call}\n")
+    guarded = ['if __name__ == "__main__":', *(f"    {call}" for call in calls)] if guard else calls
+    script.write_text("\n".join(["import os, torch, repaudit as ra", *guarded, ""]))
     run = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=300, check=False)
     assert (run.returncode == 0) == guard, run.stderr
     if not guard:
@@ -115,3 +122,8 @@ def test_a_script_without_its_guard_is_told_so(planted_store, tmp_path, guard):
         assert last.startswith("repaudit.errors.AnalysisError: workers: they did not start")
         assert last.endswith('has its calls under if __name__ == "__main__":')
         assert len(run.stderr.splitlines()) < 40
+        assert f"recording to {own} is left out in process" in run.stderr
+    tree = ra.open_store(own)
+    assert json.loads(tree["models/m"].attrs["repaudit"])["process"] == int(run.stdout.split()[0]), (
+        "a worker has replaced it"
+    )

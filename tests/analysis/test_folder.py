@@ -552,3 +552,48 @@ def test_results_of_other_layers_that_are_replaced_are_named(tmp_path):
     ]
     assert [text.count("replaced the earlier results in") for text in said] == [0, 0, 1]
     assert "which had layer low and model c; --out keeps both" in said[2]
+
+
+def test_what_is_replaced_is_told_while_it_can_be_kept(url, planted_store, tmp_path, monkeypatch):
+    given = ["analyze", "--out", str(tmp_path / "out"), "--no-figures", "--frames", "0", "--units", "0"]
+    assert CliRunner().invoke(app, [*given, str(url)]).exit_code == 0
+    before = digest_of(tmp_path / "out" / "results.zarr")
+    monkeypatch.setattr("repaudit.analysis.pipeline._operators", lambda *_: signal.raise_signal(signal.SIGINT))
+    other = planted_store(models=2, layers=("only",), steps=(0, 1), name="other.zarr")
+    asked = ["--scales", "6", "--merge", "weighted", "--gauge", "metric=cosine", "--steps", "1"]
+    run = CliRunner().invoke(app, [*given, str(other), *asked])
+    said = " ".join(run.stderr.split())
+    had = f"had step 0, store {url}, scale neighbourhoods, metric=euclidean and merge=frobenius; --out keeps both"
+    assert f"replaces the results in {tmp_path / 'out'} at its end, which {had}" in said
+    assert f"the same command goes on from here; {tmp_path / 'out'} has the earlier results" in said
+    assert (run.exit_code, digest_of(tmp_path / "out" / "results.zarr")) == (130, before)
+
+
+def test_results_go_to_a_folder_of_this_machine(url, tmp_path):
+    (tmp_path / "file").write_text("mine")
+    for out, said in (("s3://bucket/out", "folder of this machine"), (str(tmp_path / "file"), "found a file")):
+        with pytest.raises(AnalysisError, match=said):
+            ra.analyze(url, out, **BARE)
+
+
+def test_a_report_before_there_is_an_answer_says_that_the_analysis_has_not_ended(tmp_path):
+    (tmp_path / "out" / "cache").mkdir(parents=True)
+    with pytest.raises(AnalysisError, match="whose analysis has not ended: run `repaudit analyze` again"):
+        rewrite_report(tmp_path / "out")
+
+
+@pytest.mark.usefixtures("quick")
+def test_activations_damaged_beside_a_cache_cost_what_needs_them(planted_store, tmp_path):
+    """Their operators are kept: the spread is that of before, and the similarity lacks what it cannot read."""
+    url = planted_store(models=3, layers=("only",), steps=(0, 1))
+    given = {"out": tmp_path / "out", "frames": 0, "scales": [6]}
+    before = ra.analyze(url, similarity=["mutual_knn"], **given)
+    chunk = next((url / "models" / "seed1").glob("*/c.1.0.0"), None)
+    flip(chunk)
+    found = ra.analyze(url, similarity=["cka"], units=4, **given)
+    (line,) = [one for one in found.repaudit.summary["left_out"] if "as far as they need its activations" in one]
+    assert line.startswith("layer only, seed1 at step 1: similarity, units and halves of features")
+    np.testing.assert_array_equal(found["spread"]["spread"], before["spread"]["spread"])
+    known = found["similarity"]["similarity"].notnull().squeeze().values
+    assert known.tolist() == [[True, False, True], [False, False, False], [True, False, True]]
+    assert np.isfinite(found["comparison"]["feature_halves"]).all()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,10 +13,12 @@ import pytest
 import torch
 import xarray as xr
 from torch import nn
+from typer.testing import CliRunner
 
 import repaudit as ra
 from repaudit.analysis.contract import contract_violations
-from repaudit.errors import AnalysisError
+from repaudit.cli import app
+from repaudit.errors import AnalysisError, AuditWarning
 from repaudit.live.spreads import LiveSpreads
 from repaudit.live.track import Track
 
@@ -277,3 +280,79 @@ def test_an_older_record_tells_its_gauge_by_what_it_used(tmp_path, undrawn):
     found = ra.analyze(urls["operators"], steps=[20], **QUICK)
     exact = ra.spread(ra.open_store(urls["activations"]).repaudit.operators("0", step=20, knn=5)).value
     assert found["spread"]["spread"].sel(layer="0").item() == pytest.approx(exact, rel=1e-5)
+
+
+def test_another_gauge_than_that_of_the_store_is_told_when_it_is_recorded(tmp_path, caplog):
+    for seed, perplexity in enumerate((4, 4, 5)):
+        assert not caplog.records
+        record(tmp_path / "s.zarr", seed, "operators", ra.DiffusionGauge(perplexity=perplexity))
+    (line,) = [one.message for one in caplog.records]
+    assert "gauge of perplexity=5.0, and model 'seed0' in this store was with perplexity=4.0" in line
+
+
+def test_a_gauge_wider_than_the_samples_is_told_when_it_is_recorded_and_by_the_analysis(tmp_path, undrawn):
+    for seed in range(2):
+        with pytest.warns(AuditWarning, match=r"30 neighbours, and 20 samples have 19.*DiffusionGauge\(perplexity=5\)"):
+            record(tmp_path / "s.zarr", seed, "operators", ra.DiffusionGauge(perplexity=30), samples=20)
+    left_out = ra.analyze(tmp_path / "s.zarr", **QUICK).repaudit.summary["left_out"]
+    assert any(line.endswith("(gauge=DiffusionGauge(perplexity=5))") for line in left_out)
+
+
+def test_what_a_record_of_operators_costs_the_others_is_told_with_its_models(store, undrawn):
+    found = {
+        kept: ra.analyze(store(*kept), layers=["0"], **QUICK).repaudit.summary["left_out"]
+        for kept in (("activations", "operators", "sketches"), OPERATORS)
+    }
+    told = {kept: [line for line in lines if line.startswith("other scales")] for kept, lines in found.items()}
+    assert told[OPERATORS] == []
+    (line,) = told["activations", "operators", "sketches"]
+    assert "perplexity 4, that of the recorded operators of seed1 and sketches of seed2: leave them out" in line
+
+
+@pytest.mark.parametrize("name", ["0@operator", "*@operator", "0"])
+def test_a_layer_is_found_by_the_name_that_info_shows(store, undrawn, name):
+    results = ra.analyze(store(*OPERATORS), layers=[name], steps=[20], **QUICK)
+    assert "0" in results["spread"]["layer"].values.tolist()
+    with pytest.raises(AnalysisError, match="layer 0@sketch is not in the store"):
+        ra.analyze(store(*OPERATORS), layers=["0@sketch"], **QUICK)
+
+
+def test_info_tells_the_gauge(store, capsys):
+    assert CliRunner().invoke(app, ["info", str(store(*OPERATORS))]).output.endswith("@operator (100, perplexity 4)\n")
+    said = json.loads(CliRunner().invoke(app, ["info", str(store(*OPERATORS)), "--json"]).output)
+    assert said["models"][0]["layers"][0]["gauge"]["perplexity"] == 4
+
+
+def test_watch_refuses_a_perplexity_that_the_record_does_not_have(store):
+    given = ["watch", str(store(*OPERATORS)), "--once", "--perplexity"]
+    found = {scale: CliRunner().invoke(app, [*given, scale]) for scale in ("4", "9")}
+    assert {scale: run.exit_code for scale, run in found.items()} == {"4": 0, "9": 2}
+    assert "recorded with, 4, found 9" in " ".join(found["9"].stderr.split()).replace("4.0", "4").replace("9.0", "9")
+
+
+def test_an_audit_that_fails_is_left_out_by_name(tmp_path, undrawn):
+    """NaN in one layer: without an operator there is no audit, and the analysis says which step and layer."""
+    for seed, broken in enumerate((False, True)):
+        model = nn.Sequential(nn.Linear(8, 16), nn.Linear(16, 4))
+        probe_set = ra.ProbeSet.from_tensors({"input": torch.randn(40, 8, generator=torch.Generator().manual_seed(0))})
+        with ra.Recorder(tmp_path / "s.zarr", f"seed{seed}", probe_set, ["0", "1"], durable=False, gauge=GAUGE,
+                         record="operators") as recorder:  # fmt: skip
+            recorder.audit(model, 0)
+            if broken:
+                model[1].weight.data.fill_(math.nan)
+                with pytest.warns(AuditWarning, match="layer '1': NaN or infinite"):
+                    assert not recorder.audit(model, 1)
+    left_out = ra.analyze(tmp_path / "s.zarr", **QUICK).repaudit.summary["left_out"]
+    assert any(line.startswith("model seed1 at step 1: not recorded: ActivationError: layer '1'") for line in left_out)
+
+
+def test_activations_are_recorded_whatever_a_gauge_beside_them_says(tmp_path):
+    model = nn.Sequential(nn.Linear(8, 16), nn.Linear(16, 4))
+    model[1].weight.data.fill_(math.nan)
+    probe_set = ra.ProbeSet.from_tensors({"input": torch.randn(40, 8)})
+    with ra.Recorder(tmp_path / "s.zarr", "m", probe_set, ["0", "1"], durable=False, gauge=GAUGE) as recorder:
+        with pytest.warns(AuditWarning, match=r"no operator of layer '1' at step 0 \(NaN"):
+            assert recorder.audit(model, 0)
+        ((_, operators),) = recorder.trajectory
+    assert list(operators) == ["0"]
+    assert ra.open_store(tmp_path / "s.zarr").repaudit.steps("m") == [0]

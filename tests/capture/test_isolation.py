@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 
+import repaudit as ra
 from repaudit import ActivationExtractor, ProbeSet
 from repaudit.capture.isolate.isolation import undisturbed
 from repaudit.errors import StateError
@@ -283,3 +284,33 @@ def test_parts_in_torchscript_are_walked():
 
     found = ActivationExtractor(["head"]).extract(Mixed(), ProbeSet.from_tensors({"x": torch.eye(3)}))
     assert found["head"].shape == (3, 2)
+
+
+class InPlace(nn.Module):
+    """A forward that normalizes what it is given where it lies, and turns its mask around."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.top = nn.Linear(3, 5), nn.Linear(5, 2)
+
+    def forward(self, features: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+        features.sub_(features.mean(-1, keepdim=True)).mul_(2)
+        attention_mask.zero_()
+        return self.top(self.embed(features))
+
+
+@pytest.mark.parametrize("batch_size", [2, 8])
+def test_a_forward_that_changes_its_inputs_changes_nothing_of_the_probe_set(tmp_path, batch_size):
+    inputs = {"features": torch.randn(8, 4, 3), "attention_mask": torch.ones(8, 4, dtype=torch.int64)}
+    inputs["attention_mask"][:, 3] = 0
+    probe_set, model = ra.ProbeSet.from_tensors({name: value.clone() for name, value in inputs.items()}), InPlace()
+    with ra.Recorder(tmp_path / "s.zarr", "m", probe_set, "embed", durable=False, batch_size=batch_size) as recorder:
+        for step in range(3):
+            recorder.audit(model, step)
+    for name, value in inputs.items():
+        assert torch.equal(probe_set.inputs[name], value)
+    seen = ra.open_store(tmp_path / "s.zarr")["models/m/embed"].values
+    centred = 2 * (inputs["features"] - inputs["features"].mean(-1, keepdim=True))
+    expected = model.embed(centred)[:, :3].mean(1).detach().numpy()
+    for step in range(3):
+        np.testing.assert_allclose(seen[step], expected, atol=1e-6)

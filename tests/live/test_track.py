@@ -22,6 +22,7 @@ from typer.testing import CliRunner
 
 import repaudit as ra
 from repaudit.analysis.execution import side_by_side
+from repaudit.capture.record.cost import Cost
 from repaudit.cli import app
 from repaudit.errors import AuditWarning, StoreNotFoundError
 from repaudit.measure.distances import operator_distances
@@ -214,6 +215,7 @@ def test_the_end_of_a_training_tells_what_was_recorded(tmp_path: Path) -> None:
     cost = callback.recorder.cost
     assert (cost.audits, cost.layers, cost.nbytes) == (4, 2, 4 * N * 10 * 4)
     assert 0 < cost.share < 1
+    assert cost.storing > 0
     said = cost.describe("my runs.zarr", "seed0")
     assert "4 audits of model 'seed0'" in said
     assert said.endswith("Next: repaudit analyze 'my runs.zarr'")
@@ -336,3 +338,9 @@ def test_waiting_for_a_slow_store_is_told_as_the_cost_of_audits(
         recorder.audit(model, step)
     recorder.close()
     assert recorder.cost.seconds > 0.5  # all six waited for, in audits or at the end
+
+
+def test_what_storing_takes_of_the_cpu_is_told_where_it_counts() -> None:
+    said = [Cost([0, 1], storing=cpu, began=time.perf_counter() - 10).describe("s", "m") for cpu in (0.02, 2.0)]
+    assert ["of CPU each to store them" in one for one in said] == [False, True]
+    assert ", and 1000 ms of CPU each" in said[1]

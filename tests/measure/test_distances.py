@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import subprocess
 import sys
@@ -291,3 +292,16 @@ def test_operators_that_come_to_rest_keep_their_distances(monkeypatch, kind, few
     assert (found[59, 60], found[30, 61]) == (0, 0)
     np.testing.assert_allclose(found, expected, rtol=2e-5, atol=0)
     assert expected[expected > 0].min() < 1e-6 * expected.max()
+
+
+@pytest.mark.parametrize("apart", [1e-3, 1e-5, 1e-7])
+@pytest.mark.parametrize("count", [4, 80], ids=["few", "with references"])
+def test_calibrated_distances_of_near_identical_operators_are_exact_in_single_precision(
+    apart: float, count: int
+) -> None:
+    rng, side = np.random.default_rng(0), 50
+    base = rng.dirichlet(np.full(side, 0.3), size=side)
+    cube = (base * (1 + apart * rng.standard_normal((count, side, side)))).astype(np.float32)
+    wide = cube.astype(np.float64)
+    exact = [np.linalg.norm(wide[0] - one) / math.sqrt(null_squared_distance(wide[0], one)) for one in wide[1:]]
+    np.testing.assert_allclose(operator_distances(cube, "calibrated")[0, 1:], exact, rtol=1e-5)

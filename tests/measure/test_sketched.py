@@ -17,6 +17,7 @@ import repaudit as ra
 from repaudit.errors import OperatorError
 from repaudit.measure.distances import operator_distances
 from repaudit.measure.sketched import nearest_operators, sketch_distances
+from repaudit.operators.grouped_sketch import grouped_sketch
 from repaudit.operators.sketch import mean_sketch, sketch
 
 
@@ -147,3 +148,46 @@ def test_what_does_not_go_together_is_refused() -> None:
         sketch(np.array([[np.nan, 1.0], [0.5, 0.5]]))
     with pytest.raises(OperatorError, match="finite"):
         sketch(scipy.sparse.csr_array(np.array([[np.inf, 1.0], [0.5, 0.5]])))
+
+
+def near_ties(count: int, side: int, apart: float) -> list[np.ndarray]:
+    """Operators that drift by so little, relative to their entries, that single precision sees hardly any of it."""
+    rng = np.random.default_rng(0)
+    base, first, second = rng.dirichlet(np.full(side, 0.3), size=(3, side))
+    steps = [np.sin(np.array([0.9, 1.7]) * 2 * step / count) for step in range(count)]
+    return [(base + apart * (a * first + b * second)).astype(np.float32) for a, b in steps]
+
+
+@pytest.mark.parametrize("given_sketches", [False, True])
+def test_operators_that_hardly_move_have_the_nearest_of_all_pairs(given_sketches: bool) -> None:
+    operators = near_ties(40, 60, 1e-4)
+    wide = np.array([one.astype(np.float64).ravel() for one in operators])
+    exact = np.linalg.norm(wide[:, None] - wide[None], axis=2)
+    np.fill_diagonal(exact, np.inf)
+    sketches = [sketch(one) for one in operators] if given_sketches else None
+    neighbors, distances = nearest_operators(operators, 3, "frobenius", sketches=sketches)
+    truth = np.sort(exact, axis=1)[:, :3]
+    np.testing.assert_allclose(distances, np.take_along_axis(exact, neighbors, 1), rtol=1e-5)
+    np.testing.assert_allclose(distances, truth, rtol=1e-5 if sketches is None else 0.05)
+
+
+@pytest.mark.parametrize(
+    ("operators", "options", "said"),
+    [
+        (pair(), {"k": 1.5}, "expected k from 1 to 1"),
+        (dict(enumerate(pair())), {"k": 1}, r"found a mapping: pass list\(operators.values\(\)\)"),
+        ([sketch(p) for p in pair()], {"k": 1}, "expected operators, found sketches: pass them as sketches="),
+        (pair(), {"k": 1, "memory": "lots"}, "memory: expected a number of bytes, .* found 'lots'"),
+        (pair(), {"k": 1, "memory": None}, "memory: expected .* found None"),
+        (pair(), {"k": 1, "memory": "1kB"}, "at least 1.38 kiB for 2 operators of 40 samples"),
+    ],
+)  # fmt: skip
+def test_nearest_operators_of_something_else_are_refused_in_a_sentence(operators: Any, options: Any, said: str) -> None:
+    with pytest.raises((OperatorError, ValueError), match=said):
+        nearest_operators(operators, **options)
+
+
+def test_a_sketch_is_shown_in_one_line() -> None:
+    made = sketch(pair()[0], 64)
+    assert repr(made) == "OperatorSketch(64 numbers, samples=40, seed=0)"
+    assert repr(grouped_sketch(pair()[0])).startswith("GroupedSketch(4")
