@@ -10,6 +10,8 @@ from typing import Final
 import numpy as np
 import xarray as xr
 from numpy.typing import ArrayLike, NDArray
+from scipy.sparse import csr_array
+from scipy.sparse.csgraph import connected_components
 from scipy.spatial.distance import pdist, squareform
 
 from repaudit.embed.mds import checked_distances, metric_mds, procrustes_align
@@ -305,4 +307,7 @@ def _phate_potential(distances: Array, seed: int) -> tuple[Array, int, int]:
 def _distinct(distances: Array) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Return the indices of the distinct points, and which of them every point is: copies have no neighbourhood."""
     same = distances <= SAME * distances.max(initial=0)
-    return np.unique(same.argmax(1), return_inverse=True)
+    _, group = connected_components(csr_array(same), directed=False)  # what is as close as that to one of them, too
+    first, which = np.unique(group, return_index=True)[1], np.asarray(group)
+    order = np.argsort(first)  # the points in the order in which they come
+    return first[order], np.argsort(order)[which]

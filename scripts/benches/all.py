@@ -44,14 +44,18 @@ ROWS: Final = (
         "audits every 50 steps, less these forwards, over that without."),
     Row("The store", "store --steps 20", 2, "A commit over the bare writing of its bytes, beside `np.save`, "
         "safetensors, plain zarr and Icechunk (the last two force nothing to the device); appending and opening as the "
-        "steps grow in number."),
-    Row("Distances", "analyze --steps 0", 2, "Distances of T operators of 1,000 samples over the bare Gram product."),
+        "steps grow in number. The floor is all bytes of a step in one file, forced to the disk, which several "
+        "files may undercut; `blocked_ms_per_audit` is how long a training waits."),
+    Row("Distances", "analyze --steps 0", 2, "Distances of T operators of 1,000 samples over the bare Gram product; "
+        "`recomputed` are pairs so close that they are read again, `sparse` is over the product of dense copies."),
     Row("Pictures", "embed", 1, "PHATE of an operator, of many operators and of units over steps, beside phate and "
         "(where it is installed) m-phate, from the same input; the stress of each layout against the same distances."),
-    Row("Merging", "merge", 1, "Barycenters beside POT's own."),
+    Row("Merging", "merge", 1, "Barycenters beside POT's own, which is timed on some rows and scaled to all; "
+        "a marginal error is how far the plans' sums are from the operators (L1), `debiased` is without the blur that "
+        "regularization brings."),
     Row("Sketches", "sketch", 1, "Nearest operators by sketches, beside all pairs of all entries."),
     Row("Scaling out", "scale", 1, "One core and two, by threads and Dask workers, from a file and from S3; memory "
-        "over the number of steps."),
+        "over the number of steps. `off by` is the largest difference of any spread from that of the first row."),
     Row("Growing work", "growth", 1, "The cost of an analysis as samples, steps, models or layers grow, on one core."),
 )  # fmt: skip
 ON_DEVICES: Final = (

@@ -193,6 +193,13 @@ def bench_bytes(folder: Path, samples: int, features: int) -> dict[str, float]:
     return found
 
 
+def rounded(value: Any) -> Any:
+    """Return the numbers in nested results with three decimals."""
+    if isinstance(value, dict):
+        return {name: rounded(one) for name, one in value.items()}
+    return [rounded(one) for one in value] if isinstance(value, list) else round(value, 3)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(prog="scripts/bench store", description=__doc__)
     for name, default in (("steps", 50), ("layers", 6), ("samples", 2048), ("features", 768), ("last", 10_000)):
@@ -211,7 +218,7 @@ def main() -> None:
         }
     finally:
         shutil.rmtree(folder)
-    print(json.dumps(results, indent=2))
+    print(json.dumps(rounded(results), indent=2))
 
 
 if __name__ == "__main__":

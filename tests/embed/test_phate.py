@@ -82,6 +82,17 @@ def test_groups_far_apart_are_connected_first() -> None:
     assert np.isfinite(found.values).all()
 
 
+def test_operators_that_creep_are_one_point_though_their_ends_are_not_as_close() -> None:
+    """As of a layer that does not move, whose distances are rounding: of each from the next, and of all."""
+    points = np.vstack([np.random.default_rng(0).normal(size=(12, 3)), np.zeros((9, 3))])
+    points[12:, 0] = 0.7e-9 * np.arange(9)
+    found = phate_trajectories(distances(points))  # warnings of the library for kernels are errors
+    assert np.unique(found.values[12:], axis=0).shape == (1, 2)
+    assert len(np.unique(found.values, axis=0)) == 13
+    alone = phate_trajectories(distances(points[:13]))
+    np.testing.assert_array_equal(found[:13], alone)
+
+
 def test_identical_operators_are_one_point() -> None:
     points = trajectories()
     points[20:40] = points[:1]
