@@ -108,12 +108,15 @@ def matching(pattern: str, names: Iterable[str]) -> list[str]:
     ['model.layers.1']
     >>> matching("seed*", ["seed0", "other", "seed10"])
     ['seed0', 'seed10']
+    >>> matching("[-1]", ["0", "1", "norm"])
+    ['1']
     """
     names = list(names)
     if pattern in names:
         return [pattern]
     pieces = _INDEX.split(pattern)  # text, index, text, index, ..., text
     text = r"\.(\d+)".join(re.escape(piece).replace(r"\*", ".*").replace(r"\?", ".") for piece in pieces[::2])
+    text = text.removeprefix(r"\.") if len(pieces) > 1 and not pieces[0] else text  # the numbers of a bare Sequential
     found = {name: hit.groups() for name in names if (hit := re.fullmatch(text, name, re.DOTALL))}
     for place, index in enumerate(pieces[1::2]):
         count = max((int(numbers[place]) for numbers in found.values()), default=-1) + 1

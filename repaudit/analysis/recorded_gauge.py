@@ -19,7 +19,10 @@ from repaudit.names import SKETCH
 from repaudit.store.read import catalog
 from repaudit.store.read.stand_ins import holds_sketches, stands_in
 
-LEFT_OUT: Final = "feature_halves, units and similarity need activations"
+LEFT_OUT: Final = (
+    "feature_halves, units and similarity need activations, and so do collapsed, duplicates, floored and unheld in the "
+    "diagnostics"
+)
 
 _SAME: Final = ("size", "groups", "samples", "seed")
 """What sketches that are compared have in common."""
