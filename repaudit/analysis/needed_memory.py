@@ -14,8 +14,11 @@ from repaudit.measure.gram import BAND_BYTES, SPARSE_BYTES
 BASE: Final = 150 * 2**20
 """Results, summary and report, and what is imported for them."""
 
-OF_SAMPLES: Final = 16
+OF_SAMPLES: Final = 10
 """Matrices (sample, sample) of 8 bytes that a comparison of operators holds at once."""
+
+KEPT: Final = 13
+"""Such matrices that an analysis holds beside its comparisons, as often as these run."""
 
 OF_OPERATORS: Final = 10
 """Matrices (operator, operator) of 8 bytes that distances and trajectories hold at once."""
@@ -46,7 +49,7 @@ def needed_memory(samples: int, operators: int, perplexity: float, at_once: int 
     Examples
     --------
     >>> round(needed_memory(256, 100, 15) / 2**20), round(needed_memory(256, 2000, 15) / 2**20)
-    (175, 210)
+    (181, 217)
     """
     sparse = 3 * perplexity * SPARSE <= samples
     band = min(SPARSE_BYTES, int(operators * samples * perplexity * ENTRIES)) if sparse else 3 * BAND_BYTES
@@ -54,7 +57,8 @@ def needed_memory(samples: int, operators: int, perplexity: float, at_once: int 
     beside = 8 * laid_out * (operators - laid_out)
     reading = OF_LANDMARKS * beside + band
     each = 8 * OF_OPERATORS * laid_out**2 + (beside if beside else reading)
-    return BASE + (reading if beside else 0) + at_once * max(OF_SAMPLES * 8 * samples**2, each)
+    kept = KEPT * 8 * samples**2
+    return BASE + kept + (reading if beside else 0) + at_once * max(OF_SAMPLES * 8 * samples**2, each)
 
 
 def held_by_process() -> int:
