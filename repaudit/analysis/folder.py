@@ -60,7 +60,10 @@ def analysis_folder(folder: Path, stores: Sequence[str | os.PathLike[str]]) -> I
     if folder.exists() and not folder.is_dir():
         raise AnalysisError(f"out={folder}: expected a folder for the results, found a file")
     existed = folder.exists()
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise AnalysisError(f"out={folder}: the folder cannot be created ({error.strerror})") from error
     try:
         with locked(folder):  # also tells at once whether pieces can be moved in later
             finish_moves(folder)

@@ -227,6 +227,35 @@ def inherited(layers: Mapping[str, Mapping[str, Any]]) -> str:
     return f" {what} agrees as the inputs or untrained networks do: that is inherited."
 
 
+def against_start(layers: Mapping[str, Mapping[str, Any]]) -> str:
+    """Say of which layers the last change, which the verdict is of, is the smaller part of the whole.
+
+    Examples
+    --------
+    >>> one = {"verdict": "diverging", "start": 0.5, "end": 0.2, "low": 0.1, "high": 0.3}
+    >>> against_start({"a": {"scales": {"shape": one}}})
+    ' What diverges ends closer than it began.'
+    """
+    said = ""
+    for verdict, verb, how in (("diverging", "diverges", "closer"), ("converging", "converges", "wider apart")):
+        places = {
+            name: [one for one in entry["scales"].values() if one["verdict"] == verdict]
+            for name, entry in layers.items()
+        }
+        having = [name for name, some in places.items() if some]
+        found = [name for name in having if all(_is_beyond(one, how) for one in places[name])]
+        if found:
+            said += f" What {verb}{'' if found == having else f' in {_named(found)}'} ends {how} than it began."
+    return said
+
+
+def _is_beyond(one: Mapping[str, Any], how: str) -> bool:
+    start, low, high = (one.get(name) for name in ("start", "low", "high"))
+    if start is None or low is None or high is None:
+        return False
+    return bool(high < start if how == "closer" else low > start)
+
+
 def _differences(verdicts: Mapping[str, Mapping[str, str]]) -> str:
     first = next(iter(verdicts.values()))
     differ = [layer for layer in first if len({layers[layer] for layers in verdicts.values()}) > 1]

@@ -217,4 +217,8 @@ def _said(failure: Any) -> str:
     message = re.sub("^Input should be (greater|less)", r"expected a number \1", message)
     message = re.sub("^Input should be (a valid )?(?=string|boolean)", "expected a ", message)
     message = re.sub("^Input should be (a valid )?", "expected ", message)
-    return f"{name}: {message}" if failure["type"] == "missing" else f"{name}: {message}, found {failure['input']!r}"
+    return (
+        f"{name}: {message}"
+        if failure["type"] == "missing" or not failure["loc"]
+        else f"{name}: {message}, found {failure['input']!r}"
+    )

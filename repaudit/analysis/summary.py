@@ -15,6 +15,7 @@ from repaudit.analysis.parts import CurveMargins
 from repaudit.analysis.sentences import (
     IDENTICAL,
     NO_SPREAD,
+    against_start,
     elsewhere,
     ended,
     headline,
@@ -75,7 +76,9 @@ def summarize(parts: Mapping[str, xr.Dataset], margins: CurveMargins) -> dict[st
     models = [str(name) for name in parts[DIAGNOSTICS][MODEL].values]
     verdicts = {name: found.counted for name, found in every.items()}
     return {
-        "headline": headline(verdicts, len(models), list(spread[STEP].values)) + inherited(layers),
+        "headline": headline(verdicts, len(models), list(spread[STEP].values))
+        + against_start(layers)
+        + inherited(layers),
         "identical": identical_models(parts[PAIRS]) if PAIRS in parts else [],
         "layers": layers,
         "settling": every[names[0]].settling,

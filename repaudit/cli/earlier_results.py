@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Final, Self
 
@@ -35,6 +35,8 @@ class EarlierResults:
 
     folder: Path
     summary: Mapping[str, Any]
+    otherwise: list[str] = field(default_factory=list)
+    """What :meth:`tell_before` found to be of other stores, scales or settings."""
 
     def __bool__(self) -> bool:
         return bool(self.summary)
@@ -53,7 +55,8 @@ class EarlierResults:
         """Say on stderr what they have that the results of a study are not going to have, while they can be kept."""
         selection = study.selection
         now = {"layer": selection.layers, "model": selection.models, "step": selection.all_steps()}
-        had = [*self._gone(now), *self._set_otherwise(study)]
+        self.otherwise.extend(self._set_otherwise(study))
+        had = [*self._gone(now), *self.otherwise]
         if had:
             self._say(f"replaces the results in {self.folder} at its end, which had {_and(had)}; --out keeps both")
 
@@ -68,8 +71,8 @@ class EarlierResults:
             raise
 
     def tell_after(self, summary: Mapping[str, Any]) -> None:
-        """Say on stderr which layers, models and steps of them are no longer in the folder."""
-        had = self._gone({what: summary[listed] for what, listed in LISTED.items()})
+        """Say on stderr what of them is no longer in the folder."""
+        had = [*self._gone({what: summary[listed] for what, listed in LISTED.items()}), *self.otherwise]
         if had:
             self._say(f"replaced the earlier results in {self.folder}, which had {_and(had)}; --out keeps both")
 
@@ -89,8 +92,8 @@ class EarlierResults:
             urls = [then["url"]] if isinstance(then["url"], str) else then["url"]
             said.append(f"store{'s' * (len(urls) > 1)} {brief(urls)}")
         scales = [one["name"] for one in self.summary["scales"]]
-        if scales != [scale.name for scale in study.scales]:
-            said.append(f"scale{'s' * (len(scales) > 1)} {brief(scales)}")
+        gone = [name for name in scales if name not in {scale.name for scale in study.scales}]
+        said += [f"scale{'s' * (len(gone) > 1)} {brief(gone)}"] if gone else []
         gauge, own = then.get("gauge") or {}, asdict(study.scales[0].gauge)
         others = {name for name, value in own.items() if value is not None} - {"perplexity", "neighbors"}
         said += [f"{name}={gauge[name]}" for name in gauge if name in others and gauge[name] != own[name]]

@@ -15,7 +15,7 @@ from repaudit.errors import OperatorError
 from repaudit.measure.calibrated import calibrated_distances
 from repaudit.measure.gram import Progress, bytes_of, stream_gram
 from repaudit.measure.invariants import diffusion_distances, spectrum, standardized
-from repaudit.measure.sketched import SketchedMetric, check_metric, sketch_distances
+from repaudit.measure.sketched import SketchedMetric, check_metric, refuse_sketches, sketch_distances
 from repaudit.operators.labels import check_samples
 from repaudit.operators.sketch import sketch as count_sketch
 from repaudit.operators.stack import Operator, OperatorStack
@@ -98,6 +98,7 @@ def operator_distances(
         raise ValueError(f"expected a metric among {', '.join(METRICS)}, found {metric!r}")
     if isinstance(operators, Mapping):
         raise OperatorError("expected a sequence of operators, found a mapping: pass list(operators.values())")
+    refuse_sketches(operators)
     if isinstance(operators, list | tuple):  # items of others may be read when they are asked for
         check_samples({str(index): operator for index, operator in enumerate(operators)})
     stack = OperatorStack(operators)

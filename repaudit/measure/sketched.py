@@ -141,11 +141,7 @@ def nearest_operators(
     check_metric(metric)
     if isinstance(operators, Mapping):
         raise OperatorError("expected a sequence of operators, found a mapping: pass list(operators.values())")
-    if isinstance(operators, list | tuple) and any(isinstance(one, OperatorSketch) for one in operators):
-        raise OperatorError(
-            "expected operators, found sketches: pass them as sketches= beside their operators; of sketches alone "
-            "repaudit.measure.sketched.sketch_distances estimates the distances"
-        )
+    refuse_sketches(operators, "pass them as sketches= beside their operators; ")
     count = len(operators)
     if not hasattr(k, "__index__") or not 1 <= k < count:
         raise ValueError(f"expected k from 1 to {count - 1}, as there are {count} operators; found {k}")
@@ -175,6 +171,14 @@ def _nearest_of_all(
     np.fill_diagonal(distances, math.inf)
     order = np.argsort(distances, axis=1, kind="stable")[:, :k]  # of equal ones the first
     return order, np.take_along_axis(distances, order, 1)
+
+
+def refuse_sketches(operators: Any, how: str = "") -> None:
+    """Raise an OperatorError where there are sketches in the place of operators."""
+    if isinstance(operators, list | tuple) and any(isinstance(one, OperatorSketch) for one in operators):
+        raise OperatorError(
+            f"expected operators, found sketches: {how}repaudit.sketch_distances estimates the distances of sketches"
+        )
 
 
 def check_metric(metric: str) -> None:

@@ -567,6 +567,9 @@ def test_what_is_replaced_is_told_while_it_can_be_kept(url, planted_store, tmp_p
     assert f"replaces the results in {tmp_path / 'out'} at its end, which {had}" in said
     assert f"the same command goes on from here; {tmp_path / 'out'} has the earlier results" in said
     assert (run.exit_code, digest_of(tmp_path / "out" / "results.zarr")) == (130, before)
+    monkeypatch.undo()
+    after = CliRunner().invoke(app, [*given, str(other), *asked]).stderr.split()
+    assert f"replaced the earlier results in {tmp_path / 'out'}, which {had}" in " ".join(after)
 
 
 def test_results_go_to_a_folder_of_this_machine(url, tmp_path):

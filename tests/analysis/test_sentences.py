@@ -13,7 +13,7 @@ import xarray as xr
 from rich.console import Console
 
 import repaudit as ra
-from repaudit.analysis.sentences import headline, inherited, of_curve, with_settling
+from repaudit.analysis.sentences import against_start, headline, inherited, of_curve, with_settling
 from repaudit.analysis.summary import identical_models, layer_summary
 from repaudit.cli.answer import print_answer
 from repaudit.errors import AnalysisError
@@ -233,3 +233,20 @@ def test_a_scale_of_all_samples_is_refused_before_anything_is_replaced(tmp_path:
             ra.analyze(tmp_path / "s.zarr", scales=scales, frames=0, units=0, figures="none")
     assert {path: path.read_bytes() for path in (tmp_path / "s.analysis").rglob("*") if path.is_file()} == before
     ra.analyze(tmp_path / "s.zarr", scales=(14,), frames=0, units=0, figures="none")
+
+
+def test_a_last_change_that_is_the_smaller_part_of_the_whole_is_in_the_headline() -> None:
+    def layer(*scales: tuple[str, float, float, float]) -> dict[str, dict[str, dict[str, str | float]]]:
+        names = ("verdict", "start", "low", "high")
+        return {"scales": {str(index): dict(zip(names, one, strict=True)) for index, one in enumerate(scales)}}
+
+    back, away = layer(("diverging", 0.5, 0.1, 0.3)), layer(("diverging", 0.1, 0.2, 0.4))
+    assert against_start({"a": back}) == " What diverges ends closer than it began."
+    assert against_start({"a": back, "b": away}) == " What diverges in a ends closer than it began."
+    assert against_start({"a": away, "b": layer(("converging", 0.5, 0.1, 0.3))}) == ""
+    assert (
+        against_start({"a": layer(("converging", 0.1, 0.2, 0.4))}) == " What converges ends wider apart than it began."
+    )
+    assert against_start({"a": layer(("diverging", 0.5, 0.1, 0.3), ("diverging", 0.1, 0.2, 0.4))}) == "", (
+        "at all scales"
+    )
