@@ -88,7 +88,8 @@ def select(
     names = _choose("layer", _by_layer(layers, known, tree, layers_of), known)
     operators = [name for name in names if _beside_activations(_first(tree, name, layers_of))]
     left_out += [
-        f"layer {name}: beside its activations, of which the operators are computed here" for name in operators
+        f"layer {name}: has operators that were recorded beside activations, of which its own are computed"
+        for name in operators
     ]
     names = [name for name in names if name not in operators]
     fitting = [name for name in names if _keep_tokens(tree, name, layers_of) == {tokens}]
