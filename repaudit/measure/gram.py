@@ -40,6 +40,9 @@ WIDE_COLUMNS = 1024
 SPARSE_BYTES = 256 * 2**20
 """What a band of sparse operators may take: more than a dense one, as each band looks at every operator."""
 
+MOMENTS_OF = 64
+"""Operators that are copied at once for their moments: a part of a band, and few calls."""
+
 MEAN_OF = 8
 """Operators whose mean stands for the mean of all: the closer it is, the less cancels; it need not be exact."""
 
@@ -205,8 +208,8 @@ def _band_rows(stack: OperatorStack, memory: str | int, first: int) -> int:
 
 def _moments(band: torch.Tensor, start: int, constant: float) -> torch.Tensor:
     """Return the moments (3, T) of the operators less a constant, which distances must not be: it rounds them."""
-    few = ((some - constant if constant else some) for some in torch.split(band, MEAN_OF))
-    return torch.cat([_moments_of(some, start) for some in few], dim=1)
+    parts = torch.split(band, MOMENTS_OF) if constant else (band,)
+    return torch.cat([_moments_of(some - constant if constant else some, start) for some in parts], dim=1)
 
 
 def _moments_of(band: torch.Tensor, start: int) -> torch.Tensor:
