@@ -111,14 +111,14 @@ def _choose(what: str, asked: Iterable[T] | None, present: Sequence[T]) -> list[
         return list(present)
     asked = list(dict.fromkeys(asked))
     if not asked:
-        raise AnalysisError(f"expected at least one {what}, found none; the store has {_some(present)}")
+        raise AnalysisError(f"expected at least one {what}, found none; the store has {_brief(present, most=40)}")
     find = matching_layers if what == "layer" else matching_models
     found = {item: find(item, present) if isinstance(item, str) else {item} & {*present} for item in asked}
     unknown = [item for item, meant in found.items() if not meant]
     if unknown:
         several = any("," in str(item) for item in unknown)
         raise AnalysisError(
-            f"{what} {', '.join(map(str, unknown))} is not in the store; it has {_some(present)}"
+            f"{what} {', '.join(map(str, unknown))} is not in the store; it has {_brief(present, most=40)}"
             + (f"; several {what}s are a list" if several else "")
         )
     chosen = {item for meant in found.values() for item in meant}
@@ -218,12 +218,6 @@ def _going_on(models: Sequence[str], steps: Mapping[str, tuple[int, ...]]) -> li
     ]
 
 
-def _some(present: Sequence[T], most: int = 40) -> str:
-    """Return names or steps in one line, of very many the first and the last."""
-    every = [str(item) for item in present]
-    return ", ".join(every) if len(every) <= most else f"{', '.join(every[:8])}, ... {every[-1]} ({len(every)} in all)"
-
-
-def _brief(steps: Sequence[int], most: int = 8) -> str:
+def _brief(steps: Sequence[object], most: int = 8) -> str:
     shown = ", ".join(map(str, steps[:most]))
     return shown if len(steps) <= most else f"{shown}, ... {steps[-1]}"

@@ -14,13 +14,13 @@ from typing import Annotated, Any, Final, Literal, Self
 import numpy as np
 import torch
 import yaml
-from dask.utils import parse_bytes
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from repaudit.analysis.layer_names import Match
 from repaudit.analysis.shared_samples import FEWEST
 from repaudit.errors import AnalysisError
 from repaudit.gauge.gauge import DiffusionGauge
+from repaudit.measure.gram import bytes_of
 from repaudit.measure.similarity import Measure
 from repaudit.names import at_home
 
@@ -38,11 +38,9 @@ def _several(asked: Any) -> Any:
 
 def _bytes(memory: str) -> str:
     try:
-        enough = parse_bytes(memory) > 0 and any(letter.isdigit() for letter in memory)  # else of a number of 1
-    except (ValueError, TypeError, AttributeError, OverflowError):
-        enough = False
-    if not enough:
-        raise ValueError("expected a memory budget such as 2GB")
+        bytes_of(memory)
+    except ValueError:
+        raise ValueError("expected a memory budget such as 2GB") from None
     return memory
 
 
@@ -139,7 +137,7 @@ class Settings(BaseModel):
     @property
     def budget(self) -> int:
         """Bytes of ``memory``."""
-        return int(parse_bytes(self.memory))
+        return bytes_of(self.memory)
 
     def check_similarity_steps(self, chosen: Sequence[int]) -> None:
         """Refuse steps for the similarity that are not analysed, before anything is computed.

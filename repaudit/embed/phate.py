@@ -308,6 +308,5 @@ def _distinct(distances: Array) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Return the indices of the distinct points, and which of them every point is: copies have no neighbourhood."""
     same = distances <= SAME * distances.max(initial=0)
     _, group = connected_components(csr_array(same), directed=False)  # what is as close as that to one of them, too
-    first, which = np.unique(group, return_index=True)[1], np.asarray(group)
-    order = np.argsort(first)  # the points in the order in which they come
-    return first[order], np.argsort(order)[which]
+    _, first, which = np.unique(group, return_index=True, return_inverse=True)  # groups come in the order of points
+    return first, which
