@@ -135,6 +135,26 @@ def test_any_other_output_is_a_typed_error(value):
         ActivationExtractor(["[0]"]).extract(model, INPUT)
 
 
+@pytest.mark.parametrize(
+    ("made", "found"),
+    [
+        (lambda x: x.to_sparse(), "of layout torch.sparse_coo"),
+        (lambda x: (x.to_sparse_csr(), x), "of layout torch.sparse_csr"),
+        (lambda x: torch.nested.nested_tensor(list(x)), "that is nested"),
+        (lambda x: torch.nested.nested_tensor(list(x), layout=torch.jagged), "that is nested"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:.*(beta state|prototype stage):UserWarning")
+def test_an_output_that_is_not_dense_is_a_typed_error(made, found):
+    class Layer(nn.Module):
+        def forward(self, x):
+            return made(x)
+
+    expected = rf"layer '0' \(Layer\): expected a dense tensor, found one {found}: record another module"
+    with pytest.raises(ActivationTypeError, match=expected):
+        ActivationExtractor(["[0]"]).extract(nn.Sequential(Layer()), INPUT)
+
+
 def test_first_dim_must_be_the_samples():
     class Transposes(nn.Module):
         def forward(self, x):

@@ -340,6 +340,24 @@ def test_waiting_for_a_slow_store_is_told_as_the_cost_of_audits(
     assert recorder.cost.seconds > 0.5  # all six waited for, in audits or at the end
 
 
+def test_the_training_waits_for_all_of_an_audit_and_for_the_opening(tmp_path: Path) -> None:
+    """Measured from outside, beside what is counted: the checks around an audit take time too."""
+    model, recorder = torch.nn.Sequential(torch.nn.Linear(4, 5)), ra.Recorder(tmp_path / "r.zarr", "a", PROBE, "[0]")
+    waited = 0.0
+    for step in range(30):
+        began = time.perf_counter()
+        recorder.audit(model, step)
+        waited += time.perf_counter() - began
+        time.sleep(0.005)
+    cost = recorder.cost
+    told = cost.opening + cost.seconds
+    recorder.close()
+    assert 0 < cost.opening < waited
+    assert told <= waited
+    assert told > 0.95 * waited
+    assert f" and {1e3 * cost.opening:.0f} ms to open the record, " in cost.describe("s", "a")
+
+
 def test_what_storing_takes_of_the_cpu_is_told_where_it_counts() -> None:
     said = [Cost([0, 1], storing=cpu, began=time.perf_counter() - 10).describe("s", "m") for cpu in (0.02, 2.0)]
     assert ["of CPU each to store them" in one for one in said] == [False, True]

@@ -307,7 +307,7 @@ def as_activation(value: Any, layer: Layer) -> torch.Tensor | PackedSequence:
     Raises
     ------
     ActivationTypeError
-        For anything else, naming the layer.
+        For anything else, and tensors that are not dense, naming the layer.
     """
     first, rest = value, ""
     if is_dataclass(value) and not isinstance(value, Mapping | type):
@@ -320,9 +320,13 @@ def as_activation(value: Any, layer: Layer) -> torch.Tensor | PackedSequence:
     elif isinstance(value, tuple | list) and value and not isinstance(value, PackedSequence):
         first = value[0]
         rest = "" if isinstance(first, torch.Tensor | PackedSequence) else f" starting with {type(first).__name__}"
+    where = f"layer {layer.name!r} ({type(layer.module).__name__})"
+    if isinstance(first, torch.Tensor) and (first.layout is not torch.strided or first.is_nested):
+        kind = "that is nested" if first.is_nested else f"of layout {first.layout}"
+        raise ActivationTypeError(f"{where}: expected a dense tensor, found one {kind}: record another module")
     if isinstance(first, torch.Tensor | PackedSequence):
         return first
     raise ActivationTypeError(
-        f"layer {layer.name!r} ({type(layer.module).__name__}): expected a tensor, a tuple that starts with one, or a "
-        f"model output, found {type(value).__name__}{rest}"
+        f"{where}: expected a tensor, a tuple that starts with one, or a model output, found "
+        f"{type(value).__name__}{rest}"
     )

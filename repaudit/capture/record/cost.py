@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from shlex import quote
-from typing import Any, Final, TypeVar
+from typing import Any, Final, Self, TypeVar
 
 from dask.utils import format_bytes
 
@@ -30,7 +31,7 @@ _LOGGER = logging.getLogger(__name__)
 
 @dataclass
 class Cost:
-    """The audits since a record was opened.
+    """The audits since a record was opened, and the opening.
 
     Attributes
     ----------
@@ -39,6 +40,8 @@ class Cost:
     stored : list of int, optional
         The steps of the record, once it is closed: of those given some may not have come there.
     layers : int
+    opening : float
+        Seconds that it took to open the record.
     seconds : float
         In which the training waited for audits and, where the store was slower, for that.
     storing : float
@@ -58,6 +61,7 @@ class Cost:
 
     steps: list[int] = field(default_factory=list)
     layers: int = 0
+    opening: float = 0.0
     seconds: float = 0.0
     storing: float = 0.0
     nbytes: int = 0
@@ -65,6 +69,7 @@ class Cost:
     began: float = field(default_factory=time.perf_counter)
     told: bool = False
     stored: list[int] | None = None
+    _waits: bool = False
 
     @property
     def audits(self) -> int:
@@ -89,18 +94,33 @@ class Cost:
         """Return a call whose time counts as one in which the training waits."""
 
         def counted() -> R:
-            began = time.perf_counter()
-            try:
+            with self.waiting():
                 return call()
-            finally:
-                self.seconds += time.perf_counter() - began
 
         return counted
 
+    @contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Count the time of a block as one in which the training waits, once where one is in another."""
+        if self._waits:
+            yield
+            return
+        self._waits, began = True, time.perf_counter()
+        try:
+            yield
+        finally:
+            self._waits = False
+            self.seconds += time.perf_counter() - began
+
+    def opened(self) -> Self:
+        """Count the time so far as that of opening the record."""
+        self.opening = time.perf_counter() - self.began
+        return self
+
     @property
     def share(self) -> float:
-        """Share of the time since the record was opened."""
-        return self.seconds / max(time.perf_counter() - self.began, 1e-9)
+        """Share of the time since the record began to be opened."""
+        return (self.opening + self.seconds) / max(time.perf_counter() - self.began, 1e-9)
 
     def describe(self, store: Any, model: str) -> str:
         """Return one line for the end of a training, with the command to look at it; empty without an audit."""
@@ -111,8 +131,8 @@ class Cost:
         return (
             f"repaudit: {audits} of model {model!r} in {store}{f' ({lost} more could not be stored)' if lost else ''}, "
             f"{layers}, "
-            f"{format_bytes(self.nbytes)} before compression; {each:.0f} ms each, {self.share:.1%} of the time"
-            f"{self._beside()}. {_of_few(self.samples)}Next: repaudit analyze {quote(str(store))}"
+            f"{format_bytes(self.nbytes)} before compression; {each:.0f} ms each and {1e3 * self.opening:.0f} ms to open "
+            f"the record, {self.share:.1%} of the time since{self._beside()}. {_of_few(self.samples)}Next: repaudit analyze {quote(str(store))}"
         )
 
     def _beside(self) -> str:

@@ -173,8 +173,8 @@ class Recorder:
         if not self.auditor.meet(model):
             self._is_open = True
             return
+        cost, failure = Cost(), None
         self.dry_run(model)
-        failure = None
         try:
             if self.auditor.ranks.writes:
                 if self.track is not None:
@@ -185,7 +185,7 @@ class Recorder:
         except Exception as error:  # noqa: BLE001 - raised below, once every process knows
             failure = error
         self.auditor.ranks.agree(failure)
-        self._is_open, self.was_taken_over, self.cost = True, False, Cost()
+        self._is_open, self.was_taken_over, self.cost = True, False, cost.opened()
         self._previous = self._recorded_before = self.last_recorded
         self.if_exists = "resume"  # opened again by this recorder: the same record
 
@@ -256,26 +256,26 @@ class Recorder:
             self.open(model)
         if not self.auditor.ranks.takes_part:
             return False
-        before, self._recorded_before = self._recorded_before, None
-        refuse_to_join(self.store, self.model_name, before, step, in_trainer=False)
-        triggers: tuple[str, ...] = ("manual",)
-        if self.trigger is not None:
-            triggers = self.trigger.due_at(step, self._previous)
-            self._previous = step
-        if not triggers:
-            return False
-        if self.has(step):
-            self._audited.check_repeat(model, self.model_name, step, before)
-            return False
-        last = self.last_recorded
-        if last is not None and step < last:
-            raise StepOrderError(
-                f"model {self.model_name!r}: step {step} is before the last recorded one, {last}; to go back, "
-                "open(model, truncate_after=step) first"
-            )
-        audit = self.take(model, step, epoch=epoch, loss=loss)
-        self._audited.note(model)
-        return audit is not None and (self.hand_over(audit, triggers) or not self.auditor.ranks.writes)
+        with self.cost.waiting():
+            before, self._recorded_before = self._recorded_before, None
+            refuse_to_join(self.store, self.model_name, before, step, in_trainer=False)
+            triggers: tuple[str, ...] = ("manual",)
+            if self.trigger is not None:
+                triggers = self.trigger.due_at(step, self._previous)
+                self._previous = step
+            if not triggers:
+                return False
+            if self.has(step):
+                self._audited.check_repeat(model, self.model_name, step, before)
+                return False
+            if (last := self.last_recorded) is not None and step < last:
+                raise StepOrderError(
+                    f"model {self.model_name!r}: step {step} is before the last recorded one, {last}; to go back, "
+                    "open(model, truncate_after=step) first"
+                )
+            audit = self.take(model, step, epoch=epoch, loss=loss)
+            self._audited.note(model)
+            return audit is not None and (self.hand_over(audit, triggers) or not self.auditor.ranks.writes)
 
     def take(
         self, model: nn.Module, step: int, *, epoch: float | None = None, loss: float | torch.Tensor | None = None
