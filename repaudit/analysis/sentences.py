@@ -55,19 +55,28 @@ SIGNIFICANT: Final = 0.05
 MOST_NAMED: Final = 3
 
 
-def of_curve(verdict: str, seen: xr.Dataset, peak: int, margins: Any = None, since: int | None = None) -> str:
-    """Return the verdict on a curve with its first, largest and last value; what diverges does so from its least.
+def of_curve(
+    verdict: str,
+    seen: xr.Dataset,
+    peak: int,
+    margins: Any = None,
+    since: int | None = None,
+    until: int | None = None,
+) -> str:
+    """Return the verdict on a curve with its first and last value, and one between them.
 
-    A verdict is that of the last phase: where this begins later than the curve, `since` is its step. Where nothing
-    changes significantly, the margin of the change from the first to the last step tells what could.
+    A verdict is that of the last significant change: where this begins later than the curve, at the step `since`, that
+    is the one between; else where it ends, at the step `until`. Of a curve without a change it is the largest, of what
+    diverges the least. Where nothing changes significantly, the margin of the change from the first to the last step
+    tells what could.
     """
     steps, value = seen[STEP].values, seen[SPREAD].values
     if value.max() < IDENTICAL:
         return "The models are identical at every step: are they one run, or one seed?"
     low, high = seen[LOW].values, seen[HIGH].values
     turn = int(value.argmin()) if verdict == "diverging" else peak
-    if verdict == "diverging" and since is not None:
-        turn = int(steps.tolist().index(since))
+    if since is not None or until is not None:
+        turn = steps.tolist().index(until if since is None else since)
     told = sorted({0, turn, len(steps) - 1})
     digits = _digits_apart(value[told]) if verdict in ("converging", "diverging") else 2
     ends = [_with_interval(value[i], low[i], high[i], int(steps[i]), digits) for i in told]

@@ -184,8 +184,9 @@ def layer_summary(spread: xr.Dataset, margins: Any = None) -> dict[str, Any]:
         "peak": {"step": int(steps[peak]), "value": _number(value[peak])},
         "phases": [{"from": int(p.start), "to": int(p.end), "direction": p.direction} for p in stretches],
     }
-    last = [p.start for p in stretches if p.direction != "flat" and p.start > steps[0]][-1:]
-    said = of_curve(summary["verdict"], seen, peak, margins, last[0] if last else None)
+    *_, last = [None, *(p for p in stretches if p.direction != "flat")]
+    since, until = (None, None) if last is None else (last.start if last.start > steps[0] else None, last.end)
+    said = of_curve(summary["verdict"], seen, peak, margins, since, until)
     return {**summary, "sentence": said + elsewhere(every, seen) + ended(spread, every) + outlying(seen)}
 
 

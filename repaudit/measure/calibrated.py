@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 import numpy as np
 from numpy.typing import NDArray
 
-from repaudit.measure.gram import Gram, Progress, stream_gram
-from repaudit.measure.null import NO_STRUCTURE, null_inner
+from repaudit.measure.gram import Progress, stream_gram
+from repaudit.measure.null import NO_STRUCTURE
+from repaudit.measure.structure import Structure
 from repaudit.operators.stack import OperatorStack
 
 Array = NDArray[np.float64]
@@ -24,30 +27,23 @@ def calibrated_distances(
 
     Close ones are recomputed unless a rounding error of about 1e-3 does not matter.
     """
-    # A constant does not change the null, and without it near-uniform operators cancel nothing.
-    constant = 1 / stack.samples
     gram = stream_gram(
         stack,
         memory=memory,
         progress=progress,
         moments=True,
         first=first,
-        constant=constant,
         recompute=recompute,
     )
-    squares = calibrated_squares(gram, stack.samples)
+    squares = _calibrated_squares(gram.squared_distances, cast(Structure, gram.structure))
     return np.sqrt(squares, out=squares)
 
 
-def calibrated_squares(gram: Gram, samples: int) -> Array:
+def _calibrated_squares(squares: Array, structure: Structure) -> Array:
     """Put squared distances over their null, in place; 0 where the null is 0, which only identical operators have."""
-    squares = gram.squared_distances
     for start in range(0, len(squares), 64):  # few rows at a time: the nulls are as many numbers again, and more
         rows = slice(start, min(start + 64, len(squares)))
-        inner = null_inner(
-            gram.trace[rows, None], gram.total[rows, None], gram.trace[None, :], gram.total[None, :], samples
-        )
-        null = gram.square[rows, None] + gram.square[None, :] - 2 * inner
+        null = structure.null(rows)
         known = null > NO_STRUCTURE
         np.divide(squares[rows], null, out=squares[rows], where=known)
         squares[rows][~known] = 0

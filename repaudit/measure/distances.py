@@ -120,7 +120,8 @@ def _calibrated(stack: OperatorStack, memory: str | int, progress: Progress | No
 
 def _apart(stack: OperatorStack, memory: str | int, progress: Progress | None) -> Array:
     """Return ``1 - BC = |sqrt P - sqrt Q|_F^2 / 2N`` of row-stochastic operators."""
-    gram = stream_gram(stack, memory=memory, progress=progress, transform=lambda band: band.sqrt_())
+    # roots of close operators differ by less than single precision holds of a root
+    gram = stream_gram(stack.wide(), memory=memory, progress=progress, transform=lambda band: band.sqrt_())
     return np.clip(gram.squared_distances / (2 * stack.samples), 0, 1)
 
 

@@ -15,6 +15,7 @@ from repaudit.errors import OperatorError
 from repaudit.measure.products import add_gram, add_rare, mirror, squared_norms
 from repaudit.measure.references import Links, References, choose
 from repaudit.measure.sparse_products import Band, Transform, sparse_bands, squared_distance
+from repaudit.measure.structure import Structure
 from repaudit.operators.stack import OperatorStack
 
 BAND_BYTES, BAND_ROWS = 8 * 2**20, 4
@@ -40,9 +41,6 @@ WIDE_COLUMNS = 1024
 SPARSE_BYTES = 256 * 2**20
 """What a band of sparse operators may take: more than a dense one, as each band looks at every operator."""
 
-MOMENTS_OF = 64
-"""Operators that are copied at once for their moments: a part of a band, and few calls."""
-
 MEAN_OF = 8
 """Operators whose mean stands for the mean of all: the closer it is, the less cancels; it need not be exact."""
 
@@ -51,12 +49,10 @@ Progress = Callable[[int, int], None]
 
 @dataclass(frozen=True)
 class Gram:
-    """Squared Frobenius distances (T, T), or (first, T); trace, sum and squared norm of every operator, each (T,)."""
+    """Squared Frobenius distances (T, T), or (first, T), and what unrelated operators are expected to differ in."""
 
     squared_distances: NDArray[np.float64]
-    trace: NDArray[np.float64]
-    total: NDArray[np.float64]
-    square: NDArray[np.float64]
+    structure: Structure | None
     recomputed: int
 
 
@@ -65,7 +61,6 @@ def stream_gram(
     *,
     memory: str | int = "2GB",
     transform: Transform | None = None,
-    constant: float = 0.0,
     moments: bool = False,
     first: int | None = None,
     recompute: bool = True,
@@ -87,10 +82,8 @@ def stream_gram(
         Bound on what is held in addition to the operators: the (T, T) results and one band.
     transform : function of entries, in place, optional
         Applied to the entries first: for example a square root. Keeps 0 at 0.
-    constant : float
-        Of dense operators, the moments are of their entries less this: of near-uniform ones less cancels.
     moments : bool
-        Whether to compute trace, sum and squared norm as well.
+        Whether to compute means and squares as well.
     first : int, optional
         Compute the distances of this many first operators to all only: of new ones to known ones.
     recompute : bool
@@ -99,16 +92,16 @@ def stream_gram(
     progress : function of (rows done, rows in all), optional
     """
     size, top = len(stack), len(stack) if first is None else first
-    changed = _Changed(stack, memory, _band_rows(stack, memory, top), transform, constant)
+    changed = _Changed(stack, memory, _band_rows(stack, memory, top), transform)
     share = min(CLOSE, max(CLOSE_BY_SIDE / stack.samples, CLOSE_BY_CELLS / stack.samples**2))
     single = stack.dtype is torch.float32
     links = changed.links(top, share) if single and recompute and size > FEW else None
     gram = torch.zeros((top, size), dtype=torch.float64)
     norms, of_rare = torch.zeros((2, size), dtype=torch.float64)
-    sums = torch.zeros((3, size), dtype=torch.float64)
+    found: Structure | None = None
     for band in changed.bands(moments=moments, references=None if links is None else links.references):
-        if band.moments is not None:
-            sums += band.moments
+        if band.structure is not None:
+            found = band.structure if found is None else found + band.structure
         _centre(band, links)
         add_gram(gram, norms, band.common)
         if band.rare is not None:
@@ -122,7 +115,7 @@ def stream_gram(
     if not torch.isfinite(norms + of_rare).all():
         _refuse_unsound(changed.bands(), size)
     whole = norms + of_rare if links is None else links.rejoin(gram, norms + of_rare)
-    squared = gram.mul_(-2).add_(whole[:top, None]).add_(whole[None, :]).clamp_(min=0)
+    squared = _squared(gram, whole)
     close = _close_pairs(squared, norms, whole, share, links) if recompute else torch.empty((0, 2), dtype=torch.int64)
     if len(close) and stack.sparse and 2 * len(close) <= size:  # less to read than all operators once more
         for first_of, other in close.tolist():
@@ -133,8 +126,7 @@ def stream_gram(
     elif len(close):
         _recompute(squared, close, changed, in_products=single)
     squared.fill_diagonal_(0)
-    trace, total, squares = sums.numpy()
-    return Gram(squared.numpy(), trace, total, squares, len(close))
+    return Gram(squared.numpy(), found, len(close))
 
 
 @dataclass(frozen=True)
@@ -145,7 +137,6 @@ class _Changed:
     memory: str | int
     rows: int
     transform: Transform | None
-    constant: float
 
     def links(self, first: int, share: float) -> Links | None:
         """Choose references by what a few rows tell; None where none are needed."""
@@ -166,8 +157,8 @@ class _Changed:
         for start, band in self.stack.bands(-(-self.rows // part)):
             if self.transform is not None:
                 self.transform(band)
-            sums = _moments(band, start, self.constant) if moments else None
-            yield Band(start + band.shape[1], band.view(len(band), -1), moments=sums)
+            found = Structure.of_dense(band, start) if moments else None
+            yield Band(start + band.shape[1], band.view(len(band), -1), structure=found)
 
 
 def bytes_of(memory: str | int) -> int:
@@ -206,18 +197,6 @@ def _band_rows(stack: OperatorStack, memory: str | int, first: int) -> int:
     return int(max(1, min(stack.samples, rows, (budget - fixed) // (2 * row))))
 
 
-def _moments(band: torch.Tensor, start: int, constant: float) -> torch.Tensor:
-    """Return the moments (3, T) of the operators less a constant, which distances must not be: it rounds them."""
-    parts = torch.split(band, MOMENTS_OF) if constant else (band,)
-    return torch.cat([_moments_of(some - constant if constant else some, start) for some in parts], dim=1)
-
-
-def _moments_of(band: torch.Tensor, start: int) -> torch.Tensor:
-    diagonal = torch.diagonal(band[:, :, start : start + band.shape[1]], dim1=1, dim2=2)
-    squares = torch.linalg.vector_norm(band, dim=2).to(torch.float64).square().sum(1)
-    return torch.stack([diagonal.sum(1, dtype=torch.float64), band.sum(2).sum(1, dtype=torch.float64), squares])
-
-
 def _centre(band: Band, links: Links | None) -> None:
     """Take from the operators their rough mean, or from each its reference."""
     flat = band.common
@@ -225,6 +204,13 @@ def _centre(band: Band, links: Links | None) -> None:
         flat.sub_(flat[:: max(1, len(flat) // MEAN_OF)].mean(0))
     else:
         links.add(links.take(flat) if band.ends is None else band.ends, flat)
+
+
+def _squared(gram: torch.Tensor, norms: torch.Tensor) -> torch.Tensor:
+    """Turn products (first, T) into squared distances, in place; both halves are the same to the last bit."""
+    for some, ends in zip(torch.split(gram, 256), torch.split(norms[: len(gram)], 256), strict=True):
+        some.mul_(-2).add_(ends[:, None] + norms[None, :])
+    return gram.clamp_(min=0)
 
 
 def _close_pairs(

@@ -14,6 +14,7 @@ from numpy.typing import DTypeLike, NDArray
 from scipy.sparse import csr_array
 
 from repaudit.measure.references import References
+from repaudit.measure.structure import Structure
 from repaudit.operators.stack import OperatorStack, SparseRows
 
 Transform: TypeAlias = Callable[[torch.Tensor], Any]
@@ -49,15 +50,15 @@ class Band:
         Entries at the other cells that any sparse operator holds; None where there are none.
     ends : (K, cell)
         The references' entries at the common cells, where the operators have been taken less of them.
-    moments : (3, T), float64
-        Sum of the diagonal, of all entries, and of their squares; None where nobody asks.
+    structure : Structure
+        Of these rows; None where nobody asks.
     """
 
     stop: int
     common: torch.Tensor
     rare: csr_array | None = None
     ends: torch.Tensor | None = None
-    moments: torch.Tensor | None = None
+    structure: Structure | None = None
 
 
 def sparse_bands(
@@ -78,7 +79,7 @@ def sparse_bands(
     transform : function of entries, in place, optional
         Keeps 0 at 0.
     moments : bool
-        Whether they are asked for.
+        Whether means and squares are asked for.
     references : References, optional
         What the common entries of each operator are taken less of.
     """
@@ -89,13 +90,12 @@ def sparse_bands(
         while stop > start + 1 and _ENTRY_BYTES * sum(len(columns) for _, columns, _ in rows) > budget:
             stop = (start + stop) // 2  # these rows have more entries than those that were looked at
             rows = [stack.sparse_rows(index, start, stop) for index in range(len(stack))]
-        parts, sums = _in_order(rows, stack.samples, rooms[0]), None
+        parts, found = _in_order(rows, stack.samples, rooms[0]), None
         if transform is not None:
             parts = [(places, _changed(values, transform)) for places, values in parts]
         if moments:
-            found = [_moments(places, values, start, stack.samples) for places, values in parts]
-            sums = torch.tensor(found, dtype=torch.float64).T
-        yield _band(stop, parts, (stop - start) * stack.samples, references, rooms[1], sums)
+            found = Structure.of_sparse(parts, stop - start, stack.samples, start)
+        yield _band(stop, parts, (stop - start) * stack.samples, references, rooms[1], found)
         start = stop
 
 
@@ -129,7 +129,7 @@ def _band(
     cells: int,
     references: References | None,
     room: _Room,
-    moments: torch.Tensor | None,
+    structure: Structure | None,
 ) -> Band:
     rank, width = _rank_of_common(parts, cells)
     stride = _ALIGNED * (width // _ALIGNED + 1)  # of which the column behind the common ones takes what is rare
@@ -153,7 +153,7 @@ def _band(
         torch.from_numpy(dense)[:, :width],
         _compressed(rest, cells) if rest else None,
         torch.from_numpy(ends)[:, :width] if of else None,
-        moments,
+        structure,
     )
 
 
@@ -170,15 +170,6 @@ def _changed(values: NDArray[Any], transform: Transform) -> NDArray[Any]:
     changed = values.copy()
     transform(torch.from_numpy(changed))
     return changed
-
-
-def _moments(places: NDArray[np.int64], values: NDArray[Any], start: int, samples: int) -> tuple[float, float, float]:
-    wide = values.astype(np.float64)
-    first, last = (places[[0, -1]] // samples).tolist() if len(places) else (0, -1)
-    diagonal = np.arange(first, last + 1) * (samples + 1) + start
-    at = np.searchsorted(places, diagonal)
-    on_diagonal = at[places[at % len(places)] == diagonal] if len(places) else at
-    return float(wide[on_diagonal].sum()), float(wide.sum()), float(wide @ wide)
 
 
 def _rank_of_common(parts: Sequence[Entries], cells: int) -> tuple[NDArray[np.int64], int]:

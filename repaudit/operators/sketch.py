@@ -26,6 +26,9 @@ _MIX: Final = (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB)
 class OperatorSketch:
     """A count sketch of one operator, and its exact moments.
 
+    Its numbers are of single precision: of operators that differ by less than about 1e-5 of their size, the difference
+    of two sketches is partly rounding.
+
     Attributes
     ----------
     values : (size), float32

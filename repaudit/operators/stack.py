@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import mmap
 from collections.abc import Iterator, Sequence
+from copy import copy
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -114,6 +115,12 @@ class OperatorStack:
             self._fill(part, start, stop)
             yield start, part
 
+    def wide(self) -> OperatorStack:
+        """Return the same operators, read as float64."""
+        stack = copy(self)
+        stack.dtype, stack._held = torch.float64, {}
+        return stack
+
     def some(self, indices: Sequence[int]) -> OperatorStack | None:
         """Return a stack of some of the operators, in this order; None where taking one would read others too."""
         if self._cube and not isinstance(self._operators, np.ndarray | torch.Tensor):
@@ -140,7 +147,9 @@ class OperatorStack:
             if isinstance(operator, SparseOperatorFile):
                 return self._in_precision(operator.rows(start, stop))
             if not _is_sparse(operator):
-                return self._in_precision(_compressed(csr_array(_band(operator, start, stop))))
+                rows = torch.empty((stop - start, self.samples), dtype=self.dtype)
+                _copy(rows, _band(operator, start, stop))
+                return _compressed(csr_array(rows.numpy()))
             held = _compressed(operator)
             if _shares(held, operator) and self._item(index) is operator:  # in memory anyway
                 self._held[index] = held
@@ -173,8 +182,12 @@ class OperatorStack:
                 operator = self._item(index)
                 if start == 0:
                     self._check(operator, index)
-                if isinstance(operator, _FILES) and operator.dtype == rows.dtype:
-                    operator.read(rows[index], start, opened)
+                if isinstance(operator, _FILES):
+                    same = operator.dtype == rows.dtype
+                    read = rows[index] if same else np.empty(rows[index].shape, operator.dtype)
+                    operator.read(read, start, opened)
+                    if not same:
+                        rows[index] = read
                 else:
                     _copy(part[index], _band(matrix_of(operator), start, stop))
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import os
 import subprocess
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,10 +20,12 @@ from scipy.sparse import csr_array
 from scipy.spatial.distance import cdist, pdist, squareform
 
 from repaudit.errors import OperatorError
+from repaudit.gauge.gauge import DiffusionGauge
 from repaudit.measure import gram
 from repaudit.measure.distances import METRICS, calibrated_distances, operator_distances
 from repaudit.measure.gram import stream_gram
 from repaudit.measure.null import null_squared_distance
+from repaudit.measure.structure import Structure
 from repaudit.operators.files import OperatorFile
 from repaudit.operators.stack import OperatorStack
 
@@ -205,8 +209,9 @@ def test_spectrum_is_the_distance_of_sorted_eigenvalues_and_blind_to_order() -> 
 
 @pytest.mark.parametrize("metric", list(METRICS))
 def test_every_metric_is_a_symmetric_matrix_with_a_zero_diagonal(metric: str) -> None:
-    found = operator_distances(random_operators(5, 12).astype(np.float32), metric)
-    np.testing.assert_array_equal(found, found.T)
+    for seed, kind in itertools.product(range(3), (np.float32, np.float64)):
+        found = operator_distances(random_operators(5, 12, seed).astype(kind), metric)
+        np.testing.assert_array_equal(found, found.T)
     assert (np.diag(found) == 0).all()
     assert (found[~np.eye(5, dtype=bool)] > 0).all()
 
@@ -305,3 +310,92 @@ def test_calibrated_distances_of_near_identical_operators_are_exact_in_single_pr
     wide = cube.astype(np.float64)
     exact = [np.linalg.norm(wide[0] - one) / math.sqrt(null_squared_distance(wide[0], one)) for one in wide[1:]]
     np.testing.assert_allclose(operator_distances(cube, "calibrated")[0, 1:], exact, rtol=1e-5)
+
+
+def apart_from_the_identity(kind: str) -> list[np.ndarray]:
+    """Unrelated operators, most of whose mass stays: what their diagonals share is not what they differ in."""
+    rng = np.random.default_rng(0)
+    if kind == "blends":
+        return [(a * np.eye(40) + (1 - a) / 40).astype(np.float32) for a in rng.random(8)]
+    gauge = DiffusionGauge(kernel="gaussian", bandwidth=float(kind))
+    clouds = rng.standard_normal((8, 120, 24), dtype=np.float32)
+    return [gauge(cloud).to_numpy().astype(np.float32) for cloud in clouds]
+
+
+@pytest.mark.parametrize("order", ["dense", "sparse", "dense first", "sparse first", "file"])
+@pytest.mark.parametrize("kind", ["blends", "0.75", "1.0", "1.5"])
+def test_calibrated_distances_of_operators_near_the_identity(kind: str, order: str, tmp_path: Path) -> None:
+    some = apart_from_the_identity(kind)
+    exact = [math.sqrt(((some[0].astype(float) - one) ** 2).sum() / null_by_parts(some[0], one)) for one in some[1:]]
+    operators: object = [
+        csr_array(one) if order == "sparse" or order == ("sparse first", "dense first")[index % 2] else one
+        for index, one in enumerate(some)
+    ]
+    if order == "file":
+        np.save(tmp_path / "operators.npy", np.stack(some))
+        operators = np.load(tmp_path / "operators.npy", mmap_mode="r")
+    found = operator_distances(operators, "calibrated", memory="1MB")
+    np.testing.assert_allclose(found[0, 1:], exact, rtol=1e-4)
+
+
+def null_by_parts(p: np.ndarray, q: np.ndarray) -> float:
+    """Return the expected squared distance from a relabelled one, from variances, of which nothing cancels."""
+    size = len(p)
+    elsewhere = ~np.eye(size, dtype=bool)
+    of_p, of_q = ([one.diagonal().astype(float), one[elsewhere].astype(float)] for one in (p, q))
+    return sum(len(a) * (a.var() + b.var() + (a.mean() - b.mean()) ** 2) for a, b in zip(of_p, of_q, strict=True))
+
+
+def test_variances_give_the_null_of_relabellings() -> None:
+    p, q = random_operators(2, 12)
+    assert null_by_parts(p, q) == pytest.approx(null_squared_distance(p, q), rel=1e-12)
+
+
+@pytest.mark.parametrize("rows", [1, 7, 30])
+@pytest.mark.parametrize("kind", [np.asarray, csr_array])
+def test_structure_of_bands_together_is_that_of_the_whole(rows: int, kind: Callable[..., object]) -> None:
+    cube = random_operators(5, 30).astype(np.float32)
+    cube[1], cube[2, 3:9] = np.eye(30), 0
+    parts = []
+    for start in range(0, 30, rows):
+        band = cube[:, start : start + rows]
+        if kind is np.asarray:
+            parts.append(Structure.of_dense(torch.from_numpy(band), start))
+            continue
+        flat = [one.ravel() for one in band]
+        places = [np.flatnonzero(one) for one in flat]
+        every = [(at, one[at]) for at, one in zip(places, flat, strict=True)]
+        parts.append(Structure.of_sparse(every, band.shape[1], 30, start))
+    found = sum(parts[1:], parts[0]).null(slice(0, 5))
+    exact = [[null_by_parts(p, q) for q in cube] for p in cube]
+    np.testing.assert_allclose(found, exact, rtol=1e-6, atol=1e-12)
+
+
+@pytest.mark.parametrize("apart", [1e-4, 1e-6])
+@pytest.mark.parametrize("kind", ["dense", "sparse", "file"])
+def test_hellinger_distances_of_close_operators_in_single_precision(kind: str, apart: float, tmp_path: Path) -> None:
+    """A root in single precision has an error of the size of these distances."""
+    rng, side = np.random.default_rng(0), 40
+    base = rng.dirichlet(np.ones(side), size=side)
+    cube = (base * (1 + apart * rng.standard_normal((6, side, side)))).astype(np.float32)
+    roots = np.sqrt(cube.astype(np.float64)).reshape(6, -1)
+    if kind == "file":
+        for index, one in enumerate(cube):
+            np.save(tmp_path / f"{index}.npy", one)
+    operators = {
+        "dense": list(cube),
+        "sparse": [csr_array(one) for one in cube],
+        "file": [OperatorFile.at(tmp_path / f"{index}.npy") for index in range(6)] if kind == "file" else [],
+    }[kind]
+    found = operator_distances(operators, "hellinger")
+    np.testing.assert_allclose(found, cdist(roots, roots) / math.sqrt(2 * side), rtol=1e-8, atol=1e-15)
+
+
+def test_what_one_order_of_operators_takes_the_other_does() -> None:
+    """A sparse one first, and tensors that NumPy does not take behind it."""
+    rng = np.random.default_rng(0)
+    sparse, cloud = csr_array(np.eye(6, dtype=np.float32)), rng.dirichlet(np.ones(6), 6)
+    for other in (torch.from_numpy(cloud).bfloat16(), torch.from_numpy(cloud).float().requires_grad_()):
+        there, back = operator_distances([sparse, other]), operator_distances([other, sparse])
+        np.testing.assert_allclose(there, back, rtol=1e-6)
+        assert there[0, 1] > 1

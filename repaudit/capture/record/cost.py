@@ -46,8 +46,8 @@ class Cost:
         In which the training waited for audits and, where the store was slower, for that.
     storing : float
         Seconds of CPU time of the thread that stores them, beside the training.
-    nbytes : int
-        Given to the store, before compression.
+    sizes : dict of int to int
+        Bytes of each of these steps, before compression.
     samples : int
         Of the last audit.
     told : bool
@@ -64,7 +64,7 @@ class Cost:
     opening: float = 0.0
     seconds: float = 0.0
     storing: float = 0.0
-    nbytes: int = 0
+    sizes: dict[int, int] = field(default_factory=dict)
     samples: int = 0
     began: float = field(default_factory=time.perf_counter)
     told: bool = False
@@ -76,11 +76,16 @@ class Cost:
         """Audits that are in the record, or on their way there."""
         return len(self.steps if self.stored is None else {*self.steps}.intersection(self.stored))
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of these audits, before compression."""
+        return sum(size for step, size in self.sizes.items() if self.stored is None or step in self.stored)
+
     def add(self, audit: Audit) -> None:
         """Count an audit that the store has taken."""
         self.steps.append(audit.step)
         self.layers = max(self.layers, len(audit.layers))
-        self.nbytes += audit.nbytes
+        self.sizes[audit.step] = audit.nbytes
         self.samples = max((len(values) for values in audit.activations.values()), default=0)
         if not audit.layers.keys() <= audit.activations.keys():  # operators and sketches have the scale of their gauge
             self.samples = 0
@@ -131,8 +136,9 @@ class Cost:
         return (
             f"repaudit: {audits} of model {model!r} in {store}{f' ({lost} more could not be stored)' if lost else ''}, "
             f"{layers}, "
-            f"{format_bytes(self.nbytes)} before compression; {each:.0f} ms each and {1e3 * self.opening:.0f} ms to open "
-            f"the record, {self.share:.1%} of the time since{self._beside()}. {_of_few(self.samples)}Next: repaudit analyze {quote(str(store))}"
+            f"{format_bytes(self.nbytes)} before compression; {each:.0f} ms each and {1e3 * self.opening:.0f} ms to "
+            f"open the record, {self.share:.1%} of the time since{self._beside()}. {_of_few(self.samples)}"
+            f"Next: repaudit analyze {quote(str(store))}"
         )
 
     def _beside(self) -> str:
