@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from dataclasses import asdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any, cast
 
 import numpy as np
 import xarray as xr
 from scipy.sparse import csr_array
+from torch import Tensor
 
 from repaudit.analysis.layer_operators import LayerOperators
 from repaudit.analysis.study import Study
 from repaudit.merge.merging import DiffusionMerging, Strategy
 from repaudit.names import ATTRS, GAUGES, LAYER, RAW, SAMPLE, SCALE, SCALE_NAME, SHA256, STEP
-from repaudit.operators.kept import entries_of
+from repaudit.operators.kept import Key, entries_of
 from repaudit.operators.operator import DiffusionOperator
 from repaudit.operators.sparse import SparseDiffusionOperator
 
@@ -25,8 +26,8 @@ def merged_operators(layers: Sequence[Sequence[LayerOperators]], study: Study) -
     """Return P* of every layer at every scale, at the last step that the models share, or at all of these."""
     everything = study.settings.keep_merged == "all"
     steps = sorted({step for scales in layers for one in scales for step in _steps(one, everything)})
-    matrices = {
-        (i, j, steps.index(step)): merge(study, one, step).matrix
+    merged = {
+        (i, j, steps.index(step)): (one, step)
         for i, scales in enumerate(layers)
         for j, one in enumerate(scales)
         for step in _steps(one, everything)
@@ -44,7 +45,24 @@ def merged_operators(layers: Sequence[Sequence[LayerOperators]], study: Study) -
     gauges = [] if study.settings.tokens else [asdict(scale.gauge) for scale in study.scales]
     raw = study.tree.attrs[ATTRS].get(RAW, "inputs")
     attrs = {"merge": study.settings.merge, GAUGES: json.dumps(gauges), RAW: raw}
-    return entries_of(matrices, coords).assign_attrs(attrs)
+    return entries_of(_Merged(study, merged), coords).assign_attrs(attrs)
+
+
+@dataclass(frozen=True)
+class _Merged(Mapping[Key, Tensor]):
+    """Merged operators that are made, or read again, when they are asked for: all at once are many."""
+
+    study: Study
+    of: Mapping[Key, tuple[LayerOperators, int]]
+
+    def __getitem__(self, key: Key) -> Tensor:
+        return merge(self.study, *self.of[key]).matrix
+
+    def __iter__(self) -> Iterator[Key]:
+        return iter(self.of)
+
+    def __len__(self) -> int:
+        return len(self.of)
 
 
 def merge(study: Study, operators: LayerOperators, step: int) -> DiffusionOperator:

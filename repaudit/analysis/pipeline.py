@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -28,7 +28,7 @@ from repaudit.analysis.folder import (
 from repaudit.analysis.layer_names import Match
 from repaudit.analysis.layer_operators import LayerOperators, layer_operators, threads
 from repaudit.analysis.moving import scratch
-from repaudit.analysis.needed_memory import needed_memory
+from repaudit.analysis.needed_memory import merged_memory, needed_memory
 from repaudit.analysis.parts import CurveMargins, Parts, Progress, compute_parts
 from repaudit.analysis.recorded_gauge import mixed_notes, recorded_layers, recorded_scales
 from repaudit.analysis.selection import select
@@ -228,7 +228,7 @@ def run(
     ):
         study = Study(sources, selection, settings, cache, tuple(scales))
         slots = at_once(study, sketched)
-        planned(_needed(study, slots), study)
+        planned(_needed(study, sketched, slots), study)
         layers, failed = _operators(study, sketched, report)
         mixed = mixed_notes(selection, recorded, sketched, scales)
         lines = [*sources.notes, *selection.left_out, *mixed, *failed]
@@ -256,10 +256,17 @@ def _several(url: Any) -> list[str | os.PathLike[str]]:
     return urls
 
 
-def _needed(study: Study, at_once: int) -> int:
+def _needed(study: Study, sketched: Collection[str], at_once: int) -> int:
+    samples, perplexities = study.samples.sizes[SAMPLE], [scale.gauge.perplexity for scale in study.scales]
+    models = {name: len({model for model, _ in study.selection.keys(name)}) for name in study.selection.layers}
+    steps = len(study.selection.all_steps()) if study.settings.keep_merged == "all" else 1
+    whole = [count for name, count in models.items() if name not in sketched]
+    results = steps * sum(merged_memory(samples, count, perplexities) for count in whole)
+    if study.settings.similarity:  # which keeps a matrix of each representation where they fit
+        results += min(study.settings.budget, 8 * samples**2 * sum(whole))
     operators = max((len(study.selection.keys(name)) for name in study.selection.layers), default=0)
-    smallest = min(scale.gauge.perplexity or study.samples.sizes[SAMPLE] for scale in study.scales)
-    return needed_memory(study.samples.sizes[SAMPLE], operators, smallest, at_once)
+    smallest = min(perplexity or samples for perplexity in perplexities)
+    return needed_memory(samples, operators, smallest, at_once, results)
 
 
 @contextmanager

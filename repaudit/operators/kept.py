@@ -38,17 +38,26 @@ Key: TypeAlias = tuple[int, int, int]
 
 
 def entries_of(matrices: Mapping[Key, Tensor], coords: Mapping[str, Any]) -> xr.Dataset:
-    """Return the entries of matrices, by the indices of their layer, scale and step, as one list on dim ``entry``."""
-    columns: dict[str, list[Any]] = {name: [] for name in (*ENTRY_INDICES, VALUE)}
-    for key, matrix in matrices.items():
-        coo = matrix.detach().cpu().to_sparse_coo().coalesce()  # type: ignore[no-untyped-call]
-        rows, others = coo.indices().numpy()
-        for name, index in zip(ENTRY_INDICES, key, strict=False):
-            columns[name].append(np.full(len(rows), index, dtype=np.int32))
-        columns["row"].append(rows.astype(np.int32))
-        columns["column"].append(others.astype(np.int32))
-        columns[VALUE].append(coo.values().float().numpy())
-    return xr.Dataset({name: (ENTRY, np.concatenate(parts)) for name, parts in columns.items()}, coords=coords)
+    """Return the entries of matrices, by the indices of their layer, scale and step, as one list on dim ``entry``.
+
+    Each matrix is asked for twice, and none is held meanwhile: first the entries are counted.
+    """
+    counts = [_coo(matrix)._nnz() for matrix in matrices.values()]
+    columns: dict[str, NDArray[Any]] = {name: np.empty(sum(counts), np.int32) for name in ENTRY_INDICES}
+    columns[VALUE] = np.empty(sum(counts), np.float32)
+    stop = 0
+    for (key, matrix), count in zip(matrices.items(), counts, strict=True):
+        coo, here = _coo(matrix), slice(stop, stop + count)
+        for name, index in zip(ENTRY_INDICES, (*key, *coo.indices().numpy()), strict=True):
+            columns[name][here] = index
+        columns[VALUE][here] = coo.values().numpy()
+        stop += count
+    return xr.Dataset({name: (ENTRY, column) for name, column in columns.items()}, coords=coords)
+
+
+def _coo(matrix: Tensor) -> Tensor:
+    entries: Tensor = matrix.detach().cpu().to_sparse_coo().coalesce()  # type: ignore[no-untyped-call]
+    return entries
 
 
 @dataclass(frozen=True)

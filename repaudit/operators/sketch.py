@@ -156,7 +156,11 @@ def stacked(sketches: Sequence[OperatorSketch]) -> NDArray[np.float32]:
     """
     kinds = {(len(one.values), one.seed, one.samples, type(one).__name__) for one in sketches}
     if len(kinds) != 1:
-        found = ", ".join(f"{size} numbers of seed {seed} of {n} samples" for size, seed, n, _ in sorted(kinds))
+        several = len({kind for *_, kind in kinds}) > 1  # recorded ones keep groups of samples, which others do not
+        found = ", ".join(
+            f"{size} numbers of seed {seed} of {n} samples{f' ({kind})' if several else ''}"
+            for size, seed, n, kind in sorted(kinds)
+        )
         raise OperatorError(f"expected sketches of one size and seed, of operators on the same samples, found {found}")
     return np.stack([one.values for one in sketches])
 

@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import json
+import weakref
+from collections.abc import Iterator, Mapping
 from itertools import combinations
 
 import numpy as np
 import pytest
+import torch
+import xarray as xr
 
 import repaudit as ra
+from repaudit.analysis.pipeline import run
 from repaudit.analysis.scales import resolve_scales
 from repaudit.analysis.sentences import headline
+from repaudit.analysis.settings import Settings
 from repaudit.errors import AnalysisError, OperatorError
+from repaudit.operators.kept import entries_of
 
 SAMPLES = 130
 BARE = {"frames": 0, "units": 0, "similarity": ()}
@@ -95,6 +102,56 @@ def test_the_bands_hold_the_values_and_are_no_narrower_than_one_interval(results
 
 
 @pytest.mark.usefixtures("undrawn")
+class Shown(Mapping[tuple[int, int, int], torch.Tensor]):
+    """Matrices that are made when they are asked for, and how many are there at the same time."""
+
+    def __init__(self, matrices: list[torch.Tensor]) -> None:
+        self.matrices, self.there, self.most = matrices, 0, 0
+
+    def __getitem__(self, key: tuple[int, int, int]) -> torch.Tensor:
+        made = self.matrices[key[0]].clone()
+        self.there += 1
+        self.most = max(self.most, self.there)
+        weakref.finalize(made, self.gone)
+        return made
+
+    def gone(self) -> None:
+        self.there -= 1
+
+    def __iter__(self) -> Iterator[tuple[int, int, int]]:
+        return iter([(index, 1, 2) for index in range(len(self.matrices))])
+
+    def __len__(self) -> int:
+        return len(self.matrices)
+
+
+def test_of_the_matrices_whose_entries_are_kept_few_are_there_at_once() -> None:
+    rng = np.random.default_rng(0)
+    dense = [torch.from_numpy(rng.random((5, 5)) * (rng.random((5, 5)) < 0.5)).float() for _ in range(9)]
+    shown = Shown([one.to_sparse() if index % 2 else one for index, one in enumerate(dense)])
+    entries = entries_of(shown, {})
+    assert shown.most <= 2
+    found = np.zeros((9, 5, 5), np.float32)
+    found[entries["layer_index"], entries["row"], entries["column"]] = entries["value"]
+    np.testing.assert_array_equal(found, torch.stack(dense))
+    assert (entries["scale_index"] == 1).all()
+    assert (entries["step_index"] == 2).all()
+    assert {str(array.dtype) for array in entries.data_vars.values()} == {"int32", "float32"}
+
+
+@pytest.mark.parametrize("kept", ["last", "all"])
+def test_the_memory_that_is_told_counts_what_is_kept_of_every_layer(planted_store, tmp_path, kept) -> None:
+    told = []
+    for count in (1, 3):
+        layers = tuple(f"layer{index}" for index in range(count))
+        url = planted_store(layers=layers, steps=(0, 1), name=f"{count}.zarr")
+        chosen = Settings.of({"keep_merged": kept, **BARE})
+        run(url, tmp_path / str(count), chosen, planned=lambda needed, study: told.append(needed))
+    results = xr.open_datatree(tmp_path / "3/results.zarr", engine="zarr")["merged/operator"]
+    held = sum(array.nbytes for name, array in results.data_vars.items() if array.dims == ("entry",))
+    assert told[1] - told[0] >= 2 / 3 * held
+
+
 def test_merged_operators_are_kept_and_read_back(store, results, tmp_path):
     tree = ra.open_store(store)
     expected = ra.DiffusionMerging().merge(tree.repaudit.operators("layer", 20))

@@ -358,6 +358,13 @@ def test_the_training_waits_for_all_of_an_audit_and_for_the_opening(tmp_path: Pa
     assert f" and {1e3 * cost.opening:.0f} ms to open the record, " in cost.describe("s", "a")
 
 
+def test_bytes_are_those_of_the_audits_that_are_stored() -> None:
+    given = Cost([0, 1, 2], sizes={0: 2**20, 1: 2**20, 2: 2**20})
+    assert "3 audits of model 'm' in s, 0 layers, 3.00 MiB before" in given.describe("s", "m")
+    given.stored = [1]
+    assert "1 audit of model 'm' in s (2 more could not be stored), 0 layers, 1.00 MiB" in given.describe("s", "m")
+
+
 def test_what_storing_takes_of_the_cpu_is_told_where_it_counts() -> None:
     said = [Cost([0, 1], storing=cpu, began=time.perf_counter() - 10).describe("s", "m") for cpu in (0.02, 2.0)]
     assert ["of CPU each to store them" in one for one in said] == [False, True]

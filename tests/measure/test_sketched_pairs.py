@@ -14,7 +14,7 @@ from repaudit.errors import OperatorError
 from repaudit.measure.comparison import departure
 from repaudit.measure.spread import spread
 from repaudit.operators.grouped_sketch import GroupedSketch, LazySketch, by_groups, error_by_groups, grouped_sketch
-from repaudit.operators.sketch import SIZE
+from repaudit.operators.sketch import SIZE, sketch
 
 
 def operators_of(side: int, apart: float, models: int = 3, perplexity: float = 12) -> dict[str, ra.DiffusionOperator]:
@@ -101,6 +101,9 @@ def test_a_sketch_is_its_numbers() -> None:
 def test_sketches_of_different_hashes_or_samples_are_refused() -> None:
     operators = operators_of(60, 0.5, models=2)
     one, other = grouped_sketch(operators["seed0"]), grouped_sketch(operators["seed1"], seed=1)
+    plain = sketch(operators["seed0"], len(one.values))
+    with pytest.raises(OperatorError, match=r"seed 0 of 60 samples \(GroupedSketch\), .*\(OperatorSketch\)"):
+        ra.sketch_distances([one, plain])
     with pytest.raises(OperatorError, match="one size and seed"):
         spread([one, other])
     with pytest.raises(OperatorError, match="same samples"):
