@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 from pathlib import Path
 from typing import Any
 
@@ -74,6 +75,23 @@ def test_a_verdict_is_that_of_the_last_phase_and_says_since_when(values: list[fl
     for step, value in zip((0, 100, 200), values, strict=True):
         turned = "from step 100" in said
         assert (f"{value:.2f}" in sentence) == (step != 100 or turned)
+
+
+@pytest.mark.parametrize(
+    ("values", "told"),
+    [
+        ([0.80, 0.82, 0.5, 0.3], [0, 300]),
+        ([0.80, 0.82, 0.30, 0.33, 0.33, 0.34], [0, 200, 500]),
+        ([0.30, 0.28, 0.5, 0.7], [0, 300]),
+        ([0.80, 0.82, 0.30, 0.32, 0.60], [0, 200, 400]),
+        ([0.50, 0.53, 0.52, 0.51], [0, 100, 300]),
+    ],
+    ids=["falls", "falls and stays", "rises", "falls and rises", "stays"],
+)
+def test_the_value_between_is_where_the_last_change_began_or_ended(values: list[float], told: list[int]) -> None:
+    """Not a largest value within the noise; where nothing changes it is that one."""
+    found = layer_summary(curve(values, [3] * len(values)))
+    assert [int(step) for step in re.findall(r"at step (\d+)", found["sentence"])] == told, found["phases"]
 
 
 @pytest.mark.parametrize(
