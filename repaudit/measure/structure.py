@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -51,7 +52,9 @@ class Structure:
         return cls(band.shape[1], band.shape[2], *np.concatenate(found, axis=1))
 
     @classmethod
-    def of_sparse(cls, every: list[tuple[NDArray[np.int64], NDArray[Any]]], rows: int, samples: int, start: int) -> Any:
+    def of_sparse(
+        cls, every: Sequence[tuple[NDArray[np.int64], NDArray[Any]]], rows: int, samples: int, start: int
+    ) -> Structure:
         """Compute it of the places in rows from `start` on, in order, and the values there, of each operator."""
         found = [_of_sparse(places, values, rows, samples, start) for places, values in every]
         return cls(rows, samples, *np.array(found).T)
@@ -69,11 +72,10 @@ class Structure:
 
     def null(self, some: slice) -> Array:
         """Return the expected squared distances (some, T) of some of the operators from all."""
-        diagonal, elsewhere, squares = (
-            of[some, None] - of[None, :] if differ else of[some, None] + of[None, :]
-            for of, differ in ((self.diagonal, True), (self.elsewhere, True), (self.squares, False))
-        )
-        found: Array = squares + self.samples * (diagonal**2 + (self.samples - 1) * elsewhere**2)
+        diagonal = self.diagonal[some, None] - self.diagonal
+        elsewhere = self.elsewhere[some, None] - self.elsewhere
+        found: Array = self.samples * (diagonal**2 + (self.samples - 1) * elsewhere**2)
+        found += self.squares[some, None] + self.squares
         return found
 
 

@@ -125,7 +125,8 @@ class OperatorStack:
         """Return a stack of some of the operators, in this order; None where taking one would read others too."""
         if self._cube and not isinstance(self._operators, np.ndarray | torch.Tensor):
             return None
-        return OperatorStack(Subset(self._operators, indices))  # each is asked for when it is needed
+        stack = OperatorStack(Subset(self._operators, indices))  # each is asked for when it is needed
+        return stack if stack.dtype is self.dtype else stack.wide()
 
     @property
     def in_files(self) -> bool:

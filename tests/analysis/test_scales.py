@@ -101,7 +101,6 @@ def test_the_bands_hold_the_values_and_are_no_narrower_than_one_interval(results
     assert (spread["band_high"] - spread["spread"] >= (spread["high"] - spread["spread"]) * 0.99).all()
 
 
-@pytest.mark.usefixtures("undrawn")
 class Shown(Mapping[tuple[int, int, int], torch.Tensor]):
     """Matrices that are made when they are asked for, and how many are there at the same time."""
 
@@ -139,6 +138,7 @@ def test_of_the_matrices_whose_entries_are_kept_few_are_there_at_once() -> None:
     assert {str(array.dtype) for array in entries.data_vars.values()} == {"int32", "float32"}
 
 
+@pytest.mark.usefixtures("undrawn")
 @pytest.mark.parametrize("kept", ["last", "all"])
 def test_the_memory_that_is_told_counts_what_is_kept_of_every_layer(planted_store, tmp_path, kept) -> None:
     told = []
@@ -152,6 +152,7 @@ def test_the_memory_that_is_told_counts_what_is_kept_of_every_layer(planted_stor
     assert told[1] - told[0] >= 2 / 3 * held
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_merged_operators_are_kept_and_read_back(store, results, tmp_path):
     tree = ra.open_store(store)
     expected = ra.DiffusionMerging().merge(tree.repaudit.operators("layer", 20))

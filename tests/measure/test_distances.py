@@ -391,6 +391,18 @@ def test_hellinger_distances_of_close_operators_in_single_precision(kind: str, a
     np.testing.assert_allclose(found, cdist(roots, roots) / math.sqrt(2 * side), rtol=1e-8, atol=1e-15)
 
 
+@pytest.mark.parametrize("kind", [np.asarray, csr_array, torch.from_numpy])
+def test_a_close_pair_among_many_is_compared_in_the_same_precision(kind: Callable[..., object]) -> None:
+    """Its two are read again alone."""
+    cube = random_operators(9, 40).astype(np.float32)
+    cube[5] = cube[2] * (1 + np.float32(1e-6) * np.random.default_rng(0).standard_normal((40, 40), np.float32))
+    roots = np.sqrt(cube.astype(np.float64)).reshape(9, -1)
+    found = operator_distances([kind(one) for one in cube], "hellinger")
+    np.testing.assert_allclose(found, cdist(roots, roots) / math.sqrt(80), rtol=1e-8, atol=1e-15)
+    mixed = [one.astype(np.float64) if index == 0 else one for index, one in enumerate(cube)]
+    np.testing.assert_allclose(operator_distances([kind(one) for one in mixed]), direct(cube), rtol=1e-8, atol=1e-15)
+
+
 def test_what_one_order_of_operators_takes_the_other_does() -> None:
     """A sparse one first, and tensors that NumPy does not take behind it."""
     rng = np.random.default_rng(0)
