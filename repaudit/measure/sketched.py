@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
+from itertools import combinations_with_replacement
 from typing import Any, Final, Literal, TypeAlias
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy.sparse import issparse
+from scipy.sparse import issparse, vstack
 
 from repaudit.errors import OperatorError
 from repaudit.measure.calibrated import calibrated_distances
 from repaudit.measure.gram import Progress, stream_gram
 from repaudit.measure.null import NO_STRUCTURE, null_inner
-from repaudit.operators.sketch import SIZE, OperatorSketch, sketch, stacked
+from repaudit.operators.sketch import SIZE, OperatorSketch, refuse_different, sketch, stacked
 from repaudit.operators.stack import Operator, OperatorStack, entries_of, side_of
 
 Array = NDArray[np.float64]
@@ -80,7 +81,7 @@ def sketch_distances(
     gram = stream_gram(OperatorStack(values.reshape(-1, side, side)), memory=memory, first=first, progress=progress)
     squares = gram.squared_distances
     if metric == "calibrated":
-        null = _null(_moments(sketches[:first]), _moments(sketches), sketches[0].samples)
+        null = _null(_moments(sketches[:first])[:, :, None], _moments(sketches)[:, None], sketches[0].samples)
         squares = np.divide(squares, null, out=np.zeros_like(squares), where=null > NO_STRUCTURE)
     distances: Array = np.sqrt(squares)
     return distances
@@ -120,6 +121,7 @@ def nearest_operators(
     memory : bytes, or text such as "2GB"
         As in :func:`repaudit.operator_distances`, for all pairs.
     progress : function of (done, all), optional
+        Of blocks of sketches, and then of pairs of operators.
 
     Returns
     -------
@@ -153,7 +155,7 @@ def nearest_operators(
     made = sketches if sketches is not None else [sketch(operators[i], size, seed=seed) for i in range(count)]
     if len(made) != count:
         raise ValueError(f"expected a sketch of each of {count} operators, found {len(made)}")
-    near = _candidates(made, min(count - 1, MORE * k + 2), metric)
+    near = _candidates(made, min(count - 1, MORE * k + 2), metric, progress)
     exact = _exact(operators, near, made, metric, progress)
     order = np.lexsort((near, exact))[:, :k]  # of equal ones the first
     distances: Array = np.sqrt(np.take_along_axis(exact, order, 1))
@@ -187,23 +189,44 @@ def check_metric(metric: str) -> None:
         raise ValueError(f"sketches keep the metrics frobenius and calibrated, found {metric!r}")
 
 
-def _candidates(sketches: Sequence[OperatorSketch], most: int, metric: SketchedMetric) -> NDArray[np.int64]:
-    """Return the nearest others of every sketch, (T, most), a block of rows at a time."""
-    values = torch.from_numpy(stacked(sketches))
-    mean = values.mean(0, dtype=torch.float64)
-    blocks = [slice(start, start + _BLOCK) for start in range(0, len(values), _BLOCK)]
-    norms = torch.cat([(values[some].double() - mean).square().sum(1) for some in blocks])
-    moments, samples = _moments(sketches), sketches[0].samples
-    found = np.empty((len(values), most), dtype=np.int64)
-    for rows in blocks:
-        own = values[rows].double() - mean  # in float64, since close ones cancel
-        products = torch.cat([own @ (values[some].double() - mean).T for some in blocks], dim=1)
-        squares = products.mul_(-2).add_(norms[rows, None]).add_(norms)
+def _candidates(
+    sketches: Sequence[OperatorSketch], most: int, metric: SketchedMetric, progress: Progress | None
+) -> NDArray[np.int64]:
+    """Return the nearest others of every sketch, (T, most): two blocks are compared at a time, and each pair once."""
+    count, samples = len(sketches), sketches[0].samples
+    refuse_different(sketches)
+    moments = _moments(sketches)
+    blocks = [slice(start, min(start + _BLOCK, count)) for start in range(0, count, _BLOCK)]
+    mean = sum(torch.from_numpy(stacked(sketches[some])).sum(0, dtype=torch.float64) for some in blocks) / count
+    near, apart = (
+        torch.zeros((count, most), dtype=torch.int64),
+        torch.full((count, most), math.inf, dtype=torch.float64),
+    )
+    together = list(combinations_with_replacement(blocks, 2))
+    for done, (rows, columns) in enumerate(together, 1):
+        if columns is rows:
+            own = torch.from_numpy(stacked(sketches[rows])).double() - mean  # in float64, since close ones cancel
+        others = own if columns is rows else torch.from_numpy(stacked(sketches[columns])).double() - mean
+        squares = (own @ others.T).mul_(-2).add_(own.square().sum(1)[:, None]).add_(others.square().sum(1))
         if metric == "calibrated":
-            squares /= torch.from_numpy(np.maximum(_null(moments[:, rows], moments, samples), NO_STRUCTURE))
-        squares.diagonal(rows.start).fill_(math.inf)
-        found[rows] = squares.topk(most, largest=False).indices.numpy()
-    return found
+            null = _null(moments[:, rows, None], moments[:, None, columns], samples)
+            squares /= torch.from_numpy(np.maximum(null, NO_STRUCTURE))
+        if columns is rows:
+            squares.fill_diagonal_(math.inf)
+        else:
+            _keep_nearest(near[columns], apart[columns], squares.T, rows.start)
+        _keep_nearest(near[rows], apart[rows], squares, columns.start)
+        if progress is not None:
+            progress(done, len(together))
+    return near.numpy()
+
+
+def _keep_nearest(near: torch.Tensor, apart: torch.Tensor, squares: torch.Tensor, start: int) -> None:
+    """Put those of a block that are nearer than what is kept, (T, most), in its place."""
+    best, place = squares.topk(min(near.shape[1], squares.shape[1]), dim=1, largest=False)
+    kept, order = torch.cat([apart, best], dim=1).topk(near.shape[1], dim=1, largest=False)
+    apart.copy_(kept)
+    near.copy_(torch.cat([near, place + start], dim=1).gather(1, order))
 
 
 def _exact(
@@ -215,26 +238,34 @@ def _exact(
 ) -> Array:
     """Return the squared distance of every operator from each of its candidates; each pair is compared once."""
     first = np.broadcast_to(np.arange(len(near))[:, None], near.shape)
-    ends = np.stack([np.minimum(first, near).ravel(), np.maximum(first, near).ravel()], axis=1)
-    pairs, place = np.unique(ends, axis=0, return_inverse=True)
-    held = max(2, _HELD // (8 * sketches[0].samples ** 2))
+    pairs, place = np.unique(np.minimum(first, near) * len(near) + np.maximum(first, near), return_inverse=True)
+    low, high = np.divmod(pairs, len(near))
+    one = entries_of(operators[0])
+    held = max(2, _HELD // (16 * one.nnz + 1 if issparse(one) else one.nbytes))
     entries = lru_cache(held)(lambda index: entries_of(operators[index]))  # neighbours are compared with the same ones
+    starts = np.flatnonzero(np.diff(low, prepend=-1))
     squares = np.empty(len(pairs))
-    for index, (i, j) in enumerate(pairs.tolist()):
-        squares[index] = _squared(entries(i), entries(j))
+    for start, stop in zip(starts, [*starts[1:], len(pairs)], strict=True):
+        for some in range(start, stop, held):
+            here = slice(some, min(some + held, stop))
+            squares[here] = _squared(entries(int(low[start])), map(entries, high[here].tolist()))
         if progress is not None:
-            progress(index + 1, len(pairs))
+            progress(int(stop), len(pairs))
     if metric == "calibrated":
         moments = _moments(sketches)
-        top = np.array([_null(moments[:, [i]], moments[:, [j]], sketches[0].samples)[0, 0] for i, j in pairs])
+        top = _null(moments[:, low], moments[:, high], sketches[0].samples)
         squares = np.divide(squares, top, out=np.zeros_like(squares), where=top > NO_STRUCTURE)
-    return squares[place.ravel()].reshape(near.shape)
+    return squares[place].reshape(near.shape)
 
 
-def _squared(p: Any, q: Any) -> float:
-    apart = p - q
-    entries = apart.data if issparse(apart) else apart.ravel()
-    return float(entries @ entries)
+def _squared(p: Any, others: Iterable[Any]) -> list[float]:
+    """Return the squared distances of one operator from others: of sparse ones by one difference of all."""
+    if issparse(p):
+        others = list(others)
+        if all(issparse(q) for q in others):
+            apart = vstack([p] * len(others), format="csr") - vstack(others, format="csr")
+            return np.asarray(apart.power(2).sum(1)).reshape(len(others), -1).sum(1).tolist()  # type: ignore[no-any-return]
+    return [float(np.square(np.asarray(p - q)).sum()) for q in others]
 
 
 def _moments(sketches: Sequence[OperatorSketch]) -> Array:
@@ -243,7 +274,7 @@ def _moments(sketches: Sequence[OperatorSketch]) -> Array:
 
 
 def _null(rows: Array, columns: Array, samples: int) -> Array:
-    """Return the expected squared distances of unrelated operators, by their moments."""
-    (trace, total, square), (others, sums, norms) = rows[:, :, None], columns[:, None, :]
+    """Return the expected squared distances of unrelated operators, by their moments (3, ...)."""
+    (trace, total, square), (others, sums, norms) = rows, columns
     null: Array = square + norms - 2 * null_inner(trace, total, others, sums, samples)
     return null

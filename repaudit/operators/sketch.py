@@ -154,6 +154,12 @@ def stacked(sketches: Sequence[OperatorSketch]) -> NDArray[np.float32]:
     OperatorError
         No sketches, or of different operators' sizes, seeds or lengths.
     """
+    refuse_different(sketches)
+    return np.stack([one.values for one in sketches])
+
+
+def refuse_different(sketches: Sequence[OperatorSketch]) -> None:
+    """Raise an OperatorError unless these are sketches that can be compared, one at least."""
     kinds = {(len(one.values), one.seed, one.samples, type(one).__name__) for one in sketches}
     if len(kinds) != 1:
         several = len({kind for *_, kind in kinds}) > 1  # recorded ones keep groups of samples, which others do not
@@ -162,7 +168,6 @@ def stacked(sketches: Sequence[OperatorSketch]) -> NDArray[np.float32]:
             for size, seed, n, kind in sorted(kinds)
         )
         raise OperatorError(f"expected sketches of one size and seed, of operators on the same samples, found {found}")
-    return np.stack([one.values for one in sketches])
 
 
 @lru_cache(maxsize=2)

@@ -2,7 +2,8 @@
 
 ``stress`` is Kruskal's stress-1 of each layout against our potential distances, or those of the operators: of one input
 the same for both. phate lays out by stochastic descent unless it is told otherwise, so both of its solvers are there.
-m-phate is measured where it is installed (GPL-3: no dependency of this project).
+m-phate is measured where it is installed (GPL-3: no dependency of this project). Frames are those of one layer, as an
+analysis draws them, of 500 samples chosen evenly, beside SMACOF (scikit-learn's) of the same distances and starts.
 """
 
 from __future__ import annotations
@@ -20,10 +21,12 @@ from typing import Any
 import numpy as np
 from scipy.spatial.distance import pdist, squareform
 from sketch import trajectories
+from sklearn.manifold import smacof
 
 import repaudit as ra
-from repaudit.embed.mds import scaled_stress
-from repaudit.embed.phate import phate_embedding, phate_trajectories, unit_trajectories
+from repaudit.analysis.embeddings import MOST_MOVING
+from repaudit.embed.mds import classical_mds, kruskal_stress, scaled_stress
+from repaudit.embed.phate import phate_embedding, phate_frames, phate_trajectories, unit_trajectories
 from repaudit.embed.potential import diffusion_time, potential_distances
 
 Layout = Callable[[], Any]
@@ -85,6 +88,30 @@ def of_units(units: int, steps: int = 30) -> tuple[np.ndarray, Mapping[str, Layo
     return squareform(pdist(flat)), found
 
 
+def frames(samples: int, count: int = 12) -> list[str]:
+    """Lay out a layer's frames; give a line each for ours and for SMACOF, with CPU seconds and mean stress."""
+    rng, gauge = np.random.default_rng(0), ra.DiffusionGauge()
+    start, end = rng.normal(size=(2, samples, 8))
+    clouds = [start + step / (count - 1) * (end - start) for step in range(count)]
+    operators = [gauge(cloud.astype(np.float32)) for cloud in clouds]
+    shown = np.linspace(0, samples - 1, min(samples, MOST_MOVING)).round().astype(int).tolist()
+    phate_frames(operators[:1], samples=shown)  # which imports
+    begun = time.process_time()
+    ours = phate_frames(operators, samples=shown)
+    spent, stresses = time.process_time() - begun, ours.attrs["stress"]
+    distances = [potential_distances(operator.to_numpy(), ours.attrs["t"], shown) for operator in operators]
+    begun, stresses_of_smacof, layout = time.process_time(), [], classical_mds(distances[0], 2)
+    for one in distances:
+        layout, _ = smacof(one, init=layout, n_init=1, max_iter=3000, eps=1e-6, normalized_stress=False)
+        stresses_of_smacof.append(kruskal_stress(one, squareform(pdist(layout))))
+    by_smacof = time.process_time() - begun
+    what = f"{count} frames of {samples} samples, {len(shown)} shown"
+    return [
+        f"| {what} | {name} | {seconds:.2f} s | {seconds / spent:.1f} | {np.mean(stress):.3f} |"
+        for name, seconds, stress in (("repaudit", spent, stresses), ("SMACOF alone", by_smacof, stresses_of_smacof))
+    ]
+
+
 def row(what: str, distances: np.ndarray, layouts: Mapping[str, Layout], rounds: int) -> list[str]:
     """Time all layouts in turn, some rounds long; give a line for each."""
     seconds: dict[str, list[float]] = {name: [] for name in layouts}
@@ -119,6 +146,7 @@ def main() -> None:
         f"{options.units} units x 30 steps": of_units(options.units),
     }.items():
         print("\n".join(row(what, distances, layouts, options.rounds)), flush=True)
+    print("\n".join(frames(options.samples)))
 
 
 if __name__ == "__main__":
