@@ -23,6 +23,7 @@ import torch
 HERE: Final = Path(__file__).parent
 LIBRARIES: Final = (
     "torch", "numpy", "scipy", "scikit-learn", "zarr", "xarray", "dask", "transformers", "graphtools", "phate", "POT",
+    "icechunk",
 )  # fmt: skip
 
 
@@ -49,11 +50,13 @@ ROWS: Final = (
     Row("Distances", "analyze --steps 0", 2, "Distances of T operators of 1,000 samples over the bare Gram product; "
         "`recomputed` are pairs so close that they are read again, `sparse` is over the product of dense copies."),
     Row("Pictures", "embed", 1, "PHATE of an operator, of many operators and of units over steps, beside phate and "
-        "(where it is installed) m-phate, from the same input; the stress of each layout against the same distances."),
+        "(where it is installed) m-phate, from the same input; the stress of each layout against the same distances; "
+        "the frames of a layer, in CPU seconds, beside SMACOF alone, from the same distances."),
     Row("Merging", "merge", 1, "Barycenters beside POT's own, which is timed on some rows and scaled to all; "
         "a marginal error is how far the plans' sums are from the operators (L1), `debiased` is without the blur that "
         "regularization brings."),
     Row("Sketches", "sketch", 1, "Nearest operators by sketches, beside all pairs of all entries."),
+    Row("Sketches of more operators", "sketch --operators 10000", 1, "The same."),
     Row("Scaling out", "scale", 1, "One core and two, by threads and Dask workers, from a file and from S3; memory "
         "over the number of steps. `off by` is the largest difference of any spread from that of the first row."),
     Row("Growing work", "growth", 1, "The cost of an analysis as samples, steps, models or layers grow, on one core."),
