@@ -108,7 +108,7 @@ def analyze(
         typer.Option(
             metavar="MEASURES",
             help="Similarity measures, separated by commas: cka, cka_debiased, cka_rbf, mutual_knn, procrustes, rsa; "
-            "cka_debiased,mutual_knn by default; repeatable.",
+            "cka_debiased,mutual_knn by default; none for no maps; repeatable.",
         ),
     ] = None,
     similarity_steps: Annotated[
@@ -151,7 +151,7 @@ def analyze(
             "max_tokens": max_tokens,
             "merge": merge,
             "groups": _parse_groups(groups),
-            "similarity": parse_names(similarity),
+            "similarity": [] if similarity == ["none"] else parse_names(similarity),
             "scales": parse_names(scales),
             "keep_merged": keep_merged,
             "frames": frames,

@@ -22,6 +22,9 @@ SETTINGS: Final = (
 )  # fmt: skip
 """Settings that change what results hold; how they are computed does not."""
 
+COUNTED: Final = {"similarity", "frames", "units"}
+"""Those of which earlier results may have had none, and so lose none."""
+
 
 @dataclass(frozen=True)
 class EarlierResults:
@@ -98,9 +101,8 @@ class EarlierResults:
         others = {name for name, value in own.items() if value is not None} - {"perplexity", "neighbors"}
         said += [f"{name}={gauge[name]}" for name in gauge if name in others and gauge[name] != own[name]]
         chosen = json.loads(study.settings.model_dump_json())
-        return said + [
-            f"{name}={_text(then[name])}" for name in SETTINGS if name in then and then[name] != chosen[name]
-        ]
+        had = [name for name in SETTINGS if name in then and (then[name] or name not in COUNTED)]
+        return said + [f"{name}={_text(then[name])}" for name in had if then[name] != chosen[name]]
 
     def _say(self, text: str) -> None:
         prose(PlainConsole(stderr=True), escape(text))

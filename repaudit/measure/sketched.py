@@ -152,7 +152,7 @@ def nearest_operators(
         raise OperatorError(f"expected sketches of operators on {side} samples, found {sketches[0].samples}")
     if sketches is None and count <= FEW:
         return _nearest_of_all(operators, k, metric, memory, progress)
-    made = sketches if sketches is not None else [sketch(operators[i], size, seed=seed) for i in range(count)]
+    made = list(sketches) if sketches is not None else [sketch(operators[i], size, seed=seed) for i in range(count)]
     if len(made) != count:
         raise ValueError(f"expected a sketch of each of {count} operators, found {len(made)}")
     near = _candidates(made, min(count - 1, MORE * k + 2), metric, progress)
@@ -265,7 +265,12 @@ def _squared(p: Any, others: Iterable[Any]) -> list[float]:
         if all(issparse(q) for q in others):
             apart = vstack([p] * len(others), format="csr") - vstack(others, format="csr")
             return np.asarray(apart.power(2).sum(1)).reshape(len(others), -1).sum(1).tolist()  # type: ignore[no-any-return]
-    return [float(np.square(np.asarray(p - q)).sum()) for q in others]
+    return [_sum_of_squares(p - q) for q in others]
+
+
+def _sum_of_squares(apart: Any) -> float:
+    entries = apart.data if issparse(apart) else np.asarray(apart).ravel()
+    return float(entries @ entries)
 
 
 def _moments(sketches: Sequence[OperatorSketch]) -> Array:

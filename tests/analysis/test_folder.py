@@ -554,6 +554,20 @@ def test_results_of_other_layers_that_are_replaced_are_named(tmp_path):
     assert "which had layer low and model c; --out keeps both" in said[2]
 
 
+def test_earlier_results_without_frames_and_maps_lose_none(url, tmp_path):
+    given = ["analyze", str(url), "--out", str(tmp_path / "out"), "--no-figures", "--units", "0"]
+    assert CliRunner().invoke(app, [*given, "--frames", "0", "--similarity", "none"]).exit_code == 0
+    run = CliRunner().invoke(app, [*given, "--frames", "1", "--seed", "1"])
+    assert "which had seed=0; --out keeps both" in " ".join(run.stderr.split())
+
+
+def test_no_maps_are_drawn_where_none_are_asked_for(url, tmp_path):
+    given = ["analyze", str(url), "--out", str(tmp_path / "out"), "--no-figures", "--frames", "0", "--units", "0"]
+    for asked, code, there in (("none", 0, False), ("cka,none", 2, False), ("cka", 0, True)):
+        run = CliRunner().invoke(app, [*given, "--similarity", asked])
+        assert (run.exit_code, (tmp_path / "out/results.zarr/similarity").exists()) == (code, there), run.stderr
+
+
 def test_what_is_replaced_is_told_while_it_can_be_kept(url, planted_store, tmp_path, monkeypatch):
     given = ["analyze", "--out", str(tmp_path / "out"), "--no-figures", "--frames", "0", "--units", "0"]
     assert CliRunner().invoke(app, [*given, str(url)]).exit_code == 0

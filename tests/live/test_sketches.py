@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +12,7 @@ import torch
 from torch import nn
 
 import repaudit as ra
-from repaudit.errors import AnalysisError, AuditWarning
+from repaudit.errors import AnalysisError, AuditWarning, NotInStoreError
 from repaudit.live.spreads import LiveSpreads
 from repaudit.live.track import Track
 
@@ -53,6 +54,25 @@ def test_watch_shows_them_under_the_names_of_their_layers(tmp_path: Path) -> Non
     shown = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120).stdout
     assert '"layer": "0"' in shown
     assert "@sketch" not in shown
+
+
+@pytest.mark.parametrize(
+    ("record", "asked", "said"),
+    [
+        ("sketches", "activations", "no layer '1': it has 0@sketch, 1@sketch; sketches() reads '1@sketch'"),
+        ("sketches", "operators", "sketches() reads '1@sketch'"),
+        ("operators", "activations", "operators() reads '1@operator'"),
+        ("operators", "sketches", "operators() reads '1@operator'"),
+        ("activations", "sketches", "activations() reads '1'"),
+    ],
+)
+def test_who_asks_for_what_was_not_recorded_is_told_what_was(
+    tmp_path: Path, record: str, asked: str, said: str
+) -> None:
+    run(tmp_path / "s.zarr", 0, record)
+    store = ra.open_store(tmp_path / "s.zarr").repaudit
+    with pytest.raises(NotInStoreError, match=re.escape(said)):
+        store.activations("seed0", "1") if asked == "activations" else getattr(store, asked)("1", step=10)
 
 
 def test_sketches_of_two_gauges_are_not_compared(tmp_path: Path) -> None:

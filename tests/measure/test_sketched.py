@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 import repaudit as ra
 from repaudit.errors import OperatorError
+from repaudit.measure import sketched
 from repaudit.measure.distances import operator_distances
 from repaudit.measure.sketched import nearest_operators, sketch_distances
 from repaudit.operators.grouped_sketch import grouped_sketch
@@ -169,6 +170,48 @@ def test_operators_that_hardly_move_have_the_nearest_of_all_pairs(given_sketches
     truth = np.sort(exact, axis=1)[:, :3]
     np.testing.assert_allclose(distances, np.take_along_axis(exact, neighbors, 1), rtol=1e-5)
     np.testing.assert_allclose(distances, truth, rtol=1e-5 if sketches is None else 0.05)
+
+
+@pytest.mark.parametrize("block", [1, 7, 16, 64])
+@pytest.mark.parametrize("metric", ["frobenius", "calibrated"])
+def test_candidates_of_blocks_are_those_of_all_at_once(block: int, metric: Any, monkeypatch: Any) -> None:
+    made = [sketch(one.matrix) for one in walk(50, 40)]
+    apart = sketch_distances(made, metric)
+    np.fill_diagonal(apart, np.inf)
+    monkeypatch.setattr(sketched, "_BLOCK", block)
+    told: list[tuple[int, int]] = []
+    near = sketched._candidates(made, 12, metric, lambda *done: told.append(done))
+    np.testing.assert_array_equal(np.sort(near, axis=1), np.sort(np.argsort(apart, axis=1)[:, :12], axis=1))
+    pairs = (-(-50 // block)) * (-(-50 // block) + 1) // 2
+    assert told == [(done, pairs) for done in range(1, pairs + 1)]
+
+
+def test_blocks_of_sketches_hold_no_row_of_all(monkeypatch: Any) -> None:
+    """Of a search with few in a block, what is held does not grow with the square of the operators, or with a row."""
+    made = [sketch(one.matrix, 4) for one in walk(400, 20)]
+    monkeypatch.setattr(sketched, "_BLOCK", 10)
+    largest = []
+    compared = torch.Tensor.__matmul__
+    monkeypatch.setattr(
+        torch.Tensor, "__matmul__", lambda a, b: largest.append(compared(a, b).numel()) or compared(a, b)
+    )
+    sketched._candidates(made, 5, "frobenius", None)
+    assert max(largest) == 100
+
+
+@pytest.mark.parametrize("kinds", ["sparse", "dense", "mixed"])
+@pytest.mark.parametrize("held", [1, 2**26])
+def test_distances_of_candidates_are_exact_whatever_holds_them(kinds: str, held: int, monkeypatch: Any) -> None:
+    monkeypatch.setattr(sketched, "_HELD", held)
+    plain = [one.to_numpy().astype(np.float64) for one in walk(30, 40)]
+    plain[7] = plain[3]
+    operators = [scipy.sparse.csr_array(one) for one in plain]
+    operators = {"sparse": operators, "dense": plain, "mixed": [*plain[:9], *operators[9:]]}[kinds]
+    neighbors, distances = nearest_operators(operators, 6, "frobenius", sketches=[sketch(one) for one in operators])
+    flat = np.array([one.ravel() for one in plain])
+    exact = np.linalg.norm(flat[:, None] - flat[neighbors], axis=2)
+    np.testing.assert_allclose(distances, exact, rtol=1e-12, atol=0)
+    assert (neighbors[7, 0], neighbors[3, 0], distances[7, 0]) == (3, 7, 0)
 
 
 @pytest.mark.parametrize(

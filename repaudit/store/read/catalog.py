@@ -20,6 +20,7 @@ from repaudit.names import (
     OPERATOR,
     PROBE,
     SAMPLE,
+    SKETCH,
     STEP,
     in_natural_order,
 )
@@ -68,7 +69,11 @@ def activations(tree: xr.DataTree, model: str, layer: str) -> xr.DataArray:
     for array in model_dataset(tree, model).data_vars.values():
         if array.attrs.get(LAYER) == layer:
             return array
-    raise NotInStoreError(f"model {model!r} has no layer {layer!r}: it has {', '.join(layers(tree, model))}")
+    known = layers(tree, model)
+    plain = layer.removesuffix(f"@{OPERATOR}").removesuffix(f"@{SKETCH}")
+    readers = {plain: "activations", f"{plain}@{OPERATOR}": "operators", f"{plain}@{SKETCH}": "sketches"}
+    hint = next((f"; {reader}() reads {name!r}" for name, reader in readers.items() if name in known), "")
+    raise NotInStoreError(f"model {model!r} has no layer {layer!r}: it has {', '.join(known)}{hint}")
 
 
 def holds_operators(array: xr.DataArray) -> bool:
