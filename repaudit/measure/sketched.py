@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from itertools import combinations_with_replacement
 from typing import Any, Final, Literal, TypeAlias
@@ -11,7 +11,7 @@ from typing import Any, Final, Literal, TypeAlias
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy.sparse import issparse, vstack
+from scipy.sparse import issparse
 
 from repaudit.errors import OperatorError
 from repaudit.measure.calibrated import calibrated_distances
@@ -193,21 +193,28 @@ def _candidates(
     sketches: Sequence[OperatorSketch], most: int, metric: SketchedMetric, progress: Progress | None
 ) -> NDArray[np.int64]:
     """Return the nearest others of every sketch, (T, most): two blocks are compared at a time, and each pair once."""
-    count, samples = len(sketches), sketches[0].samples
+    count, samples, size = len(sketches), sketches[0].samples, len(sketches[0].values)
     refuse_different(sketches)
     moments = _moments(sketches)
     blocks = [slice(start, min(start + _BLOCK, count)) for start in range(0, count, _BLOCK)]
-    mean = sum(torch.from_numpy(stacked(sketches[some])).sum(0, dtype=torch.float64) for some in blocks) / count
-    near, apart = (
-        torch.zeros((count, most), dtype=torch.int64),
-        torch.full((count, most), math.inf, dtype=torch.float64),
-    )
+    mean = torch.zeros(size, dtype=torch.float64)
+    for some in blocks:
+        mean += torch.from_numpy(stacked(sketches[some])).sum(0, dtype=torch.float64) / count
+    held = torch.empty((2, min(_BLOCK, count), size), dtype=torch.float64)
+
+    def centred(some: slice, place: int) -> torch.Tensor:
+        """Return sketches less their mean, in float64, since close ones cancel, where another block was."""
+        return held[place, : some.stop - some.start].copy_(torch.from_numpy(stacked(sketches[some]))).sub_(mean)
+
+    own = held[0]
+    norms = torch.cat([centred(some, 0).square_().sum(1) for some in blocks])
+    near = torch.zeros((count, most), dtype=torch.int64)
+    apart = torch.full((count, most), math.inf, dtype=torch.float64)
     together = list(combinations_with_replacement(blocks, 2))
     for done, (rows, columns) in enumerate(together, 1):
-        if columns is rows:
-            own = torch.from_numpy(stacked(sketches[rows])).double() - mean  # in float64, since close ones cancel
-        others = own if columns is rows else torch.from_numpy(stacked(sketches[columns])).double() - mean
-        squares = (own @ others.T).mul_(-2).add_(own.square().sum(1)[:, None]).add_(others.square().sum(1))
+        own = centred(rows, 0) if columns is rows else own
+        others = own if columns is rows else centred(columns, 1)
+        squares = torch.addmm(norms[rows, None] + norms[columns], own, others.T, alpha=-2)
         if metric == "calibrated":
             null = _null(moments[:, rows, None], moments[:, None, columns], samples)
             squares /= torch.from_numpy(np.maximum(null, NO_STRUCTURE))
@@ -223,10 +230,11 @@ def _candidates(
 
 def _keep_nearest(near: torch.Tensor, apart: torch.Tensor, squares: torch.Tensor, start: int) -> None:
     """Put those of a block that are nearer than what is kept, (T, most), in its place."""
-    best, place = squares.topk(min(near.shape[1], squares.shape[1]), dim=1, largest=False)
-    kept, order = torch.cat([apart, best], dim=1).topk(near.shape[1], dim=1, largest=False)
-    apart.copy_(kept)
-    near.copy_(torch.cat([near, place + start], dim=1).gather(1, order))
+    some = (squares.amin(1) < apart.amax(1)).nonzero().ravel()  # far blocks have few, and sorting takes its time
+    best, place = squares[some].topk(min(near.shape[1], squares.shape[1]), dim=1, largest=False)
+    kept, order = torch.cat([apart[some], best], dim=1).topk(near.shape[1], dim=1, largest=False)
+    apart[some] = kept
+    near[some] = torch.cat([near[some], place + start], dim=1).gather(1, order)
 
 
 def _exact(
@@ -246,9 +254,8 @@ def _exact(
     starts = np.flatnonzero(np.diff(low, prepend=-1))
     squares = np.empty(len(pairs))
     for start, stop in zip(starts, [*starts[1:], len(pairs)], strict=True):
-        for some in range(start, stop, held):
-            here = slice(some, min(some + held, stop))
-            squares[here] = _squared(entries(int(low[start])), map(entries, high[here].tolist()))
+        one = entries(int(low[start]))
+        squares[start:stop] = [_squared(one - entries(other)) for other in high[start:stop].tolist()]
         if progress is not None:
             progress(int(stop), len(pairs))
     if metric == "calibrated":
@@ -258,19 +265,10 @@ def _exact(
     return squares[place].reshape(near.shape)
 
 
-def _squared(p: Any, others: Iterable[Any]) -> list[float]:
-    """Return the squared distances of one operator from others: of sparse ones by one difference of all."""
-    if issparse(p):
-        others = list(others)
-        if all(issparse(q) for q in others):
-            apart = vstack([p] * len(others), format="csr") - vstack(others, format="csr")
-            return np.asarray(apart.power(2).sum(1)).reshape(len(others), -1).sum(1).tolist()  # type: ignore[no-any-return]
-    return [_sum_of_squares(p - q) for q in others]
-
-
-def _sum_of_squares(apart: Any) -> float:
+def _squared(apart: Any) -> float:
+    """Return the squared norm of a matrix without BLAS, whose threads would take longer than so short a sum."""
     entries = apart.data if issparse(apart) else np.asarray(apart).ravel()
-    return float(entries @ entries)
+    return float(np.einsum("i,i->", entries, entries))
 
 
 def _moments(sketches: Sequence[OperatorSketch]) -> Array:

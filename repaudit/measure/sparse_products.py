@@ -204,4 +204,4 @@ def squared_distance(stack: OperatorStack, first: int, other: int, transform: Tr
         shape = stack.samples, stack.samples
         both.append(csr_array((values.astype(np.float64), columns, pointers - pointers[0]), shape=shape))
     apart = (both[0] - both[1]).data
-    return float(apart @ apart)
+    return float(np.einsum("i,i->", apart, apart))  # BLAS's threads take longer
