@@ -143,7 +143,7 @@ def whole(samples: int, steps: int, memory: str) -> None:
     with tempfile.TemporaryDirectory() as folder:
         url = Path(folder, "store.zarr")
         write_store(url, range(steps), samples)
-        results = {}
+        results: dict[str, Any] = {}
         ra.analyze(url, Path(folder, "warm"), steps=[0], **bare)
         with Peak() as peak:
             first = seconds(lambda: results.update(threads=ra.analyze(url, Path(folder, "threads"), **bare)))

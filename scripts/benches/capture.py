@@ -144,7 +144,7 @@ def bench_cpu(options: argparse.Namespace, folder: Path, every: int = 50) -> dic
             trigger=ra.AuditTrigger(every_n_steps=every),
             batch_size=BATCH_SIZE,
             gauge=None if record == "activations" else ra.DiffusionGauge(),
-            record=record,  # type: ignore[arg-type]
+            record=record,
         )
         ratios = []
         with recorder:

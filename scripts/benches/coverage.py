@@ -47,8 +47,8 @@ def judged(spreads: list[Spread]) -> str:
     """Return the verdict on a curve, as an analysis gives it."""
     left_out = np.array([one.left_out for one in spreads])
     margins = band(np.array([one.halves for one in spreads]), left_out if left_out.shape[1] > 2 else None)
-    bounds = ([getattr(one, name) for one in spreads] for name in ("value", "low", "high"))
-    return verdict(range(len(spreads)), *bounds, margins.change)
+    value, low, high = ([getattr(one, name) for one in spreads] for name in ("value", "low", "high"))
+    return verdict(range(len(spreads)), value, low, high, margins.change)
 
 
 def held(found: list[list[Spread]]) -> float:

@@ -47,7 +47,7 @@ def one(url: str, cores: int, workers: bool, out: str) -> None:
     with Peak() as peak:
         start = time.perf_counter()
         settings = Settings.of({**options, "cache": False})
-        results = run(url, out, settings, planned=lambda needed: told.append(needed + held_by_process()))
+        results = run(url, out, settings, planned=lambda needed, _: told.append(needed + held_by_process()))
         seconds = time.perf_counter() - start
     spread = results["spread"]["spread"].values.tolist()
     status = Path("/proc/self/status").read_text()
@@ -59,8 +59,10 @@ def one(url: str, cores: int, workers: bool, out: str) -> None:
 def measured(url: str, cores: int, workers: bool, folder: Path) -> dict[str, Any]:
     command = [sys.executable, __file__, "--one", url, str(cores), str(int(workers)), str(folder / "out")]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
-    text = subprocess.run(command, capture_output=True, text=True, check=True, env=environment).stdout
-    found: dict[str, Any] = json.loads(text.splitlines()[-1])
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    if done.returncode:
+        raise RuntimeError(f"{' '.join(command)}: exit code {done.returncode}\n{done.stderr}")
+    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return found
 
 
