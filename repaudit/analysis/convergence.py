@@ -193,7 +193,8 @@ def _departures(
 ) -> dict[str, Any]:
     """Return the distance of the models from each reference at every step; a reference has a name of its content."""
     steps, settings = study.selection.all_steps(), study.settings
-    tallies = Tallies(most=2 * len(operators.models()) + 1)  # of one step, the untrained networks, and the inputs
+    # of the untrained networks, the inputs, one step and the step before, which goes last
+    tallies = Tallies(most=3 * len(operators.models()) + 1)
     values = {name: np.full((3, len(steps)), np.nan) for name in references}
     for index, step in enumerate(steps):
         here = operators.content(step)

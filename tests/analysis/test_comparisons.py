@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 import numpy as np
 import pytest
 import torch
@@ -14,6 +16,7 @@ from repaudit.analysis.sentences import of_curve
 from repaudit.cli import app
 from repaudit.embed.phate import phate_frames
 from repaudit.errors import AnalysisError
+from repaudit.measure import tally
 
 SAMPLES = 60
 BARE = {"frames": 0, "units": 0, "similarity": ()}
@@ -368,3 +371,14 @@ def test_a_training_without_its_untrained_network_is_told(planted_store):
     results = ra.analyze(planted_store(models=2, steps=(10, 20, 30), layers=("layer",)), **BARE)
     told = [line for line in results.repaudit.summary["left_out"] if "untrained" in line]
     assert told == ["layer layer: untrained networks, of which none was recorded (audit before the first step)"]
+
+
+def test_operators_are_taken_apart_once_for_spreads_and_once_for_departures(planted_store, tmp_path, monkeypatch):
+    """That from the untrained networks, which come again at every step, and that from the inputs."""
+    taken = []
+    plain = tally.as_float64
+    monkeypatch.setattr(tally, "as_float64", lambda operator: taken.append(operator) or plain(operator))
+    ra.analyze(planted_store(layers=("only",)), tmp_path / "out", scales=[6], **BARE)
+    counts = Counter(getattr(operator, "path", "inputs") for operator in taken)
+    inputs = counts.pop("inputs", 0)
+    assert (len(counts), {*counts.values()}, inputs) == (18, {2}, 1)
