@@ -184,6 +184,7 @@ class TreeAccessor:
         from repaudit.gauge.gauge import DiffusionGauge
         from repaudit.gauge.recorded import gauge_of, recorded_operator
 
+        layer = layer.removesuffix(f"@{SKETCH}")
         known, suffix = catalog.layers(self._tree, model), f"@{OPERATOR}"
         recorded = meant_layer(layer if layer.endswith(suffix) else layer + suffix, known)
         kept = recorded in known and catalog.holds_operators(catalog.activations(self._tree, model, recorded))
@@ -218,8 +219,8 @@ class TreeAccessor:
 
         if kinds.is_results(self._tree):
             raise kinds.needs_activations(self._tree)
-        name, suffix = layer, f"@{SKETCH}"
-        name += "" if layer.endswith(suffix) else suffix
+        suffix = f"@{SKETCH}"
+        name = layer.removesuffix(suffix).removesuffix(f"@{OPERATOR}") + suffix
         found = {}
         for model in self._having(layer, step, models):
             values = read_step(self._tree, model, name, step)

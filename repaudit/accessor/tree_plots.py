@@ -127,7 +127,10 @@ class TreePlots:
         self._refuse_others()
         dataset = group(at_scale(self._tree, scale_index(self._tree, scale)), name, variable)
         if dataset is None:
-            raise AnalysisError(f"these results know no {name}: it needs two models or more with a shared step")
+            raise AnalysisError(
+                f"these results know no {name}: it needs two models or more with a shared step, and "
+                "their operators, not sketches of them"
+            )
         return dataset
 
     def _refuse_others(self) -> None:

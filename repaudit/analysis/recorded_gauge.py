@@ -131,5 +131,6 @@ def _refuse_other(settings: Settings, scale: Scale, samples: int, kept: str) -> 
     if found != [scale.value] or asked not in (DiffusionGauge(), scale.gauge):
         raise AnalysisError(
             f"expected no gauge and scales but those that the {kept} were recorded with, {scale.gauge}, found "
-            f"gauge={asked}, scales={settings.scales}"
+            f"gauge={'the same' if asked in (DiffusionGauge(), scale.gauge) else asked}, scales={settings.scales}: "
+            "give neither"
         )

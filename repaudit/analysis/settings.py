@@ -36,6 +36,12 @@ def _several(asked: Any) -> Any:
     return [asked.item() if isinstance(asked, np.generic) else asked] if isinstance(asked, str | Real) else asked
 
 
+def _measures(asked: Any) -> Any:
+    """Turn the name of one measure into a list of one, and none, as a file has it, into none."""
+    measures = _several(asked)
+    return () if measures in (None, ["none"], ("none",)) else measures
+
+
 def _bytes(memory: str) -> str:
     try:
         bytes_of(memory)
@@ -91,7 +97,7 @@ class Settings(BaseModel):
     gauge: Annotated[DiffusionGauge, BeforeValidator(lambda gauge: gauge or {})] = DiffusionGauge()
     scales: Annotated[tuple[float | str, ...] | None, BeforeValidator(_several), AfterValidator(_scales)] = None
     groups: dict[str, Annotated[tuple[str, ...], BeforeValidator(_several)]] | None = None
-    similarity: Annotated[tuple[Measure, ...], BeforeValidator(_several)] = ("cka_debiased", "mutual_knn")
+    similarity: Annotated[tuple[Measure, ...], BeforeValidator(_measures)] = ("cka_debiased", "mutual_knn")
     similarity_steps: Steps = None
     frames: Annotated[int, Field(ge=0)] = 12
     units: Annotated[int, Field(ge=0)] = 32

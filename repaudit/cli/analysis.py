@@ -151,7 +151,7 @@ def analyze(
             "max_tokens": max_tokens,
             "merge": merge,
             "groups": _parse_groups(groups),
-            "similarity": [] if similarity == ["none"] else parse_names(similarity),
+            "similarity": parse_names(similarity),
             "scales": parse_names(scales),
             "keep_merged": keep_merged,
             "frames": frames,

@@ -10,7 +10,7 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from repaudit.flat import flat
-from repaudit.names import ATTRS, KIND, LAYER, MODEL, NEIGHBOR, OPERATOR, SAMPLE, STEP
+from repaudit.names import ATTRS, KIND, LAYER, MODEL, NEIGHBOR, NUMBER, OPERATOR, SAMPLE, SKETCH, STEP
 
 Matrix: TypeAlias = Callable[[xr.DataArray], NDArray[Any]]
 """From labelled activations ``(sample, feature)`` to the matrix of their operator."""
@@ -24,9 +24,9 @@ def map_tree(matrix_of: Matrix, parameters: Mapping[str, Any], tree: xr.DataTree
         model = node.attrs.get(MODEL) or _recorded_name(node)
         operators = {}
         for key, array in node.data_vars.items():
-            if not {STEP, SAMPLE} <= set(array.dims):
+            if STEP not in array.dims or not {SAMPLE, NUMBER} & set(array.dims):
                 continue
-            if array.ndim == 3 and array.attrs.get(KIND) != OPERATOR:
+            if array.ndim == 3 and array.attrs.get(KIND) not in {OPERATOR, SKETCH}:
                 operators[key] = operators_of(matrix_of, parameters, array, model)
             else:
                 left_out.append(f"{node.path}/{key}")

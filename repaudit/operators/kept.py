@@ -132,7 +132,8 @@ def _kept(results: str | os.PathLike[str] | xr.DataTree) -> xr.Dataset:
             return kept
     except Exception as error:  # any part of results without a list may be damaged
         raise OperatorError(
-            f"expected results.zarr of an analysis with the group {KEPT!r} at {place}, found none ({error})"
+            f"expected results.zarr of an analysis with the group {KEPT!r} at {place}, found none ({error}): it is "
+            "kept of two models or more with a shared step, and not of sketches"
         ) from error
 
 

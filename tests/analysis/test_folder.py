@@ -23,6 +23,7 @@ from repaudit.analysis import locking
 from repaudit.analysis.folder import analysis_folder, default_folder, rewrite_report
 from repaudit.analysis.locking import LOCK, locked
 from repaudit.analysis.moving import move_in, scratch
+from repaudit.analysis.settings import Settings
 from repaudit.capture.record.open_records import _key
 from repaudit.cli import app
 from repaudit.errors import AnalysisError, OperatorError
@@ -563,6 +564,7 @@ def test_earlier_results_without_frames_and_maps_lose_none(url, tmp_path):
 
 def test_no_maps_are_drawn_where_none_are_asked_for(url, tmp_path):
     given = ["analyze", str(url), "--out", str(tmp_path / "out"), "--no-figures", "--frames", "0", "--units", "0"]
+    assert Settings.of({"similarity": "none"}).similarity == Settings.of({"similarity": None}).similarity == ()
     for asked, code, there in (("none", 0, False), ("cka,none", 2, False), ("cka", 0, True)):
         run = CliRunner().invoke(app, [*given, "--similarity", asked])
         assert (run.exit_code, (tmp_path / "out/results.zarr/similarity").exists()) == (code, there), run.stderr

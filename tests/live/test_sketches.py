@@ -70,9 +70,13 @@ def test_who_asks_for_what_was_not_recorded_is_told_what_was(
     tmp_path: Path, record: str, asked: str, said: str
 ) -> None:
     run(tmp_path / "s.zarr", 0, record)
-    store = ra.open_store(tmp_path / "s.zarr").repaudit
-    with pytest.raises(NotInStoreError, match=re.escape(said)):
-        store.activations("seed0", "1") if asked == "activations" else getattr(store, asked)("1", step=10)
+    tree = ra.open_store(tmp_path / "s.zarr")
+    for layer in ("1",) if asked == "activations" else ("1", "1@operator", "1@sketch"):
+        given = ("seed0", layer) if asked == "activations" else (layer, 10)
+        with pytest.raises(NotInStoreError, match=re.escape(said)):
+            getattr(tree.repaudit, asked)(*given)
+    if record != "activations":
+        assert len(ra.DiffusionGauge().map(tree).attrs["left_out"]) == 2
 
 
 def test_sketches_of_two_gauges_are_not_compared(tmp_path: Path) -> None:
