@@ -15,7 +15,7 @@ from repaudit.measure.gram import BAND_BYTES, SPARSE_BYTES
 BASE: Final = 150 * 2**20
 """Results, summary and report, and what is imported for them."""
 
-OF_SAMPLES: Final = 10
+OF_SAMPLES: Final = 12
 """Matrices (sample, sample) of 8 bytes that a comparison of operators holds at once."""
 
 HELD: Final = 2
