@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
@@ -26,6 +27,10 @@ Result = TypeVar("Result")
 RETRIES: Final = 3
 """How often a unit of work whose worker died is given to another one."""
 CONNECTING: Final = "20s"
+LOOKED_AFTER: Final = 5.0
+"""Seconds without a result after which it is asked whether there are workers."""
+PATIENCE: Final = 300.0
+"""Seconds without a worker after which none is expected: a queue may take a while to start one."""
 
 
 @dataclass(frozen=True)
@@ -34,6 +39,8 @@ class Workplace:
 
     executor: Executor
     slots: int
+    check: Callable[[], None] = lambda: None
+    """Called now and then while nothing comes: raises where nothing will."""
 
     def run(self, function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[tuple[Item, Result]]:
         """Iterate over the items with their results as they come; few results wait, whatever the number of items."""
@@ -45,7 +52,10 @@ class Workplace:
                     waiting[self.executor.submit(function, item)] = item
                 if not waiting:
                     return
-                for future in wait(waiting, return_when=FIRST_COMPLETED).done:
+                done = wait(waiting, timeout=LOOKED_AFTER, return_when=FIRST_COMPLETED).done
+                if not done:
+                    self.check()
+                for future in done:
                     yield waiting.pop(future), _result(future)
         finally:
             for future in waiting:
@@ -73,7 +83,7 @@ def workplace(settings: Settings, threads: int) -> Iterator[Workplace]:
             raise AnalysisError(
                 f"scheduler: expected workers at {settings.scheduler}, found none; start some with `dask worker`"
             )
-        yield Workplace(client.get_executor(pure=False, retries=RETRIES), slots)
+        yield Workplace(client.get_executor(pure=False, retries=RETRIES), slots, _Workers(client))
 
 
 @contextmanager
@@ -112,6 +122,26 @@ class _BlasThreads:
 
 
 _BLAS: Final = _BlasThreads()
+
+
+class _Workers:
+    """Raises an AnalysisError when a scheduler has had no workers for too long: what waits would wait for ever."""
+
+    def __init__(self, client: Any) -> None:
+        self._client = client
+        self._gone_since: float | None = None
+
+    def __call__(self) -> None:
+        now = time.monotonic()
+        if self._client.nthreads():
+            self._gone_since = None
+        elif self._gone_since is None:
+            self._gone_since = now
+        elif now - self._gone_since >= PATIENCE:
+            raise AnalysisError(
+                f"scheduler: expected workers at {self._client.scheduler.address}, found none for {PATIENCE:.0f} s; "
+                "what is computed is kept: start some and repeat the analysis"
+            )
 
 
 @contextmanager

@@ -287,7 +287,8 @@ def _who(verdicts: Mapping[str, Mapping[str, str]], layer: str) -> tuple[str, st
 
 def _named(layers: Sequence[str]) -> str:
     more = f" and {len(layers) - MOST_NAMED} more" if len(layers) > MOST_NAMED else ""
-    return ", ".join(layers[:MOST_NAMED]) + more
+    quoted = [f"{name!r}" if name.isdigit() else name for name in layers[:MOST_NAMED]]  # else they read as counts
+    return ", ".join(quoted) + more
 
 
 def _counted(verdicts: Any) -> str:

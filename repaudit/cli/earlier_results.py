@@ -23,7 +23,7 @@ SETTINGS: Final = (
 """Settings that change what results hold; how they are computed does not."""
 
 COUNTED: Final = {"similarity", "frames", "units"}
-"""Those of which earlier results may have had none, and so lose none."""
+"""Those of which more have all that fewer had."""
 
 
 @dataclass(frozen=True)
@@ -101,11 +101,18 @@ class EarlierResults:
         others = {name for name, value in own.items() if value is not None} - {"perplexity", "neighbors"}
         said += [f"{name}={gauge[name]}" for name in gauge if name in others and gauge[name] != own[name]]
         chosen = json.loads(study.settings.model_dump_json())
-        had = [name for name in SETTINGS if name in then and (then[name] or name not in COUNTED)]
-        return said + [f"{name}={_text(then[name])}" for name in had if then[name] != chosen[name]]
+        had = [name for name in SETTINGS if name in then and not _has(name, chosen[name], then[name])]
+        return said + [f"{name}={_text(then[name])}" for name in had]
 
     def _say(self, text: str) -> None:
         prose(PlainConsole(stderr=True), escape(text))
+
+
+def _has(name: str, now: Any, then: Any) -> bool:
+    """Whether results of the one setting have what those of the other had."""
+    if name in COUNTED:
+        return {*then} <= {*now} if isinstance(then, list) else bool(then <= now)
+    return bool(now == then)
 
 
 def _text(value: Any) -> str:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from functools import lru_cache
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from itertools import combinations_with_replacement
 from typing import Any, Final, Literal, TypeAlias
 
@@ -17,7 +18,7 @@ from repaudit.errors import OperatorError
 from repaudit.measure.calibrated import calibrated_distances
 from repaudit.measure.gram import Progress, stream_gram
 from repaudit.measure.null import NO_STRUCTURE, null_inner
-from repaudit.operators.sketch import SIZE, OperatorSketch, refuse_different, sketch, stacked
+from repaudit.operators.sketch import SIZE, OperatorSketch, check_size, refuse_different, sketch, stacked
 from repaudit.operators.stack import Operator, OperatorStack, entries_of, side_of
 
 Array = NDArray[np.float64]
@@ -74,8 +75,9 @@ def sketch_distances(
     [0.0, 0.0, 1.0]
     """
     check_metric(metric)
+    sketches = list(sketches)
     values = stacked(sketches)
-    if first is not None and not 1 <= first <= len(sketches):
+    if first is not None and (not hasattr(first, "__index__") or not 1 <= first <= len(sketches)):
         raise ValueError(f"expected first from 1 to {len(sketches)}, as there are as many sketches; found {first}")
     side = math.isqrt(values.shape[1])
     gram = stream_gram(OperatorStack(values.reshape(-1, side, side)), memory=memory, first=first, progress=progress)
@@ -145,18 +147,23 @@ def nearest_operators(
         raise OperatorError("expected a sequence of operators, found a mapping: pass list(operators.values())")
     refuse_sketches(operators, "pass them as sketches= beside their operators; ")
     count = len(operators)
-    if not hasattr(k, "__index__") or not 1 <= k < count:
+    if count < 2:
+        raise OperatorError(f"expected two operators at least, found {count}")
+    if isinstance(k, bool) or not hasattr(k, "__index__") or not 1 <= k < count:
         raise ValueError(f"expected k from 1 to {count - 1}, as there are {count} operators; found {k}")
+    check_size(size)
     side = side_of(operators[0])
-    if sketches and sketches[0].samples != side:
-        raise OperatorError(f"expected sketches of operators on {side} samples, found {sketches[0].samples}")
     if sketches is None and count <= FEW:
         return _nearest_of_all(operators, k, metric, memory, progress)
-    made = list(sketches) if sketches is not None else [sketch(operators[i], size, seed=seed) for i in range(count)]
+    entries = _Entries(operators, side)
+    made = list(sketches) if sketches is not None else [entries.sketched(i, size, seed) for i in range(count)]
+    refuse_different(made)
+    if made[0].samples != side:
+        raise OperatorError(f"expected sketches of operators on {side} samples, found {made[0].samples}")
     if len(made) != count:
         raise ValueError(f"expected a sketch of each of {count} operators, found {len(made)}")
     near = _candidates(made, min(count - 1, MORE * k + 2), metric, progress)
-    exact = _exact(operators, near, made, metric, progress)
+    exact = _exact(entries, near, made, metric, progress)
     order = np.lexsort((near, exact))[:, :k]  # of equal ones the first
     distances: Array = np.sqrt(np.take_along_axis(exact, order, 1))
     return np.take_along_axis(near, order, 1), distances
@@ -208,6 +215,9 @@ def _candidates(
 
     own = held[0]
     norms = torch.cat([centred(some, 0).square_().sum(1) for some in blocks])
+    if not torch.isfinite(norms).all():
+        bad = [index for index, one in enumerate(sketches) if not np.isfinite(one.values).all()]
+        raise OperatorError(f"expected finite sketches, found others of operators {bad[:8]} of {count}: leave them out")
     near = torch.zeros((count, most), dtype=torch.int64)
     apart = torch.full((count, most), math.inf, dtype=torch.float64)
     together = list(combinations_with_replacement(blocks, 2))
@@ -237,8 +247,47 @@ def _keep_nearest(near: torch.Tensor, apart: torch.Tensor, squares: torch.Tensor
     near[some] = torch.cat([near[some], place + start], dim=1).gather(1, order)
 
 
+class _Entries:
+    """Entries of operators in float64, of which the last ones are kept: neighbours are compared with the same ones."""
+
+    def __init__(self, operators: Sequence[Operator], samples: int) -> None:
+        self._operators, self._samples = operators, samples
+        self._kept: OrderedDict[int, Any] = OrderedDict()
+        self._bytes = 0
+
+    def sketched(self, index: int, size: int, seed: int) -> OperatorSketch:
+        """Return the sketch of one operator, made of it."""
+        with self._named(index):
+            return sketch(self._operators[index], size, seed=seed)
+
+    def __call__(self, index: int) -> Any:
+        """Return the entries of one operator, read or kept."""
+        if index not in self._kept:
+            with self._named(index):
+                found = self._kept[index] = entries_of(self._operators[index])
+            if found.shape[0] != self._samples:
+                raise OperatorError(f"expected operators on {self._samples} samples, found {found.shape[0]} in {index}")
+            self._bytes += _size(found)
+            while self._bytes > _HELD and len(self._kept) > 2:
+                self._bytes -= _size(self._kept.popitem(last=False)[1])
+        self._kept.move_to_end(index)
+        return self._kept[index]
+
+    @contextmanager
+    def _named(self, index: int) -> Iterator[None]:
+        """Say of which operator an error is."""
+        try:
+            yield
+        except OperatorError as error:
+            raise OperatorError(f"operator {index} of {len(self._operators)}: {error}") from None
+
+
+def _size(entries: Any) -> int:
+    return int(entries.data.nbytes + entries.indices.nbytes if issparse(entries) else entries.nbytes)
+
+
 def _exact(
-    operators: Sequence[Operator],
+    entries: _Entries,
     near: NDArray[np.int64],
     sketches: Sequence[OperatorSketch],
     metric: SketchedMetric,
@@ -248,9 +297,6 @@ def _exact(
     first = np.broadcast_to(np.arange(len(near))[:, None], near.shape)
     pairs, place = np.unique(np.minimum(first, near) * len(near) + np.maximum(first, near), return_inverse=True)
     low, high = np.divmod(pairs, len(near))
-    one = entries_of(operators[0])
-    held = max(2, _HELD // (16 * one.nnz + 1 if issparse(one) else one.nbytes))
-    entries = lru_cache(held)(lambda index: entries_of(operators[index]))  # neighbours are compared with the same ones
     starts = np.flatnonzero(np.diff(low, prepend=-1))
     squares = np.empty(len(pairs))
     for start, stop in zip(starts, [*starts[1:], len(pairs)], strict=True):

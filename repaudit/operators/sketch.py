@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -97,10 +97,7 @@ def sketch(operator: Operator, size: int = SIZE, *, seed: int = 0) -> OperatorSk
     Charikar, Chen and Farach-Colton (2002), Finding frequent items in data streams, ICALP. Weinberger et al. (2009),
     Feature hashing for large scale multitask learning, ICML.
     """
-    if isinstance(size, bool) or not isinstance(size, int | np.integer):
-        raise TypeError(f"expected a whole number as the size of a sketch, found {size!r}")
-    if size < 4 or math.isqrt(size) ** 2 != size:
-        raise ValueError(f"expected a square number of at least 4 as the size of a sketch, found {size}")
+    check_size(size)
     samples = side_of(operator)
     matrix = entries_of(operator)
     if issparse(matrix):
@@ -112,10 +109,28 @@ def sketch(operator: Operator, size: int = SIZE, *, seed: int = 0) -> OperatorSk
         entries = matrix.ravel()
         bucket, negative = _of_all(samples, size, seed)
         trace = float(np.trace(matrix))
-    values = np.bincount(bucket, np.where(negative, -entries, entries), minlength=size)
+    values = _single(np.bincount(bucket, np.where(negative, -entries, entries), minlength=size))
     total = float(entries.sum())
     square = float(np.einsum("i,i->", entries, entries)) - 2 * total / samples + 1  # BLAS's threads take longer
-    return OperatorSketch(values.astype(np.float32), samples, seed, trace - 1, total - samples, max(square, 0.0))
+    return OperatorSketch(values, samples, seed, trace - 1, total - samples, max(square, 0.0))
+
+
+def check_size(size: int) -> None:
+    """Raise a TypeError or ValueError unless a sketch may have so many numbers."""
+    if isinstance(size, bool) or not isinstance(size, int | np.integer):
+        raise TypeError(f"expected a whole number as the size of a sketch, found {size!r}")
+    if size < 4 or math.isqrt(size) ** 2 != size:
+        raise ValueError(f"expected a square number of at least 4 as the size of a sketch, found {size}")
+
+
+def _single(values: NDArray[Any]) -> NDArray[np.float32]:
+    with np.errstate(over="ignore"):
+        found = values.astype(np.float32)
+    if not np.isfinite(found).all():
+        raise OperatorError(
+            "expected entries whose sums single precision holds, found larger ones: scale all by one number"
+        )
+    return found
 
 
 def mean_sketch(sketches: Sequence[OperatorSketch], weights: Sequence[float] | None = None) -> OperatorSketch:
@@ -160,6 +175,10 @@ def stacked(sketches: Sequence[OperatorSketch]) -> NDArray[np.float32]:
 
 def refuse_different(sketches: Sequence[OperatorSketch]) -> None:
     """Raise an OperatorError unless these are sketches that can be compared, one at least."""
+    strange = [type(one).__name__ for one in sketches if not isinstance(one, OperatorSketch)]
+    if strange or not len(sketches):
+        found = strange[0] if strange else "none"
+        raise OperatorError(f"expected sketches, one at least, found {found}: repaudit.sketch makes one of an operator")
     kinds = {(len(one.values), one.seed, one.samples, type(one).__name__) for one in sketches}
     if len(kinds) != 1:
         several = len({kind for *_, kind in kinds}) > 1  # recorded ones keep groups of samples, which others do not

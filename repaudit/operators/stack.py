@@ -71,6 +71,9 @@ def entries_of(operator: Operator) -> Any:
     if not issparse(matrix):
         return dense(matrix)
     sparse = csr_array(matrix)
+    if sparse.dtype.kind not in "fiub":
+        raise OperatorError(f"expected real numbers in an operator, found dtype {sparse.dtype}")
+    sparse = csr_array(sparse, dtype=np.float64)
     if not sparse.has_canonical_format:
         sparse = sparse.copy()
         sparse.sum_duplicates()

@@ -40,7 +40,7 @@ def one(url: str, cores: int, workers: bool, out: str) -> None:
     if workers:
         from distributed import LocalCluster
 
-        cluster = LocalCluster(n_workers=cores, threads_per_worker=1, dashboard_address=None)
+        cluster = LocalCluster(n_workers=cores, threads_per_worker=1, dashboard_address=":0")
         options["scheduler"] = cluster.scheduler_address
         cluster.get_client().submit(lambda: __import__("repaudit").analyze).result()
     told: list[int] = []

@@ -31,7 +31,7 @@ def assert_same_spread(first, second):
 def test_a_scheduler_gives_what_threads_give(planted_store, tmp_path):
     url = planted_store(layers=("only",))
     local = ra.analyze(url, tmp_path / "local", **BARE)
-    cluster = distributed.LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None)
+    cluster = distributed.LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=":0")
     with cluster:
         remote = ra.analyze(url, tmp_path / "remote", scheduler=cluster.scheduler_address, **BARE)
     assert_same_spread(local, remote)
@@ -55,6 +55,24 @@ def test_a_killed_worker_costs_time_and_nothing_else(planted_store, tmp_path):
     remote = ra.analyze(url, tmp_path / "remote", workers=2, progress=kill, **BARE)
     assert killed
     assert_same_spread(local, remote)
+
+
+def test_an_analysis_whose_workers_are_all_gone_ends(planted_store, tmp_path, monkeypatch):
+    monkeypatch.setattr(execution, "LOOKED_AFTER", 0.2)
+    monkeypatch.setattr(execution, "PATIENCE", 1.0)
+    cluster = distributed.LocalCluster(n_workers=1, threads_per_worker=1, dashboard_address=":0")
+
+    def leave(what, done, _total):
+        if what == "operators" and done == 2:
+            cluster.scale(0)
+
+    with (
+        cluster,
+        pytest.raises(AnalysisError, match=r"workers at tcp://.*, found none for 1 s; what is computed is kept"),
+    ):
+        ra.analyze(
+            planted_store(models=2), tmp_path / "out", scheduler=cluster.scheduler_address, progress=leave, **BARE
+        )
 
 
 def test_a_scheduler_that_does_not_answer_is_named(planted_store, tmp_path, monkeypatch):

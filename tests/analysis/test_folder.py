@@ -560,6 +560,9 @@ def test_earlier_results_without_frames_and_maps_lose_none(url, tmp_path):
     assert CliRunner().invoke(app, [*given, "--frames", "0", "--similarity", "none"]).exit_code == 0
     run = CliRunner().invoke(app, [*given, "--frames", "1", "--seed", "1"])
     assert "which had seed=0; --out keeps both" in " ".join(run.stderr.split())
+    for asked, had in (("cka", "cka_debiased,mutual_knn"), ("rsa,cka", None), ("rsa", "rsa,cka")):
+        run = CliRunner().invoke(app, [*given, "--frames", "1", "--similarity", asked])
+        assert f"had similarity={had}" in " ".join(run.stderr.split()) if had else "had similarity" not in run.stderr
 
 
 def test_no_maps_are_drawn_where_none_are_asked_for(url, tmp_path):

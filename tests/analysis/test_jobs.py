@@ -31,7 +31,8 @@ def scheduler(tmp_path):
     for name, text in (("sbatch", SBATCH), ("scancel", SCANCEL)):
         (folder / name).write_text(text.format(folder=folder))
         (folder / name).chmod(0o755)
-    yield folder, os.environ | {"PATH": f"{folder}:{os.environ['PATH']}"}
+    elsewhere = {"DASK_JOBQUEUE__SLURM__SCHEDULER_OPTIONS": '{"dashboard_address": ":0"}'}  # beside other tests
+    yield folder, os.environ | elsewhere | {"PATH": f"{folder}:{os.environ['PATH']}"}
     for job in (folder / "submitted").read_text().split():
         subprocess.run(["kill", "-9", "--", f"-{job}"], check=False, capture_output=True)
 
@@ -51,8 +52,9 @@ def test_jobs_of_a_scheduler_give_what_threads_give(planted_store, tmp_path, sch
     folder, environment = scheduler
     (tmp_path / "analyze.py").write_text(documented(store))
     done = subprocess.run(
-        [sys.executable, "analyze.py"], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
-    )
+        [sys.executable, "analyze.py"], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False,
+        timeout=250,
+    )  # fmt: skip
     assert done.returncode == 0, done.stderr
     submitted, cancelled = ((folder / name).read_text().split() for name in ("submitted", "cancelled"))
     assert len(submitted) == 2

@@ -119,6 +119,8 @@ def test_what_converges_without_having_learned_it_is_in_the_headline() -> None:
 def test_it_is_the_scales_that_differ() -> None:
     verdicts = {"neighbourhoods": {"a": "unchanged", "b": "converging"}, "shape": {"a": "diverging", "b": "unrelated"}}
     assert headline(verdicts, 3, [0, 10]).endswith("The scales differ in a, b.")
+    numbered = {scale: dict(zip("12", layers.values(), strict=True)) for scale, layers in verdicts.items()}
+    assert headline(numbered, 3, [0, 10]).endswith("The scales differ in '1', '2'.")  # else they read as counts
 
 
 @pytest.mark.parametrize(

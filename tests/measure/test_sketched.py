@@ -202,6 +202,65 @@ def test_blocks_of_sketches_hold_no_row_of_all(monkeypatch: Any) -> None:
     assert max(found.numel() for found in largest) == 100
 
 
+@pytest.mark.parametrize("dtype", [bool, np.int8, np.uint8, np.float32])
+def test_sparse_operators_of_whole_numbers_are_compared_in_float64(dtype: Any) -> None:
+    rng = np.random.default_rng(0)
+    plain = [np.eye(200)[rng.permutation(200)] for _ in range(5)]
+    operators = [scipy.sparse.csr_array(one.astype(dtype)) for one in plain]
+    neighbors, distances = nearest_operators(operators, 2, "frobenius", sketches=[sketch(one) for one in operators])
+    flat = np.array(plain).reshape(5, -1)
+    np.testing.assert_allclose(distances, np.linalg.norm(flat[:, None] - flat[neighbors], axis=2), rtol=1e-12)
+
+
+def test_what_sketches_cannot_hold_is_refused() -> None:
+    made = [sketch(p, 64) for p in (*pair(), *pair(seed=1))]
+    made[2].values[5] = np.nan
+    with pytest.raises(OperatorError, match=r"finite sketches, found others of operators \[2\] of 4"):
+        nearest_operators([*pair(), *pair(seed=1)], 1, sketches=made)
+    with pytest.raises(OperatorError, match="single precision holds"):
+        sketch(pair()[0] * 1e39)
+
+
+def test_entries_are_kept_by_their_bytes_and_an_error_names_its_operator(monkeypatch: Any) -> None:
+    """Also where the first operator is a small one, which tells nothing of the others."""
+    others = walk(39, 60)
+    operators = [scipy.sparse.csr_array(np.eye(60)), *(one.to_numpy().astype(np.float64) for one in others)]
+    made = [sketch(one) for one in operators]
+    monkeypatch.setattr(sketched, "_HELD", 10 * 60 * 60 * 8)
+    held = sketched._Entries(operators, 60)
+    for index in range(40):
+        held(index)
+    assert len(held._kept) <= 10
+    assert held._bytes == sum(map(sketched._size, held._kept.values())) <= sketched._HELD
+    operators[7] = np.eye(61)
+    with pytest.raises(OperatorError, match="on 60 samples, found 61 in 7"):
+        nearest_operators(operators, 3, sketches=made)
+    operators[7] = others[6].to_numpy() * np.nan
+    with pytest.raises(OperatorError, match=r"operator 7 of 40: expected finite entries"):
+        nearest_operators(operators, 3, sketches=made)
+    monkeypatch.setattr(sketched, "FEW", 10)
+    with pytest.raises(OperatorError, match=r"operator 7 of 40: expected finite entries"):
+        nearest_operators(operators, 3)
+
+
+@pytest.mark.parametrize(
+    ("sketches", "said"),
+    [
+        ([], "expected sketches, one at least, found none"),
+        (pair(), "found ndarray: repaudit.sketch makes one"),
+        (iter(pair()), "found ndarray: repaudit.sketch makes one"),
+        (np.array([1.0, 2.0]), "found float64"),
+    ],
+)
+def test_what_are_no_sketches_is_told(sketches: Any, said: str) -> None:
+    given = list(sketches)
+    for some in (given, iter(given)):
+        with pytest.raises(OperatorError, match=said):
+            sketch_distances(some)
+    with pytest.raises(OperatorError, match=said):
+        nearest_operators(pair(), 1, sketches=given)
+
+
 @pytest.mark.parametrize("kinds", ["sparse", "dense", "mixed"])
 @pytest.mark.parametrize("held", [1, 2**26])
 def test_distances_of_candidates_are_exact_whatever_holds_them(kinds: str, held: int, monkeypatch: Any) -> None:
@@ -221,6 +280,9 @@ def test_distances_of_candidates_are_exact_whatever_holds_them(kinds: str, held:
     ("operators", "options", "said"),
     [
         (pair(), {"k": 1.5}, "expected k from 1 to 1"),
+        (pair(), {"k": True}, "expected k from 1 to 1"),
+        (pair(), {"k": 1, "size": 5}, "square number"),
+        ([], {"k": 1}, "two operators at least, found 0"),
         (dict(enumerate(pair())), {"k": 1}, r"found a mapping: pass list\(operators.values\(\)\)"),
         ([sketch(p) for p in pair()], {"k": 1}, "expected operators, found sketches: pass them as sketches="),
         (pair(), {"k": 1, "memory": "lots"}, "memory: expected a number of bytes, .* found 'lots'"),
