@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
@@ -83,7 +82,7 @@ def workplace(settings: Settings, threads: int) -> Iterator[Workplace]:
             raise AnalysisError(
                 f"scheduler: expected workers at {settings.scheduler}, found none; start some with `dask worker`"
             )
-        yield Workplace(client.get_executor(pure=False, retries=RETRIES), slots, _Workers(client))
+        yield Workplace(client.get_executor(pure=False, retries=RETRIES), slots, partial(_expect_workers, client))
 
 
 @contextmanager
@@ -124,24 +123,15 @@ class _BlasThreads:
 _BLAS: Final = _BlasThreads()
 
 
-class _Workers:
-    """Raises an AnalysisError when a scheduler has had no workers for too long: what waits would wait for ever."""
-
-    def __init__(self, client: Any) -> None:
-        self._client = client
-        self._gone_since: float | None = None
-
-    def __call__(self) -> None:
-        now = time.monotonic()
-        if self._client.nthreads():
-            self._gone_since = None
-        elif self._gone_since is None:
-            self._gone_since = now
-        elif now - self._gone_since >= PATIENCE:
-            raise AnalysisError(
-                f"scheduler: expected workers at {self._client.scheduler.address}, found none for {PATIENCE:.0f} s; "
-                "what is computed is kept: start some and repeat the analysis"
-            )
+def _expect_workers(client: Any) -> None:
+    """Wait for a worker where none is left, and raise an AnalysisError where none comes: results would not either."""
+    try:
+        client.wait_for_workers(1, timeout=PATIENCE)
+    except TimeoutError:
+        raise AnalysisError(
+            f"scheduler: expected workers at {client.scheduler.address}, found none for {PATIENCE:.0f} s; what is "
+            "computed is kept: start some and repeat the analysis"
+        ) from None
 
 
 @contextmanager

@@ -37,9 +37,9 @@ def _several(asked: Any) -> Any:
 
 
 def _measures(asked: Any) -> Any:
-    """Turn the name of one measure into a list of one, and none, as a file has it, into none."""
+    """Turn the name of one measure into a list of one, and the word none into none."""
     measures = _several(asked)
-    return () if measures in (None, ["none"], ("none",)) else measures
+    return () if measures in (["none"], ("none",)) else measures
 
 
 def _bytes(memory: str) -> str:

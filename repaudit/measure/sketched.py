@@ -132,7 +132,7 @@ def nearest_operators(
     Raises
     ------
     OperatorError
-        The operators or sketches do not go together.
+        The operators or sketches do not go together, are fewer than two, or are not finite.
     ValueError
         ``k`` is not from 1 to T - 1, or the metric is another.
 

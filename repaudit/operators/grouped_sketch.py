@@ -14,7 +14,7 @@ from scipy.sparse import issparse
 
 from repaudit.errors import OperatorError
 from repaudit.operators.patterns import PATTERNS, pattern_sums
-from repaudit.operators.sketch import SIZE, OperatorSketch, hashed
+from repaudit.operators.sketch import SIZE, OperatorSketch, hashed, in_single
 from repaudit.operators.stack import Operator, entries_of, side_of
 
 GROUPS: Final = 20
@@ -169,7 +169,7 @@ def grouped_sketch(operator: Operator, *, seed: int = 0) -> GroupedSketch:
     moments = pattern_sums(matrix, 1 / samples)
     seen = {name: float(value) for name, value in dict(getattr(operator, "diagnostics", {})).items()}
     return GroupedSketch(
-        values.astype(np.float32), samples, seed, moments["trace"], moments["trace"] + moments["off"],
+        in_single(values), samples, seed, moments["trace"], moments["trace"] + moments["off"],
         max(moments["same"] + moments["diagonal_same"], 0.0),
         _sums(_groups(samples, seed), kept, count), sums, squares, moments, seen,
     )  # fmt: skip

@@ -109,7 +109,7 @@ def sketch(operator: Operator, size: int = SIZE, *, seed: int = 0) -> OperatorSk
         entries = matrix.ravel()
         bucket, negative = _of_all(samples, size, seed)
         trace = float(np.trace(matrix))
-    values = _single(np.bincount(bucket, np.where(negative, -entries, entries), minlength=size))
+    values = in_single(np.bincount(bucket, np.where(negative, -entries, entries), minlength=size))
     total = float(entries.sum())
     square = float(np.einsum("i,i->", entries, entries)) - 2 * total / samples + 1  # BLAS's threads take longer
     return OperatorSketch(values, samples, seed, trace - 1, total - samples, max(square, 0.0))
@@ -123,7 +123,8 @@ def check_size(size: int) -> None:
         raise ValueError(f"expected a square number of at least 4 as the size of a sketch, found {size}")
 
 
-def _single(values: NDArray[Any]) -> NDArray[np.float32]:
+def in_single(values: NDArray[Any]) -> NDArray[np.float32]:
+    """Return the numbers of a sketch in single precision, or raise an OperatorError where that does not hold them."""
     with np.errstate(over="ignore"):
         found = values.astype(np.float32)
     if not np.isfinite(found).all():

@@ -219,6 +219,8 @@ def test_what_sketches_cannot_hold_is_refused() -> None:
         nearest_operators([*pair(), *pair(seed=1)], 1, sketches=made)
     with pytest.raises(OperatorError, match="single precision holds"):
         sketch(pair()[0] * 1e39)
+    with pytest.raises(OperatorError, match="single precision holds"):
+        grouped_sketch(pair()[0] * 1e39)
 
 
 def test_entries_are_kept_by_their_bytes_and_an_error_names_its_operator(monkeypatch: Any) -> None:
